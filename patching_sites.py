@@ -1,0 +1,148 @@
+"""Where can an activation be replaced?  Names of places in a transformer, and nothing that runs one.
+
+A *hook point* is TransformerLens' name for one activation tensor of the model (`blocks.3.attn.hook_z`). A `Site` is a
+hook point narrowed to one head and one position, and a `Patch` is the set of sites that are replaced together in one
+run. Both are values: they are described first and executed later, by `patching_engine`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SHORT_NAMES = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "z": "attn.hook_z",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "pattern": "attn.hook_pattern",
+}
+"""Short name -> the part of a hook point's name after `blocks.{layer}.`"""
+
+PATCH_TYPES = {"output": "z", "pattern": "pattern", "q": "q", "k": "k", "v": "v"}
+"""What `HeadPatcher` calls a patch -> the short name of the hook point it replaces."""
+
+KEY_VALUE_COMPONENTS = ("k", "v")
+"""Under grouped-query attention these have one entry per key-value head, every other one an entry per query head."""
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_HEAD_AXIS = {
+    **dict.fromkeys(("hook_z", "hook_q", "hook_k", "hook_v", "hook_result", "hook_rot_q", "hook_rot_k"), 2),
+    **dict.fromkeys(("hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in"), 2),
+    **dict.fromkeys(("hook_pattern", "hook_attn_scores"), 1),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the model: a hook point, narrowed to a head and a position where these are given."""
+
+    hook_point: str
+    """Full hook-point name, for instance `blocks.3.hook_attn_out`."""
+    head: int | None = None
+    """Index on the hook point's head axis; None replaces all heads. Under grouped-query attention the axis of
+    `hook_k` and `hook_v` counts key-value heads."""
+    position: int | tuple[int, ...] | None = None
+    """Token position, counting the BOS token; negative counts from each prompt's end; None replaces all positions.
+    A tuple gives one position per pair. For attention patterns and scores it is the query's position."""
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the block that holds the hook point; None outside the blocks (`hook_embed`, `ln_final.*`)."""
+        match = _BLOCK.fullmatch(self.hook_point)
+        return int(match[1]) if match else None
+
+    @property
+    def component(self) -> str:
+        """Short name of the hook point (`attn_out`, `z`), or what follows `blocks.{layer}.` where it has none."""
+        match = _BLOCK.fullmatch(self.hook_point)
+        tail = match[2] if match else self.hook_point
+        return next((short for short, long in SHORT_NAMES.items() if long == tail), tail)
+
+    @property
+    def label(self) -> str:
+        """How the site is printed: `L9H6`, `L3KV1 v`, `L3 attn_out`, with ` @4` for a position."""
+        name = self.hook_point if self.layer is None else f"L{self.layer}"
+        if self.head is not None:
+            name += f"KV{self.head}" if self.component in KEY_VALUE_COMPONENTS else f"H{self.head}"
+            name += "" if self.component == "z" else f" {self.component}"
+        elif self.layer is not None:
+            name += f" {self.component}"
+        return name if self.position is None else f"{name} @{self.position}"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The sites whose activations are replaced together in one patched run."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def label(self) -> str:
+        return " + ".join(site.label for site in self.sites)
+
+
+def head_axis(hook_point: str) -> int | None:
+    """Axis of the heads in the hook point's tensor; None where it has none."""
+    return _HEAD_AXIS.get(hook_point.rsplit(".", 1)[-1])
+
+
+def position_axis(hook_point: str) -> int:
+    """Axis of the token positions in the hook point's tensor: the query's, for patterns and scores."""
+    return 2 if head_axis(hook_point) == 1 else 1
+
+
+def block_hook(layer: int, short_name: str) -> str:
+    """Full hook-point name of a short name: `block_hook(3, "z")` is `blocks.3.attn.hook_z`."""
+    return f"blocks.{layer}.{SHORT_NAMES[short_name]}"
+
+
+def expand_hook_points(hook_points: str | Sequence[str], available: Iterable[str], n_layers: int) -> list[str]:
+    """Full names for what the user wrote: full names stay, short names expand over all layers.
+
+    Raises:
+        ValueError: where nothing was given or the model has no such hook point, with the nearest names.
+    """
+    asked = [hook_points] if isinstance(hook_points, str) else list(hook_points)
+    if not asked:
+        raise ValueError("hook_points is empty: give at least one hook point, for instance 'attn_out'")
+    known = set(available)
+    expanded: list[str] = []
+    for name in asked:
+        names = [block_hook(layer, name) for layer in range(n_layers)] if name in SHORT_NAMES else [name]
+        if missing := [full for full in names if full not in known]:
+            raise ValueError(_unknown_hook_point(name, missing[0], known))
+        expanded += [full for full in names if full not in expanded]
+    return expanded
+
+
+def check_index(index: int, size: int, what: str) -> int:
+    """`index` counted from the front; negative counts from the end.
+
+    Raises:
+        ValueError: where it is no integer or out of range.
+    """
+    if isinstance(index, bool) or not hasattr(index, "__index__"):
+        raise ValueError(f"{what} {index!r} is not an integer")
+    index = index.__index__()
+    if not -size <= index < size:
+        raise ValueError(f"{what} {index} is out of range: expected {-size} to {size - 1}")
+    return index % size
+
+
+def _unknown_hook_point(asked: str, missing: str, known: set[str]) -> str:
+    nearest = difflib.get_close_matches(missing, known, n=3, cutoff=0.6)
+    hint = f"The nearest names are {', '.join(nearest)}" if nearest else "No name of this model comes near"
+    via = "" if asked == missing else f" (from {asked!r})"
+    shorts = ", ".join(SHORT_NAMES)
+    return (
+        f"this model has no hook point {missing!r}{via}. {hint}. "
+        f"Short names that expand over all layers: {shorts}; list_hook_points() shows every name"
+    )
