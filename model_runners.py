@@ -66,7 +66,7 @@ class Runner:
     def record(
         self, tokens: Int[Tensor, "pair pos"], hook_points: Collection[str], read: Int[Tensor, " pair"] | None
     ) -> Recording:
-        """Run the model and keep the activations at `hook_points`, and the logits at `read` (None: at all positions)."""
+        """Run the model and keep the activations at `hook_points` and the logits at `read` (None: at all positions)."""
         raise NotImplementedError
 
     def begin(self, recording: Recording, start: int, length: int) -> Any:
@@ -303,7 +303,8 @@ def make_runner(model: Any) -> Runner:
         return HookedRunner(model)
     raise TypeError(
         f"model is a {type(model).__name__}, expected a TransformerLens HookedTransformer or TransformerBridge: "
-        "load one with load_model(...), HookedTransformer.from_pretrained(...) or TransformerBridge.boot_transformers(...)"
+        "load one with load_model(...), HookedTransformer.from_pretrained(...) or "
+        "TransformerBridge.boot_transformers(...)"
     )
 
 

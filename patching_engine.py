@@ -252,7 +252,10 @@ class _Runs:
         size = self._pairs_that_fit()
         for i in range(0, len(order), size):
             chunk = self._record(torch.tensor(order[i : i + size]))
-            yield self._checked(chunk) if i == 0 else chunk
+            if i == 0:
+                chunk = self._checked(chunk)
+                self._check_writing(chunk)
+            yield chunk
 
     def _record(self, pairs: Int[Tensor, " pair"]) -> _Chunk:
         base_names, source_names = self._recorded_names()
@@ -356,31 +359,18 @@ class _Runs:
         """
         first, lengths = chunk.first_difference, chunk.lengths
         starts = torch.empty(len(self.patches), len(lengths), dtype=torch.long)
+        differences: dict[str, Tensor | None] = {}
         for i, (patch, positions) in enumerate(zip(self.patches, self.positions)):
-            changes = [
-                first if at is None else torch.where(at[chunk.pairs] < first, lengths, at[chunk.pairs])
-                for at in positions
-            ]
+            changes = []
+            for site, at in zip(patch.sites, positions):
+                name = _source_name(site, self.runner.n_layers)
+                if name not in differences:
+                    differences[name] = _difference(name, chunk)
+                start = first if at is None else torch.where(at[chunk.pairs] < first, lengths, at[chunk.pairs])
+                same = _is_same(differences[name], site, at, chunk)
+                changes.append(torch.where(same, lengths, start))
             starts[i] = torch.stack(changes).amin(dim=0)
-            if len(patch.sites) == 1:
-                starts[i] = torch.where(self._is_unchanged(patch.sites[0], positions[0], chunk), lengths, starts[i])
         return starts
-
-    def _is_unchanged(self, site: Site, at: Int[Tensor, " pair"] | None, chunk: _Chunk) -> Tensor:
-        """For each pair, whether both runs hold the very same activation at the site (as far as both were recorded)."""
-        name = _source_name(site, self.runner.n_layers)
-        base, source = chunk.base.activations.get(name), chunk.source.activations[name]
-        if base is None:
-            return torch.zeros(len(chunk.pairs), dtype=torch.bool)
-        rows = torch.arange(len(chunk.pairs))
-        differs = base != source
-        if site.head is not None:
-            differs = differs.select(head_axis(site.hook_point) or 0, site.head)
-        differs = differs.flatten(2).any(dim=2) if differs.ndim > 2 else differs
-        if at is not None:
-            return ~differs[rows, at[chunk.pairs]].cpu()
-        real = torch.arange(differs.shape[1]) < chunk.lengths[:, None]
-        return ~(differs.cpu() & real).any(dim=1)
 
     # --- self-check ----------------------------------------------------------------------------------------------
 
@@ -408,6 +398,35 @@ class _Runs:
                 stacklevel=5,
             )
         return chunk
+
+    def _check_writing(self, chunk: _Chunk) -> None:
+        """Raise where hooks fire but what they write is not used (attention that has already been computed, say)."""
+        hooked = [taken.hooked for taken in self.routes] or [patch.sites for patch in self.patches]
+        by_component: dict[str, set[str]] = {}
+        for site in (site for sites in hooked for site in sites):
+            by_component.setdefault(site.component, set()).add(site.hook_point)
+        for names in by_component.values():
+            if not any(self._is_used(name, chunk) for name in sorted(names)):
+                raise RuntimeError(
+                    f"writing to {sorted(names)[0]} changes nothing in this model: it computes on without what the "
+                    "hook returns, so it cannot be patched there"
+                )
+
+    def _is_used(self, name: str, chunk: _Chunk) -> bool:
+        """Whether the model computes on with what is written to a hook point."""
+
+        def disturb(value: Tensor, hook: Any) -> Tensor:
+            return 2 * value + torch.linspace(0, 1, value.numel(), device=value.device).view_as(value).to(value.dtype)
+
+        def run(hooks: list[Hook]) -> Tensor:
+            with self.runner.hooks(hooks):
+                if layer is None or not self.exactness.resume:
+                    return self.runner.run(tokens, None)
+                resid = chunk.base.activations[block_hook(layer, "resid_pre")][:1]
+                return self.runner.run_block(layer, resid, None, self.runner.begin(chunk.base, 0, resid.shape[1]))
+
+        layer, tokens = Site(name).layer, chunk.base.tokens[:1]
+        return not torch.equal(run([]), run(self.runner.writing_hooks(name, disturb)))
 
     def _routes(self) -> list[Route]:
         return [route(patch, self.exactness.linear) for patch in self.patches] if self.exactness.resume else []
@@ -721,6 +740,26 @@ def _runs_of_equal(values: Sequence[int], begin: int, end: int) -> Iterator[tupl
             stop += 1
         yield values[begin], slice(begin, stop)
         begin = stop
+
+
+def _difference(name: str, chunk: _Chunk) -> Tensor | None:
+    """Where the runs' activations differ at a hook point, on the axes pair, pos (and head); None where not recorded."""
+    base, source = chunk.base.activations.get(name), chunk.source.activations[name]
+    if base is None:
+        return None
+    real = torch.arange(base.shape[1]) < chunk.lengths[:, None]
+    differs = (base != source).flatten(3 if head_axis(name) == 2 else 2).any(dim=-1).cpu()
+    return differs & real.view(*real.shape, *[1] * (differs.ndim - 2))
+
+
+def _is_same(differs: Tensor | None, site: Site, at: Int[Tensor, " pair"] | None, chunk: _Chunk) -> Tensor:
+    """For each pair, whether both runs hold the very same activation at the site (as far as both were recorded)."""
+    rows = torch.arange(len(chunk.pairs))
+    if differs is None:
+        return torch.zeros(len(rows), dtype=torch.bool)
+    if differs.ndim == 3:
+        differs = differs.any(dim=2) if site.head is None else differs[:, :, site.head]
+    return ~differs.any(dim=1) if at is None else ~differs[rows, at[chunk.pairs]]
 
 
 def _resid_name(layer: int, n_layers: int) -> str:

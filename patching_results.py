@@ -80,6 +80,11 @@ class Sweep:
         expected = (len(self.patches), len(self.pair_indices))
         if self.patched.shape != expected:
             raise ValueError(f"patched has shape {self.patched.shape}, expected (patches, pairs) = {expected}")
+        for name in ("clean", "corrupted", "clean_tokens", "corrupted_tokens"):
+            if len(getattr(self, name)) != expected[1]:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries, expected one per pair ({expected[1]})"
+                )
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction {self.direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
 
@@ -203,8 +208,9 @@ class SweepResults:
     def __repr__(self) -> str:
         sweep = self.sweep
         return (
-            f"{type(self).__name__}({len(sweep.patches)} {self._rows} × {len(sweep.pair_indices)} pairs, {sweep.task}, "
-            f"{sweep.direction}, {sweep.metric} clean {_mean(sweep.clean):+.2f}, corrupted {_mean(sweep.corrupted):+.2f})"
+            f"{type(self).__name__}({len(sweep.patches)} {self._rows} × {len(sweep.pair_indices)} pairs, "
+            f"{sweep.task}, {sweep.direction}, {sweep.metric} clean {_mean(sweep.clean):+.2f}, "
+            f"corrupted {_mean(sweep.corrupted):+.2f})"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -335,6 +341,11 @@ class PositionResults(SweepResults):
     _rows = "sites"
 
     def __init__(self, sweep: Sweep) -> None:
+        for site in (patch.sites[0] for patch in sweep.patches):
+            if site.layer is None or not isinstance(site.position, int):
+                raise ValueError(
+                    f"{site.label} has no place in a layer × position map: it needs a layer and a position"
+                )
         self.sweep = sweep
 
     @property

@@ -68,10 +68,10 @@ class Site:
 
     @property
     def label(self) -> str:
-        """How the site is printed: `L9H6`, `L3KV1 v`, `L3 attn_out`, with ` @4` for a position."""
+        """How the site is printed: `L9H6`, `L3H1 v`, `L3 attn_out`, with ` @4` for a position."""
         name = self.hook_point if self.layer is None else f"L{self.layer}"
         if self.head is not None:
-            name += f"KV{self.head}" if self.component in KEY_VALUE_COMPONENTS else f"H{self.head}"
+            name += f"H{self.head}"
             name += "" if self.component == "z" else f" {self.component}"
         elif self.layer is not None:
             name += f" {self.component}"

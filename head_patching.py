@@ -1,0 +1,98 @@
+"""Which attention heads cause a behaviour?  The question of `activation_patching`, asked of one head at a time.
+
+What of a head is replaced is the patch type:
+
+    output    z, the head's output before W_O: everything the head adds to the residual stream
+    pattern   its attention pattern: where it attends, with what it reads there left alone
+    q, k, v   its queries, keys or values
+
+A head whose output matters while its pattern does not is moved by what it reads (Wang et al. 2022, sections 3.1 to
+3.3). Under grouped-query attention several query heads share a key-value head, so k and v go by key-value head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from activation_patching import ActivationPatcher, describe_experiment, effect_bar
+from patching_results import Direction, HeadPatchingResult, HeadResults
+from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site, block_hook, check_index
+from patching_tasks import PatchingDataset
+
+PatchType = Literal["output", "pattern", "q", "k", "v"]
+
+
+class HeadPatcher:
+    """Patches the attention heads of one model.
+
+    Args:
+        model: a TransformerLens `HookedTransformer` or `TransformerBridge`.
+        batch_size: most patched prompts run at once; None adapts it to the free memory.
+        show_progress: whether a progress bar is drawn on stderr.
+    """
+
+    def __init__(self, model: Any, *, batch_size: int | None = None, show_progress: bool = True) -> None:
+        self.model = model
+        self.patcher = ActivationPatcher(model, batch_size=batch_size, show_progress=show_progress)
+
+    def run_all_heads_experiment(
+        self,
+        dataset: PatchingDataset,
+        patch_type: PatchType = "output",
+        *,
+        layers: Sequence[int] | None = None,
+        pair_indices: Sequence[int] | None = None,
+        position: int | None = None,
+        direction: Direction = "denoising",
+    ) -> HeadResults:
+        """Patch each head on each pair.
+
+        Args:
+            dataset: prompt pairs and metric.
+            patch_type: what of the head is replaced (module docstring).
+            layers: which layers, negative ones from the end; None for all.
+            pair_indices: which pairs of the dataset; None for all.
+            position: token position to patch (the query's, for `pattern`); None for all positions at once.
+            direction: `denoising` (clean into corrupted) or `noising` (corrupted into clean).
+
+        Returns:
+            A list of `HeadPatchingResult`, one per head, in order of layer and head. For `k` and `v` under
+            grouped-query attention it has one per key-value head (`results.counts_key_value_heads`).
+
+        Raises:
+            ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
+        """
+        engine = self.patcher.engine
+        if patch_type not in PATCH_TYPES:
+            raise ValueError(f"patch_type {patch_type!r} is unknown: expected one of {', '.join(PATCH_TYPES)}")
+        component = PATCH_TYPES[patch_type]
+        n_heads = engine.n_key_value_heads if component in KEY_VALUE_COMPONENTS else engine.n_heads
+        chosen = range(engine.n_layers) if layers is None else layers
+        patches = [
+            Patch((Site(block_hook(layer, component), head=head, position=position),))
+            for layer in sorted({check_index(layer, engine.n_layers, "layer") for layer in chosen})
+            for head in range(n_heads)
+        ]
+        return HeadResults(self.patcher.sweep(dataset, patches, pair_indices=pair_indices, direction=direction))
+
+    def find_important_heads(self, results: Sequence[HeadPatchingResult], threshold: float = 0.1) -> list:
+        """The heads whose |effect| is at least `threshold`, largest first. Heads without an effect (NaN) are not."""
+        if threshold < 0:
+            raise ValueError(f"threshold is {threshold}, expected at least 0: it is compared with |effect|")
+        return sorted((r for r in results if abs(r.effect) >= threshold), key=lambda r: abs(r.effect), reverse=True)
+
+
+def print_head_results(results: HeadResults, top_k: int = 15) -> None:
+    """Print the experiment, its baselines and the heads of largest |effect|."""
+    if not isinstance(results, HeadResults):
+        raise ValueError(f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns")
+    sweep = results.sweep
+    kind = "key-value head" if results.counts_key_value_heads else "head"
+    print(describe_experiment(sweep))
+    print(f"\n{kind:<14}  effect   {sweep.metric} ({results.patch_type} patched)")
+    top = results.top(top_k)
+    for result in top:
+        print(f"{result.label:<14}  {result.effect:+.3f}   {result.patched_metric:+8.3f}  {effect_bar(result.effect)}")
+    if len(results) > len(top):
+        print(f"({len(results) - len(top)} more with smaller effects)")

@@ -1,0 +1,153 @@
+"""Which model?  `load_model("tiny")`, a name that TransformerLens knows, or a local Hugging Face directory.
+
+The class is `HookedTransformer` where TransformerLens has it (up to 3.x) and `TransformerBridge` in its compatibility
+mode where it does not (from 4.0 on): both then fold layer norms and centre weights alike, so activations agree.
+"""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformer_lens
+from huggingface_hub import constants, try_to_load_from_cache
+from transformer_lens import supported_models
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer
+
+ModelClass = Literal["HookedTransformer", "TransformerBridge"]
+
+TINY = Path(__file__).resolve().parent / "models" / "tiny"
+"""The bundled model: a small GPT-2 trained on the tasks of this library, see its README.md."""
+
+HUB_TIMEOUT = 4.0
+"""Seconds after which the Hugging Face hub counts as out of reach."""
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    model_class: ModelClass | None = None,
+) -> Any:
+    """A model to patch, in evaluation mode.
+
+    Args:
+        name_or_path: `tiny` for the bundled model, a model name (`gpt2-small`), or a directory that holds a Hugging
+            Face checkpoint with its tokenizer.
+        device: where to put it; None for CUDA where there is one, else the CPU.
+        dtype: type of its weights.
+        model_class: `HookedTransformer` or `TransformerBridge`; None for the former where TransformerLens has it.
+
+    Raises:
+        ValueError: for a directory without a checkpoint, a name that TransformerLens does not know, or a class that
+            the installed TransformerLens does not have.
+        ConnectionError: where the model would have to be downloaded and the hub cannot be reached.
+    """
+    hooked = getattr(transformer_lens, "HookedTransformer", None)
+    if model_class is None:
+        model_class = "TransformerBridge" if hooked is None else "HookedTransformer"
+    if model_class not in ("HookedTransformer", "TransformerBridge"):
+        raise ValueError(f"model_class {model_class!r} is unknown: expected HookedTransformer or TransformerBridge")
+    if model_class == "HookedTransformer" and hooked is None:
+        raise ValueError("this TransformerLens has no HookedTransformer (4.0 removed it): use TransformerBridge")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    directory = _directory(name_or_path)
+    if directory is None:
+        name = _known_name(str(name_or_path))
+        if not can_be_loaded(name):
+            raise ConnectionError(
+                f"the model {str(name_or_path)!r} is not in the local cache and the Hugging Face hub cannot be "
+                "reached. Without it, load_model('tiny') (the bundled model) and load_model(DIRECTORY) work"
+            )
+        if model_class == "HookedTransformer":
+            return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
+        return _bridge(name, device, dtype)
+    if model_class == "HookedTransformer":
+        return _hooked_from_directory(hooked, directory, device, dtype)
+    return _bridge(str(directory), device, dtype)
+
+
+def can_be_loaded(name: str) -> bool:
+    """Whether a model is in the local cache or the hub answers; decided within five seconds."""
+    name = _known_name(name)
+    cached = try_to_load_from_cache(name, "config.json")
+    return isinstance(cached, str) or _hub_answers(name)
+
+
+def _directory(name_or_path: str | Path) -> Path | None:
+    """The directory that is meant, or None where a name is meant."""
+    if name_or_path == "tiny":
+        if not (TINY / "config.json").exists():
+            raise ValueError(
+                f"the bundled model is not in {TINY}: it comes with the repository, run from a clone of it"
+            )
+        return TINY
+    path = Path(name_or_path).expanduser()
+    if (path / "config.json").exists():
+        return path.resolve()
+    looks_like_path = isinstance(name_or_path, Path) or str(name_or_path).startswith((".", "/", "~"))
+    if looks_like_path or path.is_dir():
+        raise ValueError(f"{path} holds no Hugging Face checkpoint: expected a directory with a config.json")
+    return None
+
+
+def _known_name(name: str) -> str:
+    """The hub's name for a model or its alias."""
+    aliases = supported_models.MODEL_ALIASES
+    for official, short in aliases.items():
+        if name.lower() in {official.lower(), *(alias.lower() for alias in short)}:
+            return official
+    if name in supported_models.OFFICIAL_MODEL_NAMES or "/" in name:
+        return name
+    raise ValueError(
+        f"TransformerLens knows no model {name!r}: expected 'tiny', a name such as 'gpt2-small' or "
+        "'EleutherAI/pythia-160m', or a directory"
+    )
+
+
+def _hub_answers(name: str) -> bool:
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+            answered.set()
+        except urllib.error.HTTPError:
+            answered.set()  # an error of the hub's own: it can be reached, and loading will say what is wrong
+        except OSError:
+            pass
+
+    # A thread, because looking up a host name does not heed the timeout.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT)
+    return answered.is_set()
+
+
+def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: torch.dtype) -> Any:
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
+
+    path = str(directory)
+    config = get_pretrained_model_config(path, fold_ln=True, device=device, dtype=dtype)
+    weights = get_pretrained_state_dict(path, config, dtype=dtype)
+    model = hooked(config, AutoTokenizer.from_pretrained(path), move_to_device=False)
+    model.load_and_process_state_dict(weights)
+    model.cfg.model_name = directory.name
+    model.move_model_modules_to_device()
+    return model.to(dtype).eval()
+
+
+def _bridge(name: str, device: Any, dtype: torch.dtype) -> Any:
+    model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+    model.enable_compatibility_mode(disable_warnings=True)
+    model.cfg.model_name = Path(name).name
+    return model.eval()
