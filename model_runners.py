@@ -282,7 +282,7 @@ class BridgeRunner(Runner):
 
     def _filled(self, cache: DynamicCache, length: int) -> list[KeysValues] | None:
         """The cache's keys and values; None where the model did not fill it (it then runs without a prefix)."""
-        layers = cache.layers
+        layers: list[Any] = list(cache.layers)
         if len(layers) != self.n_layers:
             return None
         if any(getattr(layer, "keys", None) is None or layer.keys.shape[-2] != length for layer in layers):

@@ -19,10 +19,15 @@ from torch import Tensor
 class Metric(Protocol):
     """What the engine asks of a metric."""
 
-    name: str
-    unit: str
-    reads_all_positions: bool
-    """False where the metric reads the last position alone."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def reads_all_positions(self) -> bool:
+        """False where the metric reads the last position alone."""
 
     @property
     def tokens(self) -> Int[Tensor, " token"] | None:

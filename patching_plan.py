@@ -105,6 +105,7 @@ def plan(
     starts: Int[Tensor, "patch pair"],
     lengths: Int[Tensor, " pair"],
     max_tokens: int,
+    max_rows: int | None = None,
 ) -> list[Batch]:
     """Batches that cover every row that has something to run.
 
@@ -114,6 +115,7 @@ def plan(
             is left out.
         lengths: number of tokens of each pair.
         max_tokens: most tokens (rows × positions) a batch may hold; a batch has at least one row.
+        max_rows: most rows a batch may hold.
     """
     rows = [(patch, pair) for patch, pair in (starts < lengths).nonzero().tolist()]
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -123,6 +125,7 @@ def plan(
     for (start, length), members in _merged(groups).items():
         members.sort(key=lambda row: (order[row[0]], row))
         size = max(1, max_tokens // (length - start))
+        size = size if max_rows is None else min(size, max_rows)
         for i in range(0, len(members), size):
             patches, pairs = zip(*members[i : i + size])
             batches.append(Batch(patches, pairs, start, length))

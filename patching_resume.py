@@ -1,0 +1,310 @@
+"""How is one batch run?  Carried up through the layers over the recorded runs, while its rows enter where they change.
+
+`Resumption` runs the blocks singly from the recorded residual stream; `run_in_full` runs the model's own forward pass
+with hooks, for models and hook points that cannot be resumed. Both write the same activations into the same rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from model_runners import Hook, Recording, Runner, at_positions, reading, replaced_forward
+from patching_plan import Batch, Route, Stage
+from patching_results import Direction
+from patching_sites import Patch, Site, block_hook, head_axis, position_axis
+from patching_tasks import EncodedPairs
+
+Written = tuple[slice, int, Site]
+"""Rows of a batch, their patch, and the site that is written there."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run: patches on pairs, in a direction, for a metric that reads the last position or all of them."""
+
+    runner: Runner
+    pairs: EncodedPairs
+    patches: Sequence[Patch]
+    positions: Sequence[Sequence[Int[Tensor, " pair"] | None]]
+    """For each site of each patch its position in each pair; None for all positions."""
+    direction: Direction
+    reads_all: bool
+    """Whether the metric reads all positions."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some pairs of an experiment, recorded."""
+
+    pairs: Int[Tensor, " pair"]
+    """Index of each pair within the experiment."""
+    lengths: Int[Tensor, " pair"]
+    first_difference: Int[Tensor, " pair"]
+    base: Recording
+    """The run that is patched."""
+    source: Recording
+    """The run whose activations are copied."""
+
+
+class Resumption:
+    """One batch, carried up through the layers while its rows enter."""
+
+    def __init__(self, experiment: Experiment, batch: Batch, chunk: Chunk, routes: Sequence[Route]) -> None:
+        self.experiment, self.runner, self.batch, self.chunk = experiment, experiment.runner, batch, chunk
+        self.routes = [routes[patch] for patch in batch.patches]
+        device = self.runner.device
+        self.pairs = torch.tensor(batch.pairs, device=device)
+        self.read = (chunk.lengths[list(batch.pairs)] - 1 - batch.start).to(device)
+        self.writes = _written(batch, [taken.hooked for taken in routes])
+
+    def run(self, call: Any, tokens: Int[Tensor, " token"] | None) -> Float[Tensor, "row read token"]:
+        hooks, fired = _write_hooks(self.experiment, self.batch, self.chunk, self.writes)
+        last = self.runner.n_layers - 1
+        if self._can_narrow_last_layer():
+            z = block_hook(last, "z")
+            hooks.append((z, lambda value, hook: at_positions(value, self.read[: len(value)])))
+        resid: Tensor | None = None
+        with self.runner.hooks(hooks):
+            for layer in range(self.routes[0].layer, last + 1):
+                resid = self._joined(resid, layer)
+                resid = self._run_layer(resid, layer, call)
+        resid = self._joined(resid, last + 1)
+        _check_fired(self.writes, fired)
+        return self.runner.unembed(resid if self.experiment.reads_all else at_positions(resid, self.read), tokens)
+
+    def _entered(self, layer: int, stage: Stage) -> int:
+        """How many rows have entered by then; rows are ordered by entry."""
+        return sum(taken.order <= (layer, stage) for taken in self.routes)
+
+    def _joined(self, resid: Tensor | None, layer: int) -> Tensor:
+        """The residual stream with the rows that enter before this layer, changed as their patches say."""
+        begin = 0 if resid is None else len(resid)
+        end = self._entered(layer, Stage.BLOCK)
+        entering = self._recorded_resid(layer, begin, end)
+        for rows, site, i in self._on_entry(begin, end):
+            source = self.chunk.source.activations[source_name(site, self.runner.n_layers)]
+            if site.component == "mlp_out":
+                change = source - self.chunk.base.activations[site.hook_point]
+                self._add(entering[rows], change, site, i)
+            else:
+                _put(entering[rows], source, replace(site, hook_point=block_hook(0, "resid_pre")), *self._where(i))
+        return entering if resid is None else torch.cat([resid, entering])
+
+    def _run_layer(self, resid: Tensor, layer: int, call: Any) -> Tensor:
+        entered, total = len(resid), self._entered(layer, Stage.ATTENTION)
+        if not total:
+            return resid
+        prefix = self.runner.prefix(self.chunk.base, layer, self.pairs[:entered], self.batch.start)
+        block = self.runner.model.blocks[layer]
+        with contextlib.ExitStack() as stack:
+            narrowed = layer == self.runner.n_layers - 1 and self._can_narrow_last_layer()
+            if total > entered:
+                outputs = self._attention_outputs(layer, entered, total)
+                if narrowed:
+                    outputs = at_positions(outputs, self.read[entered:total])
+                stack.enter_context(self._given_attention(block.attn, outputs, entered, total))
+                resid = torch.cat([resid, self._recorded_resid(layer, entered, total)])
+            if narrowed and getattr(block, "mlp", None) is not None:
+                stack.enter_context(reading(block.mlp, self.read[:total]))
+            return self.runner.run_block(layer, resid, prefix, call)
+
+    def _given_attention(self, attn: Any, given: Tensor, entered: int, total: int) -> Any:
+        """The attention with its outputs given for the rows after `entered`, run only for those before."""
+        original = attn.forward
+
+        def rows_before(value: Any) -> Any:
+            return value[:entered] if isinstance(value, Tensor) and len(value) == total else value
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            outputs = given
+            if entered:
+                run = original(*map(rows_before, args), **{name: rows_before(v) for name, v in kwargs.items()})
+                outputs = torch.cat([run[0] if isinstance(run, tuple) else run, given])
+            return self.runner.attention_output(outputs)
+
+        return replaced_forward(attn, forward)
+
+    def _attention_outputs(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
+        """Attention outputs of the rows that enter there, changed as their patches say."""
+        base, source = self.chunk.base.activations, self.chunk.source.activations
+        name = block_hook(layer, "attn_out")
+        outputs = self._slice(base[name], begin, end)
+        for rows, site, i in self._on_entry(begin, end):
+            if site.component == "attn_out":
+                _put(outputs[rows], source[name], site, *self._where(i))
+            else:
+                self._add(outputs[rows], attention_change(self.runner, site, base, source), site, i)
+        return outputs
+
+    def _recorded_resid(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
+        return self._slice(self.chunk.base.activations[resid_name(layer, self.runner.n_layers)], begin, end)
+
+    def _slice(self, recorded: Tensor, begin: int, end: int) -> Tensor:
+        """A copy of what was recorded for these rows, at the positions that are computed."""
+        return recorded[self.pairs[begin:end], self.batch.start : self.batch.length]
+
+    def _on_entry(self, begin: int, end: int) -> Iterator[tuple[slice, Site, tuple[int, int, slice]]]:
+        for patch, rows in _runs_of_equal(self.batch.patches, begin, end):
+            for site in self.routes[rows.start].on_entry:
+                index = self.experiment.patches[patch].sites.index(site)
+                yield slice(rows.start - begin, rows.stop - begin), site, (patch, index, rows)
+
+    def _where(self, i: tuple[int, int, slice]) -> tuple[Tensor, Tensor | None, int, int]:
+        patch, index, rows = i
+        return _where(self.experiment, self.chunk, self.batch, patch, index, rows)
+
+    def _add(self, target: Tensor, change: Tensor, site: Site, i: tuple[int, int, slice]) -> None:
+        pairs, at, start, length = self._where(i)
+        if at is None:
+            target += change[pairs, start:length]
+        else:
+            rows = _computed(at, start)
+            target[rows, at[rows] - start] += change[pairs[rows], at[rows]]
+
+    def _can_narrow_last_layer(self) -> bool:
+        """Whether in the last layer only the position that is read has to be computed beyond the values and keys."""
+        if self.experiment.reads_all or self.batch.length - self.batch.start == 1:
+            return False
+        last = self.runner.n_layers - 1
+        if block_hook(last, "z") not in self.runner.hook_points:
+            return False
+        before_z = ("q", "k", "v", "z", "pattern", "resid_pre")
+        sites = [site for taken in self.routes for site in taken.hooked]
+        return all(site.layer != last or site.component in before_z for site in sites)
+
+
+def run_in_full(experiment: Experiment, batch: Batch, chunk: Chunk) -> Float[Tensor, "row read d_vocab"]:
+    """Logits of a batch by the model's own full forward passes."""
+    rows = torch.tensor(batch.pairs)
+    batch = replace(batch, start=0)
+    writes = _written(batch, [patch.sites for patch in experiment.patches])
+    hooks, fired = _write_hooks(experiment, batch, chunk, writes)
+    read = None if experiment.reads_all else chunk.lengths[rows] - 1
+    with experiment.runner.hooks(hooks):
+        logits = experiment.runner.run(chunk.base.tokens[rows, : batch.length], read)
+    _check_fired(writes, fired)
+    return logits
+
+
+def _written(batch: Batch, sites: Sequence[Sequence[Site]]) -> list[Written]:
+    return [
+        (rows, patch, site) for patch, rows in _runs_of_equal(batch.patches, 0, len(batch)) for site in sites[patch]
+    ]
+
+
+def _write_hooks(
+    experiment: Experiment, batch: Batch, chunk: Chunk, writes: list[Written]
+) -> tuple[list[Hook], set[str]]:
+    """Hooks that write the source's activations into the rows, and the set of hook points that did."""
+    fired: set[str] = set()
+    by_hook: dict[str, list[Written]] = {}
+    for write in writes:
+        by_hook.setdefault(write[2].hook_point, []).append(write)
+
+    def writer(name: str) -> Any:
+        source = chunk.source.activations[source_name(Site(name), experiment.runner.n_layers)]
+
+        def write(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            for rows, patch, site in by_hook[name]:
+                index = experiment.patches[patch].sites.index(site)
+                _put(value[rows], source, site, *_where(experiment, chunk, batch, patch, index, rows))
+            fired.add(name)
+            return value
+
+        return write
+
+    hooks = []
+    for name in by_hook:
+        hooks += experiment.runner.writing_hooks(name, writer(name))
+    return hooks, fired
+
+
+def _check_fired(writes: list[Written], fired: set[str]) -> None:
+    if silent := {site.hook_point for _, _, site in writes} - fired:
+        raise RuntimeError(
+            f"the hook {', '.join(sorted(silent))} did not fire, so its patch was not applied: this model computes "
+            "without it"
+        )
+
+
+def _where(
+    experiment: Experiment, chunk: Chunk, batch: Batch, patch: int, index: int, rows: slice
+) -> tuple[Tensor, Tensor | None, int, int]:
+    """(pairs of the rows, their positions or None for all, first position, length) of a write."""
+    pairs = torch.tensor(batch.pairs[rows])
+    at = experiment.positions[patch][index]
+    device = experiment.runner.device
+    return (
+        pairs.to(device),
+        None if at is None else at[chunk.pairs[pairs]].to(device),
+        batch.start,
+        batch.length,
+    )
+
+
+def _put(target: Tensor, source: Tensor, site: Site, pairs: Tensor, at: Tensor | None, start: int, length: int) -> None:
+    """Write the source's activation of each row's pair into the rows, which hold positions `start` to `length`."""
+    axis, heads = position_axis(site.hook_point), head_axis(site.hook_point)
+    source = source.to(target.device)
+    if site.head is not None and heads is not None:
+        target, source = target.select(heads, site.head), source.select(heads, site.head)
+        axis -= heads < axis
+    is_attention = head_axis(site.hook_point) == 1
+    if is_attention:
+        source, target = source[..., :length], target[..., :length]
+    if at is None:
+        target.copy_(source[pairs].narrow(axis, start, length - start))
+        return
+    rows = _computed(at, start)
+    target.movedim(axis, 1)[rows, at[rows] - start] = source.movedim(axis, 1)[pairs[rows], at[rows]]
+
+
+def _computed(at: Int[Tensor, " row"], start: int) -> Int[Tensor, " row"]:
+    """Rows whose position is computed. At a position before the start both runs agree, so nothing is to be written."""
+    return (at >= start).nonzero().flatten()
+
+
+def _runs_of_equal(values: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, slice]]:
+    """(value, where) of each stretch of equal values."""
+    while begin < end:
+        stop = begin
+        while stop < end and values[stop] == values[begin]:
+            stop += 1
+        yield values[begin], slice(begin, stop)
+        begin = stop
+
+
+def resid_name(layer: int, n_layers: int) -> str:
+    """Where the residual stream before a layer is recorded; `n_layers` stands for after the last one."""
+    return block_hook(layer, "resid_pre") if layer < n_layers else block_hook(n_layers - 1, "resid_post")
+
+
+def source_name(site: Site, n_layers: int) -> str:
+    """Hook point at which a site's activation is recorded: what follows a block is what precedes the next."""
+    if site.component == "resid_post" and site.layer is not None:
+        return resid_name(site.layer + 1, n_layers)
+    return site.hook_point
+
+
+def attention_change(
+    runner: Runner, site: Site, base: dict[str, Tensor], source: dict[str, Tensor]
+) -> Float[Tensor, "pair pos d_model"]:
+    """What the attention output changes by when the site's activation is replaced."""
+    change = source[site.hook_point] - base[site.hook_point]
+    if site.component == "resid_mid":
+        return change
+    if site.head is not None:
+        change = change[:, :, site.head : site.head + 1]
+    if site.component != "z":
+        return change.sum(dim=2)
+    weight = runner.model.blocks[site.layer].attn.W_O
+    weight = weight if site.head is None else weight[site.head : site.head + 1]
+    return torch.einsum("bphd,hdm->bpm", change, weight)
