@@ -140,7 +140,7 @@ class PatchingEngine:
 
     def patched_logits(
         self, pairs: EncodedPairs, patch: Patch, direction: Direction = "denoising"
-    ) -> list[Float[Tensor, "pos d_vocab"]]:
+    ) -> list[Float[Tensor, "_ d_vocab"]]:
         """Logits at all positions of one patched run per pair."""
         found: dict[int, Tensor] = {}
         with self.running(pairs, [patch], direction, reads_all=True) as runs:
@@ -400,7 +400,7 @@ def _measure(
     return torch.cat(values).double().cpu().numpy()
 
 
-def _padded(prompts: Sequence[Int[Tensor, " pos"]]) -> Int[Tensor, "pair pos"]:
+def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:
     """Prompts of one length, by repeating their last token: attention is causal, so nothing that is read sees it."""
     longest = max(len(prompt) for prompt in prompts)
     return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in prompts])

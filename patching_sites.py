@@ -29,7 +29,7 @@ SHORT_NAMES = {
 PATCH_TYPES = {"output": "z", "pattern": "pattern", "q": "q", "k": "k", "v": "v"}
 """What `HeadPatcher` calls a patch -> the short name of the hook point it replaces."""
 
-KEY_VALUE_COMPONENTS = ("k", "v")
+KEY_VALUE_COMPONENTS = ("k", "v", "attn.hook_rot_k", "hook_k_input", "hook_v_input")
 """Under grouped-query attention these have one entry per key-value head, every other one an entry per query head."""
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")

@@ -52,9 +52,9 @@ class EncodedPairs:
 
     indices: tuple[int, ...]
     """Index of each pair in its dataset."""
-    clean: tuple[Int[Tensor, " pos"], ...]
-    """Token ids of each clean prompt, BOS included where the model prepends one."""
-    corrupted: tuple[Int[Tensor, " pos"], ...]
+    clean: tuple[Int[Tensor, " _"], ...]
+    """Token ids of each clean prompt, of its own length, BOS included where the model prepends one."""
+    corrupted: tuple[Int[Tensor, " _"], ...]
     clean_tokens: tuple[tuple[str, ...], ...]
     """Token strings of each clean prompt."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
@@ -285,7 +285,7 @@ def _encode_pair(model: Any, pair: Any, index: int) -> tuple[Int[Tensor, " pos"]
     return clean, corrupted
 
 
-def _different_lengths(model: Any, index: int, clean: Int[Tensor, " pos"], corrupted: Int[Tensor, " pos"]) -> str:
+def _different_lengths(model: Any, index: int, clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) -> str:
     at = _first_difference(clean, corrupted)
     seen = [repr("".join(token_strings(model, tokens[at : at + 3]))) for tokens in (clean, corrupted)]
     return (
@@ -295,7 +295,7 @@ def _different_lengths(model: Any, index: int, clean: Int[Tensor, " pos"], corru
     )
 
 
-def _first_difference(clean: Int[Tensor, " pos"], corrupted: Int[Tensor, " pos"]) -> int:
+def _first_difference(clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) -> int:
     common = min(len(clean), len(corrupted))
     differs = (clean[:common] != corrupted[:common]).nonzero()
     return int(differs[0]) if len(differs) else common

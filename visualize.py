@@ -8,12 +8,10 @@ towards the run the activation came from, red away from it, white does nothing, 
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import math
 import tempfile
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +20,21 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.offline import get_plotlyjs
 
+from figure_report import PLOTLY_FILE, figure_html, html_page, index_page
+from figure_words import (
+    context_line,
+    effect_name,
+    escaped,
+    head_hover,
+    head_kind,
+    metric_name,
+    metric_unit,
+    patch_label,
+    short_token,
+    site_hovers,
+    token_at,
+)
 from patching_results import (
-    DIRECTIONS,
     HeadPatchingResult,
     HeadResults,
     LayerResults,
@@ -31,7 +42,7 @@ from patching_results import (
     Sweep,
     SweepResults,
 )
-from patching_sites import Patch, Site, block_hook
+from patching_sites import block_hook
 
 Heads: TypeAlias = HeadResults | Sequence[HeadPatchingResult]
 """What head figures draw: head results, or a plain list picked from them, which knows no model and no direction."""
@@ -39,7 +50,6 @@ Heads: TypeAlias = HeadResults | Sequence[HeadPatchingResult]
 BLUE, RED, ORANGE, INK = "#2166ac", "#b2182b", "#e08214", "#222222"
 SMALLEST_COLOUR_RANGE = 0.05
 """Colours span at least ± this effect, so that a map on which nothing matters looks pale."""
-PLOTLY_FILE = "plotly.min.js"
 MODEBAR_WITHOUT = ["sendChartToCloud", "zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale"]
 """Buttons left out: the first would upload the figure, the others hide titles on small screens."""
 
@@ -56,16 +66,16 @@ def create_head_heatmap(
             them, or are missing for a plain list; where a plain list mixes patch types or repeats a head.
     """
     heads, sweep = _checked_heads(results, "create_head_heatmap")
-    kind = _kind(heads)
+    kind = head_kind(heads)
     if isinstance(results, HeadResults):
         _check_size("n_layers", n_layers, results.sweep.n_layers, "layers")
         _check_size("n_heads", n_heads, results.heads_per_layer, f"{kind}s per layer")
         effects = results.matrix()
     else:
         effects = _matrix(heads, n_layers, n_heads)
-    figure = _heatmap(effects, {(head.layer, head.head): _head_hover(head, sweep) for head in heads})
+    figure = _heatmap(effects, {(head.layer, head.head): head_hover(head, sweep) for head in heads})
     figure.update_xaxes(title=kind, dtick=_step(effects.shape[1], 16))
-    return _finish(figure, title or f"Effect of each {kind}: {_escape(heads[0].patch_type)}", sweep)
+    return _finish(figure, title or f"Effect of each {kind}: {escaped(heads[0].patch_type)}", sweep)
 
 
 def create_layer_heatmap(results: LayerResults, n_layers: int | None = None, *, title: str | None = None) -> go.Figure:
@@ -78,9 +88,9 @@ def create_layer_heatmap(results: LayerResults, n_layers: int | None = None, *, 
     sweep = _checked_layers(results, n_layers, "create_layer_heatmap")
     table = results.matrix()
     components = list(table.columns)
-    hover = {(s.layer, components.index(s.component)): text for s, text in _hovers(sweep) if s.layer is not None}
+    hover = {(s.layer, components.index(s.component)): text for s, text in site_hovers(sweep) if s.layer is not None}
     figure = _heatmap(table.to_numpy(), hover)
-    ticks = [_escape(name) for name in components]
+    ticks = [escaped(name) for name in components]
     figure.update_xaxes(title="component", tickvals=list(range(len(ticks))), ticktext=ticks)
     outside = [patch.sites[0].hook_point for patch in sweep.patches if patch.sites[0].layer is None]
     note = f"outside the layers, not drawn: {', '.join(outside)}" if outside else ""
@@ -104,18 +114,18 @@ def create_position_heatmap(
     _check_effects(effects, sweep)
     clean, corrupted = sweep.clean_tokens[0], sweep.corrupted_tokens[0]
     hover = {
-        (s.layer, s.position): f"{text}<br>position {s.position}: {_token_at(s.position, clean, corrupted, repr)}"
-        for s, text in _hovers(sweep)
+        (s.layer, s.position): f"{text}<br>position {s.position}: {token_at(s.position, clean, corrupted, repr)}"
+        for s, text in site_hovers(sweep)
         if s.component == component and isinstance(s.position, int)
     }
     figure = _heatmap(effects, hover)
     shown = _thin_out(len(clean), first=[p for p in range(len(clean)) if clean[p : p + 1] != corrupted[p : p + 1]])
-    labels = [f"{p}: {_token_at(p, clean, corrupted, _short)}" for p in shown]
+    labels = [f"{p}: {token_at(p, clean, corrupted, short_token)}" for p in shown]
     same = len(set(sweep.clean_tokens)) == len(set(sweep.corrupted_tokens)) == 1
     axis = "position: token" if same else f"position: token in pair {sweep.pair_indices[0]} (other pairs differ)"
     figure.update_xaxes(title=axis, tickvals=shown, ticktext=labels, tickangle=-90)
     figure.layout.height += 6 * max(len(html.unescape(label)) for label in labels)
-    return _finish(figure, title or f"Effect of {_escape(component)} at each position", sweep)
+    return _finish(figure, title or f"Effect of {escaped(component)} at each position", sweep)
 
 
 def create_top_heads_bar(results: Heads, *, top_k: int = 15, title: str | None = None) -> go.Figure:
@@ -142,7 +152,7 @@ def create_top_heads_bar(results: Heads, *, top_k: int = 15, title: str | None =
         y=[head.label for head in top],
         orientation="h",
         marker={"color": [BLUE if head.effect > 0 else RED for head in top], "opacity": 0.75},
-        hovertext=[_head_hover(head, sweep) for head in top],
+        hovertext=[head_hover(head, sweep) for head in top],
     )
     figure.add_scatter(
         name="one pair each",
@@ -152,10 +162,10 @@ def create_top_heads_bar(results: Heads, *, top_k: int = 15, title: str | None =
         marker={"size": 6, "color": INK, "opacity": 0.6, "line": {"width": 1, "color": "white"}},
         hovertext=[text for _, _, text in points],
     )
-    figure.update_xaxes(title=_effect_name(sweep), zerolinecolor="#444444")
-    figure.update_yaxes(title=_kind(heads), type="category", range=[len(top) - 0.5, -0.5], dtick=1)
+    figure.update_xaxes(title=effect_name(sweep), zerolinecolor="#444444")
+    figure.update_yaxes(title=head_kind(heads), type="category", range=[len(top) - 0.5, -0.5], dtick=1)
     figure.update_layout(width=760, height=_height(len(top), 24), showlegend=True)
-    return _finish(figure, title or f"Largest effects, {_kind(heads)}s: {_escape(heads[0].patch_type)}", sweep)
+    return _finish(figure, title or f"Largest effects, {head_kind(heads)}s: {escaped(heads[0].patch_type)}", sweep)
 
 
 def create_component_comparison(
@@ -174,7 +184,7 @@ def create_component_comparison(
             "attn_out and mlp_out. Patch both, with hook_points=['attn_out', 'mlp_out']"
         )
     table = results.matrix()
-    hover = {site.hook_point: text for site, text in _hovers(sweep)}
+    hover = {site.hook_point: text for site, text in site_hovers(sweep)}
     figure = go.Figure()
     for component, name, colour in (("attn_out", "attention", BLUE), ("mlp_out", "MLP", ORANGE)):
         figure.add_bar(
@@ -185,7 +195,7 @@ def create_component_comparison(
             hovertext=[hover.get(block_hook(layer, component), "") for layer in table.index],
         )
     figure.update_xaxes(title="layer", dtick=_step(sweep.n_layers, 16))
-    figure.update_yaxes(title=_effect_name(sweep), zerolinecolor="#444444")
+    figure.update_yaxes(title=effect_name(sweep), zerolinecolor="#444444")
     figure.update_layout(barmode="group", width=_width(sweep.n_layers, 36), height=420, showlegend=True)
     return _finish(figure, title or "Attention against MLP in each layer", sweep)
 
@@ -206,7 +216,9 @@ def create_metric_scatter(
     _check_top_k(top_k)
     top = np.argsort(-np.nan_to_num(np.abs(sweep.effects), nan=-1.0), kind="stable")[:top_k]
     are_heads = isinstance(results, HeadResults)
-    names = [head.label for head in HeadResults(sweep)] if are_heads else [_label(patch) for patch in sweep.patches]
+    names = (
+        [head.label for head in HeadResults(sweep)] if are_heads else [patch_label(patch) for patch in sweep.patches]
+    )
     n_pairs = len(sweep.pair_indices)
     offsets = (np.arange(n_pairs) + 0.5) / n_pairs * 0.7 - 0.35
     y = np.concatenate([band + offsets for band in range(len(top))])
@@ -220,7 +232,7 @@ def create_metric_scatter(
         line={"color": "#bbbbbb", "width": 1 if n_pairs <= 12 else 0.5},
         showlegend=False,
     )
-    pairs = [f"<b>{_escape(names[i])}</b>, pair {pair}" for i in top for pair in sweep.pair_indices]
+    pairs = [f"<b>{escaped(names[i])}</b>, pair {pair}" for i in top for pair in sweep.pair_indices]
     for run, x, symbol, colour in (
         ("corrupted", corrupted, "circle-open", RED),
         ("clean", clean, "diamond-open", BLUE),
@@ -232,13 +244,13 @@ def create_metric_scatter(
             y=y,
             mode="markers",
             marker={"symbol": symbol, "color": colour, "size": 7 if n_pairs <= 12 else 5},
-            hovertext=[f"{pair}<br>{run} {value:+.3f}{_unit(sweep)}" for pair, value in zip(pairs, x)],
+            hovertext=[f"{pair}<br>{run} {value:+.3f}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
         )
-    figure.update_xaxes(title=_escape(_metric(sweep)), zerolinecolor="#cccccc")
+    figure.update_xaxes(title=escaped(metric_name(sweep)), zerolinecolor="#cccccc")
     figure.update_yaxes(
-        title=_kind(list(results)) if isinstance(results, HeadResults) else "component",
+        title=head_kind(list(results)) if isinstance(results, HeadResults) else "component",
         tickvals=list(range(len(top))),
-        ticktext=[_escape(names[i]) for i in top],
+        ticktext=[escaped(names[i]) for i in top],
         range=[len(top) - 0.5, -0.5],
         showgrid=False,
         zeroline=False,
@@ -284,10 +296,10 @@ def create_full_report(
             figures["component_comparison"] = create_component_comparison(layer_results, n_layers)
         figures["layer_metric_scatter"] = create_metric_scatter(layer_results)
         sweeps["Layers"] = layer_results.sweep
-    pages = {"index.html": _index(figures, sweeps)}
+    pages = {"index.html": index_page(figures, sweeps)}
     for name, figure in figures.items():
         back = '<p><a href="index.html">All figures and settings</a></p>'
-        pages[f"{name}.html"] = _page(figure.layout.title.text, back + _figure_html(name, figure))
+        pages[f"{name}.html"] = html_page(figure.layout.title.text, back + figure_html(name, figure))
     pages[PLOTLY_FILE] = get_plotlyjs()
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -388,94 +400,6 @@ def _matrix(
     return effects
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
-def _escape(text: str) -> str:
-    """Plotly and browsers show it as it is: no tags, no entities, and no `$`, which starts TeX in notebooks."""
-    return html.escape(text, quote=False).replace("$", "&#36;")
-
-
-def _kind(heads: Sequence[HeadPatchingResult]) -> str:
-    return "key-value head" if heads[0].is_key_value_head else "head"
-
-
-def _label(patch: Patch) -> str:
-    """The patch without its position, which the subtitle or an axis tells."""
-    return " + ".join(dataclasses.replace(site, position=None).label for site in patch.sites)
-
-
-def _metric(sweep: Sweep) -> str:
-    return f"{sweep.metric} ({sweep.unit})" if sweep.unit else sweep.metric
-
-
-def _unit(sweep: Sweep | None) -> str:
-    return f" {_escape(sweep.unit)}" if sweep and sweep.unit else ""
-
-
-def _pairs(usable: Any) -> str:
-    pairs = f"{len(usable)} pair{'' if len(usable) == 1 else 's'}"
-    return pairs if all(usable) else f"{sum(usable)} usable of {pairs}"
-
-
-def _scale(sweep: Sweep) -> str:
-    return "0 = corrupted, 1 = clean" if sweep.direction == "denoising" else "0 = clean, 1 = corrupted"
-
-
-def _effect_name(sweep: Sweep | None) -> str:
-    return f"effect ({_scale(sweep)})" if sweep else "effect"
-
-
-def _context(sweep: Sweep, note: str) -> str:
-    """Subtitle: what the numbers rest on, in lines that fit a phone and break between the parts."""
-    positions = {site.position for patch in sweep.patches for site in patch.sites}
-    where = positions.pop() if len(positions) == 1 else None
-    parts = [
-        sweep.model,
-        f"{sweep.direction}: {DIRECTIONS[sweep.direction].partition(':')[0]}",
-        f"effect {_scale(sweep)}",
-        sweep.task,
-        _pairs(sweep.usable),
-        _metric(sweep),
-        "one position per pair" if isinstance(where, tuple) else "" if where is None else f"position {where}",
-        note,
-    ]
-    unbroken = [part.replace(" ", "\xa0") if len(part) <= 52 else part for part in parts if part]
-    lines = textwrap.wrap(" · ".join(unbroken), 56, break_on_hyphens=False)
-    return "<br>".join(_escape(line.replace("\xa0", " ").strip(" ·")) for line in lines)
-
-
-def _hover(label: str, effect: float, metrics: Sequence[float], sweep: Sweep | None, usable: Any) -> str:
-    named = zip(("clean", "corrupted", "patched"), metrics)
-    raw = [f"{name} {value:+.3f}{_unit(sweep)}" for name, value in named]
-    return "<br>".join([f"<b>{_escape(label)}</b>", f"effect {effect:+.3f}", *raw, _pairs(usable)])
-
-
-def _head_hover(head: HeadPatchingResult, sweep: Sweep | None) -> str:
-    metrics = (head.clean_metric, head.corrupted_metric, head.patched_metric)
-    return _hover(head.label, head.effect, metrics, sweep, ~np.isnan(head.pair_effects))
-
-
-def _hovers(sweep: Sweep) -> list[tuple[Site, str]]:
-    """The first site of each patch and its text; metrics are means over the usable pairs, as in the effects."""
-    usable = sweep.usable
-    clean, corrupted = sweep.clean[usable].mean(), sweep.corrupted[usable].mean()
-    rows = zip(sweep.patches, sweep.effects, sweep.patched[:, usable].mean(axis=1))
-    return [(p.sites[0], _hover(_label(p), effect, (clean, corrupted, m), sweep, usable)) for p, effect, m in rows]
-
-
-def _token_at(position: int, clean: Sequence[str], corrupted: Sequence[str], show: Callable[[str], str]) -> str:
-    """The clean token, with the corrupted one where that is another."""
-    before, after = (tokens[position] if position < len(tokens) else "" for tokens in (clean, corrupted))
-    return _escape(show(before) if before == after else f"{show(before)}→{show(after)}")
-
-
-def _short(token: str) -> str:
-    """Fit for a tick label; blank tokens become visible."""
-    text = token.strip() or repr(token)
-    return text if len(text) <= 14 else f"{text[:13]}…"
-
-
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
@@ -505,7 +429,7 @@ def _heatmap(effects: Float[np.ndarray, "row column"], hover: Mapping[tuple[Any,
 
 def _finish(figure: go.Figure, title: str, sweep: Sweep | None, note: str = "") -> go.Figure:
     """What every figure shares. Dark on an opaque white, so that it reads on a light and on a dark page."""
-    subtitle = _context(sweep, note) if sweep else ""
+    subtitle = context_line(sweep, note) if sweep else ""
     subtitle_height = 17 * len(subtitle.split("<br>")) if subtitle else 0
     figure.update_layout(
         template="plotly_white",
@@ -546,109 +470,3 @@ def _thin_out(n: int, first: Sequence[int], room: int = 45) -> list[int]:
         if all(abs(position - other) >= step for other in shown):
             shown.append(position)
     return sorted(shown)
-
-
-# --- report -----------------------------------------------------------------------------------------------------------
-
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 0 auto; padding: 16px; }
-body { background: #f4f4f4; color: #222; }
-a { color: #1a5fa8; }
-.card { background: white; color: #222; color-scheme: only light; }
-.card { border-radius: 6px; padding: 8px; margin: 8px 0 24px; overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; }
-th, td { text-align: left; vertical-align: top; padding: 4px 14px 4px 0; border-bottom: 1px solid #ddd; }
-th { white-space: nowrap; }
-@media (prefers-color-scheme: dark) { body { background: #1b1b1b; color: #ddd; } a { color: #7ab8f5; } }
-"""
-
-HOW_TO_READ = """
-<h2>How to read a score</h2>
-<p>A patch copies one activation from the source run into the base run. <b>Denoising</b> copies from the clean run into
-the corrupted one and asks whether the component suffices to restore the behaviour; <b>noising</b> copies from the
-corrupted run into the clean one and asks whether the component is necessary for it.</p>
-<p><code>effect = (patched &minus; base) / (source &minus; base)</code>, over pairs as a ratio of means. <b>0</b>: the
-patch changes nothing. <b>1</b>: it moves the metric all the way to the source run. <b>Below 0</b>: it moves the metric
-the other way. <b>Above 1</b>: it overshoots. Effects of single components need not add up to 1.</p>
-<p>Pairs whose clean and corrupted metric barely differ are left out. Grey cells were not measured. Each map has its own
-colour scale, symmetric about 0: compare colours within a map only.</p>
-"""
-
-
-def _index(figures: Mapping[str, go.Figure], sweeps: Mapping[str, Sweep]) -> str:
-    drawn = [
-        f'<p><a href="{name}.html">{figure.layout.title.text}</a></p>{_figure_html(name, figure)}'
-        for name, figure in figures.items()
-    ]
-    pairs = [_pair_table(name, sweep) for name, sweep in sweeps.items()]
-    title = "Activation patching report"
-    return _page(
-        title, "\n".join([f"<h1>{title}</h1>", _settings(sweeps), HOW_TO_READ, "<h2>Figures</h2>", *drawn, *pairs])
-    )
-
-
-def _settings(sweeps: Mapping[str, Sweep]) -> str:
-    if not sweeps:
-        return "<p>Drawn from a plain list of heads, which does not know its settings.</p>"
-    rows: dict[str, Callable[[Sweep], str]] = {
-        "Model": lambda sweep: sweep.model,
-        "Task": lambda sweep: sweep.task,
-        "Direction": lambda sweep: f"{sweep.direction} ({DIRECTIONS[sweep.direction]})",
-        "Metric": _metric,
-        "Pairs": lambda sweep: _pairs(sweep.usable),
-        "Mean clean, corrupted": lambda sweep: f"{sweep.clean.mean():+.3f}, {sweep.corrupted.mean():+.3f}",
-        "Versions": lambda sweep: (
-            ", ".join(f"{library} {v}" for library, v in sweep.versions.items()) or "not recorded"
-        ),
-    }
-    columns = [[value(sweep) for value in rows.values()] for sweep in sweeps.values()]
-    if all(column == columns[0] for column in columns):
-        return _table([["", " and ".join(sweeps)], *zip(rows, columns[0])])
-    return _table([["", *sweeps], *zip(rows, *columns)])
-
-
-def _pair_table(name: str, sweep: Sweep) -> str:
-    rows = [["Pair", "Clean prompt", "Corrupted prompt", "Clean metric", "Corrupted metric", "Usable"]]
-    for j, pair in enumerate(sweep.pair_indices):
-        prompts = ["".join(sweep.clean_tokens[j]), "".join(sweep.corrupted_tokens[j])]
-        metrics = [f"{sweep.clean[j]:+.3f}", f"{sweep.corrupted[j]:+.3f}"]
-        rows.append([str(pair), *prompts, *metrics, "yes" if sweep.usable[j] else "no"])
-    return f"<details><summary>{name}: {_pairs(sweep.usable)}</summary>{_table(rows)}</details>"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row and column are heads; every cell is escaped."""
-    cells = [
-        [f"<{'td' if i and j else 'th'}>{html.escape(c)}" for j, c in enumerate(row)] for i, row in enumerate(rows)
-    ]
-    return f'<div class="card"><table>{"".join("<tr>" + "".join(row) for row in cells)}</table></div>'
-
-
-def _figure_html(name: str, figure: go.Figure) -> str:
-    """The figure as a part of a page, as wide as designed or as the page, whichever is less."""
-    fluid = go.Figure(figure).update_layout(width=None)
-    config = {"responsive": True, "displaylogo": False}
-    drawn = fluid.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=name)
-    narrowest = int(0.75 * figure.layout.width) if figure.data[0].type == "heatmap" else 0
-    return (
-        f'<div class="card" style="max-width: {figure.layout.width}px">'
-        f'<div style="min-width: {narrowest}px">{drawn}</div></div>'
-    )
-
-
-def _page(title: str, body: str) -> str:
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{STYLE}</style>
-<script src="{PLOTLY_FILE}"></script>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""

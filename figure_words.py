@@ -1,0 +1,99 @@
+"""How is it said?  The words of figures and of the report: labels, units, hover texts, all escaped for HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from patching_results import DIRECTIONS, HeadPatchingResult, Sweep
+from patching_sites import Patch, Site
+
+
+def escaped(text: str) -> str:
+    """Plotly and browsers show it as it is: no tags, no entities, and no `$`, which starts TeX in notebooks."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def head_kind(heads: Sequence[HeadPatchingResult]) -> str:
+    return "key-value head" if heads[0].is_key_value_head else "head"
+
+
+def patch_label(patch: Patch) -> str:
+    """The patch without its position, which the subtitle or an axis tells."""
+    return " + ".join(dataclasses.replace(site, position=None).label for site in patch.sites)
+
+
+def metric_name(sweep: Sweep) -> str:
+    return f"{sweep.metric} ({sweep.unit})" if sweep.unit else sweep.metric
+
+
+def metric_unit(sweep: Sweep | None) -> str:
+    return f" {escaped(sweep.unit)}" if sweep and sweep.unit else ""
+
+
+def pairs_used(usable: Any) -> str:
+    pairs = f"{len(usable)} pair{'' if len(usable) == 1 else 's'}"
+    return pairs if all(usable) else f"{sum(usable)} usable of {pairs}"
+
+
+def _scale(sweep: Sweep) -> str:
+    return "0 = corrupted, 1 = clean" if sweep.direction == "denoising" else "0 = clean, 1 = corrupted"
+
+
+def effect_name(sweep: Sweep | None) -> str:
+    return f"effect ({_scale(sweep)})" if sweep else "effect"
+
+
+def context_line(sweep: Sweep, note: str) -> str:
+    """Subtitle: what the numbers rest on, in lines that fit a phone and break between the parts."""
+    positions = {site.position for patch in sweep.patches for site in patch.sites}
+    where = positions.pop() if len(positions) == 1 else None
+    parts = [
+        sweep.model,
+        f"{sweep.direction}: {DIRECTIONS[sweep.direction].partition(':')[0]}",
+        f"effect {_scale(sweep)}",
+        sweep.task,
+        pairs_used(sweep.usable),
+        metric_name(sweep),
+        "one position per pair" if isinstance(where, tuple) else "" if where is None else f"position {where}",
+        note,
+    ]
+    unbroken = [part.replace(" ", "\xa0") if len(part) <= 52 else part for part in parts if part]
+    lines = textwrap.wrap(" · ".join(unbroken), 56, break_on_hyphens=False)
+    return "<br>".join(escaped(line.replace("\xa0", " ").strip(" ·")) for line in lines)
+
+
+def _hover(label: str, effect: float, metrics: Sequence[float], sweep: Sweep | None, usable: Any) -> str:
+    named = zip(("clean", "corrupted", "patched"), metrics)
+    raw = [f"{name} {value:+.3f}{metric_unit(sweep)}" for name, value in named]
+    return "<br>".join([f"<b>{escaped(label)}</b>", f"effect {effect:+.3f}", *raw, pairs_used(usable)])
+
+
+def head_hover(head: HeadPatchingResult, sweep: Sweep | None) -> str:
+    metrics = (head.clean_metric, head.corrupted_metric, head.patched_metric)
+    return _hover(head.label, head.effect, metrics, sweep, ~np.isnan(head.pair_effects))
+
+
+def site_hovers(sweep: Sweep) -> list[tuple[Site, str]]:
+    """The first site of each patch and its text; metrics are means over the usable pairs, as in the effects."""
+    usable = sweep.usable
+    clean, corrupted = sweep.clean[usable].mean(), sweep.corrupted[usable].mean()
+    rows = zip(sweep.patches, sweep.effects, sweep.patched[:, usable].mean(axis=1))
+    return [(p.sites[0], _hover(patch_label(p), effect, (clean, corrupted, m), sweep, usable)) for p, effect, m in rows]
+
+
+def token_at(position: int, clean: Sequence[str], corrupted: Sequence[str], show: Callable[[str], str]) -> str:
+    """The clean token, with the corrupted one where that is another."""
+    before, after = (tokens[position] if position < len(tokens) else "" for tokens in (clean, corrupted))
+    return escaped(show(before) if before == after else f"{show(before)}→{show(after)}")
+
+
+def short_token(token: str) -> str:
+    """Fit for a tick label; blank tokens become visible."""
+    text = token.strip() or repr(token)
+    return text if len(text) <= 14 else f"{text[:13]}…"
