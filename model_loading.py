@@ -17,7 +17,7 @@ import transformer_lens
 from huggingface_hub import constants, try_to_load_from_cache
 from transformer_lens import supported_models
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ModelClass = Literal["HookedTransformer", "TransformerBridge"]
 
@@ -137,10 +137,16 @@ def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: tor
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
 
     path = str(directory)
+    checkpoint = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     config = get_pretrained_model_config(path, fold_ln=True, device=device, dtype=dtype)
-    weights = get_pretrained_state_dict(path, config, dtype=dtype)
+    architecture = type(checkpoint).__name__
+    if config.original_architecture != architecture:  # it goes by words such as "llama" anywhere in the path
+        raise ValueError(
+            f"TransformerLens takes {path} for {config.original_architecture} because of its name, but it holds "
+            f"{architecture}: rename the directory, or use model_class='TransformerBridge'"
+        )
     model = hooked(config, AutoTokenizer.from_pretrained(path), move_to_device=False)
-    model.load_and_process_state_dict(weights)
+    model.load_and_process_state_dict(get_pretrained_state_dict(path, config, hf_model=checkpoint, dtype=dtype))
     model.cfg.model_name = directory.name
     model.move_model_modules_to_device()
     return model.to(dtype).eval()

@@ -1,0 +1,83 @@
+"""Does it hold for any experiment?  Drawn at random: model, prompts, sites, direction, batch size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from patching_engine import PatchingEngine
+from patching_sites import Patch, Site, head_axis
+from patching_tasks import EncodedPairs
+from test_suite.models import (
+    HAS_HOOKED,
+    HOOKED_MODELS,
+    everything_metric,
+    head_count,
+    largest_error,
+    last_position_metric,
+    short_hook_points,
+    small_model,
+    token_pairs,
+)
+
+TOLERANCE = 1e-5
+QUICK_MODELS = (
+    ("hooked:learned", "hooked:grouped", "hooked:parallel") if HAS_HOOKED else ("bridge:gpt2", "bridge+:llama")
+)
+BRIDGES = tuple(f"{kind}:{name}" for name in ("gpt2", "llama", "neox", "gemma2") for kind in ("bridge", "bridge+"))
+MODELS = (*(HOOKED_MODELS if HAS_HOOKED else ()), *BRIDGES)
+
+
+@st.composite
+def prompt_pairs(draw: st.DrawFn) -> EncodedPairs:
+    """One to three pairs of mixed lengths that differ anywhere, or nowhere."""
+    lengths = draw(st.lists(st.integers(2, 14), min_size=1, max_size=3))
+    differences = [draw(st.sets(st.integers(0, length - 1), max_size=3)) for length in lengths]
+    return token_pairs(lengths, [sorted(changed) for changed in differences], seed=draw(st.integers(0, 9)))
+
+
+@st.composite
+def patches_for(draw: st.DrawFn, name: str, pairs: EncodedPairs) -> list[Patch]:
+    """A few patches of one to three sites each, listed in any order, overlapping or not."""
+    shortest = int(pairs.lengths.min())
+    position = st.none() | st.integers(-shortest, shortest - 1)
+    patches = []
+    for _ in range(draw(st.integers(1, 4))):
+        sites = []
+        for hook_point in draw(st.lists(st.sampled_from(short_hook_points(name)), min_size=1, max_size=3)):
+            heads = head_count(small_model(name), hook_point)
+            has_heads = head_axis(hook_point) is not None
+            head = draw(st.none() | st.integers(0, heads - 1)) if has_heads else None
+            sites.append(Site(hook_point, head, draw(position)))
+        patches.append(Patch(tuple(sites)))
+    return patches
+
+
+def check_any_experiment(data: st.DataObject, models: tuple[str, ...]) -> None:
+    name = data.draw(st.sampled_from(models), label="model")
+    pairs = data.draw(prompt_pairs(), label="pairs")
+    patches = data.draw(patches_for(name, pairs), label="patches")
+    direction: Any = data.draw(st.sampled_from(["denoising", "noising"]), label="direction")
+    batch_size = data.draw(st.none() | st.integers(1, 6), label="batch size")
+    metric = data.draw(st.sampled_from([last_position_metric, everything_metric]), label="metric")(len(pairs))
+    engine = PatchingEngine(small_model(name), batch_size=batch_size, show_progress=False)
+    found = engine.sweep(pairs, patches, metric, direction)
+    error, where = largest_error(small_model(name), pairs, patches, direction, [(metric, found)])
+    assert error <= TOLERANCE, f"{error:.2g} off at {where}"
+
+
+@settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_experiment_agrees_with_plain_patching(data: st.DataObject) -> None:
+    check_any_experiment(data, QUICK_MODELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_many_experiments_on_every_architecture_agree_with_plain_patching(name: str, data: st.DataObject) -> None:
+    check_any_experiment(data, (name,))
