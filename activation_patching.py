@@ -13,7 +13,8 @@ something. See Heimersheim & Nanda 2024, "How to use and interpret activation pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patching_engine import PatchingEngine
+from patching_resampling import FEWEST_PAIRS
 from patching_results import (
     DIRECTIONS,
     Direction,
@@ -49,6 +51,9 @@ __all__ = [
     "load_results",
     "summarize_results",
 ]
+
+
+TABLE_WIDTH = 80
 
 
 class ActivationPatcher:
@@ -205,23 +210,49 @@ class ActivationPatcher:
 
 
 def summarize_results(results: LayerResults, top_k: int = 10) -> None:
-    """Print the experiment, its baselines and the hook points of largest |effect|."""
+    """Print the experiment, its baselines and the hook points of largest |effect|, with how sure each is."""
     if not isinstance(results, LayerResults):
         raise ValueError(
             f"results is a {type(results).__name__}, expected what run_patching_experiment returns; for heads use "
             "print_head_results"
         )
-    sweep = results.sweep
+    row_of = {patch.sites[0].hook_point: row for row, patch in enumerate(results.sweep.patches)}
+    rows = {name: row_of[name] for name, _ in results.top(top_k)}
+    print_effects(results.sweep, rows, kind="hook point", of=len(results))
+
+
+def print_effects(sweep: Sweep, rows: Mapping[str, int], *, kind: str, of: int, what: str = "") -> None:
+    """Print the experiment, some of its effects with their intervals, and how sure these are.
+
+    Args:
+        sweep: the experiment.
+        rows: name -> row of the sweep, in the order in which they are printed.
+        kind: what the names are names of, `hook point` or `head`.
+        of: how many there are.
+        what: said of the patched metric in the heading.
+    """
+    usable, effects, shown = sweep.usable, sweep.effects, list(rows.values())
+    statistics = sweep.statistics() if usable.any() else None
+    patched = sweep.patched[shown][:, usable].mean(axis=1) if statistics else np.full(len(shown), np.nan)
+    columns = {kind: list(rows), "effect": [f"{effects[row]:+.3f}" for row in shown]}
+    if statistics and statistics.n_pairs >= FEWEST_PAIRS:
+        intervals = [_interval(statistics.low[row], statistics.high[row]) for row in shown]
+        columns[f"{statistics.level * 100:g}% interval"] = intervals
+    if statistics and statistics.n_pairs > 1:
+        columns[""] = ["" if statistics.significant[row] else "n.s." for row in shown]
+    heading, *lines = _aligned(columns)
+    room = max(0, min(20, TABLE_WIDTH - len(heading) - len("  +000.000  ")))
+
     print(describe_experiment(sweep))
-    top = results.top(top_k)
-    width = max(len("hook point"), *(len(name) for name, _ in top))
-    print(f"\n{'hook point':<{width}}  effect   {sweep.metric}")
-    for name, effect in top:
-        patched = [result.patched_metric for result in results[name]]
-        mean = np.mean(np.array(patched)[sweep.usable]) if sweep.usable.any() else np.nan
-        print(f"{name:<{width}}  {effect:+.3f}   {mean:+8.3f}  {effect_bar(effect)}")
-    if len(results) > len(top):
-        print(f"({len(results) - len(top)} more with smaller effects)")
+    print(f"\n{heading}  {sweep.metric}{what}")
+    for line, metric, row in zip(lines, patched, shown):
+        print(f"{line}  {metric:+8.3f}  {effect_bar(effects[row], room)}".rstrip())
+    if of > len(rows):
+        print(f"({of - len(rows)} more with smaller effects)")
+    if statistics:
+        print(f"\n{statistics.describe(kind, TABLE_WIDTH)}")
+    else:
+        print("\nNote: no pair is usable, so there are no effects, no intervals and no significance.")
 
 
 def describe_experiment(sweep: Sweep) -> str:
@@ -236,7 +267,7 @@ def describe_experiment(sweep: Sweep) -> str:
     ]
     if excluded:
         lines.append(f"{excluded} of them left out of the effects: clean and corrupted barely differ")
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, TABLE_WIDTH, subsequent_indent="  ") for line in lines)
 
 
 def effect_bar(effect: float, width: int = 20) -> str:
@@ -244,6 +275,17 @@ def effect_bar(effect: float, width: int = 20) -> str:
     if np.isnan(effect):
         return ""
     return ("#" if effect > 0 else "-") * min(width, round(abs(effect) * width))
+
+
+def _interval(low: float, high: float) -> str:
+    return "none" if np.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
+
+
+def _aligned(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """The heading and the rows of a table, each cell as wide as its column."""
+    cells = [[name, *column] for name, column in columns.items()]
+    widths = [max(map(len, column)) for column in cells]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) for row in zip(*cells)]
 
 
 def model_name(model: Any) -> str:

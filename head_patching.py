@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from activation_patching import ActivationPatcher, describe_experiment, effect_bar
+from activation_patching import ActivationPatcher, print_effects
 from patching_results import Direction, HeadPatchingResult, HeadResults
 from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site, block_hook, check_index
 from patching_tasks import PatchingDataset
@@ -76,23 +76,47 @@ class HeadPatcher:
         ]
         return HeadResults(self.patcher.sweep(dataset, patches, pair_indices=pair_indices, direction=direction))
 
-    def find_important_heads(self, results: Sequence[HeadPatchingResult], threshold: float = 0.1) -> list:
-        """The heads whose |effect| is at least `threshold`, largest first. Heads without an effect (NaN) are not."""
-        if threshold < 0:
+    def find_important_heads(
+        self, results: Sequence[HeadPatchingResult], threshold: float | None = 0.1, *, alpha: float | None = None
+    ) -> list[HeadPatchingResult]:
+        """The heads that stand out, largest |effect| first.
+
+        Args:
+            results: what `run_all_heads_experiment` returned; for `threshold` alone any list of its entries will do.
+            threshold: heads of at least this |effect|; None for heads of any size.
+            alpha: heads whose p-value, corrected over all heads of the experiment, is at most this besides
+                (`results.statistics(alpha=alpha)`); None does not ask how sure they are.
+
+        Raises:
+            ValueError: for a threshold below 0, where neither is given, and for `alpha` with a plain list, which lacks
+                the heads that the correction counts.
+        """
+        if threshold is None and alpha is None:
+            raise ValueError("threshold and alpha are both None, so nothing is selected: give at least one")
+        if threshold is not None and threshold < 0:
             raise ValueError(f"threshold is {threshold}, expected at least 0: it is compared with |effect|")
-        return sorted((r for r in results if abs(r.effect) >= threshold), key=lambda r: abs(r.effect), reverse=True)
+        found = [r for r in results if abs(r.effect) >= (threshold or 0)]
+        if alpha is not None:
+            if not isinstance(results, HeadResults):
+                raise ValueError(
+                    f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns: alpha "
+                    "needs every pair and head of the experiment. Use threshold alone, or give the whole results"
+                )
+            significant, row_of = results.statistics(alpha=alpha).significant, _rows_of_heads(results)
+            found = [r for r in found if significant[row_of[r.layer, r.head]]]
+        return sorted(found, key=lambda r: abs(r.effect), reverse=True)
 
 
 def print_head_results(results: HeadResults, top_k: int = 15) -> None:
-    """Print the experiment, its baselines and the heads of largest |effect|."""
+    """Print the experiment, its baselines and the heads of largest |effect|, with how sure each is."""
     if not isinstance(results, HeadResults):
         raise ValueError(f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns")
-    sweep = results.sweep
     kind = "key-value head" if results.counts_key_value_heads else "head"
-    print(describe_experiment(sweep))
-    print(f"\n{kind:<14}  effect   {sweep.metric} ({results.patch_type} patched)")
-    top = results.top(top_k)
-    for result in top:
-        print(f"{result.label:<14}  {result.effect:+.3f}   {result.patched_metric:+8.3f}  {effect_bar(result.effect)}")
-    if len(results) > len(top):
-        print(f"({len(results) - len(top)} more with smaller effects)")
+    row_of = _rows_of_heads(results)
+    rows = {result.label: row_of[result.layer, result.head] for result in results.top(top_k)}
+    print_effects(results.sweep, rows, kind=kind, of=len(results), what=f" ({results.patch_type} patched)")
+
+
+def _rows_of_heads(results: HeadResults) -> dict[tuple[int | None, int | None], int]:
+    """(layer, head) -> row of the sweep. The list itself may have been sorted or shortened since."""
+    return {(patch.sites[0].layer, patch.sites[0].head): row for row, patch in enumerate(results.sweep.patches)}

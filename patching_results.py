@@ -28,6 +28,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site
+from patching_statistics import Correction, SiteStatistics, site_statistics
 
 Direction = Literal["denoising", "noising"]
 """`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
@@ -119,6 +120,34 @@ class Sweep:
             return np.full(len(self.patches), np.nan)
         base = self.base[usable].mean()
         return (self.patched[:, usable].mean(axis=1) - base) / (self.source[usable].mean() - base)
+
+    def statistics(
+        self,
+        *,
+        seed: int = 0,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        correction: Correction = "bh",
+        power: float = 0.8,
+        n_resamples: int = 1999,
+    ) -> SiteStatistics:
+        """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
+
+        Args and errors are those of `patching_statistics.site_statistics`.
+        """
+        usable = self.usable
+        return site_statistics(
+            self.patched[:, usable],
+            self.base[usable],
+            self.source[usable],
+            sites=[patch.label for patch in self.patches],
+            seed=seed,
+            level=level,
+            alpha=alpha,
+            correction=correction,
+            power=power,
+            n_resamples=n_resamples,
+        )
 
     def warn_about_unusable_pairs(self) -> None:
         """Name the pairs that no effect can be computed for, once."""
@@ -216,6 +245,21 @@ class SweepResults:
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per patch and pair (`Sweep.to_dataframe`)."""
         return self.sweep.to_dataframe()
+
+    def statistics(
+        self,
+        *,
+        seed: int = 0,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        correction: Correction = "bh",
+        power: float = 0.8,
+        n_resamples: int = 1999,
+    ) -> SiteStatistics:
+        """How sure the effects are (`Sweep.statistics`), one entry per patch of `sweep`."""
+        return self.sweep.statistics(
+            seed=seed, level=level, alpha=alpha, correction=correction, power=power, n_resamples=n_resamples
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the results as JSON; `load_results` reads them back."""
