@@ -35,7 +35,7 @@ from patching_checks import ADDED, FULL_RUNS, Exactness, check_writing, error_of
 from patching_metrics import Metric
 from patching_plan import Batch, Route, plan, route
 from patching_results import DIRECTIONS, Direction
-from patching_resume import Chunk, Experiment, Resumption, resid_name, run_in_full, source_name
+from patching_resume import Chunk, Experiment, Resumption, resid_name, run_in_full
 from patching_sites import (
     KEY_VALUE_COMPONENTS,
     Patch,
@@ -233,8 +233,8 @@ class _Runs:
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or len(batch) == 1:
                     raise
-                self.max_tokens = max(1, self.max_tokens // 2)
-                waiting += reversed(batch.halves())
+                self.max_tokens = batch.tokens // 2
+                waiting = [part for b in [*waiting, batch] for part in reversed(b.parts(self.max_tokens))]
 
     def _run(
         self,
@@ -276,7 +276,7 @@ class _Runs:
     def _recorded_names(self) -> tuple[set[str], set[str]]:
         """Hook points needed of the run that is patched, and of the run whose activations are copied."""
         n_layers = self.runner.n_layers
-        source = {source_name(site, n_layers) for patch in self.patches for site in patch.sites}
+        source = {site.hook_point for patch in self.patches for site in patch.sites}
         routes = self.routes
         base = {resid_name(layer, n_layers) for layer in range(n_layers + 1)} if routes else set()
         for taken in routes:
@@ -349,9 +349,9 @@ def _starts(experiment: Experiment, chunk: Chunk) -> Int[Tensor, "patch pair"]:
     for i, (patch, positions) in enumerate(zip(experiment.patches, experiment.positions)):
         changes = []
         for site, at in zip(patch.sites, positions):
-            name = source_name(site, experiment.runner.n_layers)
+            name = site.hook_point
             if name not in differences:
-                differences[name] = _difference(name, chunk)
+                differences[name] = _difference(site, experiment.runner.n_layers, chunk)
             start = first if at is None else torch.where(at[chunk.pairs] < first, lengths, at[chunk.pairs])
             same = _is_same(differences[name], site, at, chunk)
             changes.append(torch.where(same, lengths, start))
@@ -359,9 +359,12 @@ def _starts(experiment: Experiment, chunk: Chunk) -> Int[Tensor, "patch pair"]:
     return starts
 
 
-def _difference(name: str, chunk: Chunk) -> Tensor | None:
+def _difference(site: Site, n_layers: int, chunk: Chunk) -> Tensor | None:
     """Where the runs' activations differ at a hook point, on the axes pair, pos (and head); None where not recorded."""
-    base, source = chunk.base.activations.get(name), chunk.source.activations[name]
+    name = site.hook_point
+    in_base = name if site.layer is None or site.component != "resid_post" else resid_name(site.layer + 1, n_layers)
+    base = chunk.base.activations.get(in_base)
+    source = chunk.source.activations[name]
     if base is None:
         return None
     real = torch.arange(base.shape[1]) < chunk.lengths[:, None]

@@ -302,7 +302,7 @@ def _first_difference(clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) ->
 
 
 def _tokenize(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
-    return model.to_tokens(text, **options)[0].cpu()
+    return model.to_tokens(text, truncate=False, **options)[0].cpu()
 
 
 def _check_known(model: Any, tokens: Int[Tensor, " pos"], text: str) -> None:
