@@ -35,15 +35,19 @@ class Exactness:
     """Running them over recorded keys and values."""
     linear: bool = True
     """Adding a change to the recorded residual stream."""
+    narrow: bool = True
+    """Computing, in the last layer, what follows the attention at the position that is read alone."""
 
     def weakened(self) -> Exactness:
         """The next set of shortcuts to try."""
+        if self.narrow:
+            return replace(self, narrow=False)
         if self.linear:
             return replace(self, linear=False)
         return replace(self, prefix=False) if self.prefix else FULL_RUNS
 
 
-FULL_RUNS = Exactness(resume=False, prefix=False, linear=False)
+FULL_RUNS = Exactness(resume=False, prefix=False, linear=False, narrow=False)
 
 
 def error_of_resuming(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> str | None:
@@ -59,7 +63,8 @@ def error_of_resuming(experiment: Experiment, chunk: Chunk, exactness: Exactness
     ]
     batch = Batch(tuple(range(len(routes))), (pair,) * len(routes), start, length)
     try:
-        logits = Resumption(experiment, batch, chunk, routes).run(runner.begin(chunk.base, start, length), None)
+        resumption = Resumption(experiment, batch, chunk, routes, narrow=exactness.narrow)
+        logits = resumption.run(runner.begin(chunk.base, start, length), None)
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
         return f"{type(failure).__name__}: {failure}"
     expected = chunk.base.logits[pair, start:length] if experiment.reads_all else chunk.base.logits[pair]

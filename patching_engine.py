@@ -250,7 +250,8 @@ class _Runs:
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
-        logits = Resumption(self.experiment, batch, chunk, routes).run(calls[key], tokens)
+        resumption = Resumption(self.experiment, batch, chunk, routes, narrow=self.exactness.narrow)
+        logits = resumption.run(calls[key], tokens)
         if self.experiment.reads_all and batch.start:
             before = chunk.base.logits[list(batch.pairs), : batch.start]
             logits = torch.cat([before, logits], dim=1)

@@ -63,18 +63,21 @@ class Chunk:
 class Resumption:
     """One batch, carried up through the layers while its rows enter."""
 
-    def __init__(self, experiment: Experiment, batch: Batch, chunk: Chunk, routes: Sequence[Route]) -> None:
+    def __init__(
+        self, experiment: Experiment, batch: Batch, chunk: Chunk, routes: Sequence[Route], *, narrow: bool
+    ) -> None:
         self.experiment, self.runner, self.batch, self.chunk = experiment, experiment.runner, batch, chunk
         self.routes = [routes[patch] for patch in batch.patches]
         device = self.runner.device
         self.pairs = torch.tensor(batch.pairs, device=device)
         self.read = (chunk.lengths[list(batch.pairs)] - 1 - batch.start).to(device)
         self.writes = _written(batch, [taken.hooked for taken in routes])
+        self.narrow = narrow and self._can_narrow_last_layer()
 
     def run(self, call: Any, tokens: Int[Tensor, " token"] | None) -> Float[Tensor, "row read token"]:
         hooks, fired = _write_hooks(self.experiment, self.batch, self.chunk, self.writes)
         last = self.runner.n_layers - 1
-        if self._can_narrow_last_layer():
+        if self.narrow:
             z = block_hook(last, "z")
             hooks.append((z, lambda value, hook: at_positions(value, self.read[: len(value)])))
         resid: Tensor | None = None
@@ -111,7 +114,7 @@ class Resumption:
         prefix = self.runner.prefix(self.chunk.base, layer, self.pairs[:entered], self.batch.start)
         block = self.runner.model.blocks[layer]
         with contextlib.ExitStack() as stack:
-            narrowed = layer == self.runner.n_layers - 1 and self._can_narrow_last_layer()
+            narrowed = layer == self.runner.n_layers - 1 and self.narrow
             if total > entered:
                 outputs = self._attention_outputs(layer, entered, total)
                 if narrowed:

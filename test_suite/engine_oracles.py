@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -195,7 +196,9 @@ def test_hook_points_that_are_switched_off_are_switched_on_for_the_sweep(name: s
     tail = f"attn.{hook}" if hook == "hook_result" else hook
     patches = single([Site(f"blocks.{layer}.{tail}", head=h) for layer in range(3) for h in (None, 1)])
     metric = last_position_metric(2)
-    found = PatchingEngine(model, show_progress=False).sweep(pairs, patches, metric, "denoising")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*cannot be resumed.*")
+        found = PatchingEngine(model, show_progress=False).sweep(pairs, patches, metric, "denoising")
     assert not getattr(model.cfg, SWITCHED[hook])
     with switched_on(model, SWITCHED[hook]):
         error, where = largest_error(model, pairs, patches, "denoising", [(metric, found)])
