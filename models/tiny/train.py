@@ -563,7 +563,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluate", action="store_true", help="measure the saved model, train nothing")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to save to, or to measure")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the training text")
+    parser.add_argument("--seed", type=int, default=1, help="of the weights and the training text")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.1)
