@@ -13,30 +13,27 @@ something. See Heimersheim & Nanda 2024, "How to use and interpret activation pa
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from metric_sets import MetricChoice
 from patching_engine import PatchingEngine
-from patching_resampling import FEWEST_PAIRS
 from patching_results import (
-    DIRECTIONS,
-    Direction,
     HeadPatchingResult,
     HeadResults,
     LayerResults,
     PatchingResult,
     PositionResults,
-    Sweep,
     load_results,
 )
 from patching_sites import Patch, Site, check_index
-from patching_tasks import EncodedPairs, IOIDataset, PatchingDataset, dataset_metric, encode_pairs
+from patching_sweep import Direction, MetricValues, Sweep
+from patching_tasks import EncodedPairs, IOIDataset, PatchingDataset, dataset_metrics, encode_pairs
+from result_tables import results_text
 
 __all__ = [
     "ActivationPatcher",
@@ -51,9 +48,6 @@ __all__ = [
     "load_results",
     "summarize_results",
 ]
-
-
-TABLE_WIDTH = 80
 
 
 class ActivationPatcher:
@@ -88,6 +82,7 @@ class ActivationPatcher:
         pair_indices: Sequence[int] | None = None,
         position: int | None = None,
         direction: Direction = "denoising",
+        metrics: MetricChoice = None,
     ) -> LayerResults:
         """Patch each hook point on each pair.
 
@@ -99,6 +94,8 @@ class ActivationPatcher:
             position: token position to patch, counting the BOS token, negative from each prompt's end; None for all
                 positions at once. For patterns it is the query's position.
             direction: `denoising` (clean into corrupted) or `noising` (corrupted into clean).
+            metrics: what to measure, all in the same runs: names (`metric_sets.METRICS`) and `Metric` objects, one or a
+                list; None for the dataset's own. Results show the first; `results.by_metric(name)` shows another.
 
         Returns:
             A mapping hook point -> list of `PatchingResult`, one per pair.
@@ -108,7 +105,9 @@ class ActivationPatcher:
         """
         names = self.engine.hook_points(hook_points)
         patches = [Patch((Site(name, position=position),)) for name in names]
-        return LayerResults(self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction))
+        return LayerResults(
+            self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        )
 
     def run_position_experiment(
         self,
@@ -117,6 +116,7 @@ class ActivationPatcher:
         *,
         pair_indices: Sequence[int] | None = None,
         direction: Direction = "denoising",
+        metrics: MetricChoice = None,
     ) -> PositionResults:
         """Patch each hook point at each position, one at a time: a layer × position map.
 
@@ -134,7 +134,9 @@ class ActivationPatcher:
                 "choose pairs of one length with pair_indices"
             )
         patches = [Patch((Site(name, position=at),)) for name in names for at in range(lengths[0])]
-        return PositionResults(self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction))
+        return PositionResults(
+            self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        )
 
     def sweep(
         self,
@@ -143,6 +145,7 @@ class ActivationPatcher:
         *,
         pair_indices: Sequence[int] | None = None,
         direction: Direction = "denoising",
+        metrics: MetricChoice = None,
     ) -> Sweep:
         """Run any patches: sets of sites that are replaced together, each on each pair.
 
@@ -150,16 +153,13 @@ class ActivationPatcher:
             The raw numbers with all that is needed to read them.
         """
         pairs = encode_pairs(self.model, dataset, pair_indices)
-        metric = dataset_metric(self.model, dataset, pairs.indices)
-        measured = self.engine.sweep(pairs, patches, metric, direction)
+        chosen = dataset_metrics(self.model, dataset, pairs.indices, metrics)
+        baselines = self.engine.sweep(pairs, patches, chosen, direction)
+        runs = zip(chosen, baselines.patched, baselines.clean, baselines.corrupted)
         sweep = Sweep(
             patches=tuple(patches),
-            patched=measured.patched,
-            clean=measured.clean,
-            corrupted=measured.corrupted,
+            measured=tuple(MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs),
             direction=direction,
-            metric=metric.name,
-            unit=metric.unit,
             model=model_name(self.model),
             n_layers=self.engine.n_layers,
             n_heads=self.engine.n_heads,
@@ -210,82 +210,19 @@ class ActivationPatcher:
 
 
 def summarize_results(results: LayerResults, top_k: int = 10) -> None:
-    """Print the experiment, its baselines and the hook points of largest |effect|, with how sure each is."""
+    """Print the experiment, its baselines and the hook points of largest |effect|, a column per metric.
+
+    Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
+    how both were found (`patching_statistics`).
+    """
     if not isinstance(results, LayerResults):
         raise ValueError(
             f"results is a {type(results).__name__}, expected what run_patching_experiment returns; for heads use "
             "print_head_results"
         )
-    row_of = {patch.sites[0].hook_point: row for row, patch in enumerate(results.sweep.patches)}
-    rows = {name: row_of[name] for name, _ in results.top(top_k)}
-    print_effects(results.sweep, rows, kind="hook point", of=len(results))
-
-
-def print_effects(sweep: Sweep, rows: Mapping[str, int], *, kind: str, of: int, what: str = "") -> None:
-    """Print the experiment, some of its effects with their intervals, and how sure these are.
-
-    Args:
-        sweep: the experiment.
-        rows: name -> row of the sweep, in the order in which they are printed.
-        kind: what the names are names of, `hook point` or `head`.
-        of: how many there are.
-        what: said of the patched metric in the heading.
-    """
-    usable, effects, shown = sweep.usable, sweep.effects, list(rows.values())
-    statistics = sweep.statistics() if usable.any() else None
-    patched = sweep.patched[shown][:, usable].mean(axis=1) if statistics else np.full(len(shown), np.nan)
-    columns = {kind: list(rows), "effect": [f"{effects[row]:+.3f}" for row in shown]}
-    if statistics and statistics.n_pairs >= FEWEST_PAIRS:
-        intervals = [_interval(statistics.low[row], statistics.high[row]) for row in shown]
-        columns[f"{statistics.level * 100:g}% interval"] = intervals
-    if statistics and statistics.n_pairs > 1:
-        columns[""] = ["" if statistics.significant[row] else "n.s." for row in shown]
-    heading, *lines = _aligned(columns)
-    room = max(0, min(20, TABLE_WIDTH - len(heading) - len("  +000.000  ")))
-
-    print(describe_experiment(sweep))
-    print(f"\n{heading}  {sweep.metric}{what}")
-    for line, metric, row in zip(lines, patched, shown):
-        print(f"{line}  {metric:+8.3f}  {effect_bar(effects[row], room)}".rstrip())
-    if of > len(rows):
-        print(f"({of - len(rows)} more with smaller effects)")
-    if statistics:
-        print(f"\n{statistics.describe(kind, TABLE_WIDTH)}")
-    else:
-        print("\nNote: no pair is usable, so there are no effects, no intervals and no significance.")
-
-
-def describe_experiment(sweep: Sweep) -> str:
-    """What was run, in a few lines for tables."""
-    usable = int(sweep.usable.sum())
-    excluded = len(sweep.pair_indices) - usable
-    lines = [
-        f"{sweep.task} on {sweep.model}",
-        f"{sweep.direction}: {DIRECTIONS[sweep.direction]}",
-        f"{sweep.metric}: clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f} {sweep.unit}, "
-        f"mean of {len(sweep.pair_indices)} pairs",
-    ]
-    if excluded:
-        lines.append(f"{excluded} of them left out of the effects: clean and corrupted barely differ")
-    return "\n".join(textwrap.fill(line, TABLE_WIDTH, subsequent_indent="  ") for line in lines)
-
-
-def effect_bar(effect: float, width: int = 20) -> str:
-    """A bar of `width` characters for |effect| = 1, `#` for positive and `-` for negative effects."""
-    if np.isnan(effect):
-        return ""
-    return ("#" if effect > 0 else "-") * min(width, round(abs(effect) * width))
-
-
-def _interval(low: float, high: float) -> str:
-    return "none" if np.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
-
-
-def _aligned(columns: Mapping[str, Sequence[str]]) -> list[str]:
-    """The heading and the rows of a table, each cell as wide as its column."""
-    cells = [[name, *column] for name, column in columns.items()]
-    widths = [max(map(len, column)) for column in cells]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) for row in zip(*cells)]
+    number = {patch.sites[0].hook_point: i for i, patch in enumerate(results.sweep.patches)}
+    rows = [(name, number[name]) for name, _ in results.top(top_k)]
+    print(results_text(results.sweep, rows, kind="hook point", of=len(results)))
 
 
 def model_name(model: Any) -> str:

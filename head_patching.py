@@ -15,10 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from activation_patching import ActivationPatcher, print_effects
-from patching_results import Direction, HeadPatchingResult, HeadResults
+from activation_patching import ActivationPatcher
+from metric_sets import MetricChoice
+from patching_results import HeadPatchingResult, HeadResults
 from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site, block_hook, check_index
+from patching_sweep import Direction
 from patching_tasks import PatchingDataset
+from result_tables import results_text
 
 PatchType = Literal["output", "pattern", "q", "k", "v"]
 
@@ -45,6 +48,7 @@ class HeadPatcher:
         pair_indices: Sequence[int] | None = None,
         position: int | None = None,
         direction: Direction = "denoising",
+        metrics: MetricChoice = None,
     ) -> HeadResults:
         """Patch each head on each pair.
 
@@ -55,6 +59,7 @@ class HeadPatcher:
             pair_indices: which pairs of the dataset; None for all.
             position: token position to patch (the query's, for `pattern`); None for all positions at once.
             direction: `denoising` (clean into corrupted) or `noising` (corrupted into clean).
+            metrics: what to measure, all in the same runs, as in `ActivationPatcher.run_patching_experiment`.
 
         Returns:
             A list of `HeadPatchingResult`, one per head, in order of layer and head. For `k` and `v` under
@@ -74,7 +79,9 @@ class HeadPatcher:
             for layer in sorted({check_index(layer, engine.n_layers, "layer") for layer in chosen})
             for head in range(n_heads)
         ]
-        return HeadResults(self.patcher.sweep(dataset, patches, pair_indices=pair_indices, direction=direction))
+        return HeadResults(
+            self.patcher.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        )
 
     def find_important_heads(
         self, results: Sequence[HeadPatchingResult], threshold: float | None = 0.1, *, alpha: float | None = None
@@ -102,21 +109,25 @@ class HeadPatcher:
                     f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns: alpha "
                     "needs every pair and head of the experiment. Use threshold alone, or give the whole results"
                 )
-            significant, row_of = results.statistics(alpha=alpha).significant, _rows_of_heads(results)
-            found = [r for r in found if significant[row_of[r.layer, r.head]]]
+            significant, number = results.statistics(alpha=alpha).significant, _numbers_of_heads(results)
+            found = [r for r in found if significant[number[r.layer, r.head]]]
         return sorted(found, key=lambda r: abs(r.effect), reverse=True)
 
 
 def print_head_results(results: HeadResults, top_k: int = 15) -> None:
-    """Print the experiment, its baselines and the heads of largest |effect|, with how sure each is."""
+    """Print the experiment, its baselines and the heads of largest |effect|, a column per metric.
+
+    Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
+    how both were found (`patching_statistics`).
+    """
     if not isinstance(results, HeadResults):
         raise ValueError(f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns")
+    number = _numbers_of_heads(results)
+    rows = [(result.label, number[result.layer, result.head]) for result in results.top(top_k)]
     kind = "key-value head" if results.counts_key_value_heads else "head"
-    row_of = _rows_of_heads(results)
-    rows = {result.label: row_of[result.layer, result.head] for result in results.top(top_k)}
-    print_effects(results.sweep, rows, kind=kind, of=len(results), what=f" ({results.patch_type} patched)")
+    print(results_text(results.sweep, rows, kind=kind, of=len(results), patched=results.patch_type))
 
 
-def _rows_of_heads(results: HeadResults) -> dict[tuple[int | None, int | None], int]:
-    """(layer, head) -> row of the sweep. The list itself may have been sorted or shortened since."""
-    return {(patch.sites[0].layer, patch.sites[0].head): row for row, patch in enumerate(results.sweep.patches)}
+def _numbers_of_heads(results: HeadResults) -> dict[tuple[int | None, int | None], int]:
+    """(layer, head) -> number of its patch. The list itself may have been sorted or shortened since."""
+    return {(patch.sites[0].layer, patch.sites[0].head): i for i, patch in enumerate(results.sweep.patches)}

@@ -19,7 +19,6 @@ The methods, with sources and how often they were right in simulations, stand in
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -109,25 +108,6 @@ class SiteStatistics:
         columns = ("effect", "low", "high", "p", "p_corrected", "significant", "detectable")
         table = pd.DataFrame({"site": self.sites, **{name: getattr(self, name) for name in columns}})
         return table.assign(n_pairs=self.n_pairs)
-
-    def describe(self, kind: str = "site", width: int = 80) -> str:
-        """What a reader of these numbers has to know, wrapped: level, correction, pairs, detectable effect, notes."""
-        said = []
-        if self.n_pairs >= FEWEST_PAIRS:
-            said.append(f"{self.level * 100:g}% intervals over {self.n_pairs} pairs.")
-        if self.n_pairs > 1:
-            pairs = "" if said else f", {self.n_pairs} pairs"
-            said.append(
-                f"n.s.: p > {self.alpha:g} after {CORRECTIONS[self.correction]} correction over "
-                f"{_count(len(self.sites), kind)}{pairs}."
-            )
-        if not math.isnan(self.detectable_effect):
-            said.append(
-                f"Smallest effect found with power {self.power:g}: {self.detectable_effect:.3f} at the median {kind}, "
-                f"{np.nanmax(self.detectable):.3f} at the most variable."
-            )
-        paragraphs = [" ".join(said), *(f"Note: {note}." for note in self.notes)]
-        return "\n".join(textwrap.fill(text, width, subsequent_indent="  ") for text in paragraphs if text)
 
     def __repr__(self) -> str:
         return (
@@ -273,7 +253,7 @@ def _check_values(
     if not len(labels):
         raise ValueError("there are no sites, so there is nothing to compute statistics of")
     if not len(base):
-        raise ValueError("no pair is usable, so no effect has an interval: use a corruption that breaks the behaviour")
+        raise ValueError("no pair is usable: use a corruption that breaks the behaviour")
     broken = [label for label, row in zip(labels, patched, strict=True) if not np.isfinite(row).all()]
     if broken:
         raise ValueError(
