@@ -150,7 +150,8 @@ def site_statistics(
     labels = tuple(map(str, range(len(patched)))) if sites is None else tuple(sites)
     _check_settings(seed, level, alpha, correction, power, n_resamples)
     _check_values(patched, base, source, labels)
-    changes, gaps = patched - base, source - base
+    # Sums over pairs round by where the numbers lie in memory: selected pairs and loaded files lie differently.
+    changes, gaps = np.ascontiguousarray(patched - base), source - base
     n_pairs = len(gaps)
     lone = _level_of_a_lone_site(alpha, len(labels), correction)
     n_flips = min(max(N_FLIPS, math.ceil(2 / lone)), MOST_FLIPS)
