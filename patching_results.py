@@ -62,7 +62,10 @@ class HeadPatchingResult:
 
 
 class SweepResults:
-    """What every shape of results has: the sweep it rests on, the metrics to choose from, a table, files."""
+    """What every shape of results has: the sweep it rests on, the metrics to choose from, a table, files.
+
+    By itself it is the shape of sweeps that have no other: `SweepResults(patcher.sweep(...)).save(path)`.
+    """
 
     sweep: Sweep
     _rows = "patches"
@@ -271,7 +274,7 @@ class PositionResults(SweepResults):
         return table
 
 
-def load_results(path: str | Path) -> LayerResults | HeadResults | PositionResults:
+def load_results(path: str | Path) -> LayerResults | HeadResults | PositionResults | SweepResults:
     """The results that `.save(path)` wrote, equal to those that were saved.
 
     Raises:
@@ -279,7 +282,7 @@ def load_results(path: str | Path) -> LayerResults | HeadResults | PositionResul
         ValueError: where it is no such file, one of another format version, or damaged.
     """
     kind, sweep = read_sweep(path)
-    kinds = {kind.__name__: kind for kind in (LayerResults, HeadResults, PositionResults)}
+    kinds = {kind.__name__: kind for kind in (LayerResults, HeadResults, PositionResults, SweepResults)}
     if kind not in kinds:
         raise ValueError(
             f"{path} holds {kind!r}, expected one of {', '.join(kinds)}: read it with the version that wrote it"
