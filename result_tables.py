@@ -146,11 +146,12 @@ def _sure_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[str, l
 
 
 def _reach(found: SiteStatistics, kind: str) -> str:
-    pairs = f"Smallest effect that {found.n_pairs} pairs find with power {found.power:g}"
     if np.isnan(found.detectable_effect):
-        return f"{pairs}: none."
-    most = np.nanmax(found.detectable)
-    return f"{pairs}: {found.detectable_effect:.3f} at the median {kind}, {most:.3f} at the most variable."
+        return f"{found.n_pairs} pairs."
+    return (
+        f"Smallest effect that {found.n_pairs} pairs find with power {found.power:g}: {found.detectable_effect:.3f} at "
+        f"the median {kind}, {np.nanmax(found.detectable):.3f} at the most variable."
+    )
 
 
 def _signed(values: Sequence[float] | np.ndarray) -> list[str]:
