@@ -46,8 +46,8 @@ def write_parquet(table: pd.DataFrame, path: str | Path) -> Path:
     """
     if find_spec("pyarrow") is None:
         raise ImportError(
-            "writing Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or write CSV with "
-            "to_csv"
+            "writing Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or write CSV "
+            "with to_csv"
         )
     content = io.BytesIO()
     table.to_parquet(content, engine="pyarrow", index=False)
