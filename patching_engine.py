@@ -116,20 +116,18 @@ class PatchingEngine:
         """
         patched = np.full((len(patches), len(pairs)), np.nan)
         clean, corrupted = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
-        reads_all = metric.reads_all_positions
         base_metric, source_metric = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
         with (
-            self.running(pairs, patches, direction, reads_all) as runs,
+            self.running(pairs, patches, direction, metric.reads_all_positions, metric.tokens) as runs,
             tqdm(total=patched.size, unit="run", desc="Patching", disable=not self.show_progress) as progress,
         ):
             for chunk in runs.chunks():
                 indices = chunk.pairs.numpy()
                 for run, into in ((chunk.base, base_metric), (chunk.source, source_metric)):
-                    logits = run.logits if metric.tokens is None else run.logits[..., metric.tokens]
-                    into[indices] = _measure(metric, logits, chunk.lengths, chunk.pairs)
+                    into[indices] = _measure(metric, run.logits, chunk.lengths, chunk.pairs)
                 patched[:, indices] = base_metric[indices]
                 done = 0
-                for batch, logits in runs.batches(chunk, metric.tokens):
+                for batch, logits in runs.batches(chunk):
                     rows = torch.tensor(batch.pairs)
                     values = _measure(metric, logits, chunk.lengths[rows], chunk.pairs[rows])
                     patched[list(batch.patches), indices[list(batch.pairs)]] = values
@@ -143,18 +141,23 @@ class PatchingEngine:
     ) -> list[Float[Tensor, "_ d_vocab"]]:
         """Logits at all positions of one patched run per pair."""
         found: dict[int, Tensor] = {}
-        with self.running(pairs, [patch], direction, reads_all=True) as runs:
+        with self.running(pairs, [patch], direction, reads_all=True, vocabulary=None) as runs:
             for chunk in runs.chunks():
                 for i, pair in enumerate(chunk.pairs.tolist()):
                     found[pair] = chunk.base.logits[i, : chunk.lengths[i]]
-                for batch, logits in runs.batches(chunk, None):
+                for batch, logits in runs.batches(chunk):
                     for i, row in zip(batch.pairs, logits):
                         found[int(chunk.pairs[i])] = row[: chunk.lengths[i]]
         return [found[pair] for pair in range(len(pairs))]
 
     @contextlib.contextmanager
     def running(
-        self, pairs: EncodedPairs, patches: Sequence[Patch], direction: Direction, reads_all: bool
+        self,
+        pairs: EncodedPairs,
+        patches: Sequence[Patch],
+        direction: Direction,
+        reads_all: bool,
+        vocabulary: Int[Tensor, " token"] | None,
     ) -> Iterator[_Runs]:
         """The experiment, checked, with the model made ready and put back afterwards."""
         if direction not in DIRECTIONS:
@@ -164,7 +167,8 @@ class PatchingEngine:
         positions = [[self._checked_positions(site, pairs.lengths) for site in patch.sites] for patch in patches]
         names = {site.hook_point for patch in patches for site in patch.sites}
         with self.runner.as_found(names):
-            yield _Runs(Experiment(self.runner, pairs, patches, positions, direction, reads_all), self.batch_size)
+            experiment = Experiment(self.runner, pairs, patches, positions, direction, reads_all, vocabulary)
+            yield _Runs(experiment, self.batch_size)
 
     def _checked_positions(self, site: Site, lengths: Int[Tensor, " pair"]) -> Int[Tensor, " pair"] | None:
         """The site's position in each pair; also checks its hook point and head."""
@@ -212,13 +216,8 @@ class _Runs:
             chunk = self._record(torch.tensor(order[i : i + size]))
             yield self._checked(chunk) if i == 0 else chunk
 
-    def batches(
-        self, chunk: Chunk, tokens: Int[Tensor, " token"] | None
-    ) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
-        """Each batch with its patched logits, of `tokens` alone where these are given.
-
-        `read` is the last position alone, or all positions where the metric reads them.
-        """
+    def batches(self, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
+        """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
         routes = self.routes
         starts = _starts(self.experiment, chunk)
         if not self.exactness.prefix:
@@ -229,7 +228,7 @@ class _Runs:
         while waiting:
             batch = waiting.pop()
             try:
-                yield batch, self._run(batch, chunk, routes, calls, tokens)
+                yield batch, self._run(batch, chunk, routes, calls)
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or len(batch) == 1:
                     raise
@@ -237,21 +236,15 @@ class _Runs:
                 waiting = [part for b in [*waiting, batch] for part in reversed(b.parts(self.max_tokens))]
 
     def _run(
-        self,
-        batch: Batch,
-        chunk: Chunk,
-        routes: Sequence[Route],
-        calls: dict[tuple[int, int], Any],
-        tokens: Int[Tensor, " token"] | None,
+        self, batch: Batch, chunk: Chunk, routes: Sequence[Route], calls: dict[tuple[int, int], Any]
     ) -> Float[Tensor, "row read token"]:
         if not routes:
-            logits = run_in_full(self.experiment, batch, chunk)
-            return logits if tokens is None else logits[..., tokens]
+            return run_in_full(self.experiment, batch, chunk)
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
         resumption = Resumption(self.experiment, batch, chunk, routes, narrow=self.exactness.narrow)
-        logits = resumption.run(calls[key], tokens)
+        logits = resumption.run(calls[key])
         if self.experiment.reads_all and batch.start:
             before = chunk.base.logits[list(batch.pairs), : batch.start]
             logits = torch.cat([before, logits], dim=1)
@@ -267,8 +260,8 @@ class _Runs:
             pairs,
             lengths,
             self.pairs.first_difference[pairs],
-            self.runner.record(base.to(self.runner.device), base_names, read),
-            self.runner.record(source.to(self.runner.device), source_names, read),
+            self.runner.record(base.to(self.runner.device), base_names, read, self.experiment.vocabulary),
+            self.runner.record(source.to(self.runner.device), source_names, read, self.experiment.vocabulary),
         )
         for name in source_names:
             _check_shape(name, chunk.source.activations.get(name), base.shape)
