@@ -18,6 +18,7 @@ Where it does not, it falls back to full runs and says so.
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,11 +31,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from metric_sets import MetricSet
 from model_runners import Recording, Runner, make_runner
 from patching_checks import ADDED, FULL_RUNS, Exactness, check_writing, error_of_adding, error_of_resuming
 from patching_metrics import Metric
 from patching_plan import Batch, Route, plan, route
-from patching_results import DIRECTIONS, Direction
 from patching_resume import Chunk, Experiment, Resumption, resid_name, run_in_full
 from patching_sites import (
     KEY_VALUE_COMPONENTS,
@@ -46,6 +47,7 @@ from patching_sites import (
     head_axis,
     position_axis,
 )
+from patching_sweep import DIRECTIONS, Direction
 from patching_tasks import EncodedPairs
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768, "mps": 8192}
@@ -57,11 +59,11 @@ MOST_RECORDED_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Baselines:
-    """What a sweep measured."""
+    """What a sweep measured, by metric."""
 
-    patched: Float[np.ndarray, "patch pair"]
-    clean: Float[np.ndarray, " pair"]
-    corrupted: Float[np.ndarray, " pair"]
+    patched: Float[np.ndarray, "metric patch pair"]
+    clean: Float[np.ndarray, "metric pair"]
+    corrupted: Float[np.ndarray, "metric pair"]
 
 
 class PatchingEngine:
@@ -106,31 +108,43 @@ class PatchingEngine:
             return self.runner.record(tokens.to(self.runner.device), hook_points, read=None)
 
     def sweep(
-        self, pairs: EncodedPairs, patches: Sequence[Patch], metric: Metric, direction: Direction = "denoising"
+        self,
+        pairs: EncodedPairs,
+        patches: Sequence[Patch],
+        metrics: Sequence[Metric],
+        direction: Direction = "denoising",
     ) -> Baselines:
-        """The metric of every patch on every pair, and of the clean and the corrupted runs.
+        """Every metric of every patch on every pair, and of the clean and the corrupted runs, all from the same runs.
 
         Raises:
             ValueError: before any run, for an unknown direction or hook point and for a head or position out of range.
             RuntimeError: where a hook that should have written a patch did not fire.
         """
-        patched = np.full((len(patches), len(pairs)), np.nan)
-        clean, corrupted = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
+        measured = MetricSet(tuple(metrics))
+        patched = np.full((len(measured), len(patches), len(pairs)), np.nan)
+        clean, corrupted = np.full((2, len(measured), len(pairs)), np.nan)
         base_metric, source_metric = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
         with (
-            self.running(pairs, patches, direction, metric.reads_all_positions, metric.tokens) as runs,
-            tqdm(total=patched.size, unit="run", desc="Patching", disable=not self.show_progress) as progress,
+            self.running(pairs, patches, direction, measured.reads_all_positions, measured.tokens) as runs,
+            tqdm(
+                total=len(patches) * len(pairs), unit="run", desc="Patching", disable=not self.show_progress
+            ) as progress,
         ):
             for chunk in runs.chunks():
                 indices = chunk.pairs.numpy()
-                for run, into in ((chunk.base, base_metric), (chunk.source, source_metric)):
-                    into[indices] = _measure(metric, run.logits, chunk.lengths, chunk.pairs)
-                patched[:, indices] = base_metric[indices]
+                base, source = chunk.base.logits, chunk.source.logits
+                clean_logits = source if direction == "denoising" else base
+                measure = functools.partial(
+                    measured.measure, clean=clean_logits, pairs=chunk.pairs, lengths=chunk.lengths
+                )
+                every = torch.arange(len(indices))
+                base_metric[:, indices] = measure(base, rows=every).numpy()
+                source_metric[:, indices] = measure(source, rows=every).numpy()
+                patched[:, :, indices] = base_metric[:, None, indices]
                 done = 0
                 for batch, logits in runs.batches(chunk):
-                    rows = torch.tensor(batch.pairs)
-                    values = _measure(metric, logits, chunk.lengths[rows], chunk.pairs[rows])
-                    patched[list(batch.patches), indices[list(batch.pairs)]] = values
+                    values = measure(logits, rows=torch.tensor(batch.pairs))
+                    patched[:, list(batch.patches), indices[list(batch.pairs)]] = values.numpy()
                     done += len(batch)
                     progress.update(len(batch))
                 progress.update(len(patches) * len(indices) - done)
@@ -385,16 +399,6 @@ def _check_shape(name: str, value: Tensor | None, tokens: torch.Size) -> None:
             f"{name} holds a tensor of shape {tuple(value.shape)} for {tokens[0]} prompts of {tokens[1]} tokens: "
             "only activations with a prompt and a position axis can be patched"
         )
-
-
-def _measure(
-    metric: Metric, logits: Float[Tensor, "row pos token"], lengths: Int[Tensor, " row"], pairs: Int[Tensor, " row"]
-) -> Float[np.ndarray, " row"]:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if not metric.reads_all_positions:
-        return metric.measure(logits, pairs).double().cpu().numpy()
-    values = [metric.measure(logits[i : i + 1, :n], pairs[i : i + 1]) for i, n in enumerate(lengths.tolist())]
-    return torch.cat(values).double().cpu().numpy()
 
 
 def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:

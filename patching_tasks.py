@@ -6,6 +6,7 @@ its own metric. `encode_pairs` turns it into tokens and finds every fault it can
 
 from __future__ import annotations
 
+import functools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import task_templates
-from patching_metrics import DatasetMetric, LogitDifference, Metric
+from metric_sets import MetricChoice, choose_metrics
+from patching_metrics import AnswerMetric, Answers, DatasetMetric, LogitDifference, Metric
 from patching_sites import check_index
 
 
@@ -237,17 +239,39 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
     )
 
 
-def dataset_metric(model: Any, dataset: PatchingDataset, pair_indices: Sequence[int]) -> Metric:
-    """The dataset's metric for these pairs: its own `compute_metric` where it has one, else the logit difference.
+def dataset_metrics(
+    model: Any, dataset: PatchingDataset, pair_indices: Sequence[int], metrics: MetricChoice = None
+) -> tuple[Metric, ...]:
+    """The metrics to measure on these pairs.
+
+    Args:
+        model: the model, for its vocabulary.
+        dataset: the pairs and their answers.
+        pair_indices: which pairs of the dataset.
+        metrics: names, `Metric` objects, or both (`metric_sets.METRICS`). The dataset's own, which None stands for, is
+            its `compute_metric` where it has one, else the logit difference.
 
     Raises:
-        ValueError: where a target is not one token of the model's vocabulary.
+        ValueError: for an unknown metric, where one needs an answer that a pair has not, where an answer is not one
+            token of the model's vocabulary, and where a `Metric` object was made for other pairs.
     """
-    if type(dataset).compute_metric is not PatchingDataset.compute_metric:
-        return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
-    targets = [_checked_targets(model, dataset, i) for i in pair_indices]
-    correct, incorrect = (torch.tensor(ids) for ids in zip(*targets))
-    return LogitDifference(correct, incorrect)
+
+    @functools.cache
+    def answers() -> Answers:
+        targets = [checked_targets(model, dataset, i) for i in pair_indices]
+        correct, incorrect = zip(*targets)
+        return Answers(correct, incorrect, tuple(pair_indices))
+
+    def own() -> Metric:
+        if type(dataset).compute_metric is not PatchingDataset.compute_metric:
+            return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
+        return LogitDifference(answers())
+
+    chosen = choose_metrics(metrics, own, answers)
+    for metric in chosen:
+        if isinstance(metric, AnswerMetric):
+            _check_answers(metric, len(pair_indices), model.cfg.d_vocab)
+    return chosen
 
 
 def single_token(model: Any, text: str) -> int:
@@ -318,7 +342,12 @@ def _check_known(model: Any, tokens: Int[Tensor, " pos"], text: str) -> None:
     )
 
 
-def _checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[int, int]:
+def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of a pair's (right answers, wrong answers); empty where it has none.
+
+    Raises:
+        ValueError: where an answer is not one token of the model's vocabulary, or is both right and wrong.
+    """
     try:
         targets = dataset.get_target_tokens(index)
     except (AssertionError, ValueError) as error:
@@ -327,19 +356,38 @@ def _checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[
             "token each for this model, usually with a leading space"
         ) from error
     try:
-        correct, incorrect = (int(token) for token in targets)
+        correct, incorrect = (_ids(given) for given in targets)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id)"
         ) from error
-    for token in (correct, incorrect):
+    for token in (*correct, *incorrect):
         if not 0 <= token < model.cfg.d_vocab:
             raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {model.cfg.d_vocab}")
         if token == model.tokenizer.unk_token_id and token != model.tokenizer.bos_token_id:
             raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
-    if correct == incorrect:
-        raise ValueError(f"pair {index}: correct and incorrect answer are the same token {correct}")
+    if both := set(correct) & set(incorrect):
+        raise ValueError(f"pair {index}: correct and incorrect answer are the same token {min(both)}")
     return correct, incorrect
+
+
+def _ids(given: Any) -> tuple[int, ...]:
+    """One token id, several, or None for none; each once."""
+    if given is None:
+        return ()
+    several = given if isinstance(given, (tuple, list)) else (given,)
+    return tuple(dict.fromkeys(int(token) for token in several))
+
+
+def _check_answers(metric: AnswerMetric, n_pairs: int, d_vocab: int) -> None:
+    """A metric that was made beforehand belongs to these pairs and this model."""
+    if len(metric.answers) != n_pairs:
+        raise ValueError(
+            f"the metric {metric.name!r} has answers for {len(metric.answers)} pairs, the experiment has {n_pairs}: "
+            "make it for these pairs, in their order"
+        )
+    if (largest := int(metric.answers.tokens.max())) >= d_vocab:
+        raise ValueError(f"the metric {metric.name!r} has the answer {largest}, outside the vocabulary of {d_vocab}")
 
 
 def _usable_names(model: Any, names: Sequence[str] | None) -> list[str]:
