@@ -242,7 +242,9 @@ def _check_settings(seed: int, level: float, alpha: float, correction: str, powe
         raise ValueError(f"correction {correction!r} is unknown: expected one of {', '.join(CORRECTIONS)}")
     fewest = math.ceil(2 / (1 - level) - 1e-9) - 1
     if not hasattr(n_resamples, "__index__") or n_resamples < fewest:
-        raise ValueError(f"n_resamples is {n_resamples!r}, expected an integer of at least {fewest} for a level of {level}")
+        raise ValueError(
+            f"n_resamples is {n_resamples!r}, expected an integer of at least {fewest} for a level of {level}"
+        )
 
 
 def _check_values(
