@@ -138,10 +138,13 @@ def _sure_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[str, l
     """Heading -> cells of the columns that say how sure an effect is, as far as there are enough pairs."""
     columns: dict[str, list[str]] = {}
     if isinstance(found, SiteStatistics) and found.n_pairs >= FEWEST_PAIRS:
-        cells = ["none" if np.isnan(found.low[i]) else f"[{found.low[i]:+.3f}, {found.high[i]:+.3f}]" for i in rows]
-        columns[f"{found.level * 100:g}% interval"] = [cell.ljust(max(map(len, cells))) for cell in cells]
+        ends = (_signed(end[rows]) for end in (found.low, found.high))
+        cells = [f"[{low}, {high}]" for low, high in zip(*ends)]
+        columns[f"{found.level * 100:g}% interval"] = [
+            "none".ljust(len(cell)) if np.isnan(found.low[i]) else cell for i, cell in zip(rows, cells)
+        ]
     if isinstance(found, SiteStatistics) and found.n_pairs > 1:
-        columns[""] = ["" if found.significant[i] else "n.s." for i in rows]
+        columns[""] = ["    " if found.significant[i] else "n.s." for i in rows]
     return columns
 
 
@@ -155,7 +158,9 @@ def _reach(found: SiteStatistics, kind: str) -> str:
 
 
 def _signed(values: Sequence[float] | np.ndarray) -> list[str]:
-    return [f"{value:+.3f}" for value in values]
+    """Numbers of one width, so that they stand below each other."""
+    numbers = [f"{value:+.3f}" for value in values]
+    return [number.rjust(max(map(len, numbers))) for number in numbers]
 
 
 def _column(heading: str, cells: Sequence[str], *, left: bool = False) -> list[str]:
