@@ -223,7 +223,7 @@ def test_several_metrics_cost_the_runs_of_one_and_each_is_what_it_is_alone(name:
         with forward_passes(model) as alone:
             expected = engine_on(model).sweep(pairs, PATCHES, [metric], direction)
         assert alone == together and alone["blocks.2"] >= 3, metric.name
-        assert_same_to_the_last_bit(found, expected, i, metric)
+        assert_same_to_rounding(found, expected, i, metric)
 
 
 def test_metrics_beside_one_of_all_positions_cost_its_runs() -> None:
@@ -236,9 +236,10 @@ def test_metrics_beside_one_of_all_positions_cost_its_runs() -> None:
     np.testing.assert_array_equal(found.patched[1], expected.patched[0])
 
 
-def assert_same_to_the_last_bit(found: Baselines, expected: Baselines, i: int, metric: Metric) -> None:
+def assert_same_to_rounding(found: Baselines, expected: Baselines, i: int, metric: Metric) -> None:
+    """A logit difference alone unembeds fewer vocabulary entries, and a product of another shape rounds otherwise."""
     for run in ("patched", "clean", "corrupted"):
-        np.testing.assert_array_equal(getattr(found, run)[i], getattr(expected, run)[0], metric.name)
+        np.testing.assert_allclose(getattr(found, run)[i], getattr(expected, run)[0], 0, 2e-6, err_msg=metric.name)
 
 
 def test_order_and_company_of_metrics_do_not_matter() -> None:
