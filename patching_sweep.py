@@ -100,11 +100,9 @@ class Sweep:
                 raise ValueError(
                     f"patched has shape {values.patched.shape}, expected (patches, pairs) = {(n_patches, n_pairs)}"
                 )
-        per_pair = {f"{run} {v.name}": getattr(v, run) for v in self.measured for run in ("clean", "corrupted")}
-        per_pair |= {"clean_tokens": self.clean_tokens, "corrupted_tokens": self.corrupted_tokens}
-        for name, given in per_pair.items():
-            if len(given) != n_pairs:
-                raise ValueError(f"{name} has {len(given)} entries, expected one per pair ({n_pairs})")
+        for name in ("clean_tokens", "corrupted_tokens"):
+            if (given := len(getattr(self, name))) != n_pairs:
+                raise ValueError(f"{name} has {given} entries, expected one per pair ({n_pairs})")
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction {self.direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
         if not 0 <= self.selected < len(self.measured):

@@ -46,8 +46,8 @@ def write_parquet(table: pd.DataFrame, path: str | Path) -> Path:
     """
     if find_spec("pyarrow") is None:
         raise ImportError(
-            "writing Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or write CSV with "
-            "to_csv"
+            "writing Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or write CSV "
+            "with to_csv"
         )
     content = io.BytesIO()
     table.to_parquet(content, engine="pyarrow", index=False)
@@ -133,11 +133,11 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
     fields["pair_indices"] = tuple(fields["pair_indices"])
     for name in ("clean_tokens", "corrupted_tokens"):
         fields[name] = tuple(tuple(tokens) for tokens in fields[name])
-    shape = (len(fields["patches"]), len(fields["pair_indices"]))
+    n_patches, n_pairs = len(fields["patches"]), len(fields["pair_indices"])
+    shapes = {"patched": (n_patches, n_pairs), "clean": (n_pairs,), "corrupted": (n_pairs,)}
     for values in fields["measured"]:
-        for run in ("patched", "clean", "corrupted"):
-            values[run] = np.array(values[run], dtype=np.float64)
-        values["patched"] = values["patched"].reshape(shape)
+        for run, shape in shapes.items():
+            values[run] = np.array(values[run], dtype=np.float64).reshape(shape)
     fields["measured"] = tuple(MetricValues(**values) for values in fields["measured"])
     return Sweep(**fields)
 
