@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site
+from patching_statistics import Correction, SiteStatistics
 from patching_sweep import Sweep
 from result_files import read_sweep, write_csv, write_parquet, write_sweep
 
@@ -102,6 +103,21 @@ class SweepResults:
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per site, pair and metric (`Sweep.to_dataframe`)."""
         return self.sweep.to_dataframe()
+
+    def statistics(
+        self,
+        *,
+        seed: int = 0,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        correction: Correction = "bh",
+        power: float = 0.8,
+        n_resamples: int = 1999,
+    ) -> SiteStatistics:
+        """How sure the effects are (`Sweep.statistics`), one entry per patch of `sweep`."""
+        return self.sweep.statistics(
+            seed=seed, level=level, alpha=alpha, correction=correction, power=power, n_resamples=n_resamples
+        )
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the long table as CSV (`result_files.write_csv`)."""

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from metric_sets import metric_key
 from patching_sites import Patch, Site
+from patching_statistics import Correction, SiteStatistics, site_statistics
 
 Direction = Literal["denoising", "noising"]
 """`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
@@ -188,6 +189,34 @@ class Sweep:
             sweep = self.by_metric(name)
             if not sweep.usable.all():
                 warnings.warn(_unusable_pairs(sweep), stacklevel=3)
+
+    def statistics(
+        self,
+        *,
+        seed: int = 0,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        correction: Correction = "bh",
+        power: float = 0.8,
+        n_resamples: int = 1999,
+    ) -> SiteStatistics:
+        """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
+
+        Args and errors are those of `patching_statistics.site_statistics`.
+        """
+        usable = self.usable
+        return site_statistics(
+            self.patched[:, usable],
+            self.base[usable],
+            self.source[usable],
+            sites=[patch.label for patch in self.patches],
+            seed=seed,
+            level=level,
+            alpha=alpha,
+            correction=correction,
+            power=power,
+            n_resamples=n_resamples,
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per patch, pair and metric.
