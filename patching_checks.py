@@ -15,13 +15,13 @@ from torch import Tensor
 
 from model_runners import Hook, Recording
 from patching_plan import Batch, Route, Stage
-from patching_resume import Chunk, Experiment, Resumption, attention_change, resid_name
+from patching_resume import PER_HEAD, Chunk, Experiment, Resumption, added_by_heads, resid_name
 from patching_sites import Site, block_hook
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Largest error of a resumed run, relative to the largest value, that the self-check accepts."""
 
-ADDED = ("z", "attn.hook_result", "attn_out", "resid_mid", "mlp_out")
+ADDED = (*PER_HEAD, "attn_out", "resid_mid", "mlp_out")
 """Components whose change is added to the recorded residual stream, which is checked against the layer's attn_out."""
 
 
@@ -35,15 +35,19 @@ class Exactness:
     """Running them over recorded keys and values."""
     linear: bool = True
     """Adding a change to the recorded residual stream."""
+    narrow: bool = True
+    """Computing, in the last layer, what follows the attention at the position that is read alone."""
 
     def weakened(self) -> Exactness:
         """The next set of shortcuts to try."""
+        if self.narrow:
+            return replace(self, narrow=False)
         if self.linear:
             return replace(self, linear=False)
         return replace(self, prefix=False) if self.prefix else FULL_RUNS
 
 
-FULL_RUNS = Exactness(resume=False, prefix=False, linear=False)
+FULL_RUNS = Exactness(resume=False, prefix=False, linear=False, narrow=False)
 
 
 def error_of_resuming(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> str | None:
@@ -59,7 +63,8 @@ def error_of_resuming(experiment: Experiment, chunk: Chunk, exactness: Exactness
     ]
     batch = Batch(tuple(range(len(routes))), (pair,) * len(routes), start, length)
     try:
-        logits = Resumption(experiment, batch, chunk, routes).run(runner.begin(chunk.base, start, length), None)
+        resumption = Resumption(experiment, batch, chunk, routes, narrow=exactness.narrow)
+        logits = resumption.run(runner.begin(chunk.base, start, length), None)
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
         return f"{type(failure).__name__}: {failure}"
     expected = chunk.base.logits[pair, start:length] if experiment.reads_all else chunk.base.logits[pair]
@@ -126,8 +131,8 @@ def _adding_error(experiment: Experiment, site: Site, recorded: dict[str, Tensor
         expected, found = recorded[site.hook_point], before + attn_out
     else:  # z and result: compared between positions, so that the output bias does not matter
         expected = attn_out - attn_out.roll(1, dims=1)
-        moved = {site.hook_point: recorded[site.hook_point].roll(1, dims=1)}
-        found = attention_change(experiment.runner, site, moved, recorded)
+        heads = recorded[site.hook_point]
+        found = added_by_heads(experiment.runner, site, heads - heads.roll(1, dims=1), None)
     return float((found - expected).abs().max()), max(_allowed_error(expected), _allowed_error(before))
 
 

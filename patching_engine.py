@@ -18,6 +18,7 @@ Where it does not, it falls back to full runs and says so.
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +31,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from metric_sets import MetricSet
 from model_runners import Recording, Runner, make_runner
 from patching_checks import ADDED, FULL_RUNS, Exactness, check_writing, error_of_adding, error_of_resuming
 from patching_metrics import Metric
 from patching_plan import Batch, Route, plan, route
-from patching_results import DIRECTIONS, Direction
-from patching_resume import Chunk, Experiment, Resumption, resid_name, run_in_full, source_name
+from patching_resume import Chunk, Experiment, Resumption, resid_name, run_in_full
 from patching_sites import (
     KEY_VALUE_COMPONENTS,
     Patch,
@@ -46,6 +47,7 @@ from patching_sites import (
     head_axis,
     position_axis,
 )
+from patching_sweep import DIRECTIONS, Direction
 from patching_tasks import EncodedPairs
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768, "mps": 8192}
@@ -57,11 +59,11 @@ MOST_RECORDED_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Baselines:
-    """What a sweep measured."""
+    """What a sweep measured, by metric."""
 
-    patched: Float[np.ndarray, "patch pair"]
-    clean: Float[np.ndarray, " pair"]
-    corrupted: Float[np.ndarray, " pair"]
+    patched: Float[np.ndarray, "metric patch pair"]
+    clean: Float[np.ndarray, "metric pair"]
+    corrupted: Float[np.ndarray, "metric pair"]
 
 
 class PatchingEngine:
@@ -106,33 +108,43 @@ class PatchingEngine:
             return self.runner.record(tokens.to(self.runner.device), hook_points, read=None)
 
     def sweep(
-        self, pairs: EncodedPairs, patches: Sequence[Patch], metric: Metric, direction: Direction = "denoising"
+        self,
+        pairs: EncodedPairs,
+        patches: Sequence[Patch],
+        metrics: Sequence[Metric],
+        direction: Direction = "denoising",
     ) -> Baselines:
-        """The metric of every patch on every pair, and of the clean and the corrupted runs.
+        """Every metric of every patch on every pair, and of the clean and the corrupted runs, all from the same runs.
 
         Raises:
             ValueError: before any run, for an unknown direction or hook point and for a head or position out of range.
             RuntimeError: where a hook that should have written a patch did not fire.
         """
-        patched = np.full((len(patches), len(pairs)), np.nan)
-        clean, corrupted = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
-        reads_all = metric.reads_all_positions
+        measured = MetricSet(tuple(metrics))
+        patched = np.full((len(measured), len(patches), len(pairs)), np.nan)
+        clean, corrupted = np.full((2, len(measured), len(pairs)), np.nan)
         base_metric, source_metric = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
         with (
-            self.running(pairs, patches, direction, reads_all) as runs,
-            tqdm(total=patched.size, unit="run", desc="Patching", disable=not self.show_progress) as progress,
+            self.running(pairs, patches, direction, measured.reads_all_positions) as runs,
+            tqdm(
+                total=len(patches) * len(pairs), unit="run", desc="Patching", disable=not self.show_progress
+            ) as progress,
         ):
             for chunk in runs.chunks():
                 indices = chunk.pairs.numpy()
-                for run, into in ((chunk.base, base_metric), (chunk.source, source_metric)):
-                    logits = run.logits if metric.tokens is None else run.logits[..., metric.tokens]
-                    into[indices] = _measure(metric, logits, chunk.lengths, chunk.pairs)
-                patched[:, indices] = base_metric[indices]
+                base, source = (_read(run.logits, measured.tokens) for run in (chunk.base, chunk.source))
+                clean_logits = source if direction == "denoising" else base
+                measure = functools.partial(
+                    measured.measure, clean=clean_logits, pairs=chunk.pairs, lengths=chunk.lengths
+                )
+                every = torch.arange(len(indices))
+                base_metric[:, indices] = measure(base, rows=every).numpy()
+                source_metric[:, indices] = measure(source, rows=every).numpy()
+                patched[:, :, indices] = base_metric[:, None, indices]
                 done = 0
-                for batch, logits in runs.batches(chunk, metric.tokens):
-                    rows = torch.tensor(batch.pairs)
-                    values = _measure(metric, logits, chunk.lengths[rows], chunk.pairs[rows])
-                    patched[list(batch.patches), indices[list(batch.pairs)]] = values
+                for batch, logits in runs.batches(chunk, measured.tokens):
+                    values = measure(logits, rows=torch.tensor(batch.pairs))
+                    patched[:, list(batch.patches), indices[list(batch.pairs)]] = values.numpy()
                     done += len(batch)
                     progress.update(len(batch))
                 progress.update(len(patches) * len(indices) - done)
@@ -233,8 +245,8 @@ class _Runs:
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or len(batch) == 1:
                     raise
-                self.max_tokens = max(1, self.max_tokens // 2)
-                waiting += reversed(batch.halves())
+                self.max_tokens = batch.tokens // 2
+                waiting = [part for b in [*waiting, batch] for part in reversed(b.parts(self.max_tokens))]
 
     def _run(
         self,
@@ -246,11 +258,12 @@ class _Runs:
     ) -> Float[Tensor, "row read token"]:
         if not routes:
             logits = run_in_full(self.experiment, batch, chunk)
-            return logits if tokens is None else logits[..., tokens]
+            return _read(logits, tokens)
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
-        logits = Resumption(self.experiment, batch, chunk, routes).run(calls[key], tokens)
+        resumption = Resumption(self.experiment, batch, chunk, routes, narrow=self.exactness.narrow)
+        logits = resumption.run(calls[key], tokens)
         if self.experiment.reads_all and batch.start:
             before = chunk.base.logits[list(batch.pairs), : batch.start]
             logits = torch.cat([before, logits], dim=1)
@@ -276,7 +289,7 @@ class _Runs:
     def _recorded_names(self) -> tuple[set[str], set[str]]:
         """Hook points needed of the run that is patched, and of the run whose activations are copied."""
         n_layers = self.runner.n_layers
-        source = {source_name(site, n_layers) for patch in self.patches for site in patch.sites}
+        source = {site.hook_point for patch in self.patches for site in patch.sites}
         routes = self.routes
         base = {resid_name(layer, n_layers) for layer in range(n_layers + 1)} if routes else set()
         for taken in routes:
@@ -349,9 +362,9 @@ def _starts(experiment: Experiment, chunk: Chunk) -> Int[Tensor, "patch pair"]:
     for i, (patch, positions) in enumerate(zip(experiment.patches, experiment.positions)):
         changes = []
         for site, at in zip(patch.sites, positions):
-            name = source_name(site, experiment.runner.n_layers)
+            name = site.hook_point
             if name not in differences:
-                differences[name] = _difference(name, chunk)
+                differences[name] = _difference(site, experiment.runner.n_layers, chunk)
             start = first if at is None else torch.where(at[chunk.pairs] < first, lengths, at[chunk.pairs])
             same = _is_same(differences[name], site, at, chunk)
             changes.append(torch.where(same, lengths, start))
@@ -359,9 +372,12 @@ def _starts(experiment: Experiment, chunk: Chunk) -> Int[Tensor, "patch pair"]:
     return starts
 
 
-def _difference(name: str, chunk: Chunk) -> Tensor | None:
+def _difference(site: Site, n_layers: int, chunk: Chunk) -> Tensor | None:
     """Where the runs' activations differ at a hook point, on the axes pair, pos (and head); None where not recorded."""
-    base, source = chunk.base.activations.get(name), chunk.source.activations[name]
+    name = site.hook_point
+    in_base = name if site.layer is None or site.component != "resid_post" else resid_name(site.layer + 1, n_layers)
+    base = chunk.base.activations.get(in_base)
+    source = chunk.source.activations[name]
     if base is None:
         return None
     real = torch.arange(base.shape[1]) < chunk.lengths[:, None]
@@ -390,14 +406,9 @@ def _check_shape(name: str, value: Tensor | None, tokens: torch.Size) -> None:
         )
 
 
-def _measure(
-    metric: Metric, logits: Float[Tensor, "row pos token"], lengths: Int[Tensor, " row"], pairs: Int[Tensor, " row"]
-) -> Float[np.ndarray, " row"]:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if not metric.reads_all_positions:
-        return metric.measure(logits, pairs).double().cpu().numpy()
-    values = [metric.measure(logits[i : i + 1, :n], pairs[i : i + 1]) for i, n in enumerate(lengths.tolist())]
-    return torch.cat(values).double().cpu().numpy()
+def _read(logits: Float[Tensor, "row pos d_vocab"], tokens: Int[Tensor, " token"] | None) -> Float[Tensor, "row pos _"]:
+    """The logits of these vocabulary entries; None for all."""
+    return logits if tokens is None else logits[..., tokens]
 
 
 def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:

@@ -9,7 +9,7 @@ entry, so that a batch is carried up through the layers once while rows join it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from jaxtyping import Int
@@ -38,6 +38,7 @@ class Route:
     """Layer of entry; the number of layers stands for the residual stream after the last block."""
     stage: Stage
     on_entry: tuple[Site, ...]
+    """Ordered as a forward pass meets them, so that what is written downstream wins."""
     hooked: tuple[Site, ...]
 
     @property
@@ -59,18 +60,25 @@ class Batch:
     def __len__(self) -> int:
         return len(self.patches)
 
-    def halves(self) -> tuple[Batch, Batch]:
-        """The batch as two, for when it does not fit into memory."""
-        middle = len(self) // 2
-        return (
-            Batch(self.patches[:middle], self.pairs[:middle], self.start, self.length),
-            Batch(self.patches[middle:], self.pairs[middle:], self.start, self.length),
-        )
+    @property
+    def tokens(self) -> int:
+        """Rows × positions."""
+        return len(self) * (self.length - self.start)
+
+    def parts(self, max_tokens: int, max_rows: int | None = None) -> list[Batch]:
+        """The batch in parts of at most so many tokens and rows, but at least one row."""
+        size = max(1, max_tokens // (self.length - self.start))
+        size = size if max_rows is None else min(size, max_rows)
+        return [
+            replace(self, patches=self.patches[i : i + size], pairs=self.pairs[i : i + size])
+            for i in range(0, len(self), size)
+        ]
 
 
 _BLOCK_ENTRIES = {"resid_pre": 0, "resid_post": 1, "mlp_out": 1}
 """Component -> how many layers further on a row enters that changes it."""
 _ATTENTION_ENTRIES = ("z", "attn.hook_result", "attn_out", "resid_mid")
+_UPSTREAM_FIRST = (*_ATTENTION_ENTRIES, "mlp_out", "resid_post", "resid_pre")
 
 
 def route(patch: Patch, linear: bool) -> Route:
@@ -83,9 +91,12 @@ def route(patch: Patch, linear: bool) -> Route:
     """
     entries = {site: _entry(site, linear) for site in patch.sites}
     layer, stage, _ = min(entries.values())
-    on_entry = tuple(site for site, entry in entries.items() if entry == (layer, stage, True))
+    on_entry = [site for site, entry in entries.items() if entry == (layer, stage, True)]
+    if {"z", "attn.hook_result"} <= {site.component for site in on_entry}:  # a result overwrites what its z added
+        return route(patch, linear=False)
+    on_entry.sort(key=lambda site: _UPSTREAM_FIRST.index(site.component))
     hooked = tuple(site for site in patch.sites if site not in on_entry)
-    return Route(layer, stage, on_entry, hooked)
+    return Route(layer, stage, tuple(on_entry), hooked)
 
 
 def _entry(site: Site, linear: bool) -> tuple[int, Stage, bool]:
@@ -124,11 +135,8 @@ def plan(
     batches = []
     for (start, length), members in _merged(groups).items():
         members.sort(key=lambda row: (order[row[0]], row))
-        size = max(1, max_tokens // (length - start))
-        size = size if max_rows is None else min(size, max_rows)
-        for i in range(0, len(members), size):
-            patches, pairs = zip(*members[i : i + size])
-            batches.append(Batch(patches, pairs, start, length))
+        patches, pairs = zip(*members)
+        batches += Batch(patches, pairs, start, length).parts(max_tokens, max_rows)
     return batches
 
 

@@ -7,7 +7,8 @@ with hooks, for models and hook points that cannot be resumed. Both write the sa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +18,18 @@ from torch import Tensor
 
 from model_runners import Hook, Recording, Runner, at_positions, reading, replaced_forward
 from patching_plan import Batch, Route, Stage
-from patching_results import Direction
 from patching_sites import Patch, Site, block_hook, head_axis, position_axis
+from patching_sweep import Direction
 from patching_tasks import EncodedPairs
 
 Written = tuple[slice, int, Site]
 """Rows of a batch, their patch, and the site that is written there."""
+Where = tuple[Tensor, Tensor | None, int, int]
+"""Pairs of the rows, their positions or None for all, first position, length."""
+WhereWritten = Callable[[Site], Where]
+
+PER_HEAD = ("z", "attn.hook_result")
+"""Components that the attention output is the sum of, head by head."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +63,21 @@ class Chunk:
 class Resumption:
     """One batch, carried up through the layers while its rows enter."""
 
-    def __init__(self, experiment: Experiment, batch: Batch, chunk: Chunk, routes: Sequence[Route]) -> None:
+    def __init__(
+        self, experiment: Experiment, batch: Batch, chunk: Chunk, routes: Sequence[Route], *, narrow: bool
+    ) -> None:
         self.experiment, self.runner, self.batch, self.chunk = experiment, experiment.runner, batch, chunk
         self.routes = [routes[patch] for patch in batch.patches]
         device = self.runner.device
         self.pairs = torch.tensor(batch.pairs, device=device)
         self.read = (chunk.lengths[list(batch.pairs)] - 1 - batch.start).to(device)
         self.writes = _written(batch, [taken.hooked for taken in routes])
+        self.narrow = narrow and self._can_narrow_last_layer()
 
     def run(self, call: Any, tokens: Int[Tensor, " token"] | None) -> Float[Tensor, "row read token"]:
         hooks, fired = _write_hooks(self.experiment, self.batch, self.chunk, self.writes)
         last = self.runner.n_layers - 1
-        if self._can_narrow_last_layer():
+        if self.narrow:
             z = block_hook(last, "z")
             hooks.append((z, lambda value, hook: at_positions(value, self.read[: len(value)])))
         resid: Tensor | None = None
@@ -88,13 +98,13 @@ class Resumption:
         begin = 0 if resid is None else len(resid)
         end = self._entered(layer, Stage.BLOCK)
         entering = self._recorded_resid(layer, begin, end)
-        for rows, site, i in self._on_entry(begin, end):
-            source = self.chunk.source.activations[source_name(site, self.runner.n_layers)]
-            if site.component == "mlp_out":
-                change = source - self.chunk.base.activations[site.hook_point]
-                self._add(entering[rows], change, site, i)
-            else:
-                _put(entering[rows], source, replace(site, hook_point=block_hook(0, "resid_pre")), *self._where(i))
+        base, source = self.chunk.base.activations, self.chunk.source.activations
+        for rows, sites, written in self._on_entry(begin, end):
+            for site in sites:
+                value = source[site.hook_point]
+                if site.component == "mlp_out":
+                    value = base[resid_name(layer, self.runner.n_layers)] + (value - base[site.hook_point])
+                _put(entering[rows], value, replace(site, hook_point=block_hook(0, "resid_pre")), *written(site))
         return entering if resid is None else torch.cat([resid, entering])
 
     def _run_layer(self, resid: Tensor, layer: int, call: Any) -> Tensor:
@@ -104,7 +114,7 @@ class Resumption:
         prefix = self.runner.prefix(self.chunk.base, layer, self.pairs[:entered], self.batch.start)
         block = self.runner.model.blocks[layer]
         with contextlib.ExitStack() as stack:
-            narrowed = layer == self.runner.n_layers - 1 and self._can_narrow_last_layer()
+            narrowed = layer == self.runner.n_layers - 1 and self.narrow
             if total > entered:
                 outputs = self._attention_outputs(layer, entered, total)
                 if narrowed:
@@ -136,12 +146,26 @@ class Resumption:
         base, source = self.chunk.base.activations, self.chunk.source.activations
         name = block_hook(layer, "attn_out")
         outputs = self._slice(base[name], begin, end)
-        for rows, site, i in self._on_entry(begin, end):
-            if site.component == "attn_out":
-                _put(outputs[rows], source[name], site, *self._where(i))
-            else:
-                self._add(outputs[rows], attention_change(self.runner, site, base, source), site, i)
+        for rows, sites, written in self._on_entry(begin, end):
+            if heads := [site for site in sites if site.component in PER_HEAD]:
+                outputs[rows] += self._change_by_heads(heads, slice(begin + rows.start, begin + rows.stop), written)
+            for site in sites[len(heads) :]:
+                value = source[site.hook_point]
+                if site.component == "resid_mid":
+                    value = base[name] + (value - base[site.hook_point])
+                _put(outputs[rows], value, replace(site, hook_point=name), *written(site))
         return outputs
+
+    def _change_by_heads(self, sites: Sequence[Site], rows: slice, written: WhereWritten) -> Float[Tensor, "row pos d"]:
+        """What these rows' attention output changes by when the sites, all of one hook point, are replaced."""
+        name = sites[0].hook_point
+        before = self._slice(self.chunk.base.activations[name], rows.start, rows.stop)
+        after = before.clone()
+        for site in sites:
+            _put(after, self.chunk.source.activations[name], site, *written(site))
+        heads = sorted({site.head for site in sites if site.head is not None})
+        every = any(site.head is None for site in sites)
+        return added_by_heads(self.runner, sites[0], after - before, None if every else heads)
 
     def _recorded_resid(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
         return self._slice(self.chunk.base.activations[resid_name(layer, self.runner.n_layers)], begin, end)
@@ -150,23 +174,15 @@ class Resumption:
         """A copy of what was recorded for these rows, at the positions that are computed."""
         return recorded[self.pairs[begin:end], self.batch.start : self.batch.length]
 
-    def _on_entry(self, begin: int, end: int) -> Iterator[tuple[slice, Site, tuple[int, int, slice]]]:
+    def _on_entry(self, begin: int, end: int) -> Iterator[tuple[slice, Sequence[Site], WhereWritten]]:
+        """For each patch that enters: its rows, counted from `begin`; its sites, upstream first; where those write."""
         for patch, rows in _runs_of_equal(self.batch.patches, begin, end):
-            for site in self.routes[rows.start].on_entry:
-                index = self.experiment.patches[patch].sites.index(site)
-                yield slice(rows.start - begin, rows.stop - begin), site, (patch, index, rows)
+            here = functools.partial(self._where, patch, rows)
+            yield slice(rows.start - begin, rows.stop - begin), self.routes[rows.start].on_entry, here
 
-    def _where(self, i: tuple[int, int, slice]) -> tuple[Tensor, Tensor | None, int, int]:
-        patch, index, rows = i
+    def _where(self, patch: int, rows: slice, site: Site) -> Where:
+        index = self.experiment.patches[patch].sites.index(site)
         return _where(self.experiment, self.chunk, self.batch, patch, index, rows)
-
-    def _add(self, target: Tensor, change: Tensor, site: Site, i: tuple[int, int, slice]) -> None:
-        pairs, at, start, length = self._where(i)
-        if at is None:
-            target += change[pairs, start:length]
-        else:
-            rows = _computed(at, start)
-            target[rows, at[rows] - start] += change[pairs[rows], at[rows]]
 
     def _can_narrow_last_layer(self) -> bool:
         """Whether in the last layer only the position that is read has to be computed beyond the values and keys."""
@@ -209,7 +225,7 @@ def _write_hooks(
         by_hook.setdefault(write[2].hook_point, []).append(write)
 
     def writer(name: str) -> Any:
-        source = chunk.source.activations[source_name(Site(name), experiment.runner.n_layers)]
+        source = chunk.source.activations[name]
 
         def write(value: Tensor, hook: Any) -> Tensor:
             value = value.clone()
@@ -235,10 +251,7 @@ def _check_fired(writes: list[Written], fired: set[str]) -> None:
         )
 
 
-def _where(
-    experiment: Experiment, chunk: Chunk, batch: Batch, patch: int, index: int, rows: slice
-) -> tuple[Tensor, Tensor | None, int, int]:
-    """(pairs of the rows, their positions or None for all, first position, length) of a write."""
+def _where(experiment: Experiment, chunk: Chunk, batch: Batch, patch: int, index: int, rows: slice) -> Where:
     pairs = torch.tensor(batch.pairs[rows])
     at = experiment.positions[patch][index]
     device = experiment.runner.device
@@ -267,7 +280,7 @@ def _put(target: Tensor, source: Tensor, site: Site, pairs: Tensor, at: Tensor |
     target.movedim(axis, 1)[rows, at[rows] - start] = source.movedim(axis, 1)[pairs[rows], at[rows]]
 
 
-def _computed(at: Int[Tensor, " row"], start: int) -> Int[Tensor, " row"]:
+def _computed(at: Int[Tensor, " row"], start: int) -> Int[Tensor, " computed"]:
     """Rows whose position is computed. At a position before the start both runs agree, so nothing is to be written."""
     return (at >= start).nonzero().flatten()
 
@@ -287,24 +300,13 @@ def resid_name(layer: int, n_layers: int) -> str:
     return block_hook(layer, "resid_pre") if layer < n_layers else block_hook(n_layers - 1, "resid_post")
 
 
-def source_name(site: Site, n_layers: int) -> str:
-    """Hook point at which a site's activation is recorded: what follows a block is what precedes the next."""
-    if site.component == "resid_post" and site.layer is not None:
-        return resid_name(site.layer + 1, n_layers)
-    return site.hook_point
-
-
-def attention_change(
-    runner: Runner, site: Site, base: dict[str, Tensor], source: dict[str, Tensor]
-) -> Float[Tensor, "pair pos d_model"]:
-    """What the attention output changes by when the site's activation is replaced."""
-    change = source[site.hook_point] - base[site.hook_point]
-    if site.component == "resid_mid":
-        return change
-    if site.head is not None:
-        change = change[:, :, site.head : site.head + 1]
+def added_by_heads(
+    runner: Runner, site: Site, change: Float[Tensor, "row pos head d"], heads: Sequence[int] | None
+) -> Float[Tensor, "row pos d_model"]:
+    """What a change of z or of the heads' results adds to the attention output; None for all heads."""
+    if heads is not None:
+        change = change[:, :, heads]
     if site.component != "z":
         return change.sum(dim=2)
     weight = runner.model.blocks[site.layer].attn.W_O
-    weight = weight if site.head is None else weight[site.head : site.head + 1]
-    return torch.einsum("bphd,hdm->bpm", change, weight)
+    return torch.einsum("bphd,hdm->bpm", change, weight if heads is None else weight[heads])
