@@ -20,6 +20,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ioi_task import IOIDataset
+from language_tasks import AgreementDataset, CapitalsDataset, GenderedPronounDataset
 from metric_sets import MetricChoice
 from patching_engine import PatchingEngine
 from patching_results import (
@@ -32,19 +34,28 @@ from patching_results import (
 )
 from patching_sites import Patch, Site, check_index
 from patching_sweep import Direction, MetricValues, Sweep
-from patching_tasks import EncodedPairs, IOIDataset, PatchingDataset, dataset_metrics, encode_pairs
+from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs
+from prompt_pairs import PromptPairs
 from result_tables import results_text
+from sequence_tasks import DocstringDataset, GreaterThanDataset, InductionDataset
 
 __all__ = [
     "ActivationPatcher",
+    "AgreementDataset",
+    "CapitalsDataset",
     "Direction",
+    "DocstringDataset",
+    "GenderedPronounDataset",
+    "GreaterThanDataset",
     "HeadPatchingResult",
     "HeadResults",
     "IOIDataset",
+    "InductionDataset",
     "LayerResults",
     "PatchingDataset",
     "PatchingResult",
     "PositionResults",
+    "PromptPairs",
     "load_results",
     "summarize_results",
 ]
@@ -243,7 +254,7 @@ class _Prompts(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
         return [self.prompts]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[int, int]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         raise ValueError("a single run has no targets")
 
 

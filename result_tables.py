@@ -78,7 +78,7 @@ def effects_table(
     columns = []
     for name in sweep.metrics:
         parts = [_signed(sweep.by_metric(name).effects[patches]), *_sure_cells(sure[name], patches).values()]
-        columns.append(_column(name, ["  ".join(cells) for cells in zip(*parts)]))
+        columns.append(_column(name, ["  ".join(cells) for cells in zip(*(_column("", part) for part in parts))]))
     room = WIDTH - max(map(len, first))
     tables: list[list[list[str]]] = [[]]
     for column in columns:
@@ -138,13 +138,11 @@ def _sure_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[str, l
     """Heading -> cells of the columns that say how sure an effect is, as far as there are enough pairs."""
     columns: dict[str, list[str]] = {}
     if isinstance(found, SiteStatistics) and found.n_pairs >= FEWEST_PAIRS:
-        ends = (_signed(end[rows]) for end in (found.low, found.high))
-        cells = [f"[{low}, {high}]" for low, high in zip(*ends)]
-        columns[f"{found.level * 100:g}% interval"] = [
-            "none".ljust(len(cell)) if np.isnan(found.low[i]) else cell for i, cell in zip(rows, cells)
-        ]
+        ends = zip(*(_column("", _signed(end[list(rows)])) for end in (found.low, found.high)))
+        cells = ["none" if np.isnan(found.low[i]) else f"[{low}, {high}]" for i, (low, high) in zip(rows, ends)]
+        columns[f"{found.level * 100:g}% interval"] = [cell.ljust(max(map(len, cells))) for cell in cells]
     if isinstance(found, SiteStatistics) and found.n_pairs > 1:
-        columns[""] = ["    " if found.significant[i] else "n.s." for i in rows]
+        columns[""] = ["" if found.significant[i] else "n.s." for i in rows]
     return columns
 
 
@@ -158,9 +156,7 @@ def _reach(found: SiteStatistics, kind: str) -> str:
 
 
 def _signed(values: Sequence[float] | np.ndarray) -> list[str]:
-    """Numbers of one width, so that they stand below each other."""
-    numbers = [f"{value:+.3f}" for value in values]
-    return [number.rjust(max(map(len, numbers))) for number in numbers]
+    return [f"{value:+.3f}" for value in values]
 
 
 def _column(heading: str, cells: Sequence[str], *, left: bool = False) -> list[str]:
