@@ -125,14 +125,14 @@ class PatchingEngine:
         clean, corrupted = np.full((2, len(measured), len(pairs)), np.nan)
         base_metric, source_metric = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
         with (
-            self.running(pairs, patches, direction, measured.reads_all_positions) as runs,
+            self.running(pairs, patches, direction, measured.reads_all_positions, measured.tokens) as runs,
             tqdm(
                 total=len(patches) * len(pairs), unit="run", desc="Patching", disable=not self.show_progress
             ) as progress,
         ):
             for chunk in runs.chunks():
                 indices = chunk.pairs.numpy()
-                base, source = (_read(run.logits, measured.tokens) for run in (chunk.base, chunk.source))
+                base, source = chunk.base.logits, chunk.source.logits
                 clean_logits = source if direction == "denoising" else base
                 measure = functools.partial(
                     measured.measure, clean=clean_logits, pairs=chunk.pairs, lengths=chunk.lengths
@@ -142,7 +142,7 @@ class PatchingEngine:
                 source_metric[:, indices] = measure(source, rows=every).numpy()
                 patched[:, :, indices] = base_metric[:, None, indices]
                 done = 0
-                for batch, logits in runs.batches(chunk, measured.tokens):
+                for batch, logits in runs.batches(chunk):
                     values = measure(logits, rows=torch.tensor(batch.pairs))
                     patched[:, list(batch.patches), indices[list(batch.pairs)]] = values.numpy()
                     done += len(batch)
@@ -155,18 +155,23 @@ class PatchingEngine:
     ) -> list[Float[Tensor, "_ d_vocab"]]:
         """Logits at all positions of one patched run per pair."""
         found: dict[int, Tensor] = {}
-        with self.running(pairs, [patch], direction, reads_all=True) as runs:
+        with self.running(pairs, [patch], direction, reads_all=True, vocabulary=None) as runs:
             for chunk in runs.chunks():
                 for i, pair in enumerate(chunk.pairs.tolist()):
                     found[pair] = chunk.base.logits[i, : chunk.lengths[i]]
-                for batch, logits in runs.batches(chunk, None):
+                for batch, logits in runs.batches(chunk):
                     for i, row in zip(batch.pairs, logits):
                         found[int(chunk.pairs[i])] = row[: chunk.lengths[i]]
         return [found[pair] for pair in range(len(pairs))]
 
     @contextlib.contextmanager
     def running(
-        self, pairs: EncodedPairs, patches: Sequence[Patch], direction: Direction, reads_all: bool
+        self,
+        pairs: EncodedPairs,
+        patches: Sequence[Patch],
+        direction: Direction,
+        reads_all: bool,
+        vocabulary: Int[Tensor, " token"] | None,
     ) -> Iterator[_Runs]:
         """The experiment, checked, with the model made ready and put back afterwards."""
         if direction not in DIRECTIONS:
@@ -176,7 +181,8 @@ class PatchingEngine:
         positions = [[self._checked_positions(site, pairs.lengths) for site in patch.sites] for patch in patches]
         names = {site.hook_point for patch in patches for site in patch.sites}
         with self.runner.as_found(names):
-            yield _Runs(Experiment(self.runner, pairs, patches, positions, direction, reads_all), self.batch_size)
+            experiment = Experiment(self.runner, pairs, patches, positions, direction, reads_all, vocabulary)
+            yield _Runs(experiment, self.batch_size)
 
     def _checked_positions(self, site: Site, lengths: Int[Tensor, " pair"]) -> Int[Tensor, " pair"] | None:
         """The site's position in each pair; also checks its hook point and head."""
@@ -224,13 +230,8 @@ class _Runs:
             chunk = self._record(torch.tensor(order[i : i + size]))
             yield self._checked(chunk) if i == 0 else chunk
 
-    def batches(
-        self, chunk: Chunk, tokens: Int[Tensor, " token"] | None
-    ) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
-        """Each batch with its patched logits, of `tokens` alone where these are given.
-
-        `read` is the last position alone, or all positions where the metric reads them.
-        """
+    def batches(self, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
+        """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
         routes = self.routes
         starts = _starts(self.experiment, chunk)
         if not self.exactness.prefix:
@@ -241,7 +242,7 @@ class _Runs:
         while waiting:
             batch = waiting.pop()
             try:
-                yield batch, self._run(batch, chunk, routes, calls, tokens)
+                yield batch, self._run(batch, chunk, routes, calls)
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or len(batch) == 1:
                     raise
@@ -249,21 +250,15 @@ class _Runs:
                 waiting = [part for b in [*waiting, batch] for part in reversed(b.parts(self.max_tokens))]
 
     def _run(
-        self,
-        batch: Batch,
-        chunk: Chunk,
-        routes: Sequence[Route],
-        calls: dict[tuple[int, int], Any],
-        tokens: Int[Tensor, " token"] | None,
+        self, batch: Batch, chunk: Chunk, routes: Sequence[Route], calls: dict[tuple[int, int], Any]
     ) -> Float[Tensor, "row read token"]:
         if not routes:
-            logits = run_in_full(self.experiment, batch, chunk)
-            return _read(logits, tokens)
+            return run_in_full(self.experiment, batch, chunk)
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
         resumption = Resumption(self.experiment, batch, chunk, routes, narrow=self.exactness.narrow)
-        logits = resumption.run(calls[key], tokens)
+        logits = resumption.run(calls[key])
         if self.experiment.reads_all and batch.start:
             before = chunk.base.logits[list(batch.pairs), : batch.start]
             logits = torch.cat([before, logits], dim=1)
@@ -279,8 +274,8 @@ class _Runs:
             pairs,
             lengths,
             self.pairs.first_difference[pairs],
-            self.runner.record(base.to(self.runner.device), base_names, read),
-            self.runner.record(source.to(self.runner.device), source_names, read),
+            self.runner.record(base.to(self.runner.device), base_names, read, self.experiment.vocabulary),
+            self.runner.record(source.to(self.runner.device), source_names, read, self.experiment.vocabulary),
         )
         for name in source_names:
             _check_shape(name, chunk.source.activations.get(name), base.shape)
@@ -404,11 +399,6 @@ def _check_shape(name: str, value: Tensor | None, tokens: torch.Size) -> None:
             f"{name} holds a tensor of shape {tuple(value.shape)} for {tokens[0]} prompts of {tokens[1]} tokens: "
             "only activations with a prompt and a position axis can be patched"
         )
-
-
-def _read(logits: Float[Tensor, "row pos d_vocab"], tokens: Int[Tensor, " token"] | None) -> Float[Tensor, "row pos _"]:
-    """The logits of these vocabulary entries; None for all."""
-    return logits if tokens is None else logits[..., tokens]
 
 
 def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:

@@ -193,8 +193,8 @@ def test_pairs_can_be_given_without_a_file():
         (
             "clean,corrupted,correct,incorrect",
             [*good_rows(1), f"{CAT},{DOG}, cat| dog, dog", f"{CAT},{DOG}, cat, dog| dog"],
-            "bad: 2 of 3 rows have answers that do not go together. row 3: correct and incorrect answer are the same "
-            "token .*' dog'.*; row 4: the incorrect answers name token .* twice",
+            r"bad: 1 of 3 rows have answers that do not go together\. row 3: correct and incorrect answer are the same "
+            r"token \d+ \(' dog'\)",
         ),
         (
             "clean,corrupted,correct,incorrect",
