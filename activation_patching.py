@@ -35,6 +35,7 @@ from patching_results import (
 from patching_sites import Patch, Site, check_index
 from patching_sweep import Direction, MetricValues, Sweep
 from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs
+from prompt_files import PromptPair
 from prompt_pairs import PromptPairs
 from result_tables import results_text
 from sequence_tasks import DocstringDataset, GreaterThanDataset, InductionDataset
@@ -55,6 +56,7 @@ __all__ = [
     "PatchingDataset",
     "PatchingResult",
     "PositionResults",
+    "PromptPair",
     "PromptPairs",
     "load_results",
     "summarize_results",

@@ -121,8 +121,8 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
 
     Raises:
         ValueError: for an empty dataset, a pair index out of range or given twice, a pair that is not two prompts, a
-            word that the tokenizer does not know, prompts of different token lengths, or longer than the context, and
-            a named position outside its prompt.
+            word that the tokenizer does not know, prompts of different token lengths, or longer than the context, a
+            named position outside its prompt, and a template key that is no text.
     """
     pairs = list(dataset.get_clean_corrupt_pairs())
     if not pairs:
@@ -141,7 +141,7 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
         clean_tokens=tuple(token_strings(model, clean) for clean, _ in encoded),
         corrupted_tokens=tuple(token_strings(model, corrupted) for _, corrupted in encoded),
         positions=tuple(_checked_positions(dataset, i, len(clean)) for i, (clean, _) in zip(indices, encoded)),
-        templates=tuple(dataset.get_template(i) for i in indices),
+        templates=tuple(_checked_template(dataset, i) for i in indices),
     )
 
 
@@ -323,6 +323,13 @@ def _checked_positions(dataset: PatchingDataset, index: int, length: int) -> dic
         name: check_index(at, length, f"pair {index}, {length} tokens long: position {name!r}")
         for name, at in positions.items()
     }
+
+
+def _checked_template(dataset: PatchingDataset, index: int) -> str:
+    template = dataset.get_template(index)
+    if not isinstance(template, str):
+        raise ValueError(f"pair {index}: get_template returned {template!r}, expected a text, empty for no template")
+    return template
 
 
 def _token_ids(targets: Any) -> tuple[int, ...]:

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from activation_patching import ActivationPatcher, IOIDataset, PromptPairs
+from activation_patching import ActivationPatcher, IOIDataset, PromptPair, PromptPairs
 from patching_tasks import encode_pairs, named_positions
-from prompt_files import PromptPair
 from test_suite.tasks import answers_of, bundled, smollm2
 
 MARY = "When Mary and John went to the store, John gave a drink to"

@@ -585,6 +585,15 @@ def test_positions_that_are_none_name_pair_and_position(positions, message):
         encode_pairs(bundled(), NamedAnimals(positions=positions))
 
 
+def test_templates_that_are_no_text_are_refused():
+    class Unnamed(Animals):
+        def get_template(self, pair_idx: int) -> Any:
+            return None
+
+    with pytest.raises(ValueError, match="pair 1: get_template returned None, expected a text, empty for no template"):
+        encode_pairs(bundled(), Unnamed(), [1])
+
+
 def test_pairs_that_lack_a_position_are_named_with_what_they_have():
     dataset = NamedAnimals(positions=[{"ANIMAL": 2, "END": 3}] + [{"END": 4}] * 2 + [{}] * 5)
     pairs = encode_pairs(bundled(), dataset, [7, 0, 1, 2, 3, 4, 5])
@@ -673,8 +682,9 @@ def test_order_swap_breaks_nothing(model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_unrelated_names_take_the_signal_away(model):
-    clean, corrupted = baselines(model(), "unrelated_names")
-    assert (clean > corrupted).mean() >= 0.9  # SmolLM2 happens to take one of the strangers for the receiver
+    """On the whole: of two names that it has seen once each, a language model may still find one likelier."""
+    clean, corrupted = baselines(model(), "unrelated_names", 40)
+    assert (clean > corrupted).mean() >= 0.9
     assert abs(corrupted.mean()) < 0.35 * clean.mean()
 
 
@@ -713,21 +723,23 @@ def test_bundled_model_does_every_task_and_its_corruption_breaks_it(task):
 
 
 SMOL_BEHAVIOUR = {
-    IOIDataset: (0.85, 3.0, -3.0),
-    InductionDataset: (0.4, 5.0, -5.0),
-    AgreementDataset: (0.0, 1.4, -1.2),
-    CapitalsDataset: (0.6, 7.0, -7.0),
-    DocstringDataset: (0.95, 11.0, -11.0),
+    IOIDataset: (0.85, 0.95, 3.0),
+    InductionDataset: (0.4, 0.9, 5.0),
+    AgreementDataset: (0.0, 0.75, 1.4),
+    CapitalsDataset: (0.6, 0.95, 7.0),
+    DocstringDataset: (0.95, 0.95, 11.0),
 }
-"""At least this share of right predictions and this mean logit difference (clean), at most that one (corrupted)."""
+"""At least this share of predictions that are right, this share of pairs in which the right answer is preferred to the
+wrong one, and this mean logit difference; on corrupted prompts, at most its negative but for one."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", SMOL_BEHAVIOUR)
 def test_smollm2_does_the_tasks_that_it_can(task):
     accuracy, clean, corrupted = behaviour(task(smollm2(), 42))
-    least, above, below = SMOL_BEHAVIOUR[task]
-    assert accuracy >= least and clean.mean() >= above and corrupted.mean() <= below
+    predicted, preferred, difference = SMOL_BEHAVIOUR[task]
+    assert accuracy >= predicted and (clean > 0).mean() >= preferred
+    assert clean.mean() >= difference and corrupted.mean() <= 1 - difference
     assert (corrupted < clean).all()
 
 
