@@ -1,8 +1,8 @@
 """Where can an activation be replaced?  Names of places in a transformer, and nothing that runs one.
 
 A *hook point* is TransformerLens' name for one activation tensor of the model (`blocks.3.attn.hook_z`). A `Site` is a
-hook point narrowed to one head and one position, and a `Patch` is the set of sites that are replaced together in one
-run. Both are values: they are described first and executed later, by `patching_engine`.
+hook point narrowed to one head or MLP neuron and to one position, and a `Patch` is the set of sites that are replaced
+together in one run. Both are values: they are described first and executed later, by `patching_engine`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SHORT_NAMES = {
     "resid_pre": "hook_resid_pre",
@@ -23,6 +23,8 @@ SHORT_NAMES = {
     "k": "attn.hook_k",
     "v": "attn.hook_v",
     "pattern": "attn.hook_pattern",
+    "mlp_pre": "mlp.hook_pre",
+    "mlp_post": "mlp.hook_post",
 }
 """Short name -> the part of a hook point's name after `blocks.{layer}.`"""
 
@@ -31,6 +33,9 @@ PATCH_TYPES = {"output": "z", "pattern": "pattern", "q": "q", "k": "k", "v": "v"
 
 KEY_VALUE_COMPONENTS = ("k", "v", "attn.hook_rot_k", "hook_k_input", "hook_v_input")
 """Under grouped-query attention these have one entry per key-value head, every other one an entry per query head."""
+
+NEURON_COMPONENTS = ("mlp_pre", "mlp.hook_pre_linear", "mlp_post")
+"""Their last axis counts the MLP's neurons: before the nonlinearity, a gated MLP's other factor, and after it."""
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _HEAD_AXIS = {
@@ -42,7 +47,7 @@ _HEAD_AXIS = {
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the model: a hook point, narrowed to a head and a position where these are given."""
+    """One place in the model: a hook point, narrowed to a head, a neuron and a position where these are given."""
 
     hook_point: str
     """Full hook-point name, for instance `blocks.3.hook_attn_out`."""
@@ -52,6 +57,10 @@ class Site:
     position: int | tuple[int, ...] | None = None
     """Token position, counting the BOS token; negative counts from each prompt's end; None replaces all positions.
     A tuple gives one position per pair. For attention patterns and scores it is the query's position."""
+    neuron: int | None = None
+    """Index on the last axis of `mlp.hook_pre` or `mlp.hook_post`; None replaces all neurons."""
+    position_name: str | None = None
+    """What the task calls the position (`S2`), for labels, tables and maps."""
 
     @property
     def layer(self) -> int | None:
@@ -68,14 +77,21 @@ class Site:
 
     @property
     def label(self) -> str:
-        """How the site is printed: `L9H6`, `L3H1 v`, `L3 attn_out`, with ` @4` for a position."""
-        name = self.hook_point if self.layer is None else f"L{self.layer}"
+        """How the site is printed: `L9H6`, `L3H1 v`, `L3N17`, `L3 attn_out`, with ` @4` or ` @S2` for a position."""
+        return self._label("")
+
+    def _label(self, layers: str) -> str:
+        name = self.hook_point if self.layer is None else f"L{self.layer}{layers}"
         if self.head is not None:
             name += f"H{self.head}"
             name += "" if self.component == "z" else f" {self.component}"
+        elif self.neuron is not None:
+            name += f"N{self.neuron}"
+            name += "" if self.component == "mlp_post" else f" {self.component}"
         elif self.layer is not None:
             name += f" {self.component}"
-        return name if self.position is None else f"{name} @{self.position}"
+        where = self.position if self.position_name is None else self.position_name
+        return name if where is None else f"{name} @{where}"
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,46 @@ class Patch:
     """The sites whose activations are replaced together in one patched run."""
 
     sites: tuple[Site, ...]
+    """The first one is the place that tables and maps give the patch."""
+    name: str | None = None
+    """What a set of sites is called that belongs to no single place; it is then left out of maps."""
+    window: int = 1
+    """Number of adjacent layers patched together around the first site's; fewer at the model's first and last ones."""
 
     @property
     def label(self) -> str:
+        """How the patch is printed: its name, or its sites; `L4±1 mlp_out` for a window of three layers."""
+        if self.name is not None:
+            return self.name
+        if self.window > 1:
+            centre = [site for site in self.sites if site.hook_point == self.sites[0].hook_point]
+            return " + ".join(site._label(f"±{self.window // 2}") for site in centre)
         return " + ".join(site.label for site in self.sites)
+
+
+def layer_window(sites: Sequence[Site], window: int, n_layers: int) -> Patch:
+    """Sites of one hook point together with those of the adjacent layers: `window` layers, their own in the middle.
+
+    At the first and last layers the window is cut off, so that each layer of the model is the centre of one.
+
+    Raises:
+        ValueError: where the window is no odd number of layers, or the hook point lies in none.
+    """
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1 or window % 2 == 0:
+        raise ValueError(
+            f"window is {window!r}, expected an odd number of layers (1 patches single layers, 3 a layer and both its "
+            "neighbours): the results belong to the layer in the middle"
+        )
+    if window == 1:
+        return Patch(tuple(sites))
+    name, centre = sites[0].hook_point, sites[0].layer
+    if centre is None:
+        raise ValueError(f"{name} lies in no layer, so it has no window of layers: leave out window")
+    around = range(max(0, centre - window // 2), min(n_layers, centre + window // 2 + 1))
+    tail = name.removeprefix(f"blocks.{centre}.")
+    names = [f"blocks.{layer}.{tail}" for layer in around if layer != centre]
+    others = [replace(site, hook_point=other) for other in names for site in sites]
+    return Patch((*sites, *others), window=window)
 
 
 def head_axis(hook_point: str) -> int | None:
