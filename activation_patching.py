@@ -21,6 +21,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ioi_task import IOIDataset
+from language_tasks import AgreementDataset, CapitalsDataset, GenderedPronounDataset
 from patching_engine import PatchingEngine
 from patching_results import (
     DIRECTIONS,
@@ -34,18 +36,27 @@ from patching_results import (
     load_results,
 )
 from patching_sites import Patch, Site, check_index
-from patching_tasks import EncodedPairs, IOIDataset, PatchingDataset, dataset_metric, encode_pairs
+from patching_tasks import Answers, EncodedPairs, PatchingDataset, dataset_metric, encode_pairs
+from prompt_pairs import PromptPairs
+from sequence_tasks import DocstringDataset, GreaterThanDataset, InductionDataset
 
 __all__ = [
     "ActivationPatcher",
+    "AgreementDataset",
+    "CapitalsDataset",
     "Direction",
+    "DocstringDataset",
+    "GenderedPronounDataset",
+    "GreaterThanDataset",
     "HeadPatchingResult",
     "HeadResults",
     "IOIDataset",
+    "InductionDataset",
     "LayerResults",
     "PatchingDataset",
     "PatchingResult",
     "PositionResults",
+    "PromptPairs",
     "load_results",
     "summarize_results",
 ]
@@ -264,7 +275,7 @@ class _Prompts(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
         return [self.prompts]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[int, int]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[Answers, Answers]:
         raise ValueError("a single run has no targets")
 
 

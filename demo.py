@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from activation_patching import ActivationPatcher, IOIDataset, summarize_results
+from ioi_task import IOI_CORRUPTIONS
 from model_loading import can_be_loaded, load_model
 from patching_results import DIRECTIONS, LayerResults
-from patching_tasks import IOI_CORRUPTIONS
 from task_templates import IOI_SCENE_TEMPLATES
 from visualize import create_full_report, create_position_heatmap
 
@@ -114,7 +114,7 @@ def choose_model(name: str | None, device: str | None) -> Any:
 def introduce(dataset: IOIDataset) -> None:
     clean, corrupted = dataset.get_clean_corrupt_pairs()[0]
     answer, other = (dataset.model.to_string([token]) for token in dataset.get_target_tokens(0))
-    print(f"Task: {dataset.name}, {len(dataset)} pairs; it varies {dataset.corruption_varies}")
+    print(f"Task: {dataset.name}, {len(dataset)} pairs; it varies {dataset.varies}")
     print(f"  clean:     {clean} ...{answer}, not{other}")
     print(f"  corrupted: {corrupted} ...\n")
 

@@ -1,28 +1,34 @@
 """Which prompts?  Datasets of clean and corrupted prompt pairs, and their checked, tokenized form.
 
-A dataset gives pairs of prompts of equal token length, the right and the wrong next token of each, and (if it wants)
-its own metric. `encode_pairs` turns it into tokens and finds every fault it can before a model is run.
+A dataset gives pairs of prompts of equal token length, the right and the wrong next tokens of each, and (if it wants)
+names for positions, a key of pairs that are made alike, and its own metric. `encode_pairs` turns it into tokens and
+finds every fault it can before a model is run.
 """
 
 from __future__ import annotations
 
-import random
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import task_templates
 from patching_metrics import DatasetMetric, LogitDifference, Metric
 from patching_sites import check_index
 
+MOST_LISTED = 5
+"""How many offenders an error names; it counts them all."""
+
+Answers: TypeAlias = int | Sequence[int]
+"""Token id of the only answer, or the ids of several that count alike."""
+
 
 class PatchingDataset(ABC):
-    """Base class of tasks: subclass it, give pairs and target tokens, and override `compute_metric` if you want."""
+    """Base class of tasks: subclass it and give pairs and target tokens; the rest has defaults."""
 
     @property
     @abstractmethod
@@ -34,13 +40,37 @@ class PatchingDataset(ABC):
         """The pairs `(clean prompt, corrupted prompt)`; both prompts of a pair have the same number of tokens."""
 
     @abstractmethod
-    def get_target_tokens(self, pair_idx: int) -> tuple[int, int]:
-        """Token ids `(correct, incorrect)` of the answers to the pair's clean prompt."""
+    def get_target_tokens(self, pair_idx: int) -> tuple[Answers, Answers]:
+        """Token ids `(correct, incorrect)` of the answers to the pair's clean prompt, one or several on each side."""
+
+    @property
+    def varies(self) -> str:
+        """Which signal of the clean prompt the corruption changes; empty where that is not said."""
+        return ""
+
+    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
+        """Named positions of the pair, counted in tokens of its prompts, BOS included where the model prepends one.
+
+        Negative ones count from the end. Both prompts of a pair have as many tokens, so one position holds for both.
+        """
+        return {}
+
+    def get_template(self, pair_idx: int) -> str:
+        """A key that pairs share if their prompts differ in single words of the same places, and so may be averaged
+        position by position; empty where that is not said."""
+        return ""
 
     def compute_metric(self, logits: Float[Tensor, "1 pos d_vocab"], pair_idx: int) -> float:
-        """logit(correct) - logit(incorrect) at the last position, in logits. Override it to measure something else."""
-        correct, incorrect = self.get_target_tokens(pair_idx)
-        return (logits[0, -1, correct] - logits[0, -1, incorrect]).item()
+        """logit(correct) - logit(incorrect) at the last position, in logits. Override it to measure something else.
+
+        Several answers of one side count as one whose probability is the sum of theirs: their logits go through
+        logsumexp.
+        """
+        correct, incorrect = (torch.tensor(_token_ids(side)) for side in self.get_target_tokens(pair_idx))
+        if not len(incorrect):
+            raise ValueError(_no_incorrect(pair_idx))
+        last = logits[0, -1].cpu()
+        return (last[correct].logsumexp(0) - last[incorrect].logsumexp(0)).item()
 
     def __len__(self) -> int:
         return len(self.get_clean_corrupt_pairs())
@@ -58,6 +88,10 @@ class EncodedPairs:
     clean_tokens: tuple[tuple[str, ...], ...]
     """Token strings of each clean prompt."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
+    positions: tuple[Mapping[str, int], ...] = ()
+    """Named positions of each pair, counted from the front; empty where the pairs were not made from a dataset."""
+    templates: tuple[str, ...] = ()
+    """Key of each pair's template, an empty text where the dataset names none; empty as the positions are."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -75,137 +109,6 @@ class EncodedPairs:
         )
 
 
-@dataclass(frozen=True)
-class IOICorruption:
-    """How the names of a clean IOI prompt are changed, and what that varies."""
-
-    label: str
-    varies: str
-    """Which signal of the clean prompt the corrupted one changes."""
-
-
-IOI_CORRUPTIONS = {
-    "swap_names": IOICorruption(
-        "names swapped throughout", "which token the subject is; its position stays (the weaker of the two signals)"
-    ),
-    "flip_subject": IOICorruption(
-        "second subject flipped", "which token the subject is, and at which position it stood before"
-    ),
-    "swap_order": IOICorruption(
-        "name order swapped, giver kept", "the order of the names alone: the right answer stays, so nothing is broken"
-    ),
-    "unrelated_names": IOICorruption(
-        "three unrelated names (ABC)", "every name: nothing of the clean prompt's names is left"
-    ),
-}
-
-
-class IOIDataset(PatchingDataset):
-    """Indirect object identification (Wang et al. 2022, "Interpretability in the Wild").
-
-    "When Mary and John went to the store, John gave a drink to" is continued with " Mary", the indirect object (IO),
-    not with " John", the subject (S). The default corruption swaps the two names throughout, which turns the right
-    answer around. Which corruption is right depends on the question: `corruption_varies` says what each one changes.
-
-    The corruptions, for the prompt above:
-        swap_names: When John and Mary went to the store, Mary gave a drink to
-        flip_subject: When Mary and John went to the store, Mary gave a drink to
-        swap_order: When John and Mary went to the store, John gave a drink to (the answer is still Mary)
-        unrelated_names: When Tom and Anna went to the store, Paul gave a drink to
-
-    Args:
-        model: the model whose tokenizer decides which names are single tokens.
-        n_pairs: number of pairs. They go through the templates with the indirect object first, then with the subject
-            first, and so on.
-        corruption: one of the names above.
-        seed: seed of the choice of names, places and objects.
-        templates: sentences with the slots {A}, {B} (the two names in order) and {S2} (the giver), and {PLACE} and
-            {OBJECT} if wanted; by default the five scenes of `task_templates.IOI_SCENE_TEMPLATES`.
-        names: names to choose from. By default all of `task_templates.NAMES` that are one token for this model.
-
-    Raises:
-        ValueError: for an unknown corruption, a name of several tokens, a template without its slots, or more pairs
-            than can be made.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        n_pairs: int = 10,
-        *,
-        corruption: str = "swap_names",
-        seed: int = 0,
-        templates: Sequence[str] = task_templates.IOI_SCENE_TEMPLATES,
-        names: Sequence[str] | None = None,
-    ) -> None:
-        if corruption not in IOI_CORRUPTIONS:
-            raise ValueError(f"corruption {corruption!r} is unknown: expected one of {', '.join(IOI_CORRUPTIONS)}")
-        if n_pairs < 1:
-            raise ValueError(f"n_pairs is {n_pairs}, expected at least 1")
-        self.model = model
-        self.corruption = corruption
-        self.seed = seed
-        self._names = _usable_names(model, names)
-        self._pairs: list[tuple[str, str]] = []
-        self._answers: list[tuple[str, str]] = []
-        self._generate(n_pairs, _checked_templates(templates))
-
-    @property
-    def name(self) -> str:
-        return f"IOI ({IOI_CORRUPTIONS[self.corruption].label})"
-
-    @property
-    def corruption_varies(self) -> str:
-        """Which signal of the clean prompt the corruption changes."""
-        return IOI_CORRUPTIONS[self.corruption].varies
-
-    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
-        return list(self._pairs)
-
-    def get_target_tokens(self, pair_idx: int) -> tuple[int, int]:
-        """Token ids of (IO, S), each with its leading space."""
-        correct, incorrect = self._answers[pair_idx]
-        return single_token(self.model, f" {correct}"), single_token(self.model, f" {incorrect}")
-
-    def _generate(self, n_pairs: int, templates: Sequence[str]) -> None:
-        chooser = random.Random(self.seed)
-        seen: set[str] = set()
-        attempts = 0
-        while len(self._pairs) < n_pairs:
-            attempts += 1
-            if attempts > 100 * n_pairs + 1000:
-                raise ValueError(
-                    f"asked for {n_pairs} distinct pairs, found {len(self._pairs)} with {len(self._names)} names and "
-                    f"{len(templates)} templates: ask for fewer, or give more names or templates"
-                )
-            i = len(self._pairs)
-            io_first = (i // len(templates)) % 2 == 0
-            clean, corrupted, answers = self._make_pair(chooser, templates[i % len(templates)], io_first)
-            if clean in seen or len(_tokenize(self.model, clean)) != len(_tokenize(self.model, corrupted)):
-                continue
-            seen.add(clean)
-            self._pairs.append((clean, corrupted))
-            self._answers.append(answers)
-
-    def _make_pair(self, chooser: random.Random, template: str, io_first: bool) -> tuple[str, str, tuple[str, str]]:
-        io, subject, *others = chooser.sample(self._names, 5)
-        scene = {
-            "PLACE": chooser.choice(task_templates.PLACES),
-            "OBJECT": chooser.choice(task_templates.OBJECTS),
-        }
-        a, b = (io, subject) if io_first else (subject, io)
-        other_a, other_b, other_s2 = others
-        corrupted_names = {
-            "swap_names": (b, a, io),
-            "flip_subject": (a, b, io),
-            "swap_order": (b, a, subject),
-            "unrelated_names": (other_a, other_b, other_s2),
-        }[self.corruption]
-        clean = task_templates.fill(template, A=a, B=b, S2=subject, **scene)
-        corrupted = task_templates.fill(template, **dict(zip(("A", "B", "S2"), corrupted_names)), **scene)
-        return clean, corrupted, (io, subject)
-
-
 def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[int] | None = None) -> EncodedPairs:
     """The dataset's pairs as tokens.
 
@@ -216,7 +119,8 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
 
     Raises:
         ValueError: for an empty dataset, a pair index out of range or given twice, a pair that is not two prompts, a
-            word that the tokenizer does not know, prompts of different token lengths, or longer than the context.
+            word that the tokenizer does not know, prompts of different token lengths, or longer than the context, and
+            a named position outside its prompt.
     """
     pairs = list(dataset.get_clean_corrupt_pairs())
     if not pairs:
@@ -234,7 +138,27 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
         corrupted=tuple(corrupted for _, corrupted in encoded),
         clean_tokens=tuple(token_strings(model, clean) for clean, _ in encoded),
         corrupted_tokens=tuple(token_strings(model, corrupted) for _, corrupted in encoded),
+        positions=tuple(_checked_positions(dataset, i, len(clean)) for i, (clean, _) in zip(indices, encoded)),
+        templates=tuple(dataset.get_template(i) for i in indices),
     )
+
+
+def named_positions(pairs: EncodedPairs, name: str) -> tuple[int, ...]:
+    """Where this name stands in each pair.
+
+    Raises:
+        ValueError: where a pair has no position of that name, with the pairs that lack it and the names they have.
+    """
+    positions = pairs.positions or ({},) * len(pairs)
+    lacking = [(pair, has) for pair, has in zip(pairs.indices, positions) if name not in has]
+    if lacking:
+        told = "; ".join(f"pair {pair} has {', '.join(has) or 'none'}" for pair, has in lacking[:MOST_LISTED])
+        more = f"; and {len(lacking) - MOST_LISTED} more" if len(lacking) > MOST_LISTED else ""
+        raise ValueError(
+            f"{len(lacking)} of {len(pairs)} pairs have no position named {name!r}: {told}{more}. Choose another name, "
+            "leave these pairs out with pair_indices, or name the position in the dataset's get_positions"
+        )
+    return tuple(has[name] for has in positions)
 
 
 def dataset_metric(model: Any, dataset: PatchingDataset, pair_indices: Sequence[int]) -> Metric:
@@ -245,9 +169,79 @@ def dataset_metric(model: Any, dataset: PatchingDataset, pair_indices: Sequence[
     """
     if type(dataset).compute_metric is not PatchingDataset.compute_metric:
         return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
-    targets = [_checked_targets(model, dataset, i) for i in pair_indices]
-    correct, incorrect = (torch.tensor(ids) for ids in zip(*targets))
+    targets = [checked_targets(model, dataset, i) for i in pair_indices]
+    if any(len(side) > 1 for sides in targets for side in sides):
+        return DatasetMetric(dataset.compute_metric, tuple(pair_indices), name="logit difference", unit="logits")
+    correct, incorrect = (torch.tensor([ids for (ids,) in side]) for side in zip(*targets))
     return LogitDifference(correct, incorrect)
+
+
+def checked_targets(
+    model: Any, dataset: PatchingDataset, index: int, *, needs_incorrect: bool = True
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of all correct and of all incorrect answers to a pair's clean prompt.
+
+    Args:
+        model: the model whose vocabulary the ids belong to.
+        dataset: the pairs.
+        index: which pair.
+        needs_incorrect: False for a metric that reads the right answer alone; then the second may be empty.
+
+    Raises:
+        ValueError: where an answer is no single token of the vocabulary, is the unknown token, occurs twice or on both
+            sides, or is missing.
+    """
+    try:
+        targets = dataset.get_target_tokens(index)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(
+            f"pair {index}: get_target_tokens found no single token for its answer ({error}). The answers must be one "
+            "token each for this model, usually with a leading space"
+        ) from error
+    try:
+        correct, incorrect = (_token_ids(answers) for answers in targets)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id), "
+            "or a list of ids in the place of either"
+        ) from error
+    if not correct:
+        raise ValueError(f"pair {index} has no correct answer: give at least one token id")
+    if needs_incorrect and not incorrect:
+        raise ValueError(_no_incorrect(index))
+    for token in (*correct, *incorrect):
+        if not 0 <= token < model.cfg.d_vocab:
+            raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {model.cfg.d_vocab}")
+        if token == model.tokenizer.unk_token_id and token != model.tokenizer.bos_token_id:
+            raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
+    _check_distinct(model, index, correct, incorrect)
+    return correct, incorrect
+
+
+def encode_prompt(model: Any, prompt: str) -> Int[Tensor, " pos"]:
+    """The prompt's token ids, BOS included where the model prepends one.
+
+    Raises:
+        ValueError: for a word that the tokenizer does not know, or more tokens than the model reads.
+    """
+    tokens = _tokenize(model, prompt)
+    _check_known(model, tokens, prompt)
+    if len(tokens) > model.cfg.n_ctx:
+        raise ValueError(
+            f"the prompt {prompt[:40]!r}... has {len(tokens)} tokens, the model reads at most {model.cfg.n_ctx}: "
+            "shorten it"
+        )
+    return tokens
+
+
+def compare_lengths(model: Any, clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) -> str:
+    """How many tokens two prompts have, and where they part, for messages."""
+    at = _first_difference(clean, corrupted)
+    seen = [repr("".join(token_strings(model, tokens[at : at + 3]))) for tokens in (clean, corrupted)]
+    return (
+        f"the clean prompt has {len(clean)} tokens and the corrupted one {len(corrupted)}; they part at position {at}, "
+        f"{seen[0]} against {seen[1]}"
+    )
 
 
 def single_token(model: Any, text: str) -> int:
@@ -264,7 +258,12 @@ def single_token(model: Any, text: str) -> int:
     return int(ids[0])
 
 
-def token_strings(model: Any, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
+def one_or_several(ids: Sequence[int]) -> Answers:
+    """These answers as `get_target_tokens` gives them: the id itself where there is only one."""
+    return ids[0] if len(ids) == 1 else tuple(ids)
+
+
+def token_strings(model: Any, tokens: Iterable[int] | Int[Tensor, " pos"]) -> tuple[str, ...]:
     """Each token as text, leading spaces kept."""
     return tuple(model.tokenizer.decode([int(token)], clean_up_tokenization_spaces=False) for token in tokens)
 
@@ -272,27 +271,16 @@ def token_strings(model: Any, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
 def _encode_pair(model: Any, pair: Any, index: int) -> tuple[Int[Tensor, " pos"], Int[Tensor, " pos"]]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
         raise ValueError(f"pair {index} is {pair!r}, expected (clean prompt, corrupted prompt), two texts")
-    clean, corrupted = (_tokenize(model, prompt) for prompt in pair)
-    for tokens, prompt in ((clean, pair[0]), (corrupted, pair[1])):
-        _check_known(model, tokens, prompt)
-        if len(tokens) > model.cfg.n_ctx:
-            raise ValueError(
-                f"pair {index}: the prompt {prompt[:40]!r}... has {len(tokens)} tokens, the model reads at most "
-                f"{model.cfg.n_ctx}: shorten it"
-            )
+    try:
+        clean, corrupted = (encode_prompt(model, prompt) for prompt in pair)
+    except ValueError as error:
+        raise ValueError(f"pair {index}: {error}") from None
     if len(clean) != len(corrupted):
-        raise ValueError(_different_lengths(model, index, clean, corrupted))
+        raise ValueError(
+            f"pair {index}: {compare_lengths(model, clean, corrupted)}. Activations are exchanged position by "
+            "position, so both need the same number of tokens: replace words by words of as many tokens"
+        )
     return clean, corrupted
-
-
-def _different_lengths(model: Any, index: int, clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) -> str:
-    at = _first_difference(clean, corrupted)
-    seen = [repr("".join(token_strings(model, tokens[at : at + 3]))) for tokens in (clean, corrupted)]
-    return (
-        f"pair {index}: the clean prompt has {len(clean)} tokens and the corrupted one {len(corrupted)}; they part at "
-        f"position {at}, {seen[0]} against {seen[1]}. Activations are exchanged position by position, so both need "
-        "the same number of tokens: replace words by words of as many tokens"
-    )
 
 
 def _first_difference(clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) -> int:
@@ -318,63 +306,43 @@ def _check_known(model: Any, tokens: Int[Tensor, " pos"], text: str) -> None:
     )
 
 
-def _checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[int, int]:
-    try:
-        targets = dataset.get_target_tokens(index)
-    except (AssertionError, ValueError) as error:
-        raise ValueError(
-            f"pair {index}: get_target_tokens found no single token for its answer ({error}). The answers must be one "
-            "token each for this model, usually with a leading space"
-        ) from error
-    try:
-        correct, incorrect = (int(token) for token in targets)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id)"
-        ) from error
-    for token in (correct, incorrect):
-        if not 0 <= token < model.cfg.d_vocab:
-            raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {model.cfg.d_vocab}")
-        if token == model.tokenizer.unk_token_id and token != model.tokenizer.bos_token_id:
-            raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
-    if correct == incorrect:
-        raise ValueError(f"pair {index}: correct and incorrect answer are the same token {correct}")
-    return correct, incorrect
+def _checked_positions(dataset: PatchingDataset, index: int, length: int) -> dict[str, int]:
+    positions = dataset.get_positions(index)
+    if not isinstance(positions, Mapping):
+        raise ValueError(f"pair {index}: get_positions returned {positions!r}, expected a mapping name -> position")
+    return {
+        name: check_index(at, length, f"pair {index}, {length} tokens long: position {name!r}")
+        for name, at in positions.items()
+    }
 
 
-def _usable_names(model: Any, names: Sequence[str] | None) -> list[str]:
-    """The given names, all of which must be single tokens; or all known names that are."""
-    if names is None:
-        usable = [name for name in task_templates.NAMES if _is_single_token(model, f" {name}")]
-    else:
-        usable = list(names)
-        for name in usable:
-            single_token(model, f" {name}")
-    if len(set(usable)) < 5:
+def _token_ids(answers: Any) -> tuple[int, ...]:
+    if isinstance(answers, (str, bytes)):
+        raise TypeError(f"{answers!r} is a text, expected token ids")
+    several = answers.tolist() if hasattr(answers, "tolist") else answers
+    return tuple(operator.index(token) for token in (several if isinstance(several, Iterable) else [several]))
+
+
+def _check_distinct(model: Any, index: int, correct: tuple[int, ...], incorrect: tuple[int, ...]) -> None:
+    if shared := set(correct) & set(incorrect):
         raise ValueError(
-            f"IOI needs at least five names of one token each, this model's tokenizer leaves {len(set(usable))}: "
-            "give others with names=[...]"
+            f"pair {index}: correct and incorrect answer are the same {_told(model, shared)}: an answer is one or the "
+            "other"
         )
-    return usable
-
-
-def _is_single_token(model: Any, text: str) -> bool:
-    try:
-        single_token(model, text)
-    except ValueError:
-        return False
-    return True
-
-
-def _checked_templates(templates: Sequence[str]) -> Sequence[str]:
-    if isinstance(templates, str) or not templates:
-        raise ValueError(f"templates is {templates!r}, expected a list of sentences with {{A}}, {{B}} and {{S2}}")
-    known = {"A", "B", "S2", "PLACE", "OBJECT"}
-    for template in templates:
-        found = set(task_templates.slots(template))
-        if not {"A", "B", "S2"} <= found <= known:
+    for side, ids in (("correct", correct), ("incorrect", incorrect)):
+        if twice := {token for token in ids if ids.count(token) > 1}:
             raise ValueError(
-                f"the template {template!r} has the slots {sorted(found)}, expected {{A}}, {{B}} and {{S2}}, and "
-                "{PLACE} and {OBJECT} if wanted"
+                f"pair {index}: the {side} answers name {_told(model, twice)} twice: give each answer once"
             )
-    return templates
+
+
+def _told(model: Any, tokens: Iterable[int]) -> str:
+    told = [f"{token} ({text!r})" for token, text in zip(sorted(tokens), token_strings(model, sorted(tokens)))]
+    return f"token{'s' * (len(told) > 1)} {', '.join(told)}"
+
+
+def _no_incorrect(index: int) -> str:
+    return (
+        f"pair {index} has no incorrect answer, which the logit difference needs: give one, or choose a metric that "
+        "reads the right answer alone"
+    )

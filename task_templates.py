@@ -534,3 +534,15 @@ def fill(template: str, **words: str) -> str:
     if missing:
         raise ValueError(f"No word for {missing} in the template {template!r}: pass {missing[0]}=...")
     return template.format(**words)
+
+
+def slot_ends(template: str, **words: str) -> dict[str, int]:
+    """For each slot of the template, how many characters of the filled template end with its first word."""
+    ends: dict[str, int] = {}
+    length = 0
+    for literal, slot, _, _ in string.Formatter().parse(template):
+        length += len(literal)
+        if slot:
+            length += len(words[slot])
+            ends.setdefault(slot, length)
+    return ends

@@ -33,11 +33,12 @@ from transformer_lens import patching as peer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ioi_task import IOIDataset
 from model_loading import load_model
 from patching_engine import PatchingEngine
 from patching_metrics import LogitDifference
 from patching_sites import Patch, Site, block_hook
-from patching_tasks import EncodedPairs, IOIDataset, dataset_metric, encode_pairs
+from patching_tasks import EncodedPairs, dataset_metric, encode_pairs
 
 PEER_SWEEPS = {
     "z": "get_act_patch_attn_head_out_all_pos",

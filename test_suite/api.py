@@ -34,10 +34,11 @@ import model_loading
 import visualize
 from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset, PatchingResult, summarize_results
 from head_patching import HeadPatcher, HeadPatchingResult, print_head_results
+from ioi_task import IOI_CORRUPTIONS
 from model_loading import TINY, can_be_loaded, load_model
 from patching_results import HeadResults, LayerResults, PositionResults, load_results
 from patching_sites import PATCH_TYPES, SHORT_NAMES, Patch, Site
-from patching_tasks import IOI_CORRUPTIONS, encode_pairs
+from patching_tasks import encode_pairs
 from task_templates import IOI_SCENE_TEMPLATES
 from test_suite.models import HAS_HOOKED, needs_hooked, smol_checkpoint
 

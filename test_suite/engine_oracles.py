@@ -13,11 +13,12 @@ import pytest
 import torch
 from transformer_lens import patching as tl_patching
 
+from ioi_task import IOIDataset
 from model_loading import load_model
 from patching_engine import PatchingEngine
 from patching_metrics import LogitDifference
 from patching_sites import Patch, Site, block_hook
-from patching_tasks import EncodedPairs, IOIDataset, dataset_metric, encode_pairs
+from patching_tasks import EncodedPairs, dataset_metric, encode_pairs
 from test_suite.models import (
     BRIDGE_MODELS,
     HAS_HOOKED,

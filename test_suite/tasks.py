@@ -17,8 +17,9 @@ import transformers
 
 from activation_patching import ActivationPatcher, IOIDataset
 from head_patching import HeadPatcher
+from ioi_task import IOI_CORRUPTIONS
 from model_loading import TINY, load_model
-from patching_tasks import IOI_CORRUPTIONS, encode_pairs, single_token, token_strings
+from patching_tasks import encode_pairs, single_token, token_strings
 from task_templates import IOI_SCENE_TEMPLATES, IOI_TEMPLATES, NAMES
 from test_suite.models import needs_hooked, smol_checkpoint
 
@@ -68,7 +69,7 @@ def test_default_corruption_swaps_the_names_throughout():
     same = IOIDataset(bundled(), 10, corruption="swap_names", seed=0)
     assert dataset.get_clean_corrupt_pairs() == same.get_clean_corrupt_pairs()
     assert dataset.name == "IOI (names swapped throughout)" and len(dataset) == 10
-    assert "position stays" in dataset.corruption_varies
+    assert "position stays" in dataset.varies
 
 
 def test_documented_example_is_what_the_corruptions_make():
