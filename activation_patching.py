@@ -17,27 +17,26 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from ioi_task import IOIDataset
 from language_tasks import AgreementDataset, CapitalsDataset, GenderedPronounDataset
+from metric_sets import MetricChoice
 from patching_engine import PatchingEngine
 from patching_results import (
-    DIRECTIONS,
-    Direction,
     HeadPatchingResult,
     HeadResults,
     LayerResults,
     PatchingResult,
     PositionResults,
-    Sweep,
     load_results,
 )
 from patching_sites import Patch, Site, check_index
-from patching_tasks import Answers, EncodedPairs, PatchingDataset, dataset_metric, encode_pairs
+from patching_sweep import Direction, MetricValues, Sweep
+from patching_tasks import EncodedPairs, PatchingDataset, dataset_metrics, encode_pairs
 from prompt_pairs import PromptPairs
+from result_tables import describe_experiment, effects_table
 from sequence_tasks import DocstringDataset, GreaterThanDataset, InductionDataset
 
 __all__ = [
@@ -94,6 +93,7 @@ class ActivationPatcher:
         pair_indices: Sequence[int] | None = None,
         position: int | None = None,
         direction: Direction = "denoising",
+        metrics: MetricChoice = None,
     ) -> LayerResults:
         """Patch each hook point on each pair.
 
@@ -105,6 +105,8 @@ class ActivationPatcher:
             position: token position to patch, counting the BOS token, negative from each prompt's end; None for all
                 positions at once. For patterns it is the query's position.
             direction: `denoising` (clean into corrupted) or `noising` (corrupted into clean).
+            metrics: what to measure, all in the same runs: names (`metric_sets.METRICS`) and `Metric` objects, one or a
+                list; None for the dataset's own. Results show the first; `results.by_metric(name)` shows another.
 
         Returns:
             A mapping hook point -> list of `PatchingResult`, one per pair.
@@ -114,7 +116,9 @@ class ActivationPatcher:
         """
         names = self.engine.hook_points(hook_points)
         patches = [Patch((Site(name, position=position),)) for name in names]
-        return LayerResults(self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction))
+        return LayerResults(
+            self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        )
 
     def run_position_experiment(
         self,
@@ -123,6 +127,7 @@ class ActivationPatcher:
         *,
         pair_indices: Sequence[int] | None = None,
         direction: Direction = "denoising",
+        metrics: MetricChoice = None,
     ) -> PositionResults:
         """Patch each hook point at each position, one at a time: a layer × position map.
 
@@ -140,7 +145,9 @@ class ActivationPatcher:
                 "choose pairs of one length with pair_indices"
             )
         patches = [Patch((Site(name, position=at),)) for name in names for at in range(lengths[0])]
-        return PositionResults(self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction))
+        return PositionResults(
+            self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        )
 
     def sweep(
         self,
@@ -149,6 +156,7 @@ class ActivationPatcher:
         *,
         pair_indices: Sequence[int] | None = None,
         direction: Direction = "denoising",
+        metrics: MetricChoice = None,
     ) -> Sweep:
         """Run any patches: sets of sites that are replaced together, each on each pair.
 
@@ -156,16 +164,13 @@ class ActivationPatcher:
             The raw numbers with all that is needed to read them.
         """
         pairs = encode_pairs(self.model, dataset, pair_indices)
-        metric = dataset_metric(self.model, dataset, pairs.indices)
-        measured = self.engine.sweep(pairs, patches, metric, direction)
+        chosen = dataset_metrics(self.model, dataset, pairs.indices, metrics)
+        baselines = self.engine.sweep(pairs, patches, chosen, direction)
+        runs = zip(chosen, baselines.patched, baselines.clean, baselines.corrupted)
         sweep = Sweep(
             patches=tuple(patches),
-            patched=measured.patched,
-            clean=measured.clean,
-            corrupted=measured.corrupted,
+            measured=tuple(MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs),
             direction=direction,
-            metric=metric.name,
-            unit=metric.unit,
             model=model_name(self.model),
             n_layers=self.engine.n_layers,
             n_heads=self.engine.n_heads,
@@ -216,45 +221,18 @@ class ActivationPatcher:
 
 
 def summarize_results(results: LayerResults, top_k: int = 10) -> None:
-    """Print the experiment, its baselines and the hook points of largest |effect|."""
+    """Print the experiment, its baselines and the hook points of largest |effect|, a column per metric."""
     if not isinstance(results, LayerResults):
         raise ValueError(
             f"results is a {type(results).__name__}, expected what run_patching_experiment returns; for heads use "
             "print_head_results"
         )
-    sweep = results.sweep
-    print(describe_experiment(sweep))
-    top = results.top(top_k)
-    width = max(len("hook point"), *(len(name) for name, _ in top))
-    print(f"\n{'hook point':<{width}}  effect   {sweep.metric}")
-    for name, effect in top:
-        patched = [result.patched_metric for result in results[name]]
-        mean = np.mean(np.array(patched)[sweep.usable]) if sweep.usable.any() else np.nan
-        print(f"{name:<{width}}  {effect:+.3f}   {mean:+8.3f}  {effect_bar(effect)}")
-    if len(results) > len(top):
-        print(f"({len(results) - len(top)} more with smaller effects)")
-
-
-def describe_experiment(sweep: Sweep) -> str:
-    """What was run, in a few lines for tables."""
-    usable = int(sweep.usable.sum())
-    excluded = len(sweep.pair_indices) - usable
-    lines = [
-        f"{sweep.task} on {sweep.model}",
-        f"{sweep.direction}: {DIRECTIONS[sweep.direction]}",
-        f"{sweep.metric}: clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f} {sweep.unit}, "
-        f"mean of {len(sweep.pair_indices)} pairs",
-    ]
-    if excluded:
-        lines.append(f"{excluded} of them left out of the effects: clean and corrupted barely differ")
-    return "\n".join(lines)
-
-
-def effect_bar(effect: float, width: int = 20) -> str:
-    """A bar of `width` characters for |effect| = 1, `#` for positive and `-` for negative effects."""
-    if np.isnan(effect):
-        return ""
-    return ("#" if effect > 0 else "-") * min(width, round(abs(effect) * width))
+    number = {patch.sites[0].hook_point: i for i, patch in enumerate(results.sweep.patches)}
+    rows = [(name, number[name]) for name, _ in results.top(top_k)]
+    print(describe_experiment(results.sweep))
+    print(f"\n{effects_table('hook point', rows, results.sweep)}")
+    if len(results) > len(rows):
+        print(f"({len(results) - len(rows)} more with smaller effects)")
 
 
 def model_name(model: Any) -> str:
@@ -275,7 +253,7 @@ class _Prompts(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
         return [self.prompts]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[Answers, Answers]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[int, int]:
         raise ValueError("a single run has no targets")
 
 

@@ -19,7 +19,8 @@ import torch
 from activation_patching import ActivationPatcher, IOIDataset, summarize_results
 from ioi_task import IOI_CORRUPTIONS
 from model_loading import can_be_loaded, load_model
-from patching_results import DIRECTIONS, LayerResults
+from patching_results import LayerResults
+from patching_sweep import DIRECTIONS
 from task_templates import IOI_SCENE_TEMPLATES
 from visualize import create_full_report, create_position_heatmap
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import plotly.graph_objects as go
 
 from figure_words import metric_name, pairs_used
-from patching_results import DIRECTIONS, Sweep
+from patching_sweep import DIRECTIONS, Sweep
 
 PLOTLY_FILE = "plotly.min.js"
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from patching_results import DIRECTIONS, HeadPatchingResult, Sweep
+from patching_results import HeadPatchingResult
 from patching_sites import Patch, Site
+from patching_sweep import DIRECTIONS, Sweep
 
 
 def escaped(text: str) -> str:
@@ -29,7 +30,8 @@ def patch_label(patch: Patch) -> str:
 
 
 def metric_name(sweep: Sweep) -> str:
-    return f"{sweep.metric} ({sweep.unit})" if sweep.unit else sweep.metric
+    told = [part for part in (sweep.unit, "" if sweep.more_is_better else "less is better") if part]
+    return f"{sweep.metric} ({', '.join(told)})" if told else sweep.metric
 
 
 def metric_unit(sweep: Sweep | None) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import task_templates
-from patching_tasks import Answers, PatchingDataset, one_or_several, single_token
+from patching_tasks import PatchingDataset, TargetTokens, one_or_several, single_token
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class GeneratedTask(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
         return [(pair.clean, pair.corrupted) for pair in self._pairs]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[Answers, Answers]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids."""
         pair = self._pairs[pair_idx]
         correct, incorrect = ([self._answer_ids[text] for text in side] for side in (pair.correct, pair.incorrect))

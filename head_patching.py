@@ -15,10 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from activation_patching import ActivationPatcher, describe_experiment, effect_bar
-from patching_results import Direction, HeadPatchingResult, HeadResults
+from activation_patching import ActivationPatcher
+from metric_sets import MetricChoice
+from patching_results import HeadPatchingResult, HeadResults
 from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site, block_hook, check_index
+from patching_sweep import Direction
 from patching_tasks import PatchingDataset
+from result_tables import describe_experiment, effects_table
 
 PatchType = Literal["output", "pattern", "q", "k", "v"]
 
@@ -45,6 +48,7 @@ class HeadPatcher:
         pair_indices: Sequence[int] | None = None,
         position: int | None = None,
         direction: Direction = "denoising",
+        metrics: MetricChoice = None,
     ) -> HeadResults:
         """Patch each head on each pair.
 
@@ -55,6 +59,7 @@ class HeadPatcher:
             pair_indices: which pairs of the dataset; None for all.
             position: token position to patch (the query's, for `pattern`); None for all positions at once.
             direction: `denoising` (clean into corrupted) or `noising` (corrupted into clean).
+            metrics: what to measure, all in the same runs, as in `ActivationPatcher.run_patching_experiment`.
 
         Returns:
             A list of `HeadPatchingResult`, one per head, in order of layer and head. For `k` and `v` under
@@ -74,7 +79,9 @@ class HeadPatcher:
             for layer in sorted({check_index(layer, engine.n_layers, "layer") for layer in chosen})
             for head in range(n_heads)
         ]
-        return HeadResults(self.patcher.sweep(dataset, patches, pair_indices=pair_indices, direction=direction))
+        return HeadResults(
+            self.patcher.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        )
 
     def find_important_heads(self, results: Sequence[HeadPatchingResult], threshold: float = 0.1) -> list:
         """The heads whose |effect| is at least `threshold`, largest first. Heads without an effect (NaN) are not."""
@@ -84,15 +91,13 @@ class HeadPatcher:
 
 
 def print_head_results(results: HeadResults, top_k: int = 15) -> None:
-    """Print the experiment, its baselines and the heads of largest |effect|."""
+    """Print the experiment, its baselines and the heads of largest |effect|, a column per metric."""
     if not isinstance(results, HeadResults):
         raise ValueError(f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns")
-    sweep = results.sweep
+    number = {(patch.sites[0].layer, patch.sites[0].head): i for i, patch in enumerate(results.sweep.patches)}
+    rows = [(result.label, number[result.layer, result.head]) for result in results.top(top_k)]
     kind = "key-value head" if results.counts_key_value_heads else "head"
-    print(describe_experiment(sweep))
-    print(f"\n{kind:<14}  effect   {sweep.metric} ({results.patch_type} patched)")
-    top = results.top(top_k)
-    for result in top:
-        print(f"{result.label:<14}  {result.effect:+.3f}   {result.patched_metric:+8.3f}  {effect_bar(result.effect)}")
-    if len(results) > len(top):
-        print(f"({len(results) - len(top)} more with smaller effects)")
+    print(describe_experiment(results.sweep))
+    print(f"\n{effects_table(f'{kind} ({results.patch_type})', rows, results.sweep)}")
+    if len(results) > len(rows):
+        print(f"({len(results) - len(rows)} more with smaller effects)")

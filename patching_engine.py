@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,11 +32,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from metric_sets import MetricSet
 from model_runners import Recording, Runner, make_runner
 from patching_checks import ADDED, FULL_RUNS, Exactness, check_writing, error_of_adding, error_of_resuming
 from patching_metrics import Metric
 from patching_plan import Batch, Route, plan, route
-from patching_results import DIRECTIONS, Direction
 from patching_resume import (
     Chunk,
     Experiment,
@@ -57,6 +58,7 @@ from patching_sites import (
     position_axis,
 )
 from patching_sources import GaussianNoise, Prompts, References
+from patching_sweep import DIRECTIONS, Direction
 from patching_tasks import EncodedPairs
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768, "mps": 8192}
@@ -68,11 +70,11 @@ MOST_RECORDED_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Baselines:
-    """What a sweep measured."""
+    """What a sweep measured, by metric."""
 
-    patched: Float[np.ndarray, "patch pair"]
-    clean: Float[np.ndarray, " pair"]
-    corrupted: Float[np.ndarray, " pair"]
+    patched: Float[np.ndarray, "metric patch pair"]
+    clean: Float[np.ndarray, "metric pair"]
+    corrupted: Float[np.ndarray, "metric pair"]
 
 
 class PatchingEngine:
@@ -125,18 +127,18 @@ class PatchingEngine:
         self,
         pairs: EncodedPairs,
         patches: Sequence[Patch],
-        metric: Metric,
+        metrics: Sequence[Metric],
         direction: Direction = "denoising",
         *,
         references: References | None = None,
         noise: GaussianNoise | None = None,
     ) -> Baselines:
-        """The metric of every patch on every pair, and of the clean and the corrupted runs.
+        """Every metric of every patch on every pair, and of the clean and the corrupted runs, all from the same runs.
 
         Args:
             pairs: the prompts.
             patches: what is replaced in each patched run.
-            metric: what is measured on the logits.
+            metrics: what is measured on the logits, all of it in the same runs.
             direction: which run of each pair is patched.
             references: the prompts whose mean activations are written (`patching_sources.references`); None for the
                 pair's other run.
@@ -147,27 +149,32 @@ class PatchingEngine:
                 of range.
             RuntimeError: where a hook that should have written a patch did not fire.
         """
+        measured = MetricSet(tuple(metrics))
         samples = 1 if noise is None else noise.samples
         n_runs = len(pairs) * samples
-        patched = np.full((len(patches), n_runs), np.nan)
-        clean, corrupted = np.full(n_runs, np.nan), np.full(n_runs, np.nan)
-        reads_all = metric.reads_all_positions
+        patched = np.full((len(measured), len(patches), n_runs), np.nan)
+        clean, corrupted = np.full((2, len(measured), n_runs), np.nan)
         base_metric, other_metric = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+        reads_all = measured.reads_all_positions
         with (
             self.running(pairs, patches, direction, reads_all, references=references, noise=noise) as runs,
-            tqdm(total=patched.size, unit="run", desc="Patching", disable=not self.show_progress) as progress,
+            tqdm(total=len(patches) * n_runs, unit="run", desc="Patching", disable=not self.show_progress) as progress,
         ):
             for chunk in runs.chunks():
                 indices = chunk.pairs.numpy()
-                for run, into in ((chunk.base, base_metric), (chunk.other, other_metric)):
-                    logits = run.logits if metric.tokens is None else run.logits[..., metric.tokens]
-                    into[indices] = _measure(metric, logits, chunk.lengths, chunk.pairs // samples)
-                patched[:, indices] = base_metric[indices]
+                base, other = (_read(run.logits, measured.tokens) for run in (chunk.base, chunk.other))
+                clean_logits = other if direction == "denoising" else base
+                measure = functools.partial(
+                    measured.measure, clean=clean_logits, pairs=chunk.pairs // samples, lengths=chunk.lengths
+                )
+                every = torch.arange(len(indices))
+                base_metric[:, indices] = measure(base, rows=every).numpy()
+                other_metric[:, indices] = measure(other, rows=every).numpy()
+                patched[:, :, indices] = base_metric[:, None, indices]
                 done = 0
-                for batch, logits in runs.batches(chunk, metric.tokens):
-                    rows = torch.tensor(batch.pairs)
-                    values = _measure(metric, logits, chunk.lengths[rows], chunk.pairs[rows] // samples)
-                    patched[list(batch.patches), indices[list(batch.pairs)]] = values
+                for batch, logits in runs.batches(chunk, measured.tokens):
+                    values = measure(logits, rows=torch.tensor(batch.pairs))
+                    patched[:, list(batch.patches), indices[list(batch.pairs)]] = values.numpy()
                     done += len(batch)
                     progress.update(len(batch))
                 progress.update(len(patches) * len(indices) - done)
@@ -306,7 +313,7 @@ class _Runs:
     ) -> Float[Tensor, "row read token"]:
         if not routes:
             logits = run_in_full(self.experiment, batch, chunk)
-            return logits if tokens is None else logits[..., tokens]
+            return _read(logits, tokens)
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
@@ -580,14 +587,9 @@ def _fitted(value: Tensor, shape: Sequence[int]) -> Tensor:
     return fitted
 
 
-def _measure(
-    metric: Metric, logits: Float[Tensor, "row pos token"], lengths: Int[Tensor, " row"], pairs: Int[Tensor, " row"]
-) -> Float[np.ndarray, " row"]:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if not metric.reads_all_positions:
-        return metric.measure(logits, pairs).double().cpu().numpy()
-    values = [metric.measure(logits[i : i + 1, :n], pairs[i : i + 1]) for i, n in enumerate(lengths.tolist())]
-    return torch.cat(values).double().cpu().numpy()
+def _read(logits: Float[Tensor, "row pos d_vocab"], tokens: Int[Tensor, " token"] | None) -> Float[Tensor, "row pos _"]:
+    """The logits of these vocabulary entries; None for all."""
+    return logits if tokens is None else logits[..., tokens]
 
 
 def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:

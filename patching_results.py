@@ -1,164 +1,25 @@
-"""What came out?  Result values: raw metrics, the effects derived from them, tables, and files.
+"""In which shape are results handed out?  A mapping by hook point, a list by head, a map over positions.
 
-Every result rests on one `Sweep`: the metric of each patched run, both baselines, the tokens, the direction and the
-settings. Effects are derived, never stored. `LayerResults` (a mapping) and `HeadResults` (a list) are the two shapes
-in which the patchers hand a sweep out.
-
-The effect of one patch on one pair, `base` being the run that is patched and `source` the run that is copied from:
-
-    effect = (patched - base) / (source - base)
-
-For denoising (clean into corrupted) this is `(patched - corrupted) / (clean - corrupted)`. Over pairs it is the ratio
-of the means, `(mean patched - mean base) / (mean source - mean base)`: the mean of the ratios is dominated by pairs
-with a small denominator (Miller et al. 2024, "Transformer Circuit Faithfulness Metrics are not Robust").
+Each rests on one `Sweep`, which has every number; the shapes are ways to look at the selected metric.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site
-
-Direction = Literal["denoising", "noising"]
-"""`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
-
-DIRECTIONS: dict[Direction, str] = {
-    "denoising": "clean into corrupted: does the component suffice to restore the behaviour?",
-    "noising": "corrupted into clean: is the component necessary for the behaviour?",
-}
-
-FILE_FORMAT = 1
+from patching_sweep import Sweep
+from result_files import read_sweep, write_csv, write_parquet, write_sweep
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One experiment: every patch applied to every pair, with all that is needed to read its numbers."""
-
-    patches: tuple[Patch, ...]
-    """What was replaced, one entry per row of `patched`."""
-    patched: Float[np.ndarray, "patch pair"]
-    """Metric of each patched run, in `unit`."""
-    clean: Float[np.ndarray, " pair"]
-    """Metric of each clean run, in `unit`."""
-    corrupted: Float[np.ndarray, " pair"]
-    """Metric of each corrupted run, in `unit`."""
-    direction: Direction
-    metric: str
-    """Name of the metric, for instance `logit difference`."""
-    unit: str
-    """Unit of the metric, for instance `logits`; empty where it is not known."""
-    model: str
-    """Name of the model."""
-    n_layers: int
-    n_heads: int
-    n_key_value_heads: int
-    task: str
-    """Name of the dataset, with its corruption."""
-    pair_indices: tuple[int, ...]
-    """Index of each pair in its dataset."""
-    clean_tokens: tuple[tuple[str, ...], ...]
-    """Token strings of each clean prompt, BOS included."""
-    corrupted_tokens: tuple[tuple[str, ...], ...]
-    min_relative_change: float = 0.1
-    """A pair is left out of effects where |clean - corrupted| is below this share of max(|clean|, |corrupted|)."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the libraries that computed it."""
-
-    def __post_init__(self) -> None:
-        expected = (len(self.patches), len(self.pair_indices))
-        if self.patched.shape != expected:
-            raise ValueError(f"patched has shape {self.patched.shape}, expected (patches, pairs) = {expected}")
-        for name in ("clean", "corrupted", "clean_tokens", "corrupted_tokens"):
-            if len(getattr(self, name)) != expected[1]:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries, expected one per pair ({expected[1]})"
-                )
-        if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction {self.direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
-
-    @property
-    def base(self) -> Float[np.ndarray, " pair"]:
-        """Metric of the run that is patched."""
-        return self.corrupted if self.direction == "denoising" else self.clean
-
-    @property
-    def source(self) -> Float[np.ndarray, " pair"]:
-        """Metric of the run whose activations are copied."""
-        return self.clean if self.direction == "denoising" else self.corrupted
-
-    @property
-    def usable(self) -> Bool[np.ndarray, " pair"]:
-        """Pairs whose clean and corrupted metric differ enough to divide by the difference."""
-        difference = np.abs(self.clean - self.corrupted)
-        scale = np.maximum(np.abs(self.clean), np.abs(self.corrupted))
-        return (difference > 1e-6) & (difference >= self.min_relative_change * scale)
-
-    @property
-    def pair_effects(self) -> Float[np.ndarray, "patch pair"]:
-        """Effect of each patch on each pair; NaN for pairs that are not usable."""
-        denominator = np.where(self.usable, self.source - self.base, np.nan)
-        return (self.patched - self.base) / denominator
-
-    @property
-    def effects(self) -> Float[np.ndarray, " patch"]:
-        """Effect of each patch over the usable pairs, as a ratio of means; NaN where no pair is usable."""
-        usable = self.usable
-        if not usable.any():
-            return np.full(len(self.patches), np.nan)
-        base = self.base[usable].mean()
-        return (self.patched[:, usable].mean(axis=1) - base) / (self.source[usable].mean() - base)
-
-    def warn_about_unusable_pairs(self) -> None:
-        """Name the pairs that no effect can be computed for, once."""
-        if self.usable.all():
-            return
-        listed = [
-            f"pair {index} (clean {clean:+.3f}, corrupted {corrupted:+.3f})"
-            for index, clean, corrupted in zip(
-                np.array(self.pair_indices)[~self.usable],
-                self.clean[~self.usable],
-                self.corrupted[~self.usable],
-                strict=True,
-            )
-        ]
-        more = "" if len(listed) <= 5 else f" and {len(listed) - 5} more"
-        warnings.warn(
-            f"{len(listed)} of {len(self.pair_indices)} pairs have a clean and a corrupted {self.metric} that barely "
-            f"differ; their effect is NaN and the average leaves them out: {', '.join(listed[:5])}{more}. "
-            "Use a corruption that breaks the behaviour",
-            stacklevel=3,
-        )
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """Long form, a row per patch and pair: where, which pair, both baselines, the raw and the normalised value."""
-        effects = self.pair_effects
-        rows = [
-            {
-                **_site_columns(patch, tokens),
-                "pair": pair,
-                "clean": self.clean[j],
-                "corrupted": self.corrupted[j],
-                "patched": self.patched[i, j],
-                "effect": effects[i, j],
-                "metric": self.metric,
-                "direction": self.direction,
-            }
-            for i, patch in enumerate(self.patches)
-            for j, (pair, tokens) in enumerate(zip(self.pair_indices, self.clean_tokens, strict=True))
-        ]
-        return pd.DataFrame(rows)
+Results = TypeVar("Results", bound="SweepResults")
 
 
 @dataclass(frozen=True)
@@ -171,7 +32,7 @@ class PatchingResult:
     corrupted_metric: float
     patched_metric: float
     effect: float
-    """Share of the behaviour that the patch moved (module docstring); NaN where the baselines barely differ."""
+    """Share of the behaviour that the patch moved (`patching_sweep`); NaN where the baselines barely differ."""
     position: int | None = None
     """The position that was patched; None for all."""
 
@@ -200,34 +61,56 @@ class HeadPatchingResult:
 
 
 class SweepResults:
-    """What every shape of results has: the sweep it rests on, a table, a file."""
+    """What every shape of results has: the sweep it rests on, the metrics to choose from, a table, files."""
 
     sweep: Sweep
     _rows = "patches"
 
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+
     def __repr__(self) -> str:
         sweep = self.sweep
+        others = f" and {len(sweep.metrics) - 1} more metrics" if len(sweep.metrics) > 1 else ""
         return (
             f"{type(self).__name__}({len(sweep.patches)} {self._rows} × {len(sweep.pair_indices)} pairs, "
             f"{sweep.task}, {sweep.direction}, {sweep.metric} clean {_mean(sweep.clean):+.2f}, "
-            f"corrupted {_mean(sweep.corrupted):+.2f})"
+            f"corrupted {_mean(sweep.corrupted):+.2f}{others})"
         )
 
+    def __eq__(self, other: object) -> bool:
+        """Whether shape, settings and every number are the same; NaN is the same as NaN."""
+        if not isinstance(other, SweepResults):
+            return NotImplemented
+        return type(self) is type(other) and self.sweep == other.sweep
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that were measured; what results show is of the selected one, at first the first."""
+        return self.sweep.metrics
+
+    def by_metric(self: Results, name: str) -> Results:
+        """The same results with another metric selected: by its name, or as it was asked for (`kl_divergence`)."""
+        return type(self)(self.sweep.by_metric(name))
+
     def to_dataframe(self) -> pd.DataFrame:
-        """Long form, a row per patch and pair (`Sweep.to_dataframe`)."""
+        """Long form, a row per site, pair and metric (`Sweep.to_dataframe`)."""
         return self.sweep.to_dataframe()
 
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the long table as CSV (`result_files.write_csv`)."""
+        return write_csv(self.to_dataframe(), path)
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Write the long table as Parquet, which needs pyarrow (`result_files.write_parquet`)."""
+        return write_parquet(self.to_dataframe(), path)
+
     def save(self, path: str | Path) -> Path:
-        """Write the results as JSON; `load_results` reads them back."""
-        fields = {f.name: getattr(self.sweep, f.name) for f in dataclasses.fields(self.sweep)}
-        fields["patches"] = [[dataclasses.asdict(site) for site in patch.sites] for patch in self.sweep.patches]
-        fields["versions"] = dict(self.sweep.versions)
-        for name in ("patched", "clean", "corrupted"):
-            fields[name] = fields[name].tolist()
-        stored = {"format": FILE_FORMAT, "kind": type(self).__name__, "sweep": fields}
-        target = Path(path)
-        target.write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
-        return target
+        """Write the results as JSON; `load_results` reads them back, equal to these."""
+        return write_sweep(self.sweep, type(self).__name__, path)
 
 
 class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
@@ -236,9 +119,10 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
     _rows = "hook points"
 
     def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
+        SweepResults.__init__(self, sweep)
         effects = sweep.pair_effects
-        super().__init__(
+        dict.__init__(
+            self,
             {
                 patch.sites[0].hook_point: [
                     PatchingResult(
@@ -253,7 +137,7 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
                     for j, pair in enumerate(sweep.pair_indices)
                 ]
                 for i, patch in enumerate(sweep.patches)
-            }
+            },
         )
 
     @property
@@ -286,10 +170,10 @@ class HeadResults(SweepResults, list[HeadPatchingResult]):
     _rows = "heads"
 
     def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
+        SweepResults.__init__(self, sweep)
         usable = sweep.usable
         effects = sweep.pair_effects
-        super().__init__(
+        results = (
             HeadPatchingResult(
                 layer=_head_of(patch)[0],
                 head=_head_of(patch)[1],
@@ -303,6 +187,7 @@ class HeadResults(SweepResults, list[HeadPatchingResult]):
             )
             for i, (patch, effect) in enumerate(zip(sweep.patches, sweep.effects))
         )
+        list.__init__(self, results)
 
     @property
     def patch_type(self) -> str:
@@ -346,7 +231,7 @@ class PositionResults(SweepResults):
                 raise ValueError(
                     f"{site.label} has no place in a layer × position map: it needs a layer and a position"
                 )
-        self.sweep = sweep
+        super().__init__(sweep)
 
     @property
     def components(self) -> list[str]:
@@ -374,43 +259,16 @@ def load_results(path: str | Path) -> LayerResults | HeadResults | PositionResul
     """The results that `.save(path)` wrote, equal to those that were saved.
 
     Raises:
-        ValueError: where the file is no such result, or one of another format version.
+        OSError: where the file cannot be read.
+        ValueError: where it is no such file, one of another format version, or damaged.
     """
-    try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = stored["format"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no saved patching results: expected a file written by .save()") from error
-    if found != FILE_FORMAT:
-        raise ValueError(f"{path} has result format {found}, this version reads format {FILE_FORMAT}: run it again")
-    fields: dict[str, Any] = stored["sweep"]
-    fields["patches"] = tuple(Patch(tuple(_load_site(s) for s in sites)) for sites in fields["patches"])
-    for name in ("patched", "clean", "corrupted"):
-        fields[name] = np.array(fields[name], dtype=np.float64)
-    fields["patched"] = fields["patched"].reshape(len(fields["patches"]), len(fields["pair_indices"]))
-    fields["pair_indices"] = tuple(fields["pair_indices"])
-    for name in ("clean_tokens", "corrupted_tokens"):
-        fields[name] = tuple(tuple(tokens) for tokens in fields[name])
+    kind, sweep = read_sweep(path)
     kinds = {kind.__name__: kind for kind in (LayerResults, HeadResults, PositionResults)}
-    return kinds[stored["kind"]](Sweep(**fields))
-
-
-def _load_site(stored: dict[str, Any]) -> Site:
-    position = stored["position"]
-    return Site(stored["hook_point"], stored["head"], tuple(position) if isinstance(position, list) else position)
-
-
-def _site_columns(patch: Patch, tokens: tuple[str, ...]) -> dict[str, Any]:
-    site = patch.sites[0]
-    position = site.position if isinstance(site.position, int) else None
-    return {
-        "site": patch.label,
-        "hook_point": site.hook_point,
-        "layer": site.layer,
-        "head": site.head,
-        "position": position,
-        "token": None if position is None else tokens[position],
-    }
+    if kind not in kinds:
+        raise ValueError(
+            f"{path} holds {kind!r}, expected one of {', '.join(kinds)}: read it with the version that wrote it"
+        )
+    return kinds[kind](sweep)
 
 
 def _position_of(site: Site, pair: int) -> int | None:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from model_runners import Hook, Recording, Runner, at_positions, reading, replaced_forward
 from patching_plan import Batch, Route, Stage
-from patching_results import Direction
 from patching_sites import Patch, Site, block_hook, head_axis, position_axis
 from patching_sources import PlacedNoise, References
+from patching_sweep import Direction
 from patching_tasks import EncodedPairs
 
 Written = tuple[slice, int, Site]

@@ -29,8 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patching_results import Direction
 from patching_sites import check_index
+from patching_sweep import Direction
 from patching_tasks import EncodedPairs, PatchingDataset, named_positions
 
 Prompts = tuple[Int[Tensor, " _"], ...]

@@ -7,6 +7,7 @@ finds every fault it can before a model is run.
 
 from __future__ import annotations
 
+import functools
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patching_metrics import DatasetMetric, LogitDifference, Metric
+from metric_sets import MetricChoice, choose_metrics
+from patching_metrics import AnswerMetric, Answers, DatasetMetric, LogitDifference, Metric
 from patching_sites import check_index
 
 MOST_LISTED = 5
 """How many offenders an error names; it counts them all."""
 
-Answers: TypeAlias = int | Sequence[int]
-"""Token id of the only answer, or the ids of several that count alike."""
+TargetTokens: TypeAlias = int | Sequence[int] | None
+"""Token id of the only answer, or the ids of several that count alike; None where there is no answer."""
 
 
 class PatchingDataset(ABC):
@@ -40,7 +42,7 @@ class PatchingDataset(ABC):
         """The pairs `(clean prompt, corrupted prompt)`; both prompts of a pair have the same number of tokens."""
 
     @abstractmethod
-    def get_target_tokens(self, pair_idx: int) -> tuple[Answers, Answers]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         """Token ids `(correct, incorrect)` of the answers to the pair's clean prompt, one or several on each side."""
 
     @property
@@ -161,35 +163,47 @@ def named_positions(pairs: EncodedPairs, name: str) -> tuple[int, ...]:
     return tuple(has[name] for has in positions)
 
 
-def dataset_metric(model: Any, dataset: PatchingDataset, pair_indices: Sequence[int]) -> Metric:
-    """The dataset's metric for these pairs: its own `compute_metric` where it has one, else the logit difference.
-
-    Raises:
-        ValueError: where a target is not one token of the model's vocabulary.
-    """
-    if type(dataset).compute_metric is not PatchingDataset.compute_metric:
-        return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
-    targets = [checked_targets(model, dataset, i) for i in pair_indices]
-    if any(len(side) > 1 for sides in targets for side in sides):
-        return DatasetMetric(dataset.compute_metric, tuple(pair_indices), name="logit difference", unit="logits")
-    correct, incorrect = (torch.tensor([ids for (ids,) in side]) for side in zip(*targets))
-    return LogitDifference(correct, incorrect)
-
-
-def checked_targets(
-    model: Any, dataset: PatchingDataset, index: int, *, needs_incorrect: bool = True
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of all correct and of all incorrect answers to a pair's clean prompt.
+def dataset_metrics(
+    model: Any, dataset: PatchingDataset, pair_indices: Sequence[int], metrics: MetricChoice = None
+) -> tuple[Metric, ...]:
+    """The metrics to measure on these pairs.
 
     Args:
-        model: the model whose vocabulary the ids belong to.
-        dataset: the pairs.
-        index: which pair.
-        needs_incorrect: False for a metric that reads the right answer alone; then the second may be empty.
+        model: the model, for its vocabulary.
+        dataset: the pairs and their answers.
+        pair_indices: which pairs of the dataset.
+        metrics: names, `Metric` objects, or both (`metric_sets.METRICS`). The dataset's own, which None stands for, is
+            its `compute_metric` where it has one, else the logit difference.
+
+    Raises:
+        ValueError: for an unknown metric, where one needs an answer that a pair has not, where an answer is not one
+            token of the model's vocabulary, and where a `Metric` object was made for other pairs.
+    """
+
+    @functools.cache
+    def answers() -> Answers:
+        targets = [checked_targets(model, dataset, i) for i in pair_indices]
+        correct, incorrect = zip(*targets)
+        return Answers(correct, incorrect, tuple(pair_indices))
+
+    def own() -> Metric:
+        if type(dataset).compute_metric is not PatchingDataset.compute_metric:
+            return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
+        return LogitDifference(answers())
+
+    chosen = choose_metrics(metrics, own, answers)
+    for metric in chosen:
+        if isinstance(metric, AnswerMetric):
+            _check_answers(metric, len(pair_indices), model.cfg.d_vocab)
+    return chosen
+
+
+def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of all correct and of all incorrect answers to a pair's clean prompt; empty where it has none.
 
     Raises:
         ValueError: where an answer is no single token of the vocabulary, is the unknown token, occurs twice or on both
-            sides, or is missing.
+            sides.
     """
     try:
         targets = dataset.get_target_tokens(index)
@@ -205,10 +219,6 @@ def checked_targets(
             f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id), "
             "or a list of ids in the place of either"
         ) from error
-    if not correct:
-        raise ValueError(f"pair {index} has no correct answer: give at least one token id")
-    if needs_incorrect and not incorrect:
-        raise ValueError(_no_incorrect(index))
     for token in (*correct, *incorrect):
         if not 0 <= token < model.cfg.d_vocab:
             raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {model.cfg.d_vocab}")
@@ -258,7 +268,7 @@ def single_token(model: Any, text: str) -> int:
     return int(ids[0])
 
 
-def one_or_several(ids: Sequence[int]) -> Answers:
+def one_or_several(ids: Sequence[int]) -> TargetTokens:
     """These answers as `get_target_tokens` gives them: the id itself where there is only one."""
     return ids[0] if len(ids) == 1 else tuple(ids)
 
@@ -334,6 +344,17 @@ def _check_distinct(model: Any, index: int, correct: tuple[int, ...], incorrect:
             raise ValueError(
                 f"pair {index}: the {side} answers name {_told(model, twice)} twice: give each answer once"
             )
+
+
+def _check_answers(metric: AnswerMetric, n_pairs: int, d_vocab: int) -> None:
+    """A metric that was made beforehand belongs to these pairs and this model."""
+    if len(metric.answers) != n_pairs:
+        raise ValueError(
+            f"the metric {metric.name!r} has answers for {len(metric.answers)} pairs, the experiment has {n_pairs}: "
+            "make it for these pairs, in their order"
+        )
+    if (largest := int(metric.answers.tokens.max())) >= d_vocab:
+        raise ValueError(f"the metric {metric.name!r} has the answer {largest}, outside the vocabulary of {d_vocab}")
 
 
 def _told(model: Any, tokens: Iterable[int]) -> str:

@@ -15,8 +15,8 @@ import pandas as pd
 
 from patching_sites import check_index
 from patching_tasks import (
-    Answers,
     PatchingDataset,
+    TargetTokens,
     checked_targets,
     compare_lengths,
     encode_prompt,
@@ -161,7 +161,7 @@ class PromptPairs(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
         return [(pair.clean, pair.corrupted) for pair in self.pairs]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[Answers, Answers]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids."""
         correct, incorrect = self._targets[pair_idx]
         return one_or_several(correct), one_or_several(incorrect)
@@ -190,7 +190,7 @@ class PromptPairs(PatchingDataset):
         faults = []
         for i, row in enumerate(self._rows):
             try:
-                checked_targets(self.model, self, i, needs_incorrect=False)
+                checked_targets(self.model, self, i)
             except ValueError as error:
                 faults.append((row, str(error).removeprefix(f"pair {i}: ")))
         self._refuse(faults, "answers that do not go together")

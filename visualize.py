@@ -39,10 +39,10 @@ from patching_results import (
     HeadResults,
     LayerResults,
     PositionResults,
-    Sweep,
     SweepResults,
 )
 from patching_sites import block_hook
+from patching_sweep import Sweep
 
 Heads: TypeAlias = HeadResults | Sequence[HeadPatchingResult]
 """What head figures draw: head results, or a plain list picked from them, which knows no model and no direction."""

@@ -36,9 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ioi_task import IOIDataset
 from model_loading import load_model
 from patching_engine import PatchingEngine
-from patching_metrics import LogitDifference
+from patching_metrics import Answers, LogitDifference
 from patching_sites import Patch, Site, block_hook
-from patching_tasks import EncodedPairs, dataset_metric, encode_pairs
+from patching_tasks import EncodedPairs, dataset_metrics, encode_pairs
 
 PEER_SWEEPS = {
     "z": "get_act_patch_attn_head_out_all_pos",
@@ -99,7 +99,7 @@ class Contest:
     def measure(self, row: Row, repeats: int, budget: float, rate: float) -> Measured:
         pairs, metric = self.encoded(row)
         patches = self._patches(row, pairs)
-        self.engine.sweep(pairs, patches[:2], metric)
+        self.engine.sweep(pairs, patches[:2], [metric])
         seconds: dict[str, list[float]] = {"ours": [], "peer": [], "loop": []}
         shares = {"peer": self._share(row, pairs, metric, budget), "loop": 0.0}
         shares["loop"] = min(1.0, max(4 / len(patches), shares["peer"] / 4))
@@ -107,7 +107,7 @@ class Contest:
         shares["loop"] = len(some) / len(patches)
         for _ in range(repeats):
             began = time.perf_counter()
-            ours = self.engine.sweep(pairs, patches, metric).patched
+            ours = self.engine.sweep(pairs, patches, [metric]).patched[0]
             seconds["ours"].append(time.perf_counter() - began)
             began = time.perf_counter()
             self._peer_sweep(row, pairs, metric, shares["peer"])
@@ -254,8 +254,8 @@ def _random_ioi(row: Row) -> tuple[EncodedPairs, LogitDifference]:
         clean.append(prompt), corrupted.append(other), names.append((io, subject))
     strings = tuple(tuple(map(str, prompt.tolist())) for prompt in clean)
     pairs = EncodedPairs(tuple(range(row.n_pairs)), tuple(clean), tuple(corrupted), strings, strings)
-    correct, incorrect = (torch.tensor(ids) for ids in zip(*names))
-    return pairs, LogitDifference(correct, incorrect)
+    correct, incorrect = (tuple((token,) for token in ids) for ids in zip(*names))
+    return pairs, LogitDifference(Answers(correct, incorrect))
 
 
 def trained(name_or_path: str, model_class: Any) -> Contest:
@@ -267,7 +267,7 @@ def trained(name_or_path: str, model_class: Any) -> Contest:
         pairs = encode_pairs(model, dataset)
         length = int(pairs.lengths.mode().values)
         chosen = [i for i, n in enumerate(pairs.lengths.tolist()) if n == length][: row.n_pairs]
-        metric = dataset_metric(model, dataset, chosen)
+        (metric,) = dataset_metrics(model, dataset, chosen)
         assert isinstance(metric, LogitDifference)
         return encode_pairs(model, dataset, chosen), metric
 

@@ -18,7 +18,7 @@ from model_loading import load_model
 from patching_engine import PatchingEngine
 from patching_metrics import LogitDifference
 from patching_sites import Patch, Site, block_hook
-from patching_tasks import EncodedPairs, dataset_metric, encode_pairs
+from patching_tasks import EncodedPairs, dataset_metrics, encode_pairs
 from test_suite.models import (
     BRIDGE_MODELS,
     HAS_HOOKED,
@@ -34,6 +34,7 @@ from test_suite.models import (
     sampled_sites,
     small_model,
     smol_checkpoint,
+    swept,
     token_pairs,
 )
 
@@ -55,7 +56,7 @@ def assert_plain_patching_agrees(
     """The engine finds what full hooked runs find, for a metric of the last position and for one of all positions."""
     engine = PatchingEngine(model, show_progress=False, batch_size=batch_size)
     metrics = [last_position_metric(len(pairs)), everything_metric(len(pairs))]
-    sweeps = [(metric, engine.sweep(pairs, patches, metric, direction)) for metric in metrics]
+    sweeps = [(metric, swept(engine, pairs, patches, metric, direction)) for metric in metrics]
     error, where = largest_error(model, pairs, patches, direction, sweeps)
     assert error <= TOLERANCE, f"{error:.2g} off at {where}"
 
@@ -199,7 +200,7 @@ def test_hook_points_that_are_switched_off_are_switched_on_for_the_sweep(name: s
     metric = last_position_metric(2)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*cannot be resumed.*")
-        found = PatchingEngine(model, show_progress=False).sweep(pairs, patches, metric, "denoising")
+        found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "denoising")
     assert not getattr(model.cfg, SWITCHED[hook])
     with switched_on(model, SWITCHED[hook]):
         error, where = largest_error(model, pairs, patches, "denoising", [(metric, found)])
@@ -249,22 +250,24 @@ def bundled_pairs(n_pairs: int) -> tuple[EncodedPairs, LogitDifference]:
     model = bundled_model()
     dataset = IOIDataset(model, n_pairs=n_pairs, corruption="flip_subject")
     pairs = encode_pairs(model, dataset)
-    return pairs, dataset_metric(model, dataset, pairs.indices)
+    (metric,) = dataset_metrics(model, dataset, pairs.indices, "logit_difference")
+    return pairs, metric
 
 
 def reference(function: Any, model: Any, pairs: EncodedPairs, metric: LogitDifference, **options: Any) -> torch.Tensor:
     """What TransformerLens finds for the first pair, by its own loop."""
     _, cache = model.run_with_cache(pairs.clean[0][None])
+    (correct,), (incorrect,) = metric.answers.correct[0], metric.answers.incorrect[0]
 
     def difference(logits: torch.Tensor) -> torch.Tensor:
-        return logits[0, -1, metric.correct[0]] - logits[0, -1, metric.incorrect[0]]
+        return logits[0, -1, correct] - logits[0, -1, incorrect]
 
     with torch.no_grad():
         return function(model, pairs.corrupted[0][None], cache, difference, **options)
 
 
 def first_pair(model: Any, pairs: EncodedPairs, metric: LogitDifference, sites: Sequence[Site]) -> torch.Tensor:
-    measured = PatchingEngine(model, show_progress=False).sweep(pairs, single(sites), metric, "denoising")
+    measured = swept(PatchingEngine(model, show_progress=False), pairs, single(sites), metric, "denoising")
     return torch.tensor(measured.patched[:, 0])
 
 
@@ -328,7 +331,8 @@ def smol_pairs() -> tuple[EncodedPairs, LogitDifference]:
     model = smol_model()
     dataset = IOIDataset(model, n_pairs=2, corruption="flip_subject")
     pairs = encode_pairs(model, dataset)
-    return pairs, dataset_metric(model, dataset, pairs.indices)
+    (metric,) = dataset_metrics(model, dataset, pairs.indices, "logit_difference")
+    return pairs, metric
 
 
 @pytest.mark.slow
@@ -359,7 +363,7 @@ def test_key_value_heads_of_smollm2_agree_with_plain_patching(short: str) -> Non
     """TransformerLens' own function takes query heads here and runs out of the axis (its issue 980)."""
     model, (pairs, metric) = smol_model(), smol_pairs()
     patches = single([Site(block_hook(layer, short), head=head) for layer in (0, 12, 29) for head in range(3)])
-    found = PatchingEngine(model, show_progress=False).sweep(pairs, patches, metric, "noising")
+    found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "noising")
     error, where = largest_error(model, pairs, patches, "noising", [(metric, found)])
     assert error <= 1e-4, where
 
@@ -370,7 +374,7 @@ def test_smollm2_is_the_same_on_both_classes() -> None:
     pairs, metric = smol_pairs()
     patches = single([Site(block_hook(layer, "z"), head=head) for layer in range(30) for head in range(9)])
     sweeps = [
-        PatchingEngine(smol_model(kind), show_progress=False).sweep(pairs, patches, metric, "denoising")
+        swept(PatchingEngine(smol_model(kind), show_progress=False), pairs, patches, metric, "denoising")
         for kind in ("HookedTransformer", "TransformerBridge")
     ]
     assert abs(sweeps[0].patched - sweeps[1].patched).max() <= 1e-3
@@ -387,7 +391,7 @@ def test_a_checkpoint_gives_the_same_numbers_on_both_classes(architecture: str) 
     pairs, metric = token_pairs([12, 9, 12], [(3,), (5, 7), (0,)]), last_position_metric(3)
     patches = single(sampled_sites(bridge, [None, 8, -1]))
     sweeps = [
-        PatchingEngine(model, show_progress=False).sweep(pairs, patches, metric, "noising")
+        swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "noising")
         for model in (hooked, small_model(bridge))
     ]
     assert abs(sweeps[0].patched - sweeps[1].patched).max() <= 1e-4
@@ -408,6 +412,6 @@ def test_numbers_are_the_same_on_every_version_and_class(model_class: str) -> No
     model = load_model(checkpoint("gpt2"), device="cpu", model_class=model_class)
     pairs, metric = token_pairs([10, 8], [(3,), (5,)]), last_position_metric(2)
     patches = single([Site(block_hook(1, short), position=6) for short in GOLDEN])
-    found = PatchingEngine(model, show_progress=False).sweep(pairs, patches, metric, "denoising")
+    found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "denoising")
     expected = torch.tensor(list(GOLDEN.values()), dtype=torch.float64)
     torch.testing.assert_close(torch.tensor(found.patched), expected, atol=1e-4, rtol=0)

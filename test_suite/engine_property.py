@@ -20,6 +20,7 @@ from test_suite.models import (
     last_position_metric,
     short_hook_points,
     small_model,
+    swept,
     token_pairs,
 )
 
@@ -64,7 +65,7 @@ def check_any_experiment(data: st.DataObject, models: tuple[str, ...]) -> None:
     batch_size = data.draw(st.none() | st.integers(1, 6), label="batch size")
     metric = data.draw(st.sampled_from([last_position_metric, everything_metric]), label="metric")(len(pairs))
     engine = PatchingEngine(small_model(name), batch_size=batch_size, show_progress=False)
-    found = engine.sweep(pairs, patches, metric, direction)
+    found = swept(engine, pairs, patches, metric, direction)
     error, where = largest_error(small_model(name), pairs, patches, direction, [(metric, found)])
     assert error <= TOLERANCE, f"{error:.2g} off at {where}"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import patching_engine
 from patching_engine import PatchingEngine
-from patching_metrics import LogitDifference
+from patching_metrics import Answers, LogitDifference
 from patching_sites import SHORT_NAMES, Patch, Site, block_hook
 from patching_tasks import EncodedPairs
 from test_suite.models import (
@@ -32,6 +32,7 @@ from test_suite.models import (
     needs_hooked,
     sampled_sites,
     small_model,
+    swept,
     token_pairs,
 )
 
@@ -53,7 +54,7 @@ def site_sweep(
     model: Any, pairs: EncodedPairs, sites: Sequence[Site], direction: str = "denoising", batch_size: int | None = None
 ) -> Any:
     metric = last_position_metric(len(pairs))
-    return engine_on(model, batch_size).sweep(pairs, singles(sites), metric, direction)
+    return swept(engine_on(model, batch_size), pairs, singles(sites), metric, direction)
 
 
 # --- invariances ---------------------------------------------------------------------------------------------------
@@ -163,10 +164,10 @@ def test_pairs_of_mixed_lengths_together_agree_with_one_at_a_time(name: str) -> 
     together = token_pairs(lengths, changed)
     model, metric = small_model(name), everything_metric(4)
     patches = singles(sampled_sites(name, [None, 5, -2])[::3])
-    found = engine_on(model).sweep(together, patches, metric, "denoising")
+    found = swept(engine_on(model), together, patches, metric, "denoising")
     for i in range(4):
         alone = encoded([together.clean[i]] * 4, [together.corrupted[i]] * 4)  # every pair has weights of its own
-        expected = engine_on(model).sweep(alone, patches, metric, "denoising")
+        expected = swept(engine_on(model), alone, patches, metric, "denoising")
         np.testing.assert_allclose(found.patched[:, i], expected.patched[:, i], atol=1e-5, rtol=0)
         np.testing.assert_allclose(found.corrupted[i], expected.corrupted[i], atol=1e-5, rtol=0)
 
@@ -264,8 +265,8 @@ def induction_pairs() -> EncodedPairs:
 
 
 def induction_effects(sites: Sequence[Site], direction: str) -> np.ndarray:
-    metric = LogitDifference(correct=torch.tensor([9]), incorrect=torch.tensor([17]))
-    found = engine_on(induction_model()).sweep(induction_pairs(), singles(sites), metric, direction)
+    metric = LogitDifference(Answers(correct=((9,),), incorrect=((17,),)))
+    found = swept(engine_on(induction_model()), induction_pairs(), singles(sites), metric, direction)
     base, source = (found.corrupted, found.clean) if direction == "denoising" else (found.clean, found.corrupted)
     assert found.clean[0] == pytest.approx(SECOND_HALF_LOGIT)
     assert found.corrupted[0] == pytest.approx(0, abs=1e-6)
@@ -402,15 +403,15 @@ def test_the_model_is_left_as_found_after_an_exception(name: str, when: int) -> 
     before, calls = state_of(model), itertools.count()
 
     class FailingMetric:
-        name, unit, reads_all_positions, tokens = "failing", "", True, None
+        name, unit, more_is_better, reads_all_positions, reads_clean, tokens = "failing", "", True, True, False, None
 
-        def measure(self, logits: Tensor, pairs: Tensor) -> Tensor:
+        def measure(self, logits: Tensor, pairs: Tensor, clean: None = None) -> Tensor:
             if next(calls) == when:
                 raise StopHereError
             return logits[:, -1, 3]
 
     with pytest.raises(StopHereError):
-        engine_on(model).sweep(pairs, singles(switch_sites()), FailingMetric(), "denoising")
+        swept(engine_on(model), pairs, singles(switch_sites()), FailingMetric(), "denoising")
     assert_same_state(before, state_of(model))
 
 
@@ -488,7 +489,7 @@ def test_batches_are_halved_until_they_fit_into_memory(name: str, rows_that_fit:
         return run_block(layer, resid, *rest)
 
     engine.runner.run_block = run_few_rows
-    found = engine.sweep(pairs, singles(sites), last_position_metric(3), "denoising")
+    found = swept(engine, pairs, singles(sites), last_position_metric(3), "denoising")
     assert refused
     np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
 
@@ -510,7 +511,7 @@ def test_after_memory_ran_out_batches_stay_as_large_as_fits(monkeypatch: pytest.
         return run_block(layer, resid, *rest)
 
     engine.runner.run_block = run_few_rows
-    engine.sweep(pairs, singles(sites), last_position_metric(6), "denoising")
+    swept(engine, pairs, singles(sites), last_position_metric(6), "denoising")
     assert np.median(rows_of_last_pair) >= 3
 
 

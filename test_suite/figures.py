@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patching_results import HeadResults, LayerResults, PositionResults, Sweep
+from patching_results import HeadResults, LayerResults, PositionResults
 from patching_sites import Patch, Site, block_hook
+from patching_sweep import MetricValues, Sweep
 from visualize import (
     create_component_comparison,
     create_full_report,
@@ -28,14 +29,19 @@ CORRUPTED_TOKENS = ("<s>", "When", " John", " and", " Mary")
 def made_up_sweep(sites: list[Site], n_layers: int, n_heads: int, n_pairs: int = 5, **changes) -> Sweep:
     """A sweep of random metrics; what it shows is only that figures repeat it."""
     random = np.random.default_rng(0)
-    fields = {
-        "patches": tuple(Patch((site,)) for site in sites),
+    values = {
+        "name": "logit difference",
+        "unit": "logits",
+        "more_is_better": True,
         "patched": random.normal(size=(len(sites), n_pairs)),
         "clean": random.normal(3.5, 0.5, n_pairs),
         "corrupted": random.normal(-3.0, 0.5, n_pairs),
+    }
+    values |= {name: changes.pop(name) for name in set(values) & set(changes)}
+    fields = {
+        "patches": tuple(Patch((site,)) for site in sites),
+        "measured": (MetricValues(**values),),
         "direction": "denoising",
-        "metric": "logit difference",
-        "unit": "logits",
         "model": "made-up",
         "n_layers": n_layers,
         "n_heads": n_heads,
@@ -343,7 +349,7 @@ def test_a_report_of_another_plotly_is_replaced_with_its_script(tmp_path):
 def test_tokens_and_names_are_shown_as_text_never_as_markup(tmp_path):
     evil = "<script>alert(1)</script>"
     clean = (evil, " ", "\n", "&amp;", "$x$")
-    names = {"model": evil, "task": evil, "metric": evil, "unit": evil, "versions": {evil: evil}}
+    names = {"model": evil, "task": evil, "name": evil, "unit": evil, "versions": {evil: evil}}
     tokens = {"clean_tokens": (clean,) * 5}
     written = create_full_report(made_up_heads(**names, **tokens), made_up_layers(**names, **tokens), save_dir=tmp_path)
     for path in written:

@@ -14,9 +14,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformer_lens
@@ -26,7 +28,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from patching_metrics import DatasetMetric, LogitDifference
+from patching_engine import PatchingEngine
+from patching_metrics import Answers, DatasetMetric, LogitDifference, Metric
 from patching_sites import SHORT_NAMES, Patch, Site, block_hook, head_axis, position_axis
 from patching_tasks import EncodedPairs
 
@@ -183,8 +186,8 @@ def encoded(clean: Sequence[Tensor], corrupted: Sequence[Tensor]) -> EncodedPair
 
 def last_position_metric(n_pairs: int, d_vocab: int = D_VOCAB) -> LogitDifference:
     """A logit difference at the last position, between other tokens for each pair."""
-    pairs = torch.arange(n_pairs)
-    return LogitDifference(correct=2 + pairs % (d_vocab - 8), incorrect=8 + pairs % (d_vocab - 8))
+    pairs = [pair % (d_vocab - 8) for pair in range(n_pairs)]
+    return LogitDifference(Answers(tuple((2 + pair,) for pair in pairs), tuple((8 + pair,) for pair in pairs)))
 
 
 def everything_metric(n_pairs: int) -> DatasetMetric:
@@ -197,6 +200,27 @@ def everything_metric(n_pairs: int) -> DatasetMetric:
         return float((logits[0].double() * weights).sum() / (length * d_vocab / 2) ** 0.5)
 
     return DatasetMetric(compute_metric, tuple(range(n_pairs)))
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found with one metric."""
+
+    patched: np.ndarray
+    clean: np.ndarray
+    corrupted: np.ndarray
+
+
+def swept(
+    engine: PatchingEngine,
+    pairs: EncodedPairs,
+    patches: Sequence[Patch],
+    metric: Metric,
+    direction: Any = "denoising",
+) -> Swept:
+    """A sweep with one metric."""
+    found = engine.sweep(pairs, patches, [metric], direction)
+    return Swept(found.patched[0], found.clean[0], found.corrupted[0])
 
 
 def measured(metric: Any, logits: Sequence[Tensor]) -> list[float]:

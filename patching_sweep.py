@@ -1,0 +1,272 @@
+"""What was measured?  The raw metrics of one experiment, the effects derived from them, and both as a long table.
+
+A `Sweep` holds every metric of each patched run, both baselines, the tokens, the direction and the settings. Effects
+are derived, never stored, and by the same formula for every metric: it works out also where less is better. With
+`base` the run that is patched and `source` the run that is copied from, the effect of one patch on one pair is
+
+    effect = (patched - base) / (source - base)
+
+For denoising (clean into corrupted) this is `(patched - corrupted) / (clean - corrupted)`. Over pairs it is the ratio
+of the means, `(mean patched - mean base) / (mean source - mean base)`: the mean of the ratios is dominated by pairs
+with a small denominator (Miller et al. 2024, "Transformer Circuit Faithfulness Metrics are not Robust").
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from metric_sets import metric_key
+from patching_sites import Patch, Site
+
+Direction = Literal["denoising", "noising"]
+"""`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
+
+DIRECTIONS: dict[Direction, str] = {
+    "denoising": "clean into corrupted: does the component suffice to restore the behaviour?",
+    "noising": "corrupted into clean: is the component necessary for the behaviour?",
+}
+
+Value = TypeVar("Value", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class MetricValues:
+    """What one metric came to in every run of an experiment."""
+
+    name: str
+    """For instance `logit difference`."""
+    unit: str
+    """For instance `logits`; empty where it has none, or none is known."""
+    more_is_better: bool
+    """Whether it is the higher, the better the model does what the clean prompt asks for."""
+    patched: Float[np.ndarray, "patch pair"]
+    """Of each patched run, in `unit`."""
+    clean: Float[np.ndarray, " pair"]
+    """Of each clean run, in `unit`."""
+    corrupted: Float[np.ndarray, " pair"]
+    """Of each corrupted run, in `unit`."""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether names and every number are the same; NaN is the same as NaN."""
+        if not isinstance(other, MetricValues):
+            return NotImplemented
+        told = (self.name, self.unit, self.more_is_better) == (other.name, other.unit, other.more_is_better)
+        return told and all(
+            np.array_equal(getattr(self, run), getattr(other, run), equal_nan=True)
+            for run in ("patched", "clean", "corrupted")
+        )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One experiment: every patch applied to every pair, with all that is needed to read its numbers."""
+
+    patches: tuple[Patch, ...]
+    """What was replaced, one entry per row of `patched`."""
+    measured: tuple[MetricValues, ...]
+    """Every metric. What the sweep says of `patched`, `effects` and so on is of the selected one (`by_metric`)."""
+    direction: Direction
+    model: str
+    """Name of the model."""
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    task: str
+    """Name of the dataset, with its corruption."""
+    pair_indices: tuple[int, ...]
+    """Index of each pair in its dataset."""
+    clean_tokens: tuple[tuple[str, ...], ...]
+    """Token strings of each clean prompt, BOS included."""
+    corrupted_tokens: tuple[tuple[str, ...], ...]
+    min_relative_change: float = 0.1
+    """A pair is left out of effects where |clean - corrupted| is below this share of max(|clean|, |corrupted|)."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the libraries that computed it."""
+    selected: int = 0
+    """Which of `measured` is shown."""
+
+    def __post_init__(self) -> None:
+        n_patches, n_pairs = len(self.patches), len(self.pair_indices)
+        for values in self.measured:
+            if values.patched.shape != (n_patches, n_pairs):
+                raise ValueError(
+                    f"patched has shape {values.patched.shape}, expected (patches, pairs) = {(n_patches, n_pairs)}"
+                )
+        per_pair = {f"{run} {v.name}": getattr(v, run) for v in self.measured for run in ("clean", "corrupted")}
+        per_pair |= {"clean_tokens": self.clean_tokens, "corrupted_tokens": self.corrupted_tokens}
+        for name, given in per_pair.items():
+            if len(given) != n_pairs:
+                raise ValueError(f"{name} has {len(given)} entries, expected one per pair ({n_pairs})")
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"direction {self.direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
+        if not 0 <= self.selected < len(self.measured):
+            raise ValueError(f"metric number {self.selected} of {len(self.measured)} cannot be selected")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, in the order in which they were asked for."""
+        return tuple(values.name for values in self.measured)
+
+    def by_metric(self, name: str) -> Sweep:
+        """The same sweep with another metric selected: by its name, or as it was asked for (`kl_divergence`)."""
+        keys = [metric_key(metric) for metric in self.metrics]
+        if metric_key(name) not in keys:
+            nearest = difflib.get_close_matches(metric_key(name), keys, n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise ValueError(
+                f"the metric {name!r} was not measured: {hint}These results have {', '.join(keys)}; ask for more with "
+                "metrics=[...] in the run"
+            )
+        return replace(self, selected=keys.index(metric_key(name)))
+
+    @property
+    def metric(self) -> str:
+        """Name of the selected metric."""
+        return self.measured[self.selected].name
+
+    @property
+    def unit(self) -> str:
+        return self.measured[self.selected].unit
+
+    @property
+    def more_is_better(self) -> bool:
+        return self.measured[self.selected].more_is_better
+
+    @property
+    def patched(self) -> Float[np.ndarray, "patch pair"]:
+        return self.measured[self.selected].patched
+
+    @property
+    def clean(self) -> Float[np.ndarray, " pair"]:
+        return self.measured[self.selected].clean
+
+    @property
+    def corrupted(self) -> Float[np.ndarray, " pair"]:
+        return self.measured[self.selected].corrupted
+
+    @property
+    def base(self) -> Float[np.ndarray, " pair"]:
+        """Metric of the run that is patched."""
+        return self.corrupted if self.direction == "denoising" else self.clean
+
+    @property
+    def source(self) -> Float[np.ndarray, " pair"]:
+        """Metric of the run whose activations are copied."""
+        return self.clean if self.direction == "denoising" else self.corrupted
+
+    @property
+    def usable(self) -> Bool[np.ndarray, " pair"]:
+        """Pairs whose clean and corrupted metric differ enough to divide by the difference."""
+        difference = np.abs(self.clean - self.corrupted)
+        scale = np.maximum(np.abs(self.clean), np.abs(self.corrupted))
+        return (difference > 1e-6) & (difference >= self.min_relative_change * scale)
+
+    @property
+    def pair_effects(self) -> Float[np.ndarray, "patch pair"]:
+        """Effect of each patch on each pair; NaN for pairs that are not usable."""
+        denominator = np.where(self.usable, self.source - self.base, np.nan)
+        return (self.patched - self.base) / denominator
+
+    @property
+    def effects(self) -> Float[np.ndarray, " patch"]:
+        """Effect of each patch over the usable pairs, as a ratio of means; NaN where no pair is usable."""
+        usable = self.usable
+        if not usable.any():
+            return np.full(len(self.patches), np.nan)
+        base = self.base[usable].mean()
+        return (self.patched[:, usable].mean(axis=1) - base) / (self.source[usable].mean() - base)
+
+    def warn_about_unusable_pairs(self) -> None:
+        """Name, once per metric, the pairs that no effect can be computed for."""
+        for name in self.metrics:
+            sweep = self.by_metric(name)
+            if not sweep.usable.all():
+                warnings.warn(_unusable_pairs(sweep), stacklevel=3)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long form, a row per patch, pair and metric.
+
+        Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `position`, each missing where the patch
+        has none or several; `token` and `corrupted_token` at that position; `pair` (index in the dataset); `metric`,
+        `unit`, `direction`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`; the `effect`,
+        NaN where the pair is not `usable`. Positions count from the prompt's start.
+        """
+        n_patches, n_pairs, n_metrics = len(self.patches), len(self.pair_indices), len(self.measured)
+        patch, pair, metric = (
+            index.ravel() for index in np.indices((n_patches, n_pairs, n_metrics)).astype(np.int64, copy=False)
+        )
+        sweeps = [replace(self, selected=i) for i in range(n_metrics)]
+        position = np.array([_positions(p, self.clean_tokens) for p in self.patches], dtype=object)
+        position = position.reshape(n_patches, n_pairs)
+        cell = patch * n_pairs + pair
+        columns: dict[str, Any] = {
+            "site": _text([p.label for p in self.patches], patch),
+            "hook_point": _text([_common(p, lambda site: site.hook_point) for p in self.patches], patch),
+            "layer": _integers([_common(p, lambda site: site.layer) for p in self.patches], patch),
+            "head": _integers([_common(p, lambda site: site.head) for p in self.patches], patch),
+            "position": _integers(position.ravel(), cell),
+            "token": _text(_tokens_at(position, self.clean_tokens), cell),
+            "corrupted_token": _text(_tokens_at(position, self.corrupted_tokens), cell),
+            "pair": np.array(self.pair_indices, dtype=np.int64)[pair],
+            "metric": _text(self.metrics, metric),
+            "unit": _text([values.unit for values in self.measured], metric),
+            "direction": _text([self.direction], np.zeros_like(patch)),
+            "clean": _stacked([s.clean for s in sweeps])[pair, metric],
+            "corrupted": _stacked([s.corrupted for s in sweeps])[pair, metric],
+            "patched": _stacked([s.patched for s in sweeps]).ravel(),
+            "effect": _stacked([s.pair_effects for s in sweeps]).ravel(),
+            "usable": _stacked([s.usable for s in sweeps])[pair, metric],
+        }
+        return pd.DataFrame(columns)
+
+
+def _unusable_pairs(sweep: Sweep) -> str:
+    unusable = np.flatnonzero(~sweep.usable)
+    listed = [
+        f"pair {sweep.pair_indices[j]} (clean {sweep.clean[j]:+.3f}, corrupted {sweep.corrupted[j]:+.3f})"
+        for j in unusable[:5]
+    ]
+    more = "" if len(unusable) <= 5 else f" and {len(unusable) - 5} more"
+    return (
+        f"{len(unusable)} of {len(sweep.pair_indices)} pairs have a clean and a corrupted {sweep.metric} that barely "
+        f"differ; their effect is NaN and the average leaves them out: {', '.join(listed)}{more}. "
+        "Use a corruption that breaks the behaviour"
+    )
+
+
+def _common(patch: Patch, of: Callable[[Site], Value]) -> Value | None:
+    """What is the same for all of the patch's sites; None where it is not."""
+    values = {of(site) for site in patch.sites}
+    return values.pop() if len(values) == 1 else None
+
+
+def _positions(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[int | None]:
+    """The patch's position in each pair, counted from the start; None where it has none or several."""
+    at = _common(patch, lambda site: site.position)
+    per_pair = at if isinstance(at, tuple) else (at,) * len(tokens)
+    return [None if p is None else p % len(prompt) for p, prompt in zip(per_pair, tokens)]
+
+
+def _tokens_at(position: np.ndarray, tokens: Sequence[Sequence[str]]) -> list[str | None]:
+    return [None if p is None else tokens[pair][p] for row in position for pair, p in enumerate(row)]
+
+
+def _text(values: Sequence[str | None], rows: Int[np.ndarray, " row"]) -> Any:
+    return pd.array(values, dtype="string").take(rows)
+
+
+def _integers(values: Iterable[int | None], rows: Int[np.ndarray, " row"]) -> Any:
+    return pd.array(list(values), dtype="Int64").take(rows)
+
+
+def _stacked(by_metric: Sequence[np.ndarray]) -> np.ndarray:
+    """One array per metric as one array, with the metrics on its last axis."""
+    return np.stack(by_metric, axis=-1)

@@ -1,0 +1,153 @@
+"""How are results kept?  Sweeps as JSON, which is read back exactly, and their long table as CSV and Parquet.
+
+A file is written beside its target and then put in its place, so that no failure leaves half a file or takes a good
+one away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import uuid
+from csv import QUOTE_NONNUMERIC
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from patching_sites import Patch, Site
+from patching_sweep import MetricValues, Sweep
+
+FILE_FORMAT = 2
+"""Raised whenever what is stored changes."""
+
+
+def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
+    """The table as CSV in UTF-8, numbers exact and texts in quotes.
+
+    Raises:
+        OSError: where the path cannot be written.
+    """
+    return write_file(path, table.to_csv(index=False, quoting=QUOTE_NONNUMERIC, lineterminator="\n").encode())
+
+
+def write_parquet(table: pd.DataFrame, path: str | Path) -> Path:
+    """The table as Parquet.
+
+    Raises:
+        ImportError: where pyarrow is not installed.
+        OSError: where the path cannot be written.
+    """
+    if find_spec("pyarrow") is None:
+        raise ImportError(
+            "writing Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or write CSV with "
+            "to_csv"
+        )
+    content = io.BytesIO()
+    table.to_parquet(content, engine="pyarrow", index=False)
+    return write_file(path, content.getvalue())
+
+
+def write_sweep(sweep: Sweep, kind: str, path: str | Path) -> Path:
+    """The sweep as JSON, with the name of the kind of results it is shown as.
+
+    Raises:
+        OSError: where the path cannot be written.
+    """
+    stored = {"format": FILE_FORMAT, "kind": kind, "sweep": _to_json(sweep)}
+    return write_file(path, json.dumps(stored, ensure_ascii=False, allow_nan=False).encode())
+
+
+def read_sweep(path: str | Path) -> tuple[str, Sweep]:
+    """(kind of results, sweep) that `write_sweep` wrote, every number as it was.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: where it is no such file, one of another format version, or damaged.
+    """
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = stored["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no saved patching results: expected a file written by .save()") from error
+    if found != FILE_FORMAT:
+        raise ValueError(
+            f"{path} has result format {found}, this version reads format {FILE_FORMAT}: read it with the version that "
+            "wrote it, or run the experiment again"
+        )
+    try:
+        return stored["kind"], _from_json(stored["sweep"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run the experiment again") from error
+
+
+def write_file(path: str | Path, content: bytes) -> Path:
+    """Write the file, or leave what stood there as it was.
+
+    Raises:
+        OSError: where it cannot be written, saying so.
+    """
+    target = Path(path).resolve()
+    beside = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        if target.exists():
+            if not target.is_file():
+                raise OSError("it is no plain file")
+            if not os.access(target, os.W_OK):
+                raise OSError("it is write-protected")
+        with beside.open("xb") as file:
+            file.write(content)
+        if target.exists():
+            shutil.copymode(target, beside)
+        beside.replace(target)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {str(path)!r} ({error.strerror or error}): nothing was changed; give a file name in a "
+            "folder that exists and can be written"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return Path(path)
+
+
+def _to_json(sweep: Sweep) -> dict[str, Any]:
+    fields = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep)}
+    fields["patches"] = [[dataclasses.asdict(site) for site in patch.sites] for patch in sweep.patches]
+    fields["measured"] = [
+        {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)} for values in sweep.measured
+    ]
+    fields["versions"] = dict(sweep.versions)
+    return fields
+
+
+def _from_json(fields: dict[str, Any]) -> Sweep:
+    fields["patches"] = tuple(Patch(tuple(_site(site) for site in sites)) for sites in fields["patches"])
+    fields["pair_indices"] = tuple(fields["pair_indices"])
+    for name in ("clean_tokens", "corrupted_tokens"):
+        fields[name] = tuple(tuple(tokens) for tokens in fields[name])
+    shape = (len(fields["patches"]), len(fields["pair_indices"]))
+    for values in fields["measured"]:
+        for run in ("patched", "clean", "corrupted"):
+            values[run] = np.array(values[run], dtype=np.float64)
+        values["patched"] = values["patched"].reshape(shape)
+    fields["measured"] = tuple(MetricValues(**values) for values in fields["measured"])
+    return Sweep(**fields)
+
+
+def _site(stored: dict[str, Any]) -> Site:
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
+    return Site(**fields)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as nested lists; JSON knows no numbers that are not finite, so these are written as texts."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if np.isfinite(value).all():
+        return value.tolist()
+    return np.where(np.isfinite(value), value.astype(object), value.astype(str)).tolist()
