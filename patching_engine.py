@@ -499,11 +499,13 @@ def _difference(site: Site, n_layers: int, chunk: Chunk) -> Tensor | None:
     source = chunk.source[name]
     if base is None:
         return None
-    real = torch.arange(base.shape[1]) < chunk.lengths[:, None]
     differs = base != source
+    if head_axis(name) == 1:
+        differs = differs.movedim(1, 2)
     if site.component not in NEURON_COMPONENTS:
-        differs = differs.flatten(3 if head_axis(name) == 2 else 2).any(dim=-1)
+        differs = differs.flatten(2 if head_axis(name) is None else 3).any(dim=-1)
     differs = differs.cpu()
+    real = torch.arange(differs.shape[1]) < chunk.lengths[:, None]
     return differs & real.view(*real.shape, *[1] * (differs.ndim - 2))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 SHORT_NAMES = {
     "resid_pre": "hook_resid_pre",
@@ -110,35 +110,15 @@ class Patch:
         """How the patch is printed: its name, or its sites; `L4±1 mlp_out` for a window of three layers."""
         if self.name is not None:
             return self.name
-        if self.window > 1:
-            centre = [site for site in self.sites if site.hook_point == self.sites[0].hook_point]
-            return " + ".join(site._label(f"±{self.window // 2}") for site in centre)
-        return " + ".join(site.label for site in self.sites)
+        around = f"±{self.window // 2}" if self.window > 1 else ""
+        return " + ".join(site._label(around) for site in self.centre)
 
-
-def layer_window(sites: Sequence[Site], window: int, n_layers: int) -> Patch:
-    """Sites of one hook point together with those of the adjacent layers: `window` layers, their own in the middle.
-
-    At the first and last layers the window is cut off, so that each layer of the model is the centre of one.
-
-    Raises:
-        ValueError: where the window is no odd number of layers, or the hook point lies in none.
-    """
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1 or window % 2 == 0:
-        raise ValueError(
-            f"window is {window!r}, expected an odd number of layers (1 patches single layers, 3 a layer and both its "
-            "neighbours): the results belong to the layer in the middle"
-        )
-    if window == 1:
-        return Patch(tuple(sites))
-    name, centre = sites[0].hook_point, sites[0].layer
-    if centre is None:
-        raise ValueError(f"{name} lies in no layer, so it has no window of layers: leave out window")
-    around = range(max(0, centre - window // 2), min(n_layers, centre + window // 2 + 1))
-    tail = name.removeprefix(f"blocks.{centre}.")
-    names = [f"blocks.{layer}.{tail}" for layer in around if layer != centre]
-    others = [replace(site, hook_point=other) for other in names for site in sites]
-    return Patch((*sites, *others), window=window)
+    @property
+    def centre(self) -> tuple[Site, ...]:
+        """The sites of the layer in the middle, for a window; all sites, for any other patch."""
+        if self.window == 1:
+            return self.sites
+        return tuple(site for site in self.sites if site.hook_point == self.sites[0].hook_point)
 
 
 def head_axis(hook_point: str) -> int | None:

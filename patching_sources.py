@@ -20,7 +20,7 @@ the model has seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,8 +30,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patching_sites import check_index
+from patching_sweep import OTHER_RUN as OTHER_RUN_LABEL
 from patching_sweep import Direction
-from patching_tasks import EncodedPairs, PatchingDataset, named_positions
+from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, named_positions
 
 Prompts = tuple[Int[Tensor, " _"], ...]
 
@@ -75,7 +76,7 @@ class OtherRun:
 
     @property
     def label(self) -> str:
-        return "the other run"
+        return OTHER_RUN_LABEL
 
     @property
     def is_ablation(self) -> bool:
@@ -111,7 +112,7 @@ class Mean:
     def __post_init__(self) -> None:
         if self.dataset is not None and not isinstance(self.dataset, PatchingDataset):
             raise ValueError(
-                f"Mean is over a {type(self.dataset).__name__}, expected a PatchingDataset, or nothing for the "
+                f"Mean is over {_described(self.dataset)}, expected a PatchingDataset, or nothing for the "
                 "experiment's own corrupted prompts"
             )
         if self.run not in ("corrupted", "clean"):
@@ -192,21 +193,43 @@ class Resample:
         return References(tuple((pool.corrupted[i],) for i in chosen), tuple(range(len(pairs))))
 
 
-def references(source: Source, pairs: EncodedPairs, pool: EncodedPairs) -> References | None:
+OTHER_RUN = OtherRun()
+
+
+def references(
+    source: Source, pairs: EncodedPairs, encode: Callable[[PatchingDataset | None], EncodedPairs]
+) -> References | None:
     """The prompts whose activations are written into each pair's run; None for its other run.
 
     Args:
         source: where the values come from.
         pairs: the pairs of the experiment.
-        pool: all pairs that reference prompts may be taken from.
+        encode: gives all pairs of a dataset, and of the experiment's own for None.
+
+    Raises:
+        ValueError: where a pair has no reference prompts.
     """
-    if isinstance(source, (Mean, Resample)):
-        return source.references(pairs, pool)
-    if isinstance(source, Zero):
-        return References(((),), (0,) * len(pairs))
-    if isinstance(source, OtherRun):
-        return None
-    raise ValueError(f"source is {source!r}, expected OtherRun(), Zero(), Mean() or Resample()")
+    if isinstance(source, Mean):
+        return source.references(pairs, encode(source.dataset))
+    if isinstance(source, Resample):
+        return source.references(pairs, encode(None))
+    return References(((),), (0,) * len(pairs)) if isinstance(source, Zero) else None
+
+
+def check_source(source: Source, noise: GaussianNoise | None) -> None:
+    """Raises ValueError for what is no source or no noise, and for an ablation together with noise."""
+    if not isinstance(source, (OtherRun, Zero, Mean, Resample)):
+        given = f"the class {source.__name__}" if isinstance(source, type) else repr(source)
+        raise ValueError(f"source is {given}, expected OtherRun(), Zero(), Mean() or Resample()")
+    if noise is None:
+        return
+    if not isinstance(noise, GaussianNoise):
+        raise ValueError(f"noise is {noise!r}, expected GaussianNoise(positions)")
+    if source.is_ablation:
+        raise ValueError(
+            f"noise makes the corrupted run to exchange activations with, but {type(source).__name__}() writes none of "
+            "its activations: leave out noise or source"
+        )
 
 
 def direction_of(source: Source, direction: Direction | None) -> Direction:
@@ -240,12 +263,12 @@ class GaussianNoise:
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
             raise ValueError(f"noise samples is {self.samples!r}, expected at least 1")
         _check_seed(self.seed)
-        if not _as_list(self.positions):
+        if not as_list(self.positions):
             raise ValueError("noise positions is empty: give at least one token to put noise on")
 
     @property
     def label(self) -> str:
-        where = ", ".join(map(str, _as_list(self.positions)))
+        where = ", ".join(map(str, as_list(self.positions)))
         draws = f"{self.samples} sample{'' if self.samples == 1 else 's'}"
         return f"Gaussian noise at {where} of {self.multiple:g} × the embeddings' sd ({draws}, seed {self.seed})"
 
@@ -255,7 +278,7 @@ class GaussianNoise:
         Raises:
             ValueError: for a position out of range or a name that a pair lacks.
         """
-        per_place = [positions_in_pairs(place, pairs) for place in _as_list(self.positions)]
+        per_place = [positions_in_pairs(place, pairs) for place in as_list(self.positions)]
         where = [tuple(sorted(set(at))) for at in zip(*per_place)]
         return PlacedNoise(
             positions=tuple(at for at in where for _ in range(self.samples)),
@@ -288,6 +311,33 @@ class PlacedNoise:
         return added
 
 
+class CleanPrompts(PatchingDataset):
+    """A dataset's clean prompts on both sides, for experiments whose corrupted run is made by noise.
+
+    The corrupted prompts of the dataset are not looked at, and a pair may be a single prompt.
+    """
+
+    def __init__(self, dataset: PatchingDataset) -> None:
+        self.dataset = dataset
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
+        prompts = [pair if isinstance(pair, str) else pair[0] for pair in self.dataset.get_clean_corrupt_pairs()]
+        return [(prompt, prompt) for prompt in prompts]
+
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
+        return self.dataset.get_target_tokens(pair_idx)
+
+    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
+        return self.dataset.get_positions(pair_idx)
+
+    def get_template(self, pair_idx: int) -> str:
+        return self.dataset.get_template(pair_idx)
+
+
 def positions_in_pairs(place: int | str, pairs: EncodedPairs) -> tuple[int, ...]:
     """Where a position, or one that the task names, stands in each pair, counted from the front.
 
@@ -300,7 +350,8 @@ def positions_in_pairs(place: int | str, pairs: EncodedPairs) -> tuple[int, ...]
     return tuple(check_index(place, n, f"position (in a prompt of {n} tokens)") for n in lengths)
 
 
-def _as_list(positions: int | str | Iterable[int | str]) -> list[int | str]:
+def as_list(positions: int | str | Iterable[int | str]) -> list[int | str]:
+    """One or several positions or names as a list."""
     return list(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else [positions]
 
 
@@ -315,6 +366,10 @@ def _named(pairs: EncodedPairs, lacking: Sequence[int]) -> str:
     template, length = _keys(pairs)[i]
     which = f"pair {pairs.indices[i]} ({f'template {template!r}, ' if template else ''}{length} tokens)"
     return which + (" has" if len(lacking) == 1 else f" and {len(lacking) - 1} more have")
+
+
+def _described(given: object) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
 
 
 def _check_seed(seed: int) -> None:

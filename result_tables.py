@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from patching_sweep import DIRECTIONS, Sweep
+from patching_sweep import DIRECTIONS, OTHER_RUN, Sweep
 
 WIDTH = 80
 HEADING_WIDTH = 14
@@ -17,7 +17,13 @@ BAR_WIDTH = 20
 
 def describe_experiment(sweep: Sweep) -> str:
     """What was run, and the baselines of every metric."""
-    lines = [f"{sweep.task} on {sweep.model}", f"{sweep.direction}: {DIRECTIONS[sweep.direction]}"]
+    is_ablation = sweep.source_of_values != OTHER_RUN
+    done = sweep.intervention if is_ablation else DIRECTIONS[sweep.direction]
+    lines = [f"{sweep.task} on {sweep.model}", f"{sweep.direction}: {done}"]
+    if sweep.noise:
+        lines.append(f"corrupted: the clean prompt with {sweep.noise}")
+    if sweep.window > 1:
+        lines.append(f"windows of {sweep.window} adjacent layers, each named by the one in the middle")
     for name in sweep.metrics:
         shown = sweep.by_metric(name)
         excluded = int((~shown.usable).sum())
