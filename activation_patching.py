@@ -61,9 +61,9 @@ from patching_sources import (
     references,
 )
 from patching_sweep import Direction, MetricValues, Sweep
-from patching_tasks import EncodedPairs, PatchingDataset, dataset_metrics, encode_pairs
+from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs
 from prompt_pairs import PromptPairs
-from result_tables import describe_experiment, effects_table
+from result_tables import results_text
 from sequence_tasks import DocstringDataset, GreaterThanDataset, InductionDataset
 
 __all__ = [
@@ -435,7 +435,11 @@ class ActivationPatcher:
 
 
 def summarize_results(results: LayerResults, top_k: int = 10) -> None:
-    """Print the experiment, its baselines and the hook points of largest |effect|, a column per metric."""
+    """Print the experiment, its baselines and the hook points of largest |effect|, a column per metric.
+
+    Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
+    how both were found (`patching_statistics`).
+    """
     if not isinstance(results, LayerResults):
         raise ValueError(
             f"results is a {type(results).__name__}, expected what run_patching_experiment returns; for heads use "
@@ -443,10 +447,7 @@ def summarize_results(results: LayerResults, top_k: int = 10) -> None:
         )
     number = {patch_key(patch): i for i, patch in enumerate(results.sweep.patches)}
     rows = [(name, number[name]) for name, _ in results.top(top_k)]
-    print(describe_experiment(results.sweep))
-    print(f"\n{effects_table('hook point', rows, results.sweep)}")
-    if len(results) > len(rows):
-        print(f"({len(results) - len(rows)} more with smaller effects)")
+    print(results_text(results.sweep, rows, kind="hook point", of=len(results)))
 
 
 def _every_position(pairs: EncodedPairs) -> list[Site]:
@@ -480,7 +481,7 @@ class _Prompts(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
         return [self.prompts]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[int, int]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         raise ValueError("a single run has no targets")
 
 

@@ -25,7 +25,7 @@ from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, block_hook,
 from patching_sources import OTHER_RUN, GaussianNoise, Source
 from patching_sweep import Direction
 from patching_tasks import PatchingDataset
-from result_tables import describe_experiment, effects_table
+from result_tables import results_text
 
 PatchType = Literal["output", "pattern", "q", "k", "v"]
 
@@ -123,21 +123,51 @@ class HeadPatcher:
             source,
         )
 
-    def find_important_heads(self, results: Sequence[HeadPatchingResult], threshold: float = 0.1) -> list:
-        """The heads whose |effect| is at least `threshold`, largest first. Heads without an effect (NaN) are not."""
-        if threshold < 0:
+    def find_important_heads(
+        self, results: Sequence[HeadPatchingResult], threshold: float | None = 0.1, *, alpha: float | None = None
+    ) -> list[HeadPatchingResult]:
+        """The heads that stand out, largest |effect| first.
+
+        Args:
+            results: what `run_all_heads_experiment` returned; for `threshold` alone any list of its entries will do.
+            threshold: heads of at least this |effect|; None for heads of any size.
+            alpha: heads whose p-value, corrected over all heads of the experiment, is at most this besides
+                (`results.statistics(alpha=alpha)`); None does not ask how sure they are.
+
+        Raises:
+            ValueError: for a threshold below 0, where neither is given, and for `alpha` with a plain list, which lacks
+                the heads that the correction counts.
+        """
+        if threshold is None and alpha is None:
+            raise ValueError("threshold and alpha are both None, so nothing is selected: give at least one")
+        if threshold is not None and threshold < 0:
             raise ValueError(f"threshold is {threshold}, expected at least 0: it is compared with |effect|")
-        return sorted((r for r in results if abs(r.effect) >= threshold), key=lambda r: abs(r.effect), reverse=True)
+        found = [r for r in results if abs(r.effect) >= (threshold or 0)]
+        if alpha is not None:
+            if not isinstance(results, HeadResults):
+                raise ValueError(
+                    f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns: alpha "
+                    "needs every pair and head of the experiment. Use threshold alone, or give the whole results"
+                )
+            significant, number = results.statistics(alpha=alpha).significant, _numbers_of_heads(results)
+            found = [r for r in found if significant[number[r.layer, r.head]]]
+        return sorted(found, key=lambda r: abs(r.effect), reverse=True)
 
 
 def print_head_results(results: HeadResults, top_k: int = 15) -> None:
-    """Print the experiment, its baselines and the heads of largest |effect|, a column per metric."""
+    """Print the experiment, its baselines and the heads of largest |effect|, a column per metric.
+
+    Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
+    how both were found (`patching_statistics`).
+    """
     if not isinstance(results, HeadResults):
         raise ValueError(f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns")
-    number = {(patch.sites[0].layer, patch.sites[0].head): i for i, patch in enumerate(results.sweep.patches)}
+    number = _numbers_of_heads(results)
     rows = [(result.label, number[result.layer, result.head]) for result in results.top(top_k)]
     kind = "key-value head" if results.counts_key_value_heads else "head"
-    print(describe_experiment(results.sweep))
-    print(f"\n{effects_table(f'{kind} ({results.patch_type})', rows, results.sweep)}")
-    if len(results) > len(rows):
-        print(f"({len(results) - len(rows)} more with smaller effects)")
+    print(results_text(results.sweep, rows, kind=kind, of=len(results), patched=results.patch_type))
+
+
+def _numbers_of_heads(results: HeadResults) -> dict[tuple[int | None, int | None], int]:
+    """(layer, head) -> number of its patch. The list itself may have been sorted or shortened since."""
+    return {(patch.sites[0].layer, patch.sites[0].head): i for i, patch in enumerate(results.sweep.patches)}

@@ -89,19 +89,22 @@ class IOIDataset(GeneratedTask):
         if corruption not in IOI_CORRUPTIONS:
             raise ValueError(f"corruption {corruption!r} is unknown: expected one of {', '.join(IOI_CORRUPTIONS)}")
         self.corruption = corruption
-        self._templates = [_with_prefix(prefix, template) for template in _checked_templates(templates)]
-        self._names = {
-            template: usable(
+        self._templates = _checked_templates(templates)
+        self._prefix = _as_literal(prefix)
+        forms = [spaced if self._prefix else forms_in(template, "A") for template in self._templates]
+        usable_names = {
+            texts: usable(
                 model,
                 task_templates.NAMES,
                 names,
-                texts=forms_in(template, "A"),
+                texts=texts,
                 at_least=5,
                 what="IOI needs at least five names",
                 remedy="give others with names=[...]",
             )
-            for template in self._templates
+            for texts in set(forms)
         }
+        self._names = [usable_names[texts] for texts in forms]
         self._scenes = {
             "PLACE": self._usable_scenes(model, "PLACE", task_templates.PLACES),
             "OBJECT": self._usable_scenes(model, "OBJECT", task_templates.OBJECTS),
@@ -118,17 +121,17 @@ class IOIDataset(GeneratedTask):
 
     @property
     def material(self) -> str:
-        n_names = len(set().union(*self._names.values()))
+        n_names = len(set().union(*self._names))
         return f"{n_names} names and {len(self._templates)} templates"
 
     def draw(self, chooser: random.Random, turn: int) -> TaskPair:
-        template = self._templates[turn % len(self._templates)]
-        io_first = (turn // len(self._templates)) % 2 == 0
-        io, subject, *others = chooser.sample(self._names[template], 5)
+        round_of_templates, at = divmod(turn, len(self._templates))
+        io, subject, *others = chooser.sample(self._names[at], 5)
         scene = {slot: chooser.choice(words) for slot, words in self._scenes.items()}
-        first, second = ("IO", "S1") if io_first else ("S1", "IO")
+        first, second = ("S1", "IO") if round_of_templates % 2 else ("IO", "S1")
+        sentence = self._templates[at].replace("{A}", f"{{{first}}}").replace("{B}", f"{{{second}}}")
         return TaskPair(
-            template=template.replace("{A}", f"{{{first}}}").replace("{B}", f"{{{second}}}"),
+            template=self._prefix + sentence,
             clean_words={"IO": io, "S1": subject, "S2": subject, **scene},
             corrupted_words=self._corrupted_names(io, subject, dict(zip((first, second, "S2"), others))),
             correct=(f" {io}",),
@@ -157,9 +160,10 @@ class IOIDataset(GeneratedTask):
         )
 
 
-def _with_prefix(prefix: str, template: str) -> str:
-    literal = prefix.strip().replace("{", "{{").replace("}", "}}")
-    return f"{literal} {template}" if literal else template
+def _as_literal(prefix: str) -> str:
+    """The prefix and a space, as part of a template: braces in it are no slots."""
+    text = prefix.strip().replace("{", "{{").replace("}", "}}")
+    return f"{text} " if text else ""
 
 
 def _checked_templates(templates: Sequence[str]) -> Sequence[str]:

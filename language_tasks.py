@@ -7,7 +7,7 @@ that has too few words left says so. All of the tasks name END, the last token, 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import task_templates
@@ -53,18 +53,19 @@ class GenderedPronounDataset(GeneratedTask):
             "male": (task_templates.MALE_NAMES, male_names),
             "female": (task_templates.FEMALE_NAMES, female_names),
         }
+        self._forms = [forms_in(template, "NAME") for template in self._templates]
         self._names = {
-            (gender, template): usable(
+            (gender, texts): usable(
                 model,
                 known,
                 given,
-                texts=forms_in(template, "NAME"),
+                texts=texts,
                 at_least=1,
                 what=f"gendered pronoun needs at least one {gender} name",
                 remedy=f"give others with {gender}_names=[...]",
             )
             for gender, (known, given) in kinds.items()
-            for template in self._templates
+            for texts in set(self._forms)
         }
         super().__init__(model, n_pairs, seed=seed)
 
@@ -81,15 +82,13 @@ class GenderedPronounDataset(GeneratedTask):
         return f"{len(set().union(*self._names.values()))} names and {len(self._templates)} templates"
 
     def draw(self, chooser: random.Random, turn: int) -> TaskPair:
-        template = self._templates[turn % len(self._templates)]
-        male = ("male", task_templates.MALE_PRONOUN)
-        female = ("female", task_templates.FEMALE_PRONOUN)
-        is_male = (turn // len(self._templates)) % 2 == 0
-        (gender, right), (other, wrong) = (male, female) if is_male else (female, male)
+        round_of_templates, at = divmod(turn, len(self._templates))
+        male, female = ("male", task_templates.MALE_PRONOUN), ("female", task_templates.FEMALE_PRONOUN)
+        (gender, right), (other, wrong) = (female, male) if round_of_templates % 2 else (male, female)
         return TaskPair(
-            template=template,
-            clean_words={"NAME": chooser.choice(self._names[gender, template])},
-            corrupted_words={"NAME": chooser.choice(self._names[other, template])},
+            template=self._templates[at],
+            clean_words={"NAME": chooser.choice(self._names[gender, self._forms[at]])},
+            corrupted_words={"NAME": chooser.choice(self._names[other, self._forms[at]])},
             correct=(right,),
             incorrect=(wrong,),
         )
@@ -219,7 +218,8 @@ class CapitalsDataset(GeneratedTask):
         self._capitals = task_templates.CAPITALS if capitals is None else dict(capitals)
         if len(set(self._capitals.values())) < len(self._capitals):
             raise ValueError("capitals gives two countries the same capital: each needs its own, to be told apart by")
-        self._countries = {template: self._usable_countries(model, template, capitals) for template in self._templates}
+        self._forms = [forms_in(template, "COUNTRY") for template in self._templates]
+        self._countries = {forms: self._usable_countries(model, forms, capitals) for forms in set(self._forms)}
         super().__init__(model, n_pairs, seed=seed)
 
     @property
@@ -235,13 +235,14 @@ class CapitalsDataset(GeneratedTask):
         return f"{len(set().union(*self._countries.values()))} countries and {len(self._templates)} templates"
 
     def draw(self, chooser: random.Random, turn: int) -> TaskPair:
-        template = self._templates[turn % len(self._templates)]
-        country, other = chooser.sample(self._countries[template], 2)
+        at = turn % len(self._templates)
+        country, other = chooser.sample(self._countries[self._forms[at]], 2)
         right, wrong = (f" {self._capitals[name]}" for name in (country, other))
-        return TaskPair(template, {"COUNTRY": country}, {"COUNTRY": other}, (right,), (wrong,))
+        return TaskPair(self._templates[at], {"COUNTRY": country}, {"COUNTRY": other}, (right,), (wrong,))
 
-    def _usable_countries(self, model: Any, template: str, given: Mapping[str, str] | None) -> list[str]:
-        forms = forms_in(template, "COUNTRY")
+    def _usable_countries(
+        self, model: Any, forms: Callable[[str], tuple[str, ...]], given: Mapping[str, str] | None
+    ) -> list[str]:
         return usable(
             model,
             self._capitals,

@@ -72,7 +72,7 @@ def error_of_resuming(experiment: Experiment, chunk: Chunk, exactness: Exactness
     batch = Batch(tuple(range(len(routes))), (pair,) * len(routes), start, length)
     try:
         resumption = Resumption(experiment, batch, chunk, routes, narrow=exactness.narrow)
-        logits = resumption.run(runner.begin(chunk.base, start, length), None)
+        logits = resumption.run(runner.begin(chunk.base, start, length))
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
         return f"{type(failure).__name__}: {failure}"
     expected = chunk.base.logits[pair, start:length] if experiment.reads_all else chunk.base.logits[pair]

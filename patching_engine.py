@@ -155,14 +155,21 @@ class PatchingEngine:
         patched = np.full((len(measured), len(patches), n_runs), np.nan)
         clean, corrupted = np.full((2, len(measured), n_runs), np.nan)
         base_metric, other_metric = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-        reads_all = measured.reads_all_positions
         with (
-            self.running(pairs, patches, direction, reads_all, references=references, noise=noise) as runs,
+            self.running(
+                pairs,
+                patches,
+                direction,
+                measured.reads_all_positions,
+                measured.tokens,
+                references=references,
+                noise=noise,
+            ) as runs,
             tqdm(total=len(patches) * n_runs, unit="run", desc="Patching", disable=not self.show_progress) as progress,
         ):
             for chunk in runs.chunks():
                 indices = chunk.pairs.numpy()
-                base, other = (_read(run.logits, measured.tokens) for run in (chunk.base, chunk.other))
+                base, other = chunk.base.logits, chunk.other.logits
                 clean_logits = other if direction == "denoising" else base
                 measure = functools.partial(
                     measured.measure, clean=clean_logits, pairs=chunk.pairs // samples, lengths=chunk.lengths
@@ -172,7 +179,7 @@ class PatchingEngine:
                 other_metric[:, indices] = measure(other, rows=every).numpy()
                 patched[:, :, indices] = base_metric[:, None, indices]
                 done = 0
-                for batch, logits in runs.batches(chunk, measured.tokens):
+                for batch, logits in runs.batches(chunk):
                     values = measure(logits, rows=torch.tensor(batch.pairs))
                     patched[:, list(batch.patches), indices[list(batch.pairs)]] = values.numpy()
                     done += len(batch)
@@ -185,11 +192,11 @@ class PatchingEngine:
     ) -> list[Float[Tensor, "_ d_vocab"]]:
         """Logits at all positions of one patched run per pair."""
         found: dict[int, Tensor] = {}
-        with self.running(pairs, [patch], direction, reads_all=True) as runs:
+        with self.running(pairs, [patch], direction, reads_all=True, vocabulary=None) as runs:
             for chunk in runs.chunks():
                 for i, pair in enumerate(chunk.pairs.tolist()):
                     found[pair] = chunk.base.logits[i, : chunk.lengths[i]]
-                for batch, logits in runs.batches(chunk, None):
+                for batch, logits in runs.batches(chunk):
                     for i, row in zip(batch.pairs, logits):
                         found[int(chunk.pairs[i])] = row[: chunk.lengths[i]]
         return [found[pair] for pair in range(len(pairs))]
@@ -201,6 +208,7 @@ class PatchingEngine:
         patches: Sequence[Patch],
         direction: Direction,
         reads_all: bool,
+        vocabulary: Int[Tensor, " token"] | None,
         *,
         references: References | None = None,
         noise: GaussianNoise | None = None,
@@ -219,7 +227,9 @@ class PatchingEngine:
             if noise is not None:
                 placed = noise.placed(pairs, embedding_deviation(self.runner))
                 pairs, positions = _repeated(pairs, positions, noise.samples)
-            experiment = Experiment(self.runner, pairs, patches, positions, direction, reads_all, references, placed)
+            experiment = Experiment(
+                self.runner, pairs, patches, positions, direction, reads_all, vocabulary, references, placed
+            )
             yield _Runs(experiment, self.batch_size)
 
     def _checked_positions(self, site: Site, lengths: Int[Tensor, " pair"]) -> Int[Tensor, " pair"] | None:
@@ -279,13 +289,8 @@ class _Runs:
             chunk = self._record(torch.tensor(order[i : i + size]))
             yield self._checked(chunk) if i == 0 else chunk
 
-    def batches(
-        self, chunk: Chunk, tokens: Int[Tensor, " token"] | None
-    ) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
-        """Each batch with its patched logits, of `tokens` alone where these are given.
-
-        `read` is the last position alone, or all positions where the metric reads them.
-        """
+    def batches(self, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
+        """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
         routes = self.routes
         starts = _starts(self.experiment, chunk)
         if not self.exactness.prefix:
@@ -296,7 +301,7 @@ class _Runs:
         while waiting:
             batch = waiting.pop()
             try:
-                yield batch, self._run(batch, chunk, routes, calls, tokens)
+                yield batch, self._run(batch, chunk, routes, calls)
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or len(batch) == 1:
                     raise
@@ -304,21 +309,15 @@ class _Runs:
                 waiting = [part for b in [*waiting, batch] for part in reversed(b.parts(self.max_tokens))]
 
     def _run(
-        self,
-        batch: Batch,
-        chunk: Chunk,
-        routes: Sequence[Route],
-        calls: dict[tuple[int, int], Any],
-        tokens: Int[Tensor, " token"] | None,
+        self, batch: Batch, chunk: Chunk, routes: Sequence[Route], calls: dict[tuple[int, int], Any]
     ) -> Float[Tensor, "row read token"]:
         if not routes:
-            logits = run_in_full(self.experiment, batch, chunk)
-            return _read(logits, tokens)
+            return run_in_full(self.experiment, batch, chunk)
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
         resumption = Resumption(self.experiment, batch, chunk, routes, narrow=self.exactness.narrow)
-        logits = resumption.run(calls[key], tokens)
+        logits = resumption.run(calls[key])
         if self.experiment.reads_all and batch.start:
             before = chunk.base.logits[list(batch.pairs), : batch.start]
             logits = torch.cat([before, logits], dim=1)
@@ -353,7 +352,7 @@ class _Runs:
         noise: Float[Tensor, "pair pos d_model"] | None,
     ) -> Recording:
         with contextlib.nullcontext() if noise is None else self.runner.hooks([noise_hook(noise)]):
-            return self.runner.record(prompts.to(self.runner.device), hook_points, read)
+            return self.runner.record(prompts.to(self.runner.device), hook_points, read, self.experiment.vocabulary)
 
     def _noise(self, pairs: Int[Tensor, " pair"]) -> tuple[Tensor | None, Tensor | None]:
         """What is added to the embeddings of the runs that are patched, and of the other runs."""
@@ -587,11 +586,6 @@ def _fitted(value: Tensor, shape: Sequence[int]) -> Tensor:
     common = tuple(slice(min(sizes)) for sizes in zip(value.shape, shape))
     fitted[common] = value[common]
     return fitted
-
-
-def _read(logits: Float[Tensor, "row pos d_vocab"], tokens: Int[Tensor, " token"] | None) -> Float[Tensor, "row pos _"]:
-    """The logits of these vocabulary entries; None for all."""
-    return logits if tokens is None else logits[..., tokens]
 
 
 def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:

@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch
+from patching_statistics import Correction, SiteStatistics
 from patching_sweep import Sweep
 from result_files import read_sweep, write_csv, write_parquet, write_sweep
 
@@ -61,7 +62,10 @@ class HeadPatchingResult:
 
 
 class SweepResults:
-    """What every shape of results has: the sweep it rests on, the metrics to choose from, a table, files."""
+    """What every shape of results has: the sweep it rests on, the metrics to choose from, a table, files.
+
+    By itself it is the shape of sweeps that have no other: `SweepResults(patcher.sweep(...)).save(path)`.
+    """
 
     sweep: Sweep
     _rows = "patches"
@@ -99,6 +103,21 @@ class SweepResults:
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per site, pair and metric (`Sweep.to_dataframe`)."""
         return self.sweep.to_dataframe()
+
+    def statistics(
+        self,
+        *,
+        seed: int = 0,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        correction: Correction = "bh",
+        power: float = 0.8,
+        n_resamples: int = 1999,
+    ) -> SiteStatistics:
+        """How sure the effects are (`Sweep.statistics`), one entry per patch of `sweep`."""
+        return self.sweep.statistics(
+            seed=seed, level=level, alpha=alpha, correction=correction, power=power, n_resamples=n_resamples
+        )
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the long table as CSV (`result_files.write_csv`)."""
@@ -317,7 +336,7 @@ class PositionResults(SweepResults):
         return table
 
 
-def load_results(path: str | Path) -> LayerResults | HeadResults | NeuronResults | PositionResults:
+def load_results(path: str | Path) -> LayerResults | HeadResults | NeuronResults | PositionResults | SweepResults:
     """The results that `.save(path)` wrote, equal to those that were saved.
 
     Raises:
@@ -325,7 +344,7 @@ def load_results(path: str | Path) -> LayerResults | HeadResults | NeuronResults
         ValueError: where it is no such file, one of another format version, or damaged.
     """
     kind, sweep = read_sweep(path)
-    kinds = {kind.__name__: kind for kind in (LayerResults, HeadResults, NeuronResults, PositionResults)}
+    kinds = {kind.__name__: kind for kind in (LayerResults, HeadResults, NeuronResults, PositionResults, SweepResults)}
     if kind not in kinds:
         raise ValueError(
             f"{path} holds {kind!r}, expected one of {', '.join(kinds)}: read it with the version that wrote it"

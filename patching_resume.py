@@ -46,6 +46,8 @@ class Experiment:
     direction: Direction
     reads_all: bool
     """Whether the metric reads all positions."""
+    vocabulary: Int[Tensor, " token"] | None
+    """Vocabulary entries that the metric reads; None for all. Recordings hold the logits of no others."""
     references: References | None = None
     """The prompts whose mean activations are written; None for the pair's other run."""
     noise: PlacedNoise | None = None
@@ -100,7 +102,7 @@ class Resumption:
         self.writes = _written(batch, [taken.hooked for taken in routes])
         self.narrow = narrow and self._can_narrow_last_layer()
 
-    def run(self, call: Any, tokens: Int[Tensor, " token"] | None) -> Float[Tensor, "row read token"]:
+    def run(self, call: Any) -> Float[Tensor, "row read token"]:
         hooks, fired = _write_hooks(self.experiment, self.batch, self.chunk, self.writes)
         last = self.runner.n_layers - 1
         if self.narrow:
@@ -113,7 +115,8 @@ class Resumption:
                 resid = self._run_layer(resid, layer, call)
         resid = self._joined(resid, last + 1)
         _check_fired(self.writes, fired)
-        return self.runner.unembed(resid if self.experiment.reads_all else at_positions(resid, self.read), tokens)
+        resid = resid if self.experiment.reads_all else at_positions(resid, self.read)
+        return self.runner.unembed(resid, self.experiment.vocabulary)
 
     def _entered(self, layer: int, stage: Stage) -> int:
         """How many rows have entered by then; rows are ordered by entry."""
@@ -247,7 +250,7 @@ class Resumption:
         return all(site.layer != last or site.component in before_z for site in sites)
 
 
-def run_in_full(experiment: Experiment, batch: Batch, chunk: Chunk) -> Float[Tensor, "row read d_vocab"]:
+def run_in_full(experiment: Experiment, batch: Batch, chunk: Chunk) -> Float[Tensor, "row read token"]:
     """Logits of a batch by the model's own full forward passes."""
     rows = torch.tensor(batch.pairs)
     batch = replace(batch, start=0)
@@ -257,7 +260,7 @@ def run_in_full(experiment: Experiment, batch: Batch, chunk: Chunk) -> Float[Ten
     if chunk.base_noise is not None:
         hooks.insert(0, noise_hook(chunk.base_noise[rows, : batch.length]))
     with experiment.runner.hooks(hooks):
-        logits = experiment.runner.run(chunk.base.tokens[rows, : batch.length], read)
+        logits = experiment.runner.run(chunk.base.tokens[rows, : batch.length], read, experiment.vocabulary)
     _check_fired(writes, fired)
     return logits
 

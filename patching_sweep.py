@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from metric_sets import metric_key
 from patching_sites import Patch, Site
+from patching_statistics import Correction, SiteStatistics, site_statistics
 
 Direction = Literal["denoising", "noising"]
 """`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
@@ -107,11 +108,9 @@ class Sweep:
                 raise ValueError(
                     f"patched has shape {values.patched.shape}, expected (patches, pairs) = {(n_patches, n_pairs)}"
                 )
-        per_pair = {f"{run} {v.name}": getattr(v, run) for v in self.measured for run in ("clean", "corrupted")}
-        per_pair |= {"clean_tokens": self.clean_tokens, "corrupted_tokens": self.corrupted_tokens}
-        for name, given in per_pair.items():
-            if len(given) != n_pairs:
-                raise ValueError(f"{name} has {len(given)} entries, expected one per pair ({n_pairs})")
+        for name in ("clean_tokens", "corrupted_tokens"):
+            if (given := len(getattr(self, name))) != n_pairs:
+                raise ValueError(f"{name} has {given} entries, expected one per pair ({n_pairs})")
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction {self.direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
         if not 0 <= self.selected < len(self.measured):
@@ -209,6 +208,34 @@ class Sweep:
             sweep = self.by_metric(name)
             if not sweep.usable.all():
                 warnings.warn(_unusable_pairs(sweep), stacklevel=3)
+
+    def statistics(
+        self,
+        *,
+        seed: int = 0,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        correction: Correction = "bh",
+        power: float = 0.8,
+        n_resamples: int = 1999,
+    ) -> SiteStatistics:
+        """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
+
+        Args and errors are those of `patching_statistics.site_statistics`.
+        """
+        usable = self.usable
+        return site_statistics(
+            self.patched[:, usable],
+            self.base[usable],
+            self.source[usable],
+            sites=[patch.label for patch in self.patches],
+            seed=seed,
+            level=level,
+            alpha=alpha,
+            correction=correction,
+            power=power,
+            n_resamples=n_resamples,
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per patch, pair and metric.

@@ -43,7 +43,10 @@ class PatchingDataset(ABC):
 
     @abstractmethod
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
-        """Token ids `(correct, incorrect)` of the answers to the pair's clean prompt, one or several on each side."""
+        """Token ids `(correct, incorrect)` of the answers to the clean prompt: on each side one, several or None.
+
+        Without an incorrect answer the pair serves metrics that read the right one alone.
+        """
 
     @property
     def varies(self) -> str:
@@ -65,14 +68,11 @@ class PatchingDataset(ABC):
     def compute_metric(self, logits: Float[Tensor, "1 pos d_vocab"], pair_idx: int) -> float:
         """logit(correct) - logit(incorrect) at the last position, in logits. Override it to measure something else.
 
-        Several answers of one side count as one whose probability is the sum of theirs: their logits go through
-        logsumexp.
+        Several answers of one side count as one whose probability is the sum of theirs.
         """
-        correct, incorrect = (torch.tensor(_token_ids(side)) for side in self.get_target_tokens(pair_idx))
-        if not len(incorrect):
-            raise ValueError(_no_incorrect(pair_idx))
-        last = logits[0, -1].cpu()
-        return (last[correct].logsumexp(0) - last[incorrect].logsumexp(0)).item()
+        correct, incorrect = (_token_ids(targets) for targets in self.get_target_tokens(pair_idx))
+        metric = LogitDifference(Answers((correct,), (incorrect,), (pair_idx,)))
+        return metric.measure(logits[..., metric.tokens], torch.zeros(1, dtype=torch.long)).item()
 
     def __len__(self) -> int:
         return len(self.get_clean_corrupt_pairs())
@@ -213,11 +213,11 @@ def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[t
             "token each for this model, usually with a leading space"
         ) from error
     try:
-        correct, incorrect = (_token_ids(answers) for answers in targets)
+        correct, incorrect = (_token_ids(side) for side in targets)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id), "
-            "or a list of ids in the place of either"
+            "or a list of ids or None in the place of either"
         ) from error
     for token in (*correct, *incorrect):
         if not 0 <= token < model.cfg.d_vocab:
@@ -326,10 +326,12 @@ def _checked_positions(dataset: PatchingDataset, index: int, length: int) -> dic
     }
 
 
-def _token_ids(answers: Any) -> tuple[int, ...]:
-    if isinstance(answers, (str, bytes)):
-        raise TypeError(f"{answers!r} is a text, expected token ids")
-    several = answers.tolist() if hasattr(answers, "tolist") else answers
+def _token_ids(targets: Any) -> tuple[int, ...]:
+    if targets is None:
+        return ()
+    if isinstance(targets, (str, bytes)):
+        raise TypeError(f"{targets!r} is a text, expected token ids")
+    several = targets.tolist() if hasattr(targets, "tolist") else targets
     return tuple(operator.index(token) for token in (several if isinstance(several, Iterable) else [several]))
 
 
@@ -360,10 +362,3 @@ def _check_answers(metric: AnswerMetric, n_pairs: int, d_vocab: int) -> None:
 def _told(model: Any, tokens: Iterable[int]) -> str:
     told = [f"{token} ({text!r})" for token, text in zip(sorted(tokens), token_strings(model, sorted(tokens)))]
     return f"token{'s' * (len(told) > 1)} {', '.join(told)}"
-
-
-def _no_incorrect(index: int) -> str:
-    return (
-        f"pair {index} has no incorrect answer, which the logit difference needs: give one, or choose a metric that "
-        "reads the right answer alone"
-    )

@@ -6,6 +6,7 @@ one away.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -45,8 +46,8 @@ def write_parquet(table: pd.DataFrame, path: str | Path) -> Path:
     """
     if find_spec("pyarrow") is None:
         raise ImportError(
-            "writing Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or write CSV with "
-            "to_csv"
+            "writing Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or write CSV "
+            "with to_csv"
         )
     content = io.BytesIO()
     table.to_parquet(content, engine="pyarrow", index=False)
@@ -60,7 +61,8 @@ def write_sweep(sweep: Sweep, kind: str, path: str | Path) -> Path:
         OSError: where the path cannot be written.
     """
     stored = {"format": FILE_FORMAT, "kind": kind, "sweep": _to_json(sweep)}
-    return write_file(path, json.dumps(stored, ensure_ascii=False, allow_nan=False).encode())
+    text = json.dumps(stored, ensure_ascii=False, allow_nan=False, default=_number)
+    return write_file(path, text.encode())
 
 
 def read_sweep(path: str | Path) -> tuple[str, Sweep]:
@@ -111,7 +113,8 @@ def write_file(path: str | Path, content: bytes) -> Path:
             "folder that exists and can be written"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return Path(path)
 
 
@@ -130,11 +133,11 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
     fields["pair_indices"] = tuple(fields["pair_indices"])
     for name in ("clean_tokens", "corrupted_tokens"):
         fields[name] = tuple(tuple(tokens) for tokens in fields[name])
-    shape = (len(fields["patches"]), len(fields["pair_indices"]))
+    n_patches, n_pairs = len(fields["patches"]), len(fields["pair_indices"])
+    shapes = {"patched": (n_patches, n_pairs), "clean": (n_pairs,), "corrupted": (n_pairs,)}
     for values in fields["measured"]:
-        for run in ("patched", "clean", "corrupted"):
-            values[run] = np.array(values[run], dtype=np.float64)
-        values["patched"] = values["patched"].reshape(shape)
+        for run, shape in shapes.items():
+            values[run] = np.array(values[run], dtype=np.float64).reshape(shape)
     fields["measured"] = tuple(MetricValues(**values) for values in fields["measured"])
     return Sweep(**fields)
 
@@ -155,3 +158,10 @@ def _plain(value: Any) -> Any:
     if np.isfinite(value).all():
         return value.tolist()
     return np.where(np.isfinite(value), value.astype(object), value.astype(str)).tolist()
+
+
+def _number(value: Any) -> Any:
+    """A NumPy scalar, for instance a position that was taken from an array, as a plain number."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} cannot be stored: {value!r}")

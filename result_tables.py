@@ -1,18 +1,37 @@
-"""How do results print?  What was run and the largest effects, as text of 80 columns."""
+"""How do results print?  What was run, the largest effects, and how sure they are, as text of 80 columns."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from patching_resampling import FEWEST_PAIRS
+from patching_statistics import CORRECTIONS, SiteStatistics
 from patching_sweep import DIRECTIONS, OTHER_RUN, Sweep
 
 WIDTH = 80
 HEADING_WIDTH = 14
 """Headings of columns of numbers are wrapped to so many letters."""
 BAR_WIDTH = 20
+
+
+def results_text(sweep: Sweep, rows: Sequence[tuple[str, int]], *, kind: str, of: int, patched: str = "") -> str:
+    """What was run, the effects of some patches, and how sure these are.
+
+    Args:
+        sweep: the sweep of these patches.
+        rows: label and number of each patch, in the order of rows.
+        kind: what a row is, `hook point` or `head`.
+        of: how many rows there would be.
+        patched: what of a row was patched, where its kind does not say.
+    """
+    sure = _statistics_by_metric(sweep)
+    heading = f"{kind} ({patched})" if patched else kind
+    more = [f"({of - len(rows)} more with smaller effects)"] if of > len(rows) else []
+    table = "\n".join([effects_table(heading, rows, sweep, sure), *more])
+    return "\n\n".join([describe_experiment(sweep), table, describe_statistics(sure, kind)])
 
 
 def describe_experiment(sweep: Sweep) -> str:
@@ -38,8 +57,10 @@ def describe_experiment(sweep: Sweep) -> str:
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 
 
-def effects_table(heading: str, rows: Sequence[tuple[str, int]], sweep: Sweep) -> str:
-    """The effects of some patches.
+def effects_table(
+    heading: str, rows: Sequence[tuple[str, int]], sweep: Sweep, sure: Mapping[str, SiteStatistics | str]
+) -> str:
+    """The effects of some patches, with their intervals, and `n.s.` at those that are not significant.
 
     Of a single metric with what it came to, mean of the usable pairs, and a bar; of several a column each, in as many
     tables as fit the width.
@@ -48,16 +69,22 @@ def effects_table(heading: str, rows: Sequence[tuple[str, int]], sweep: Sweep) -
         heading: what a row is.
         rows: label and number of each patch, in the order of rows.
         sweep: the sweep of these patches.
+        sure: the statistics of each metric, or why it has none.
     """
     labels, patches = [label for label, _ in rows], [patch for _, patch in rows]
     first = _column(heading, labels, left=True)
     if len(sweep.metrics) == 1:
         effects = sweep.effects[patches]
         values = [sweep.patched[i, sweep.usable].mean() if sweep.usable.any() else np.nan for i in patches]
-        bars = ["", *(effect_bar(effect) for effect in effects)]
-        columns = [_column("effect", _signed(effects)), _column(sweep.metric, _signed(values))]
-        return _beside([first, *columns, bars])
-    columns = [_column(name, _signed(sweep.by_metric(name).effects[patches])) for name in sweep.metrics]
+        columns = [first, _column("effect", _signed(effects))]
+        columns += [_column(name, cells) for name, cells in _sure_cells(sure[sweep.metric], patches).items()]
+        columns.append(_column(sweep.metric, _signed(values)))
+        room = WIDTH - sum(len(column[-1]) + 2 for column in columns)
+        return _beside([*columns, ["", *(effect_bar(effect, min(BAR_WIDTH, room)) for effect in effects)]])
+    columns = []
+    for name in sweep.metrics:
+        parts = [_signed(sweep.by_metric(name).effects[patches]), *_sure_cells(sure[name], patches).values()]
+        columns.append(_column(name, ["  ".join(cells) for cells in zip(*parts)]))
     room = WIDTH - max(map(len, first))
     tables: list[list[list[str]]] = [[]]
     for column in columns:
@@ -68,11 +95,68 @@ def effects_table(heading: str, rows: Sequence[tuple[str, int]], sweep: Sweep) -
     return "\n\n".join([told, *(_beside([first, *table]) for table in tables)])
 
 
+def describe_statistics(sure: Mapping[str, SiteStatistics | str], kind: str) -> str:
+    """What a reader of intervals and marks has to know: level, correction, pairs, smallest detectable effect, notes."""
+    known = {name: found for name, found in sure.items() if isinstance(found, SiteStatistics)}
+    general: list[str] = []
+    if tested := [found for found in known.values() if found.n_pairs > 1]:
+        some = tested[0]
+        if any(found.n_pairs >= FEWEST_PAIRS for found in tested):
+            general.append(f"{some.level * 100:g}% intervals.")
+        apart = ", each metric apart" if len(sure) > 1 else ""
+        general.append(
+            f"n.s.: p > {some.alpha:g} after {CORRECTIONS[some.correction]} correction over {len(some.sites)} "
+            f"{kind}s{apart}."
+        )
+    reaches = {name: _reach(found, kind) for name, found in known.items() if found.n_pairs > 1}
+    paragraphs = [" ".join([*general, *reaches.values()])]
+    if len(sure) > 1:
+        paragraphs = [" ".join(general), *(f"{name}: {reach}" for name, reach in reaches.items())]
+    notes: dict[str, list[str]] = {}
+    for name, found in sure.items():
+        for note in (found,) if isinstance(found, str) else found.notes:
+            notes.setdefault(note, []).append(name)
+    for note, names in notes.items():
+        about = f" on {', '.join(names)}" if len(sure) > 1 else ""
+        paragraphs.append(f"Note{about}: {note}.")
+    return "\n".join(textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in paragraphs if text)
+
+
 def effect_bar(effect: float, width: int = BAR_WIDTH) -> str:
     """A bar of `width` characters for |effect| = 1, `#` for positive and `-` for negative effects."""
     if np.isnan(effect):
         return ""
     return ("#" if effect > 0 else "-") * min(width, round(abs(effect) * width))
+
+
+def _statistics_by_metric(sweep: Sweep) -> dict[str, SiteStatistics | str]:
+    """Metric -> its statistics, or why it has none: a table is printed all the same."""
+    found: dict[str, SiteStatistics | str] = {}
+    for name in sweep.metrics:
+        try:
+            found[name] = sweep.by_metric(name).statistics()
+        except ValueError as error:
+            found[name] = f"no intervals and no significance: {error}"
+    return found
+
+
+def _sure_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[str, list[str]]:
+    """Heading -> cells of the columns that say how sure an effect is, as far as there are enough pairs."""
+    columns: dict[str, list[str]] = {}
+    if isinstance(found, SiteStatistics) and found.n_pairs >= FEWEST_PAIRS:
+        cells = ["none" if np.isnan(found.low[i]) else f"[{found.low[i]:+.3f}, {found.high[i]:+.3f}]" for i in rows]
+        columns[f"{found.level * 100:g}% interval"] = [cell.ljust(max(map(len, cells))) for cell in cells]
+    if isinstance(found, SiteStatistics) and found.n_pairs > 1:
+        columns[""] = ["" if found.significant[i] else "n.s." for i in rows]
+    return columns
+
+
+def _reach(found: SiteStatistics, kind: str) -> str:
+    pairs = f"Smallest effect that {found.n_pairs} pairs find with power {found.power:g}"
+    if np.isnan(found.detectable_effect):
+        return f"{pairs}: none."
+    most = np.nanmax(found.detectable)
+    return f"{pairs}: {found.detectable_effect:.3f} at the median {kind}, {most:.3f} at the most variable."
 
 
 def _signed(values: Sequence[float] | np.ndarray) -> list[str]:

@@ -48,8 +48,8 @@ class InductionDataset(GeneratedTask):
         model: Any,
         n_pairs: int = 10,
         *,
-        n_words: int = 12,
-        n_repeated: int = 6,
+        n_words: int = 16,
+        n_repeated: int = 12,
         seed: int = 0,
         words: Sequence[str] | None = None,
     ) -> None:

@@ -1,4 +1,4 @@
-"""IOI prompts say word for word what their corruption promises, and the bundled model behaves as its card says."""
+"""Prompts say word for word what their task promises, and the models do what the tasks ask for."""
 
 from __future__ import annotations
 
@@ -15,13 +15,37 @@ import pytest
 import torch
 import transformers
 
-from activation_patching import ActivationPatcher, IOIDataset
+from activation_patching import (
+    ActivationPatcher,
+    AgreementDataset,
+    CapitalsDataset,
+    DocstringDataset,
+    GenderedPronounDataset,
+    GreaterThanDataset,
+    InductionDataset,
+    IOIDataset,
+    PatchingDataset,
+)
+from generated_tasks import GeneratedTask, TaskPair
 from head_patching import HeadPatcher
 from ioi_task import IOI_CORRUPTIONS
 from model_loading import TINY, load_model
-from patching_tasks import encode_pairs, single_token, token_strings
-from task_templates import IOI_SCENE_TEMPLATES, IOI_TEMPLATES, NAMES
-from test_suite.models import needs_hooked, smol_checkpoint
+from patching_tasks import EncodedPairs, checked_targets, encode_pairs, named_positions, single_token, token_strings
+from task_templates import (
+    CAPITAL_TEMPLATES,
+    CAPITALS,
+    DISTRACTOR_NOUNS,
+    FEMALE_NAMES,
+    INDUCTION_WORDS,
+    IOI_PREFIXES,
+    IOI_SCENE_TEMPLATES,
+    IOI_TEMPLATES,
+    MALE_NAMES,
+    NAMES,
+    PRONOUN_TEMPLATES,
+    SUBJECT_NOUNS,
+)
+from test_suite.models import needs_hooked, small_model, smol_checkpoint
 
 CLEAN = re.compile(r"When (\w+) and (\w+) went to the store, (\w+) gave a drink to")
 FRESH_PROMPTS = 420
@@ -38,6 +62,15 @@ def smollm2() -> Any:
 
 
 MODELS = [bundled, pytest.param(smollm2, marks=pytest.mark.slow)]
+BEHAVIOURS = (
+    InductionDataset,
+    GreaterThanDataset,
+    GenderedPronounDataset,
+    AgreementDataset,
+    CapitalsDataset,
+    DocstringDataset,
+)
+TASKS = (IOIDataset, *BEHAVIOURS)
 
 
 # --- what the prompts say ---------------------------------------------------------------------------------------------
@@ -182,6 +215,427 @@ def test_names_of_several_tokens_are_left_out_or_refused():
         single_token(smollm2(), " Nebuchadnezzar")
 
 
+@pytest.mark.parametrize("corruption", IOI_CORRUPTIONS)
+def test_ioi_has_every_template_in_both_name_orders_and_with_any_prefix(corruption):
+    options = {"corruption": corruption, "templates": IOI_TEMPLATES, "seed": 5}
+    plain = IOIDataset(bundled(), 42, **options)
+    assert len({plain.get_template(i) for i in range(42)}) == 42 and len(IOI_TEMPLATES) >= 15
+    for prefix in IOI_PREFIXES:
+        for written in (prefix, prefix.strip()):
+            prefixed = IOIDataset(bundled(), 42, prefix=written, **options)
+            expected = [tuple(prefix + prompt for prompt in pair) for pair in plain.get_clean_corrupt_pairs()]
+            assert prefixed.get_clean_corrupt_pairs() == expected
+    assert IOIDataset(bundled(), 1, prefix="({A}):").get_clean_corrupt_pairs()[0][0].startswith("({A}): When ")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("corruption", IOI_CORRUPTIONS)
+def test_ioi_names_stand_where_its_positions_say(model, corruption):
+    prefix = IOI_PREFIXES[0] if corruption == "flip_subject" else ""
+    dataset = IOIDataset(model(), 42, corruption=corruption, templates=IOI_TEMPLATES, prefix=prefix)
+    pairs = encode_pairs(model(), dataset)
+    io, s1, after, s2, end = (named_positions(pairs, name) for name in ("IO", "S1", "S1+1", "S2", "END"))
+    for i, (tokens, corrupted) in enumerate(zip(pairs.clean_tokens, pairs.corrupted_tokens)):
+        receiver, giver = (text.strip() for text in answers_of(dataset, i))
+        words = [token.strip() for token in tokens]
+        assert [at for at, word in enumerate(words) if word == giver] == [s1[i], s2[i]]
+        assert [at for at, word in enumerate(words) if word == receiver] == [io[i]]
+        assert after[i] == s1[i] + 1 and end[i] == len(tokens) - 1
+        at_names = [corrupted[at].strip() for at in (io[i], s1[i], s2[i])]
+        expected = {
+            "swap_names": [giver, receiver, receiver],
+            "flip_subject": [receiver, giver, receiver],
+            "swap_order": [giver, receiver, giver],
+        }
+        if corruption in expected:
+            assert at_names == expected[corruption]
+        else:
+            assert len({*at_names, receiver, giver}) == 5
+
+
+# --- the other tasks: each check knows the sentences by itself --------------------------------------------------------
+
+
+def answers_of(dataset: Any, pair: int) -> tuple[Any, Any]:
+    """Texts of the correct and of the incorrect answers: one each, or a set."""
+    sides = (token_strings(dataset.model, ids) for ids in checked_targets(dataset.model, dataset, pair))
+    correct, incorrect = (side[0] if len(side) == 1 else set(side) for side in sides)
+    return correct, incorrect
+
+
+def read_induction(clean: str, corrupted: str, answers: tuple) -> dict[str, int]:
+    """What the checks have in common: look at one pair, and say at which word each named position has to stand."""
+    words, others = clean.split(" "), corrupted.split(" ")
+    assert words[:12] == words[16:] and len(set(words[:16])) == 16 and set(words) <= set(INDUCTION_WORDS)
+    assert [i for i, (a, b) in enumerate(zip(words, others)) if a != b] == [12] and others[12] not in words
+    assert answers == (f" {words[12]}", f" {others[12]}")
+    return {"PREVIOUS": 11, "PREVIOUS+1": 12, "END": 27}
+
+
+def read_greater_than(clean: str, corrupted: str, answers: tuple) -> dict[str, int]:
+    start = int(re.fullmatch(r"The \w+ lasted from the year 17(\d\d) to the year 17", clean)[1])
+    assert 2 <= start <= 98 and corrupted == clean.replace(f"17{start:02d}", "1701")
+    later, others = ({text} if isinstance(text, str) else text for text in answers)
+    assert {int(year) for year in later} == set(range(start + 1, 100))
+    assert {int(year) for year in others} == set(range(start + 1)) and all(len(year) == 2 for year in later | others)
+    return {"EVENT": 1, "START": 7, "END": 11}  # the year is two tokens
+
+
+def read_pronoun(clean: str, corrupted: str, answers: tuple) -> dict[str, int]:
+    (name, rest), (other, other_rest) = clean.split(" ", 1), corrupted.split(" ", 1)
+    assert rest == other_rest and f"{{NAME}} {rest}" in PRONOUN_TEMPLATES
+    kinds = [MALE_NAMES, FEMALE_NAMES] if name in MALE_NAMES else [FEMALE_NAMES, MALE_NAMES]
+    assert name in kinds[0] and other in kinds[1]
+    assert answers == ((" he", " she") if kinds[0] is MALE_NAMES else (" she", " he"))
+    return {"NAME": 0, "END": len(re.findall(r"\w+|,", clean)) - 1}
+
+
+def read_agreement(clean: str, corrupted: str, answers: tuple) -> dict[str, int]:
+    sentence = re.compile(r"The (\w+) (\w+) the (\w+)")
+    subject, *rest = sentence.fullmatch(clean).groups()
+    other, *same = sentence.fullmatch(corrupted).groups()
+    assert rest == same and rest[1] in sum(DISTRACTOR_NOUNS, ())
+    singular, plural = dict(SUBJECT_NOUNS), {many: one for one, many in SUBJECT_NOUNS}
+    assert answers == ((" is", " are") if subject in singular else (" are", " is"))
+    assert other == {**singular, **plural}[subject]
+    return {"SUBJECT": 1, "DISTRACTOR": 4, "END": 4}
+
+
+def read_capital(clean: str, corrupted: str, answers: tuple) -> dict[str, int]:
+    (country,) = {word for word in re.findall(r"\w+", clean) if word in CAPITALS}
+    (other,) = {word for word in re.findall(r"\w+", corrupted) if word in CAPITALS}
+    assert clean.replace(country, "{COUNTRY}") == corrupted.replace(other, "{COUNTRY}") in CAPITAL_TEMPLATES
+    assert answers == (f" {CAPITALS[country]}", f" {CAPITALS[other]}") and country != other
+    pieces = re.findall(r"\w+|,", clean)
+    return {"COUNTRY": pieces.index(country), "END": len(pieces) - 1}
+
+
+def read_docstring(clean: str, corrupted: str, answers: tuple) -> dict[str, int]:
+    code = re.compile(
+        r"def \w+\(self, (\w+), (\w+), (\w+)\):\n"
+        r'    """\w+ \w+\n\n    :param (\w+): \w+ \w+\n    :param (\w+): \w+ \w+\n    :param'
+    )
+    a, b, c, *documented = code.fullmatch(clean).groups()
+    assert documented == [a, b] and len({a, b, c}) == 3
+    other = code.fullmatch(corrupted)[3]
+    assert corrupted == clean.replace(f", {c})", f", {other})") and other not in (a, b, c)
+    assert answers == (f" {c}", f" {other}")
+    return {"A_def": a, "B_def": b, "C_def": c, "A_doc": a, "B_doc": b, "END": "param"}
+
+
+READERS = dict(
+    zip(
+        BEHAVIOURS,
+        (read_induction, read_greater_than, read_pronoun, read_agreement, read_capital, read_docstring),
+    )
+)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", BEHAVIOURS)
+def test_prompts_answers_and_positions_are_what_the_task_promises(model, task):
+    if task is GreaterThanDataset and model is smollm2:
+        pytest.skip("its tokenizer writes every digit by itself")
+    dataset = task(model(), 56)
+    pairs = encode_pairs(model(), dataset)
+    bos = int(pairs.clean[0][0] == model().tokenizer.bos_token_id)
+    for i, (clean, corrupted) in enumerate(dataset.get_clean_corrupt_pairs()):
+        expected = READERS[task](clean, corrupted, answers_of(dataset, i))
+        if task is not DocstringDataset:
+            assert pairs.positions[i] == {name: at + bos for name, at in expected.items()}
+            continue
+        at = pairs.positions[i]
+        assert {name: pairs.clean_tokens[i][position].strip() for name, position in at.items()} == expected
+        signature = next(j for j, token in enumerate(pairs.clean_tokens[i]) if "\n" in token)
+        assert at["A_def"] < at["B_def"] < at["C_def"] < signature < at["A_doc"] < at["B_doc"] < at["END"]
+        assert at["END"] == len(pairs.clean[i]) - 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", TASKS)
+def test_pairs_of_one_template_differ_in_the_words_of_their_slots_alone(model, task):
+    if task is GreaterThanDataset and model is smollm2:
+        pytest.skip("its tokenizer writes every digit by itself")
+    options = {"templates": IOI_TEMPLATES} if task is IOIDataset else {}
+    pairs = encode_pairs(model(), task(model(), 84, **options))
+    for template in set(pairs.templates):
+        alike = [tokens for tokens, key in zip(pairs.clean_tokens, pairs.templates) if key == template]
+        assert len({len(tokens) for tokens in alike}) == 1
+        varied = [len(set(column)) > 1 for column in zip(*alike)]
+        assert sum(varied) <= template.count("{")
+    assert len(set(pairs.templates)) < len(pairs) or task is IOIDataset
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_makes_distinct_pairs_from_its_seed_alone(task):
+    dataset = task(bundled(), 200, seed=3)
+    random.seed(1)
+    pairs = dataset.get_clean_corrupt_pairs()
+    assert len(dataset) == len(pairs) == len(set(pairs)) == 200
+    assert all(clean != corrupted for clean, corrupted in pairs)
+    assert task(bundled(), 200, seed=3).get_clean_corrupt_pairs() == pairs
+    assert task(bundled(), 200, seed=4).get_clean_corrupt_pairs() != pairs
+    encoded = encode_pairs(bundled(), dataset)
+    assert all(len(clean) == len(corrupted) for clean, corrupted in zip(encoded.clean, encoded.corrupted))
+
+
+def test_every_task_says_what_it_varies():
+    said = {task: task(bundled(), 1).varies for task in TASKS}
+    assert len(set(said.values())) == len(TASKS) and all(len(text) > 20 for text in said.values())
+    names = {task(bundled(), 1).name for task in TASKS}
+    assert len(names) == len(TASKS)
+
+
+def test_genders_and_numbers_take_turns():
+    pronouns = GenderedPronounDataset(bundled(), 56)
+    said = [answers_of(pronouns, i)[0] for i in range(56)]
+    assert said == ([" he"] * 14 + [" she"] * 14) * 2
+    agreement = AgreementDataset(bundled(), 40)
+    plurals = {plural for _, plural in SUBJECT_NOUNS + DISTRACTOR_NOUNS}
+    combinations = [
+        tuple(word in plurals for word in clean.split()) for clean, _ in agreement.get_clean_corrupt_pairs()
+    ]
+    assert {(kind[1], kind[4]): combinations.count(kind) for kind in combinations} == {
+        (one, other): 10 for one in (False, True) for other in (False, True)
+    }
+
+
+def test_induction_lists_can_have_any_length():
+    dataset = InductionDataset(bundled(), 5, n_words=4, n_repeated=1)
+    for i, (clean, _) in enumerate(dataset.get_clean_corrupt_pairs()):
+        words = clean.split()
+        assert len(words) == 5 and words[0] == words[4] and answers_of(dataset, i)[0] == f" {words[1]}"
+
+
+def test_clean_prompts_repeat_only_where_there_are_no_new_ones():
+    three = {country: CAPITALS[country] for country in ("France", "Peru", "Japan")}
+    options = {"capitals": three, "templates": CAPITAL_TEMPLATES[:1]}
+    pairs = CapitalsDataset(bundled(), 6, **options).get_clean_corrupt_pairs()
+    assert len(set(pairs)) == 6 and len({clean for clean, _ in pairs[:3]}) == 3
+    with pytest.raises(ValueError, match="asked for 7 distinct pairs, found 6 with 3 countries and 1 templates: ask"):
+        CapitalsDataset(bundled(), 7, **options)
+
+
+class Numbers(GeneratedTask):
+    """Numbers of two digits are one token of the bundled model, those of four are two."""
+
+    name = "numbers"
+    material = "numbers"
+    clean_numbers = ("11", "22", "3333", "4444")
+    corrupted_numbers = ("55", "6666")
+    roles = ("N", "N+1")
+
+    def draw(self, chooser: random.Random, turn: int) -> TaskPair:
+        words = [{"N": chooser.choice(numbers)} for numbers in (self.clean_numbers, self.corrupted_numbers)]
+        return TaskPair("the year {N} to", *words, (" he",), (" she",))
+
+
+def test_prompts_of_unequal_lengths_are_drawn_again_and_counted():
+    dataset = Numbers(bundled(), 2, seed=0)
+    pairs = encode_pairs(bundled(), dataset)
+    assert len(pairs) == 2 and len({len(prompt) for prompt in (*pairs.clean, *pairs.corrupted)}) == 1
+    last = pairs.lengths[0] - 1
+    assert pairs.positions[0] == {"N": last - 1, "N+1": last, "END": last}
+    with pytest.raises(ValueError, match=r"asked for 3 .* found 2 with numbers; \d+ more have prompts of unequal"):
+        Numbers(bundled(), 3, seed=0)
+
+
+SHORTEST = {"n_words": 2, "n_repeated": 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (
+            InductionDataset,
+            {"n_words": 12, "n_repeated": 12},
+            "n_repeated is 12 of 12 words, expected at least 1 and fewer",
+        ),
+        (InductionDataset, {"n_repeated": 0}, "n_repeated is 0 of 16 words"),
+        (
+            InductionDataset,
+            {"words": ["river", "stone", "river"]},
+            r"at least 17 words .* leaves 2: give .*words=",
+        ),
+        (InductionDataset, {"words": ["river", "river stone"]}, "'river stone' is 2 tokens .* expected one"),
+        (
+            InductionDataset,
+            {"n_words": 2, "n_repeated": 1, "words": ["a", "to", "gave"], "n_pairs": 7},
+            "found 6 with 3",
+        ),
+        (GreaterThanDataset, {"events": ["war siege"]}, "' war siege' is 2 tokens"),
+        (GreaterThanDataset, {"events": []}, r"needs at least one event .* leaves 0: give others with events="),
+        (GreaterThanDataset, {"events": ["war"], "n_pairs": 98}, "asked for 98 .* found 97 with 1 events and 97 years"),
+        (GenderedPronounDataset, {"male_names": []}, r"at least one male name .* leaves 0: .* male_names="),
+        (GenderedPronounDataset, {"female_names": ["Zyzzyva"]}, "does not know 'Zyzzyva'"),
+        (GenderedPronounDataset, {"templates": ["he went"]}, r"has the slots \[\], expected \{NAME\} alone"),
+        (GenderedPronounDataset, {"templates": "{NAME}"}, "expected a list of sentences with {NAME}"),
+        (AgreementDataset, {"subjects": ["keys"]}, r"subjects holds 'keys', expected \(singular, plural\)"),
+        (AgreementDataset, {"distractors": []}, r"at least one of its distractors .* leaves 0: .*distractors="),
+        (AgreementDataset, {"subjects": [("key", "the keys")]}, "' the keys' is 2 tokens"),
+        (CapitalsDataset, {"capitals": {"France": "Paris"}}, r"at least two countries .* leaves 1: .*capitals="),
+        (CapitalsDataset, {"capitals": {"France": "Paris", "Peru": "Paris"}}, "gives two countries the same capital"),
+        (CapitalsDataset, {"capitals": {"France": "Paris", "Peru": "the city"}}, "' the city' is 2 tokens"),
+        (CapitalsDataset, {"templates": ["{COUNTRY} and {NAME}"]}, r"has the slots \['COUNTRY', 'NAME'\]"),
+        (DocstringDataset, {"arguments": ["size", "path", "name"]}, r"four argument names .* leaves 3: .*arguments="),
+        *((task, {"n_pairs": 0}, "n_pairs is 0, expected at least 1") for task in BEHAVIOURS),
+    ],
+)
+def test_impossible_behaviours_are_refused(task, options, message):
+    with pytest.raises(ValueError, match=message):
+        task(bundled(), **options)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (IOIDataset, "IOI needs at least five names of one token each, this model's tokenizer leaves 0: give others"),
+        (InductionDataset, "need at least 17 words of one token each, this model's tokenizer leaves 0: give others"),
+        (GreaterThanDataset, "writes ' 1732' as .*needs years of two tokens, ' 17' . '32': use a model with GPT-2's"),
+        (GenderedPronounDataset, "at least one male name of one token each, this model's tokenizer leaves 0"),
+        (AgreementDataset, "at least one of its subjects of one token each, this model's tokenizer leaves 0"),
+        (CapitalsDataset, "at least two countries .* this model's tokenizer leaves 0"),
+        (DocstringDataset, "at least four argument names of one token each, this model's tokenizer leaves 0"),
+    ],
+)
+def test_a_tokenizer_that_knows_no_word_of_the_task_is_told_so(task, message):
+    with pytest.raises(ValueError, match=message):
+        task(small_model("bridge:gpt2"))
+
+
+@pytest.mark.slow
+def test_greater_than_refuses_a_tokenizer_that_writes_single_digits():
+    with pytest.raises(ValueError, match=r"writes ' 1732' as ' ' \+ '1' \+ '7' \+ '3' \+ '2'"):
+        GreaterThanDataset(smollm2())
+
+
+@pytest.mark.slow
+def test_names_that_are_several_tokens_where_a_prompt_begins_are_left_out_there_alone():
+    at_start = ["{NAME} went home because"]
+    dataset = GenderedPronounDataset(smollm2(), 300, templates=at_start)
+    used = {clean.split()[0] for clean, _ in dataset.get_clean_corrupt_pairs()}
+    whole = {name for name in NAMES if len(smollm2().to_tokens(name, prepend_bos=False)[0]) == 1}
+    assert used == whole < set(NAMES)
+    with pytest.raises(ValueError, match="'Michelle' is 2 tokens"):
+        GenderedPronounDataset(smollm2(), templates=at_start, female_names=["Michelle"])
+    inside = GenderedPronounDataset(
+        smollm2(), 10, templates=["Then {NAME} went home because"], female_names=["Michelle"]
+    )
+    assert any("Then Michelle" in clean for clean, _ in inside.get_clean_corrupt_pairs())
+
+
+# --- positions, templates and answers of any dataset ------------------------------------------------------------------
+
+
+class Animals(PatchingDataset):
+    """A task written as its user would: nothing but what must be given, and what the test is about."""
+
+    def __init__(self, targets: Any = None, positions: Any = None) -> None:
+        self.targets, self.positions = targets, positions
+
+    @property
+    def name(self) -> str:
+        return "animals"
+
+    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
+        return [("The cat sat on the mat", "The dog sat on the mat"), ("The cat sat on", "The dog sat on")] * 4
+
+    def get_target_tokens(self, pair_idx: int) -> Any:
+        if self.targets is not None:
+            return self.targets
+        return bundled().to_single_token(" cat"), bundled().to_single_token(" dog")
+
+
+class NamedAnimals(Animals):
+    def get_positions(self, pair_idx: int) -> Any:
+        return self.positions[pair_idx] if isinstance(self.positions, list) else self.positions
+
+
+def test_a_task_need_not_name_anything():
+    dataset = Animals()
+    assert (dataset.varies, dataset.get_positions(0), dataset.get_template(0)) == ("", {}, "")
+    pairs = encode_pairs(bundled(), dataset, [1, 0])
+    assert pairs.positions == ({}, {}) and pairs.templates == ("", "")
+
+
+def test_positions_are_counted_from_the_front_and_kept_in_the_order_of_the_pairs():
+    dataset = NamedAnimals(positions=[{"ANIMAL": 2, "END": -1}] * 8)
+    pairs = encode_pairs(bundled(), dataset, [1, 0])
+    assert named_positions(pairs, "ANIMAL") == (2, 2)
+    assert named_positions(pairs, "END") == tuple(len(tokens) - 1 for tokens in pairs.clean) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ({"SEAT": 6}, "pair 1, 5 tokens long: position 'SEAT' 6 is out of range: expected -5 to 4"),
+        ({"SEAT": -6}, "pair 1, 5 tokens long: position 'SEAT' -6 is out of range"),
+        ({"SEAT": 1.5}, "pair 0, 7 tokens long: position 'SEAT' 1.5 is not an integer"),
+        ([("SEAT", 6)] * 8, r"pair 0: get_positions returned \('SEAT', 6\), expected a mapping name -> position"),
+    ],
+)
+def test_positions_that_are_none_name_pair_and_position(positions, message):
+    with pytest.raises(ValueError, match=message):
+        encode_pairs(bundled(), NamedAnimals(positions=positions))
+
+
+def test_pairs_that_lack_a_position_are_named_with_what_they_have():
+    dataset = NamedAnimals(positions=[{"ANIMAL": 2, "END": 3}] + [{"END": 4}] * 2 + [{}] * 5)
+    pairs = encode_pairs(bundled(), dataset, [7, 0, 1, 2, 3, 4, 5])
+    with pytest.raises(
+        ValueError, match="6 of 7 pairs have no position named 'ANIMAL': pair 7 has none; pair 1 has END; "
+    ):
+        named_positions(pairs, "ANIMAL")
+    with pytest.raises(ValueError, match=r"pair 4 has none; and 1 more\. Choose another name"):
+        named_positions(pairs, "ANIMAL")
+    bare = EncodedPairs(pairs.indices, pairs.clean, pairs.corrupted, pairs.clean_tokens, pairs.corrupted_tokens)
+    with pytest.raises(ValueError, match="7 of 7 pairs have no position named 'END': pair 7 has none"):
+        named_positions(bare, "END")
+    assert named_positions(encode_pairs(bundled(), dataset, [0]), "ANIMAL") == (2,)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ((5, 6), ((5,), (6,))),
+        (([5, 7], 6), ((5, 7), (6,))),
+        ((torch.tensor(5), torch.tensor([6, 7])), ((5,), (6, 7))),
+        ((np.int64(5), range(6, 9)), ((5,), (6, 7, 8))),
+        ((5, None), ((5,), ())),
+        ((None, ()), ((), ())),
+    ],
+)
+def test_each_side_may_have_one_answer_several_or_none(targets, expected):
+    assert checked_targets(bundled(), Animals(targets), 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (([5, 7], [8, 7, 5]), r"pair 3: correct and incorrect answer are the same tokens 5 \('.*'\), 7 \('.*'\)"),
+        (([5, 5], 6), r"pair 3: the correct answers name token 5 \('.*'\) twice"),
+        ((5, [6, 10**6]), "pair 3: target token 1000000 is outside the vocabulary"),
+        (([5, 1], 6), "pair 3: a target is the tokenizer's unknown token"),
+        (("5", 6), "pair 3: get_target_tokens returned .* expected .correct token id, incorrect token id., or a list"),
+        ((5.0, 6), r"pair 3: get_target_tokens returned \(5.0, 6\), expected"),
+        (([[5]], 6), "pair 3: get_target_tokens returned"),
+    ],
+)
+def test_answers_that_cannot_be_are_refused(targets, message):
+    assert bundled().tokenizer.unk_token_id == 1
+    with pytest.raises(ValueError, match=message):
+        checked_targets(bundled(), Animals(targets), 3)
+
+
+def test_several_answers_count_as_one_of_their_summed_probability():
+    logits = torch.randn(1, 4, 20, generator=torch.Generator().manual_seed(0))
+    shares = logits[0, -1].double().softmax(-1)
+    odds = (shares[[3, 5]].sum() / shares[[4, 6, 7]].sum()).log()
+    assert Animals(([3, 5], [4, 6, 7])).compute_metric(logits, 0) == pytest.approx(float(odds), abs=1e-5)
+    with pytest.raises(ValueError, match=r"'logit difference' needs a wrong answer .* \(pair 2\): give"):
+        Animals((3, None)).compute_metric(logits, 2)
+
+
 # --- what a model that solves the task does with them -----------------------------------------------------------------
 
 
@@ -227,6 +681,65 @@ def test_sweep_measures_the_baselines_of_plain_runs(model):
     clean, corrupted = baselines(model(), "swap_names")
     np.testing.assert_allclose(sweep.clean, clean, atol=1e-4)
     np.testing.assert_allclose(sweep.corrupted, corrupted, atol=1e-4)
+
+
+def behaviour(dataset: Any) -> tuple[float, np.ndarray, np.ndarray]:
+    """Share of clean prompts whose likeliest next token is right, and the log odds of right against wrong answers for
+    clean and corrupted prompts, by plain runs of the model."""
+    odds: list[list[float]] = []
+    right = []
+    for i, pair in enumerate(dataset.get_clean_corrupt_pairs()):
+        correct, incorrect = map(list, checked_targets(dataset.model, dataset, i))
+        with torch.no_grad():
+            last = [dataset.model(prompt)[0, -1].double() for prompt in pair]
+        shares = [logits.softmax(-1) for logits in last]
+        odds.append([float((share[correct].sum() / share[incorrect].sum()).log()) for share in shares])
+        right.append(int(last[0].argmax()) in correct)
+    clean, corrupted = np.array(odds).T
+    return float(np.mean(right)), clean, corrupted
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bundled_model_does_every_task_and_its_corruption_breaks_it(task):
+    accuracy, clean, corrupted = behaviour(task(bundled(), 28))
+    assert accuracy >= 0.95 and (clean > 0).all()
+    assert (corrupted < clean).all() and corrupted.mean() < -3
+    assert (corrupted < 0).mean() >= (0.75 if task is GreaterThanDataset else 1)  # after 1701 an early year is right
+
+
+SMOL_BEHAVIOUR = {
+    IOIDataset: (0.85, 3.0, -3.0),
+    InductionDataset: (0.4, 5.0, -5.0),
+    AgreementDataset: (0.0, 1.4, -1.2),
+    CapitalsDataset: (0.6, 7.0, -7.0),
+    DocstringDataset: (0.95, 11.0, -11.0),
+}
+"""At least this share of right predictions and this mean logit difference (clean), at most that one (corrupted)."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", SMOL_BEHAVIOUR)
+def test_smollm2_does_the_tasks_that_it_can(task):
+    accuracy, clean, corrupted = behaviour(task(smollm2(), 42))
+    least, above, below = SMOL_BEHAVIOUR[task]
+    assert accuracy >= least and clean.mean() >= above and corrupted.mean() <= below
+    assert (corrupted < clean).all()
+
+
+@pytest.mark.slow
+def test_smollm2_hardly_does_gendered_pronouns():
+    """It prefers the right pronoun in little more than half of the prompts, and predicts another word in most."""
+    accuracy, clean, corrupted = behaviour(GenderedPronounDataset(smollm2(), 56))
+    assert accuracy <= 0.3 and (clean > 0).mean() <= 0.75
+    assert 0 < (clean - corrupted).mean() < 2
+
+
+def test_a_sweep_measures_several_answers_as_plain_runs_do():
+    dataset = GreaterThanDataset(bundled(), 5)
+    _, clean, corrupted = behaviour(dataset)
+    results = ActivationPatcher(bundled(), show_progress=False).run_patching_experiment(dataset, "attn_out")
+    np.testing.assert_allclose(results.sweep.clean, clean, atol=1e-4)
+    np.testing.assert_allclose(results.sweep.corrupted, corrupted, atol=1e-4)
 
 
 # --- the bundled model ------------------------------------------------------------------------------------------------

@@ -1,0 +1,207 @@
+"""What would other pairs have given?  Intervals, sign-flip p-values, split-half agreement and reach, from arrays.
+
+Two numbers per pair carry everything: the *change* that a patch makes, patched - base, and the *gap* that could be
+closed, source - base. The effect over pairs is mean change / mean gap.
+
+**Intervals.** A studentised bootstrap over pairs, the same resamples for all sites. With the residuals
+`change - effect × gap`, the pivot is Fieller's, `mean(residual) / standard error(residual)`; its quantiles over the
+resamples are turned back into a range of effects (Fieller 1954, "Some problems in interval estimation"; Hwang 1995,
+"Fieller's problems and resampling techniques"). Share of 95 % intervals that held the true effect in 4,000 simulated
+experiments each, by how changes scatter about effect × gap: like a normal, an exponential and a lognormal
+variable, and where two pairs of three do not change at all; and that of scipy's usual methods in 1,000:
+
+    pairs   normal   exponential   lognormal   one of three   |   exponential: percentile     BCa
+        5    0.950         0.925       0.883          0.998   |                     0.779   0.791
+       10    0.953         0.938       0.904          0.991   |                     0.857   0.877
+       20    0.945         0.944       0.914          0.978   |                     0.883   0.903
+       50    0.948         0.944       0.923          0.957   |                     0.937   0.942
+
+No method measured holds 0.95 for lognormal scatter; Student's t in place of the bootstrap gave 0.85 with 10 pairs. The
+price is length: with 5 pairs one interval in ten of normal changes had no end, with 10 none.
+
+**Sign flips.** Where a patch does nothing, a pair's change is as likely +d as -d. Flipping signs gives the p-value of
+|mean change|: every pattern for few pairs, random ones with (count + 1) / (flips + 1) for many (Phipson & Smyth 2010).
+Exact for changes that are symmetric about 0, approximate for others.
+
+**Split halves.** The mean Spearman correlation across sites of the effects on two random halves of the pairs.
+
+**Reach.** The mean change, in standard errors, that a test finds with a given power: from the power of the two-sided t
+test (Cohen 1988, chapter 2). Far out in the tails sign flips have less power than t: what should be found with 0.8 was
+found with 0.78 to 0.80 at a level of 0.05, 0.74 to 0.80 at 0.05 / 16, and 0.7 to 0.8 at 0.05 / 144.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+from scipy import optimize, stats
+
+FEWEST_PAIRS = 5
+"""With fewer pairs there is no interval: too many resamples repeat a single pair and have no spread."""
+N_FLIPS = 9_999
+MOST_CELLS = 2**21
+"""Most numbers of one temporary array: sites are worked through in portions."""
+
+
+def ratio_intervals(
+    changes: Float[np.ndarray, "site pair"],
+    gaps: Float[np.ndarray, " pair"],
+    *,
+    level: float = 0.95,
+    n_resamples: int = 1999,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, " site"], Float[np.ndarray, " site"]]:
+    """Lower and upper ends of intervals of mean(change) / mean(gap): the studentised bootstrap (module docstring).
+
+    NaN below `FEWEST_PAIRS` pairs, and where all pairs have exactly one effect: nothing then shows how much others
+    could differ. An end is infinite where the pairs set it no bound: where the gaps scatter about 0, or where so few
+    pairs change anything that resamples leave them out.
+    """
+    n_sites, n_pairs = changes.shape
+    low, high = np.full(n_sites, np.nan), np.full(n_sites, np.nan)
+    if n_pairs < FEWEST_PAIRS:
+        return low, high
+    shares = np.random.default_rng(seed).multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), n_resamples).T / n_pairs
+    tail = math.floor((n_resamples + 1) * (1 - level) / 2 + 1e-9)
+    if gaps.mean() < 0:  # both signs turned leave the ratio as it is, and a mean gap above 0
+        changes, gaps = -changes, -gaps
+    for rows in _portions(n_sites, n_resamples):
+        effects = changes[rows].mean(axis=1) / gaps.mean()
+        residuals = changes[rows] - effects[:, None] * gaps
+        pivots = np.sort(_studentised_means(residuals, shares), axis=1)
+        differ = (np.abs(residuals) > 1e-12 * np.abs(gaps).max()).any(axis=1)
+        low[rows] = np.where(differ, effects + _shift(residuals, gaps, pivots[:, -tail]), np.nan)
+        high[rows] = np.where(differ, effects + _shift(residuals, gaps, pivots[:, tail - 1]), np.nan)
+    return low, high
+
+
+def sign_flip_p_values(
+    changes: Float[np.ndarray, "site pair"], *, n_flips: int = N_FLIPS, seed: int = 0
+) -> Float[np.ndarray, " site"]:
+    """Two-sided p-values of the mean change of each site, under the hypothesis that changes are symmetric about 0.
+
+    Exact, over every pattern of signs, where these are at most `n_flips` + 1 (a pattern and its opposite count as
+    one); from `n_flips` random patterns otherwise, the observed one added.
+    """
+    n_sites, n_pairs = changes.shape
+    exact = _is_exact(n_pairs, n_flips)
+    # The same sum in another order differs by rounding: it has to count as equal.
+    observed = np.abs(changes.sum(axis=1)) - 1e-12 * np.abs(changes).sum(axis=1)
+    reached = np.zeros(n_sites)
+    for signs in _all_signs(n_pairs) if exact else _random_signs(n_pairs, n_flips, seed):
+        for rows in _portions(n_sites, len(signs)):
+            reached[rows] += (np.abs(changes[rows] @ signs.T) >= observed[rows, None]).sum(axis=1)
+    return reached / 2 ** (n_pairs - 1) if exact else (reached + 1) / (n_flips + 1)
+
+
+def split_half_agreement(
+    changes: Float[np.ndarray, "site pair"], gaps: Float[np.ndarray, " pair"], *, n_splits: int = 200, seed: int = 0
+) -> float:
+    """Mean Spearman correlation across sites between the effects on two random halves of the pairs.
+
+    Of an odd number of pairs each split leaves one out. NaN for one pair, for one site, and where all sites tie.
+    """
+    n_sites, n_pairs = changes.shape
+    half = n_pairs // 2
+    if half < 1 or n_sites < 2:
+        return math.nan
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(n_pairs), (n_splits, 1)), axis=1)
+    found = []
+    for rows in _portions(n_splits, n_sites):
+        ranks = []
+        for part in (order[rows, :half], order[rows, half : 2 * half]):
+            member = np.zeros((len(part), n_pairs))
+            np.put_along_axis(member, part, 1.0, axis=1)
+            ranks.append(stats.rankdata((changes @ member.T) / (gaps @ member.T), axis=0))
+        first, second = (rank - rank.mean(axis=0) for rank in ranks)
+        scale = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
+        found.append(np.divide((first * second).sum(axis=0), scale, out=np.full(len(scale), np.nan), where=scale > 0))
+    correlations = np.concatenate(found)
+    return math.nan if np.isnan(correlations).any() else float(correlations.mean())
+
+
+def detectable_size(n_pairs: int, alpha: float, *, power: float = 0.8, n_flips: int = N_FLIPS) -> float:
+    """Smallest mean change, in standard errors, that a sign-flip test at `alpha` finds with `power`.
+
+    For normal changes: from the power of the two-sided t test at the largest level that sign flips can attain, exactly
+    where only changes that all have one sign attain it. NaN where no pattern of signs does.
+    """
+    step = smallest_p_value(n_pairs, n_flips)
+    patterns = math.floor(alpha / step + 1e-9)
+    if patterns < 1:
+        return math.nan
+    if patterns == 1 and _is_exact(n_pairs, n_flips):
+        return math.sqrt(n_pairs) * float(stats.norm.ppf(power ** (1 / n_pairs)))
+    critical = stats.t.ppf(1 - patterns * step / 2, n_pairs - 1)
+    shares = (np.arange(2000) + 0.5) / 2000
+    deviations = np.sqrt(stats.chi2.ppf(shares, n_pairs - 1) / (n_pairs - 1))
+
+    def missing(size: float) -> float:
+        found = stats.norm.sf(critical * deviations - size) + stats.norm.cdf(-critical * deviations - size)
+        return float(found.mean()) - power
+
+    return float(optimize.brentq(missing, 0.0, critical * deviations[-1] + 10))
+
+
+def smallest_p_value(n_pairs: int, n_flips: int) -> float:
+    """Every p-value is a multiple of this."""
+    return 2.0 ** (1 - n_pairs) if _is_exact(n_pairs, n_flips) else 1 / (n_flips + 1)
+
+
+def _studentised_means(
+    residuals: Float[np.ndarray, "site pair"], shares: Float[np.ndarray, "pair resample"]
+) -> Float[np.ndarray, "site resample"]:
+    """Mean / standard error of the residuals in each resample; infinite where a resample has no spread."""
+    means = residuals @ shares
+    squares = residuals**2 @ shares
+    variances = squares - means**2
+    without_spread = variances <= 1e-12 * squares
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pivots = means * np.sqrt((residuals.shape[1] - 1) / variances)
+    return np.where(without_spread, np.where(squares > 0, np.copysign(np.inf, means), 0.0), pivots)
+
+
+def _shift(
+    residuals: Float[np.ndarray, "site pair"], gaps: Float[np.ndarray, " pair"], pivot: Float[np.ndarray, " site"]
+) -> Float[np.ndarray, " site"]:
+    """How far from the estimate the effect lies whose own pivot has this value.
+
+    Solves -shift × mean(gap) = pivot × standard error(residual - shift × gap), a quadratic equation of which the root
+    whose sign is opposite to the pivot's is meant. For a mean gap above 0.
+    """
+    n = len(gaps)
+    centred = gaps - gaps.mean()
+    error = residuals.var(axis=1, ddof=1) / n
+    shared = residuals @ centred / (n - 1) / n
+    bounded = gaps.mean() ** 2 > pivot**2 * (gaps.var(ddof=1) / n)
+    q = np.where(bounded, pivot, 0.0)
+    leading = gaps.mean() ** 2 - q**2 * gaps.var(ddof=1) / n
+    root = -(q**2 * shared + q * np.sqrt(q**2 * shared**2 + leading * error)) / leading
+    return np.where(bounded, root, np.copysign(np.inf, -pivot))
+
+
+def _all_signs(n_pairs: int) -> Iterator[Float[np.ndarray, "flip pair"]]:
+    """Every pattern of signs whose last sign is +, in portions."""
+    patterns = np.arange(2 ** (n_pairs - 1))
+    for rows in _portions(len(patterns), 512):
+        yield 1.0 - 2.0 * ((patterns[rows, None] >> np.arange(n_pairs)) & 1)
+
+
+def _random_signs(n_pairs: int, n_flips: int, seed: int) -> Iterator[Float[np.ndarray, "flip pair"]]:
+    rng = np.random.default_rng(seed)
+    for rows in _portions(n_flips, 512):
+        yield 1.0 - 2.0 * rng.integers(0, 2, size=(rows.stop - rows.start, n_pairs), dtype=np.int8)
+
+
+def _is_exact(n_pairs: int, n_flips: int) -> bool:
+    return 2 ** (n_pairs - 1) <= n_flips + 1
+
+
+def _portions(n: int, width: int) -> Iterator[slice]:
+    """Slices of 0 … n, each of so many rows that an array of them, `width` wide, stays small."""
+    rows = max(1, MOST_CELLS // width)
+    for start in range(0, n, rows):
+        yield slice(start, min(start + rows, n))
