@@ -32,10 +32,10 @@ test: $(READY)  ## the whole suite
 lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy $(wildcard *.py)
+	$(RUN) -m mypy $(wildcard *.py benchmarks/*.py)
 
-bench: $(READY)  ## the speed figures of the README
-	$(RUN) benchmarks/run.py
+bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md
+	$(RUN) -m benchmarks.run
 
 clean:  ## remove the environment, caches and figures
 	rm -rf $(VENV) .ci-venvs figures .pytest_cache .mypy_cache .ruff_cache .hypothesis

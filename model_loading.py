@@ -49,7 +49,7 @@ def load_model(
             the installed TransformerLens does not have.
         ConnectionError: where the model would have to be downloaded and the hub cannot be reached.
     """
-    hooked: Any = getattr(transformer_lens, "HookedTransformer", None)
+    hooked: Any = vars(transformer_lens).get("HookedTransformer")  # asking 4.x for the attribute raises ImportError
     if model_class is None:
         model_class = "TransformerBridge" if hooked is None else "HookedTransformer"
     if model_class not in ("HookedTransformer", "TransformerBridge"):

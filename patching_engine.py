@@ -449,8 +449,8 @@ class _Runs:
         # Residual streams, attention and hidden activations, scores, and the gathered prefix of keys and values.
         values = 12 * cfg.d_model + 5 * widest + 4 * cfg.n_heads * longest + 4 * cfg.d_model * longest
         per_token = values * self._bytes_per_value
-        if self.experiment.reads_all:
-            per_token += 2 * cfg.d_vocab * 4
+        if self.experiment.vocabulary is None:  # logits, of each position or of a row that may compute one alone
+            per_token += (2 if self.experiment.reads_all else 1) * cfg.d_vocab * 4
         most = TOKENS_PER_BATCH.get(device.type, 8192)
         return int(max(1, min(most, MEMORY_SHARE * _free_memory(device) // per_token)))
 

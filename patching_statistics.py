@@ -81,6 +81,8 @@ class SiteStatistics:
     smallest_p: float
     """No p-value can be below this, before correction."""
     seed: int
+    n_resamples: int
+    """Resamples of the pairs that the intervals rest on."""
     notes: tuple[str, ...]
     """What could not be computed or is weak, and why."""
 
@@ -179,7 +181,8 @@ def site_statistics(
         power=power,
         smallest_p=step,
         seed=seed,
-        notes=tuple(_notes(low, high, n_pairs, len(labels), lone, step, split_half)),
+        n_resamples=n_resamples,
+        notes=tuple(_notes(low, high, changes, lone, step, split_half)),
     )
 
 
@@ -191,12 +194,12 @@ def _level_of_a_lone_site(alpha: float, n_sites: int, correction: Correction) ->
 def _notes(
     low: Float[np.ndarray, " site"],
     high: Float[np.ndarray, " site"],
-    n_pairs: int,
-    n_sites: int,
+    changes: Float[np.ndarray, "site pair"],
     lone: float,
     step: float,
     split_half: float,
 ) -> Iterator[str]:
+    n_sites, n_pairs = changes.shape
     if n_pairs == 1:
         yield (
             "one pair does not show how much pairs differ, so there are no intervals and no significance: use at "
@@ -211,6 +214,8 @@ def _notes(
         yield f"no interval for {_count(agreeing, 'site')} with exactly one effect on all pairs"
     if unbounded := int((np.isinf(low) | np.isinf(high)).sum()):
         yield f"{_count(unbounded, 'interval')} without an end: too few pairs change, or gaps are near 0"
+    if not changes.any():
+        yield "no site changes anything on any pair, so it is not known which effects could have been found"
     if lone < step:
         remedy = (
             f"use at least {math.ceil(1 - math.log2(lone))} pairs"
@@ -236,8 +241,10 @@ def _check_settings(seed: int, level: float, alpha: float, correction: str, powe
     if correction not in CORRECTIONS:
         raise ValueError(f"correction {correction!r} is unknown: expected one of {', '.join(CORRECTIONS)}")
     fewest = math.ceil(2 / (1 - level) - 1e-9) - 1
-    if n_resamples < fewest:
-        raise ValueError(f"n_resamples is {n_resamples}, expected at least {fewest} for a level of {level}")
+    if not hasattr(n_resamples, "__index__") or n_resamples < fewest:
+        raise ValueError(
+            f"n_resamples is {n_resamples!r}, expected an integer of at least {fewest} for a level of {level}"
+        )
 
 
 def _check_values(

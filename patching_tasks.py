@@ -202,8 +202,7 @@ def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[t
     """Token ids of all correct and of all incorrect answers to a pair's clean prompt; empty where it has none.
 
     Raises:
-        ValueError: where an answer is no single token of the vocabulary, is the unknown token, occurs twice or on both
-            sides.
+        ValueError: where an answer is no single token of the vocabulary, is the unknown token, or is on both sides.
     """
     try:
         targets = dataset.get_target_tokens(index)
@@ -224,7 +223,7 @@ def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[t
             raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {model.cfg.d_vocab}")
         if token == model.tokenizer.unk_token_id and token != model.tokenizer.bos_token_id:
             raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
-    _check_distinct(model, index, correct, incorrect)
+    _check_disjoint(model, index, correct, incorrect)
     return correct, incorrect
 
 
@@ -327,25 +326,22 @@ def _checked_positions(dataset: PatchingDataset, index: int, length: int) -> dic
 
 
 def _token_ids(targets: Any) -> tuple[int, ...]:
+    """One id, several, or None for none; each once."""
     if targets is None:
         return ()
     if isinstance(targets, (str, bytes)):
         raise TypeError(f"{targets!r} is a text, expected token ids")
     several = targets.tolist() if hasattr(targets, "tolist") else targets
-    return tuple(operator.index(token) for token in (several if isinstance(several, Iterable) else [several]))
+    ids = (operator.index(token) for token in (several if isinstance(several, Iterable) else [several]))
+    return tuple(dict.fromkeys(ids))
 
 
-def _check_distinct(model: Any, index: int, correct: tuple[int, ...], incorrect: tuple[int, ...]) -> None:
+def _check_disjoint(model: Any, index: int, correct: tuple[int, ...], incorrect: tuple[int, ...]) -> None:
     if shared := set(correct) & set(incorrect):
         raise ValueError(
             f"pair {index}: correct and incorrect answer are the same {_told(model, shared)}: an answer is one or the "
             "other"
         )
-    for side, ids in (("correct", correct), ("incorrect", incorrect)):
-        if twice := {token for token in ids if ids.count(token) > 1}:
-            raise ValueError(
-                f"pair {index}: the {side} answers name {_told(model, twice)} twice: give each answer once"
-            )
 
 
 def _check_answers(metric: AnswerMetric, n_pairs: int, d_vocab: int) -> None:

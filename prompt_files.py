@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ POSITION_PREFIX = "position:"
 """What the names of columns with named positions begin with."""
 ANSWER_SEPARATOR = "|"
 """What stands between several acceptable answers in a CSV cell."""
+_QUOTING = 'a cell with a comma or a line break stands in double quotes, and a quote inside such a cell is doubled ("")'
 
 
 @dataclass(frozen=True)
@@ -114,26 +115,37 @@ class Columns:
 
 
 def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Every cell as the text it is, and each row's line in the file. The header is read as a row like the others,
-    because pandas then counts the cells of all rows against it."""
-    try:
-        table = pd.read_csv(
-            path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-        ).fillna("")
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path.name} is empty: its first line names the columns") from None
-    except pd.errors.ParserError as error:
-        raise ValueError(
-            f"{path.name} cannot be read ({str(error).strip()}): a cell that contains a comma or a line break stands "
-            'in double quotes, and a quote inside it is written twice ("")'
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not in UTF-8 ({error}): save it in that encoding") from None
-    breaks = [sum(cell.count("\n") for cell in cells) for cells in table.itertuples(index=False)]
-    lines = [1 + i + before for i, before in enumerate(accumulate(breaks, initial=0))]
-    table.columns = pd.Index([name.strip() for name in table.iloc[0]])
-    kept = [i for i in range(1, len(table)) if any(table.iloc[i])]  # blank lines hold nothing
-    return table.iloc[kept], [f"row {lines[i]}" for i in kept]
+    """Every cell as the text it is, and the line of the file on which each row begins.
+
+    Read with Python's own reader: that of pandas loses the lines, because cells may hold line breaks.
+    """
+    records: list[list[str]] = []
+    rows: list[str] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        begins = 1
+        try:
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    records.append(cells)
+                    rows.append(f"row {begins}")
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{path.name}, row {begins} cannot be read ({error}): {_QUOTING}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path.name} is not in UTF-8 ({error}): save it in that encoding") from None
+    if not records:
+        raise ValueError(f"{path.name} is empty: its first line names the columns")
+    header, *records = records
+    width = len(header)
+    overfull = [
+        (row, f"{len(cells)} cells under {width} columns")
+        for row, cells in zip(rows[1:], records)
+        if len(cells) > width
+    ]
+    refuse(overfull, len(records), path.name, "more cells than the header", _QUOTING)
+    filled = [cells + [""] * (width - len(cells)) for cells in records]
+    return pd.DataFrame(filled, columns=[name.strip() for name in header]), rows[1:]
 
 
 def read_jsonl(path: Path) -> tuple[pd.DataFrame, list[str]]:

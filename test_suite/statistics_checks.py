@@ -20,7 +20,7 @@ from head_patching import HeadPatcher, print_head_results
 from model_loading import load_model
 from patching_resampling import detectable_size, ratio_intervals, sign_flip_p_values, split_half_agreement
 from patching_results import HeadResults
-from patching_statistics import SiteStatistics, site_statistics
+from patching_statistics import Correction, SiteStatistics, site_statistics
 
 PER_SITE = ("effect", "low", "high", "p", "p_corrected", "significant", "detectable")
 EFFECT = 0.3
@@ -299,11 +299,13 @@ def test_detectable_effect_is_found_in_a_whole_map_with_the_stated_power():
 
 
 def test_smallest_p_says_whether_one_site_alone_could_be_found():
-    for n_pairs, n_sites, possible in ((9, 16, False), (10, 16, True), (12, 144, False), (13, 144, True)):
+    limits: list[tuple[Correction, int, int]] = [("bh", 16, 10), ("bh", 144, 13), ("by", 16, 12)]
+    for (correction, n_sites, fewest), possible in itertools.product(limits, (False, True)):
+        n_pairs = fewest if possible else fewest - 1
         changes = np.random.default_rng(0).standard_normal((n_sites, n_pairs))
         changes[0] = np.arange(1, n_pairs + 1)
         changes[1:, 0] = -changes[1:, 1:].sum(axis=1)  # p = 1
-        found = site_statistics(changes, np.zeros(n_pairs), np.full(n_pairs, 5.0))
+        found = site_statistics(changes, np.zeros(n_pairs), np.full(n_pairs, 5.0), correction=correction)
         assert found.p[0] == found.smallest_p == 2.0 ** (1 - n_pairs)
         assert found.significant[0] == possible and found.significant[1:].sum() == 0
         assert np.isnan(found.detectable_effect) != possible
@@ -393,6 +395,8 @@ def test_few_pairs_have_no_made_up_numbers():
     for n_pairs, rough in ((9, True), (10, False)):
         found = site_statistics(patched[:, :n_pairs], base[:n_pairs], source[:n_pairs])
         assert np.isfinite(found.low).all() and any("below 10 pairs" in note for note in found.notes) == rough
+    idle = site_statistics(np.tile(base, (3, 1)), base, source)
+    assert np.isnan(idle.detectable_effect) and any("no site changes anything" in note for note in idle.notes)
     alone = site_statistics(patched[:1], base, source)
     assert np.isnan(alone.split_half) and any("no split-half agreement" in note for note in alone.notes)
 
@@ -424,7 +428,8 @@ def test_a_large_map_takes_two_seconds_and_little_memory():
         ({"seed": None}, "seed is None, expected an integer of at least 0"),
         ({"seed": 0.5}, r"seed is 0\.5, expected an integer of at least 0"),
         ({"correction": "holm"}, "correction 'holm' is unknown: expected one of bh, by"),
-        ({"n_resamples": 30}, r"n_resamples is 30, expected at least 39 for a level of 0\.95"),
+        ({"n_resamples": 30}, r"n_resamples is 30, expected an integer of at least 39 for a level of 0\.95"),
+        ({"n_resamples": 1e3}, r"n_resamples is 1000\.0, expected an integer of at least 39"),
         ({"sites": ["one"]}, r"patched has shape \(16, 12\), expected \(sites, pairs\) = \(1, 12\)"),
     ],
 )
@@ -522,6 +527,12 @@ def test_heads_that_cannot_be_selected_are_refused(tiny_ioi_heads):
         patcher.find_important_heads(results, alpha=5)
 
 
+def told_effect(found: SiteStatistics, i: int) -> str:
+    """What a table says of a site, as a pattern; for a site that has an interval."""
+    effect, low, high = (re.escape(f"{values[i]:+.3f}") for values in (found.effect, found.low, found.high))
+    return rf"{effect} +\[ *{low}, +{high}\]"
+
+
 def printed_heads(results: HeadResults, capsys: Any, **options: Any) -> str:
     capsys.readouterr()
     print_head_results(results, **options)
@@ -535,7 +546,7 @@ def test_printed_heads_have_their_interval_and_a_mark_where_not_significant(tiny
     found = alone.statistics()
     for i, label in enumerate(found.sites):
         (row,) = (line for line in text.splitlines() if line.startswith(f"{label} "))
-        assert f"{found.effect[i]:+.3f}  [{found.low[i]:+.3f}, {found.high[i]:+.3f}]  " in row
+        assert re.search(told_effect(found, i), row)
         assert ("n.s." in row) == (not found.significant[i])
     told = " ".join(text.split())
     assert "95% intervals. n.s.: p > 0.05 after Benjamini-Hochberg correction over 16 heads." in told
@@ -550,7 +561,7 @@ def test_printed_intervals_of_several_metrics_are_those_of_each(tiny_ioi_heads, 
         found = chosen.statistics()
         for label in (r.label for r in results.top(2)):
             i = found.sites.index(label)
-            assert f"{found.effect[i]:+.3f}  [{found.low[i]:+.3f}, {found.high[i]:+.3f}]" in text
+            assert re.search(rf"^{label} .*{told_effect(found, i)}", text, re.MULTILINE)
         reach = f"{metric}: Smallest effect that 20 pairs find with power 0.8: {found.detectable_effect:.3f} at"
         assert reach in " ".join(text.split())
     assert "each metric apart" in text

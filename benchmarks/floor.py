@@ -1,0 +1,107 @@
+"""How fast could a sweep be at best?  The matrix products that no exact method can do without, and their rate here.
+
+Counted from shapes, two operations per weight and token, for models whose blocks are an attention followed by an MLP:
+
+- both runs once, the source run only from the first token on that differs;
+- each patch from its own layer on and from the first token on that it changes. In its own layer only what it changes:
+  a head adds its own slice of the output projection, and a single position changes the keys and values of that
+  position alone;
+- in the last layer, what follows the keys and values only at the last token, which is the one the metric reads;
+- of the unembedding, only the two vocabulary entries of the logit difference;
+- nothing for a patch that cannot change what is read: at a position before the first difference, where the tokens
+  agree (in the embeddings), or at another than the last token after the last attention.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.rows import Task
+from patching_sites import Site
+
+
+def floor_flops(cfg: Any, task: Task) -> float:
+    """Floating-point operations of the exact work of a sweep over single sites."""
+    work, total = _Work(cfg), 0.0
+    pairs = task.pairs
+    for clean, corrupted, first in zip(pairs.clean, pairs.corrupted, pairs.first_difference.tolist()):
+        length = len(clean)
+        same = (clean == corrupted).tolist()
+        total += work.above(0, 0, length, length) + work.above(0, first, length, length - first)
+        for site in (patch.sites[0] for patch in task.patches):
+            at = site.position
+            assert not isinstance(at, tuple)
+            embedded = site.component == "resid_pre" and site.layer == 0
+            if at is None or not (at < first or (embedded and same[at])):
+                total += work.of_patch(site, first if at is None else at, length)
+    return total
+
+
+def matrix_product_rate() -> float:
+    """Floating-point operations per second of a large float32 matrix product, as one batch of a sweep has it."""
+    a, b = torch.randn(2048, 768), torch.randn(3072, 768)
+    torch.nn.functional.linear(a, b)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        seconds.append(time.perf_counter() - began)
+    return 2 * 2048 * 768 * 3072 / statistics.median(seconds)
+
+
+class _Work:
+    """Operations of a model's parts, for one token each."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.n_layers = cfg.n_layers
+        self.head = 2 * cfg.d_head * cfg.d_model
+        """One head's slice of the query or output projection."""
+        self.keys_values = 2 * self.head * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads)
+        self.query = self.output = cfg.n_heads * self.head
+        self.weighting = 2 * cfg.d_head
+        """One head's sum over values (or a score), per query and key."""
+        self.attention = 2 * cfg.n_heads * self.weighting
+        self.mlp = 2 * (3 if getattr(cfg, "gated_mlp", False) else 2) * cfg.d_model * cfg.d_mlp
+        self.unembedding = 2 * 2 * cfg.d_model
+
+    def of_patch(self, site: Site, start: int, length: int) -> float:
+        """A patch whose first changed token is `start`; of a site with a position, that is its only one."""
+        layer, tokens = site.layer, length - start
+        assert layer is not None
+        is_last = layer == self.n_layers - 1
+        changed = tokens if site.position is None else 1
+        if is_last and site.component in ("attn_out", "mlp_out") and changed < tokens:
+            return 0.0
+        if site.component == "resid_pre":
+            return self.above(layer, start, length, changed)
+        written = 1 if is_last else changed
+        own = {
+            "z": written * (self.head + self.mlp),
+            "pattern": written * (self.head + self.mlp) + self._seen(start, length, is_last) * self.weighting,
+            "attn_out": written * self.mlp,
+            "mlp_out": 0.0,
+        }
+        return own[site.component] + self.above(layer + 1, start, length, changed)
+
+    def above(self, layer: int, start: int, length: int, changed: int) -> float:
+        """From this layer's attention on, where the residual stream is new at `changed` tokens from `start` on."""
+        total = float(self.unembedding)
+        for each in range(layer, self.n_layers):
+            tokens, is_last = length - start, each == self.n_layers - 1
+            queries, read = (int(changed == tokens), 1) if is_last else (changed, tokens)
+            total += (
+                changed * self.keys_values
+                + queries * self.query
+                + self._seen(start, length, is_last) * (self.attention)
+            )
+            total += read * (self.output + self.mlp)
+            changed = tokens
+        return total
+
+    def _seen(self, start: int, length: int, is_last: bool) -> int:
+        """Keys that the queries from `start` on attend to, together; in the last layer of the last query alone."""
+        return length if is_last else sum(range(start + 1, length + 1))
