@@ -166,6 +166,11 @@ class Sweep:
         return f"{self.source_of_values} into {'corrupted' if self.direction == 'denoising' else 'clean'}"
 
     @property
+    def question(self) -> str:
+        """What was written into which run, and what that asks where it is the other run's activation."""
+        return DIRECTIONS[self.direction] if self.source_of_values == OTHER_RUN else self.intervention
+
+    @property
     def window(self) -> int:
         """Number of adjacent layers that were patched together around each site; 1 where layers were patched singly."""
         return max((patch.window for patch in self.patches), default=1)

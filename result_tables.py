@@ -9,7 +9,7 @@ import numpy as np
 
 from patching_resampling import FEWEST_PAIRS
 from patching_statistics import CORRECTIONS, SiteStatistics
-from patching_sweep import DIRECTIONS, OTHER_RUN, Sweep
+from patching_sweep import Sweep
 
 WIDTH = 80
 HEADING_WIDTH = 14
@@ -36,9 +36,7 @@ def results_text(sweep: Sweep, rows: Sequence[tuple[str, int]], *, kind: str, of
 
 def describe_experiment(sweep: Sweep) -> str:
     """What was run, and the baselines of every metric."""
-    is_ablation = sweep.source_of_values != OTHER_RUN
-    done = sweep.intervention if is_ablation else DIRECTIONS[sweep.direction]
-    lines = [f"{sweep.task} on {sweep.model}", f"{sweep.direction}: {done}"]
+    lines = [f"{sweep.task} on {sweep.model}", f"{sweep.direction}: {sweep.question}"]
     if sweep.noise:
         lines.append(f"corrupted: the clean prompt with {sweep.noise}")
     if sweep.window > 1:

@@ -60,6 +60,7 @@ from test_suite.models import (
     token_pairs,
     words,
 )
+from visualize import create_layer_heatmap, create_position_heatmap
 
 TOLERANCE = 1e-5
 PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
@@ -720,3 +721,29 @@ def test_a_model_without_an_mlp_has_no_neurons() -> None:
     patcher = patcher_on(fresh_hooked("attn_only"))
     with pytest.raises(ValueError, match=r"no hook point 'blocks\.0\.mlp\.hook_post'"):
         patcher.run_neurons_experiment(Words(token_pairs([7], [(2,)])), 0)
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_figures_say_what_was_written_and_where(mixed: Words) -> None:
+    patcher = patcher_on(small_model(PLAIN))
+    named = patcher.run_position_experiment(mixed, positions=["A", "END"], source=Zero())
+    figure = create_position_heatmap(named)
+    assert list(figure.layout.xaxis.ticktext) == ["A", "END"]
+    np.testing.assert_array_equal(figure.data[0].z, named.matrix())
+    assert "position END" in figure.data[0].hovertext[1][1]
+    assert "zero into clean" in _subtitle(figure)
+    noise = GaussianNoise("A", samples=1)
+    layers = patcher.run_patching_experiment(mixed, ["z", ("z", "mlp_out")], noise=noise, position="B")
+    assert "Gaussian noise at A" in _subtitle(create_layer_heatmap(layers))
+    assert "position B" in _subtitle(create_layer_heatmap(layers))
+    assert "not drawn: z + mlp_out" in _subtitle(create_layer_heatmap(layers))
+    windows = create_layer_heatmap(patcher.run_patching_experiment(mixed, "z", window=3))
+    assert "windows of 3 layers" in _subtitle(windows)
+    assert "L1±1 z" in windows.data[0].hovertext[1][0]
+
+
+def _subtitle(figure: Any) -> str:
+    written = f"{figure.layout.title.text} {figure.layout.title.subtitle.text}"
+    return " ".join(written.replace("<br>", " ").split())
