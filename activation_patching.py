@@ -14,8 +14,9 @@ something. See Heimersheim & Nanda 2024, "How to use and interpret activation pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, overload
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,16 +24,42 @@ from torch import Tensor
 from ioi_task import IOIDataset
 from language_tasks import AgreementDataset, CapitalsDataset, GenderedPronounDataset
 from metric_sets import MetricChoice
+from patch_sets import (
+    HookPoints,
+    Position,
+    at_named_columns,
+    at_positions,
+    check_window,
+    hook_point_patches,
+    layer_window,
+)
+from patching_directions import BothDirections, in_directions
 from patching_engine import PatchingEngine
 from patching_results import (
     HeadPatchingResult,
     HeadResults,
     LayerResults,
+    NeuronPatchingResult,
+    NeuronResults,
     PatchingResult,
     PositionResults,
     load_results,
+    patch_key,
 )
-from patching_sites import Patch, Site, check_index
+from patching_sites import Patch, Site, block_hook, check_index
+from patching_sources import (
+    OTHER_RUN,
+    CleanPrompts,
+    GaussianNoise,
+    Mean,
+    OtherRun,
+    Resample,
+    Source,
+    Zero,
+    check_source,
+    direction_of,
+    references,
+)
 from patching_sweep import Direction, MetricValues, Sweep
 from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs
 from prompt_files import PromptPair
@@ -43,9 +70,11 @@ from sequence_tasks import DocstringDataset, GreaterThanDataset, InductionDatase
 __all__ = [
     "ActivationPatcher",
     "AgreementDataset",
+    "BothDirections",
     "CapitalsDataset",
     "Direction",
     "DocstringDataset",
+    "GaussianNoise",
     "GenderedPronounDataset",
     "GreaterThanDataset",
     "HeadPatchingResult",
@@ -53,11 +82,17 @@ __all__ = [
     "IOIDataset",
     "InductionDataset",
     "LayerResults",
+    "Mean",
+    "NeuronPatchingResult",
+    "NeuronResults",
+    "OtherRun",
     "PatchingDataset",
     "PatchingResult",
     "PositionResults",
     "PromptPair",
     "PromptPairs",
+    "Resample",
+    "Zero",
     "load_results",
     "summarize_results",
 ]
@@ -87,68 +122,219 @@ class ActivationPatcher:
         at = check_index(layer, self.engine.n_layers, "layer")
         return [name for name in names if Site(name).layer == at]
 
+    @overload
     def run_patching_experiment(
         self,
         dataset: PatchingDataset,
-        hook_points: str | Sequence[str],
+        hook_points: HookPoints,
+        *,
+        direction: Literal["both"],
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        window: int = 1,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> BothDirections[LayerResults]: ...
+
+    @overload
+    def run_patching_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: HookPoints,
         *,
         pair_indices: Sequence[int] | None = None,
-        position: int | None = None,
-        direction: Direction = "denoising",
+        position: Position = None,
+        window: int = 1,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> LayerResults:
+    ) -> LayerResults: ...
+
+    def run_patching_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: HookPoints,
+        *,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        window: int = 1,
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> LayerResults | BothDirections[LayerResults]:
         """Patch each hook point on each pair.
 
         Args:
             dataset: prompt pairs and metric.
             hook_points: full names (`blocks.3.hook_attn_out`), or short names that expand over all layers:
-                `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`, `v`, `pattern`.
+                `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`, `v`, `pattern`, `mlp_pre`,
+                `mlp_post`. A tuple of names within the list is a set: all its hook points are patched together, and
+                the result stands under the names joined by ` + `.
             pair_indices: which pairs of the dataset; None for all.
-            position: token position to patch, counting the BOS token, negative from each prompt's end; None for all
-                positions at once. For patterns it is the query's position.
-            direction: `denoising` (clean into corrupted) or `noising` (corrupted into clean).
+            position: token position to patch, counting the BOS token, negative from each prompt's end; or a name that
+                the task gives one (`"S2"`); or a list of such, patched together; None for all positions at once. For
+                patterns it is the query's position.
+            window: patch so many adjacent layers together, an odd number; each result belongs to the layer in the
+                middle. At the first and last layers the window is cut off.
+            direction: `denoising` (clean into corrupted), `noising` (corrupted into clean) or `both`. None stands for
+                denoising, and for noising where `source` is an ablation: of the clean run.
+            source: what is written: `OtherRun()`, or an ablation, `Zero()`, `Mean()` or `Resample()`. The effect keeps
+                its formula, so that in noising it is by how much the ablation moves the clean metric, as a share of
+                how much the corruption does (`patching_sources`).
+            noise: makes the corrupted run out of the clean prompt, whose partner in the pair is then not looked at.
             metrics: what to measure, all in the same runs: names (`metric_sets.METRICS`) and `Metric` objects, one or a
                 list; None for the dataset's own. Results show the first; `results.by_metric(name)` shows another.
 
         Returns:
-            A mapping hook point -> list of `PatchingResult`, one per pair.
+            A mapping hook point -> list of `PatchingResult`, one per pair; for `both` a `BothDirections` of two such.
 
         Raises:
             ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
         """
-        names = self.engine.hook_points(hook_points)
-        patches = [Patch((Site(name, position=position),)) for name in names]
-        return LayerResults(
-            self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        pairs = self.encoded(dataset, pair_indices, noise)
+        engine = self.engine
+        places = at_positions(position, pairs)
+        patches = hook_point_patches(hook_points, engine.runner.hook_points, places, window, engine.n_layers)
+        return in_directions(
+            lambda way: LayerResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
+            direction,
+            source,
         )
+
+    @overload
+    def run_position_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: str | Sequence[str] = "resid_pre",
+        *,
+        direction: Literal["both"],
+        positions: Sequence[int | str] | None = None,
+        pair_indices: Sequence[int] | None = None,
+        window: int = 1,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> BothDirections[PositionResults]: ...
+
+    @overload
+    def run_position_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: str | Sequence[str] = "resid_pre",
+        *,
+        positions: Sequence[int | str] | None = None,
+        pair_indices: Sequence[int] | None = None,
+        window: int = 1,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> PositionResults: ...
 
     def run_position_experiment(
         self,
         dataset: PatchingDataset,
         hook_points: str | Sequence[str] = "resid_pre",
         *,
+        positions: Sequence[int | str] | None = None,
         pair_indices: Sequence[int] | None = None,
-        direction: Direction = "denoising",
+        window: int = 1,
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> PositionResults:
+    ) -> PositionResults | BothDirections[PositionResults]:
         """Patch each hook point at each position, one at a time: a layer × position map.
 
-        Args and errors are those of `run_patching_experiment`; besides, all pairs need the same number of tokens,
-        because the map has one column per position.
+        Args:
+            positions: which positions, as numbers or by the names that the task gives them
+                (`["IO", "S1", "S2", "END"]`): a column each, in which pairs are aligned by the name. None for every
+                position of the prompts, which then need the same number of tokens.
+
+        The other arguments and the errors are those of `run_patching_experiment`.
         """
         names = self.engine.hook_points(hook_points)
         if outside := [name for name in names if Site(name).layer is None]:
             raise ValueError(f"{outside[0]} lies in no layer, so it has no place in a layer × position map")
-        pairs = encode_pairs(self.model, dataset, pair_indices)
-        lengths = sorted(set(pairs.lengths.tolist()))
-        if len(lengths) > 1:
-            raise ValueError(
-                f"the pairs have {' and '.join(map(str, lengths))} tokens, a map over positions needs one length: "
-                "choose pairs of one length with pair_indices"
-            )
-        patches = [Patch((Site(name, position=at),)) for name in names for at in range(lengths[0])]
-        return PositionResults(
-            self.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        check_window(window)
+        pairs = self.encoded(dataset, pair_indices, noise)
+        columns = _every_position(pairs) if positions is None else at_named_columns(positions, pairs)
+        patches = [
+            layer_window([replace(column, hook_point=name)], window, self.engine.n_layers)
+            for name in names
+            for column in columns
+        ]
+        return in_directions(
+            lambda way: PositionResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
+            direction,
+            source,
+        )
+
+    @overload
+    def run_neurons_experiment(
+        self,
+        dataset: PatchingDataset,
+        layer: int,
+        neurons: Sequence[int] | None = None,
+        *,
+        direction: Literal["both"],
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> BothDirections[NeuronResults]: ...
+
+    @overload
+    def run_neurons_experiment(
+        self,
+        dataset: PatchingDataset,
+        layer: int,
+        neurons: Sequence[int] | None = None,
+        *,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> NeuronResults: ...
+
+    def run_neurons_experiment(
+        self,
+        dataset: PatchingDataset,
+        layer: int,
+        neurons: Sequence[int] | None = None,
+        *,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> NeuronResults | BothDirections[NeuronResults]:
+        """Patch each neuron of a layer's MLP (`mlp.hook_post`) on each pair.
+
+        Args:
+            layer: the layer, negative from the end.
+            neurons: which neurons, negative ones from the end; None for all.
+
+        The other arguments and the errors are those of `run_patching_experiment`.
+
+        Returns:
+            A list of `NeuronPatchingResult`, one per neuron, in order.
+        """
+        at = check_index(layer, self.engine.n_layers, "layer")
+        name = self.engine.hook_points(block_hook(at, "mlp_post"))[0]
+        width = self.engine.n_neurons(at)
+        chosen = sorted({check_index(n, width, "neuron") for n in (range(width) if neurons is None else neurons)})
+        pairs = self.encoded(dataset, pair_indices, noise)
+        places = at_positions(position, pairs)
+        patches = [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
+        return in_directions(
+            lambda way: NeuronResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
+            direction,
+            source,
         )
 
     def sweep(
@@ -157,22 +343,48 @@ class ActivationPatcher:
         patches: Sequence[Patch],
         *,
         pair_indices: Sequence[int] | None = None,
-        direction: Direction = "denoising",
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
     ) -> Sweep:
         """Run any patches: sets of sites that are replaced together, each on each pair.
 
+        Arguments and errors are those of `run_patching_experiment`.
+
         Returns:
             The raw numbers with all that is needed to read them.
         """
-        pairs = encode_pairs(self.model, dataset, pair_indices)
+        pairs = self.encoded(dataset, pair_indices, noise)
+        return self.sweep_encoded(dataset, pairs, patches, direction, source, noise, metrics)
+
+    def encoded(
+        self, dataset: PatchingDataset, pair_indices: Sequence[int] | None, noise: GaussianNoise | None
+    ) -> EncodedPairs:
+        """The pairs of an experiment as tokens; under noise with the clean prompt on both sides."""
+        return encode_pairs(self.model, dataset if noise is None else CleanPrompts(dataset), pair_indices)
+
+    def sweep_encoded(
+        self,
+        dataset: PatchingDataset,
+        pairs: EncodedPairs,
+        patches: Sequence[Patch],
+        direction: Direction | None,
+        source: Source,
+        noise: GaussianNoise | None,
+        metrics: MetricChoice,
+    ) -> Sweep:
+        """`sweep`, of pairs that are tokens already."""
+        check_source(source, noise)
+        way = direction_of(source, direction)
         chosen = dataset_metrics(self.model, dataset, pairs.indices, metrics)
-        baselines = self.engine.sweep(pairs, patches, chosen, direction)
+        written = references(source, pairs, lambda other: encode_pairs(self.model, other or dataset))
+        baselines = self.engine.sweep(pairs, patches, chosen, way, references=written, noise=noise)
         runs = zip(chosen, baselines.patched, baselines.clean, baselines.corrupted)
         sweep = Sweep(
             patches=tuple(patches),
             measured=tuple(MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs),
-            direction=direction,
+            direction=way,
             model=model_name(self.model),
             n_layers=self.engine.n_layers,
             n_heads=self.engine.n_heads,
@@ -181,6 +393,8 @@ class ActivationPatcher:
             pair_indices=pairs.indices,
             clean_tokens=pairs.clean_tokens,
             corrupted_tokens=pairs.corrupted_tokens,
+            source_of_values=source.label,
+            noise="" if noise is None else noise.label,
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
         sweep.warn_about_unusable_pairs()
@@ -233,9 +447,22 @@ def summarize_results(results: LayerResults, top_k: int = 10) -> None:
             f"results is a {type(results).__name__}, expected what run_patching_experiment returns; for heads use "
             "print_head_results"
         )
-    number = {patch.sites[0].hook_point: i for i, patch in enumerate(results.sweep.patches)}
+    number = {patch_key(patch): i for i, patch in enumerate(results.sweep.patches)}
     rows = [(name, number[name]) for name, _ in results.top(top_k)]
     print(results_text(results.sweep, rows, kind="hook point", of=len(results)))
+
+
+def _every_position(pairs: EncodedPairs) -> list[Site]:
+    """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
+    lengths = sorted(set(pairs.lengths.tolist()))
+    if len(lengths) > 1:
+        named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
+        by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
+        raise ValueError(
+            f"the pairs have {' and '.join(map(str, lengths))} tokens, a map over all positions needs one length: "
+            f"align them by name ({by_name}), or choose pairs of one length with pair_indices"
+        )
+    return [Site("", position=at) for at in range(lengths[0])]
 
 
 def model_name(model: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import plotly.graph_objects as go
 
 from figure_words import metric_name, pairs_used
-from patching_sweep import DIRECTIONS, Sweep
+from patching_sweep import Sweep
 
 PLOTLY_FILE = "plotly.min.js"
 
@@ -56,7 +56,9 @@ def _settings(sweeps: Mapping[str, Sweep]) -> str:
     rows: dict[str, Callable[[Sweep], str]] = {
         "Model": lambda sweep: sweep.model,
         "Task": lambda sweep: sweep.task,
-        "Direction": lambda sweep: f"{sweep.direction} ({DIRECTIONS[sweep.direction]})",
+        "Direction": lambda sweep: f"{sweep.direction} ({sweep.question})",
+        "Corrupted by": lambda sweep: sweep.noise or "another prompt",
+        "Layers at once": lambda sweep: str(sweep.window),
         "Metric": metric_name,
         "Pairs": lambda sweep: pairs_used(sweep.usable),
         "Mean clean, corrupted": lambda sweep: f"{sweep.clean.mean():+.3f}, {sweep.corrupted.mean():+.3f}",

@@ -12,7 +12,7 @@ import numpy as np
 
 from patching_results import HeadPatchingResult
 from patching_sites import Patch, Site
-from patching_sweep import DIRECTIONS, Sweep
+from patching_sweep import Sweep
 
 
 def escaped(text: str) -> str:
@@ -26,7 +26,8 @@ def head_kind(heads: Sequence[HeadPatchingResult]) -> str:
 
 def patch_label(patch: Patch) -> str:
     """The patch without its position, which the subtitle or an axis tells."""
-    return " + ".join(dataclasses.replace(site, position=None).label for site in patch.sites)
+    sites = dict.fromkeys(dataclasses.replace(site, position=None, position_name=None) for site in patch.sites)
+    return dataclasses.replace(patch, sites=tuple(sites)).label
 
 
 def metric_name(sweep: Sweep) -> str:
@@ -53,21 +54,31 @@ def effect_name(sweep: Sweep | None) -> str:
 
 def context_line(sweep: Sweep, note: str) -> str:
     """Subtitle: what the numbers rest on, in lines that fit a phone and break between the parts."""
-    positions = {site.position for patch in sweep.patches for site in patch.sites}
-    where = positions.pop() if len(positions) == 1 else None
+    places = {tuple(dict.fromkeys(map(_place, patch.sites))) for patch in sweep.patches}
+    where = places.pop() if len(places) == 1 else ("",)
     parts = [
         sweep.model,
-        f"{sweep.direction}: {DIRECTIONS[sweep.direction].partition(':')[0]}",
+        f"{sweep.direction}: {sweep.intervention}",
+        f"corrupted by {sweep.noise}" if sweep.noise else "",
         f"effect {_scale(sweep)}",
         sweep.task,
         pairs_used(sweep.usable),
         metric_name(sweep),
-        "one position per pair" if isinstance(where, tuple) else "" if where is None else f"position {where}",
+        f"windows of {sweep.window} layers" if sweep.window > 1 else "",
+        " and ".join(where),
         note,
     ]
     unbroken = [part.replace(" ", "\xa0") if len(part) <= 52 else part for part in parts if part]
     lines = textwrap.wrap(" · ".join(unbroken), 56, break_on_hyphens=False)
     return "<br>".join(escaped(line.replace("\xa0", " ").strip(" ·")) for line in lines)
+
+
+def _place(site: Site) -> str:
+    if site.position_name is not None:
+        return f"position {site.position_name}"
+    if isinstance(site.position, tuple):
+        return "one position per pair"
+    return "" if site.position is None else f"position {site.position}"
 
 
 def _hover(label: str, effect: float, metrics: Sequence[float], sweep: Sweep | None, usable: Any) -> str:

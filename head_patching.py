@@ -13,12 +13,16 @@ A head whose output matters while its pattern does not is moved by what it reads
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, overload
 
 from activation_patching import ActivationPatcher
 from metric_sets import MetricChoice
+from patch_sets import Position, at_positions
+from patching_directions import BothDirections, in_directions
 from patching_results import HeadPatchingResult, HeadResults
-from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site, block_hook, check_index
+from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, block_hook, check_index
+from patching_sources import OTHER_RUN, GaussianNoise, Source
 from patching_sweep import Direction
 from patching_tasks import PatchingDataset
 from result_tables import results_text
@@ -39,6 +43,21 @@ class HeadPatcher:
         self.model = model
         self.patcher = ActivationPatcher(model, batch_size=batch_size, show_progress=show_progress)
 
+    @overload
+    def run_all_heads_experiment(
+        self,
+        dataset: PatchingDataset,
+        patch_type: PatchType = "output",
+        *,
+        direction: Literal["both"],
+        layers: Sequence[int] | None = None,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> BothDirections[HeadResults]: ...
+
+    @overload
     def run_all_heads_experiment(
         self,
         dataset: PatchingDataset,
@@ -46,10 +65,26 @@ class HeadPatcher:
         *,
         layers: Sequence[int] | None = None,
         pair_indices: Sequence[int] | None = None,
-        position: int | None = None,
-        direction: Direction = "denoising",
+        position: Position = None,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> HeadResults:
+    ) -> HeadResults: ...
+
+    def run_all_heads_experiment(
+        self,
+        dataset: PatchingDataset,
+        patch_type: PatchType = "output",
+        *,
+        layers: Sequence[int] | None = None,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> HeadResults | BothDirections[HeadResults]:
         """Patch each head on each pair.
 
         Args:
@@ -57,13 +92,14 @@ class HeadPatcher:
             patch_type: what of the head is replaced (module docstring).
             layers: which layers, negative ones from the end; None for all.
             pair_indices: which pairs of the dataset; None for all.
-            position: token position to patch (the query's, for `pattern`); None for all positions at once.
-            direction: `denoising` (clean into corrupted) or `noising` (corrupted into clean).
-            metrics: what to measure, all in the same runs, as in `ActivationPatcher.run_patching_experiment`.
+            position: token position to patch (the query's, for `pattern`), a name the task gives one, or several that
+                are patched together; None for all positions at once.
+            direction, source, noise, metrics: as in `ActivationPatcher.run_patching_experiment`.
 
         Returns:
             A list of `HeadPatchingResult`, one per head, in order of layer and head. For `k` and `v` under
-            grouped-query attention it has one per key-value head (`results.counts_key_value_heads`).
+            grouped-query attention it has one per key-value head (`results.counts_key_value_heads`). For the direction
+            `both` a `BothDirections` of two such.
 
         Raises:
             ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
@@ -74,13 +110,17 @@ class HeadPatcher:
         component = PATCH_TYPES[patch_type]
         n_heads = engine.n_key_value_heads if component in KEY_VALUE_COMPONENTS else engine.n_heads
         chosen = range(engine.n_layers) if layers is None else layers
+        pairs = self.patcher.encoded(dataset, pair_indices, noise)
+        places = at_positions(position, pairs)
         patches = [
-            Patch((Site(block_hook(layer, component), head=head, position=position),))
+            Patch(tuple(replace(place, hook_point=block_hook(layer, component), head=head) for place in places))
             for layer in sorted({check_index(layer, engine.n_layers, "layer") for layer in chosen})
             for head in range(n_heads)
         ]
-        return HeadResults(
-            self.patcher.sweep(dataset, patches, pair_indices=pair_indices, direction=direction, metrics=metrics)
+        return in_directions(
+            lambda way: HeadResults(self.patcher.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
+            direction,
+            source,
         )
 
     def find_important_heads(

@@ -15,13 +15,21 @@ from torch import Tensor
 
 from model_runners import Hook, Recording
 from patching_plan import Batch, Route, Stage
-from patching_resume import PER_HEAD, Chunk, Experiment, Resumption, added_by_heads, resid_name
+from patching_resume import (
+    PER_HEAD,
+    Chunk,
+    Experiment,
+    Resumption,
+    added_by_heads,
+    mlp_output_weight,
+    resid_name,
+)
 from patching_sites import Site, block_hook
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Largest error of a resumed run, relative to the largest value, that the self-check accepts."""
 
-ADDED = (*PER_HEAD, "attn_out", "resid_mid", "mlp_out")
+ADDED = (*PER_HEAD, "attn_out", "resid_mid", "mlp_post", "mlp_out")
 """Components whose change is added to the recorded residual stream, which is checked against the layer's attn_out."""
 
 
@@ -52,9 +60,9 @@ FULL_RUNS = Exactness(resume=False, prefix=False, linear=False, narrow=False)
 
 def error_of_resuming(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> str | None:
     """What differs when a pair is resumed with no change at every layer; None where nothing does."""
-    runner, pair = experiment.runner, int(chunk.first_difference.argmin())
-    length, first = int(chunk.lengths[pair]), int(chunk.first_difference[pair])
-    start = min(first, length - 1) if exactness.prefix else 0
+    runner, pair = experiment.runner, int(chunk.first_change.argmin())
+    length, first = int(chunk.lengths[pair]), int(chunk.first_change[pair])
+    start = min(max(first, 1), length - 1) if exactness.prefix else 0
     routes = [
         Route(layer, stage, (), ())
         for layer in range(runner.n_layers)
@@ -76,7 +84,7 @@ def error_of_resuming(experiment: Experiment, chunk: Chunk, exactness: Exactness
 
 def error_of_adding(experiment: Experiment, base: Recording, routes: Sequence[Route]) -> str | None:
     """Where the recorded parts do not add up as the shortcut for linear writes assumes; None where they do."""
-    for site in {replace(site, head=None, position=None) for taken in routes for site in taken.on_entry}:
+    for site in {Site(site.hook_point) for taken in routes for site in taken.on_entry}:
         error, allowed = _adding_error(experiment, site, base.activations)
         if not error <= allowed:
             return f"{site.hook_point} does not add up to the residual stream ({error:.2g} off)"
@@ -124,9 +132,13 @@ def _adding_error(experiment: Experiment, site: Site, recorded: dict[str, Tensor
         return 0.0, 0.0
     before = recorded[block_hook(layer, "resid_pre")]
     attn_out = recorded[block_hook(layer, "attn_out")]
-    if component == "mlp_out":
+    if component == "mlp_post":
+        error, allowed = _neuron_error(experiment, site, recorded)
+        if not error <= allowed:
+            return error, allowed
+    if component in ("mlp_post", "mlp_out"):
         expected = recorded[resid_name(layer + 1, experiment.runner.n_layers)]
-        found = before + attn_out + recorded[site.hook_point]
+        found = before + attn_out + recorded[block_hook(layer, "mlp_out")]
     elif component == "resid_mid":
         expected, found = recorded[site.hook_point], before + attn_out
     else:  # z and result: compared between positions, so that the output bias does not matter
@@ -134,6 +146,19 @@ def _adding_error(experiment: Experiment, site: Site, recorded: dict[str, Tensor
         heads = recorded[site.hook_point]
         found = added_by_heads(experiment.runner, site, heads - heads.roll(1, dims=1), None)
     return float((found - expected).abs().max()), max(_allowed_error(expected), _allowed_error(before))
+
+
+def _neuron_error(experiment: Experiment, site: Site, recorded: dict[str, Tensor]) -> tuple[float, float]:
+    """(error, allowed error) of the MLP's output as its neurons times a matrix; infinite where there is none."""
+    layer, neurons = site.layer, recorded[site.hook_point]
+    assert layer is not None
+    weight = mlp_output_weight(experiment.runner, layer)
+    output = recorded.get(block_hook(layer, "mlp_out"))
+    if weight is None or output is None or len(weight) != neurons.shape[-1]:
+        return float("inf"), 0.0
+    expected = output - output.roll(1, dims=1)  # compared between positions, so that the bias does not matter
+    found = (neurons - neurons.roll(1, dims=1)) @ weight
+    return float((found - expected).abs().max()), max(_allowed_error(expected), _allowed_error(output))
 
 
 def _allowed_error(values: Tensor) -> float:

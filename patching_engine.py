@@ -18,6 +18,7 @@ Where it does not, it falls back to full runs and says so.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,9 +37,18 @@ from model_runners import Recording, Runner, make_runner
 from patching_checks import ADDED, FULL_RUNS, Exactness, check_writing, error_of_adding, error_of_resuming
 from patching_metrics import Metric
 from patching_plan import Batch, Route, plan, route
-from patching_resume import Chunk, Experiment, Resumption, resid_name, run_in_full
+from patching_resume import (
+    Chunk,
+    Experiment,
+    Resumption,
+    mlp_output_weight,
+    noise_hook,
+    resid_name,
+    run_in_full,
+)
 from patching_sites import (
     KEY_VALUE_COMPONENTS,
+    NEURON_COMPONENTS,
     Patch,
     Site,
     block_hook,
@@ -47,6 +57,7 @@ from patching_sites import (
     head_axis,
     position_axis,
 )
+from patching_sources import GaussianNoise, Prompts, References
 from patching_sweep import DIRECTIONS, Direction
 from patching_tasks import EncodedPairs
 
@@ -98,6 +109,11 @@ class PatchingEngine:
             return cfg.n_heads
         return getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
 
+    def n_neurons(self, layer: int) -> int:
+        """Number of neurons of a layer's MLP."""
+        weight = mlp_output_weight(self.runner, layer)
+        return self.runner.model.cfg.d_mlp if weight is None else len(weight)
+
     def hook_points(self, asked: str | Sequence[str]) -> list[str]:
         """Full names of the hook points asked for (`expand_hook_points`)."""
         return expand_hook_points(asked, self.runner.hook_points, self.n_layers)
@@ -113,33 +129,54 @@ class PatchingEngine:
         patches: Sequence[Patch],
         metrics: Sequence[Metric],
         direction: Direction = "denoising",
+        *,
+        references: References | None = None,
+        noise: GaussianNoise | None = None,
     ) -> Baselines:
         """Every metric of every patch on every pair, and of the clean and the corrupted runs, all from the same runs.
 
+        Args:
+            pairs: the prompts.
+            patches: what is replaced in each patched run.
+            metrics: what is measured on the logits, all of it in the same runs.
+            direction: which run of each pair is patched.
+            references: the prompts whose mean activations are written (`patching_sources.references`); None for the
+                pair's other run.
+            noise: makes the corrupted run out of the clean prompt; the metric is averaged over its samples.
+
         Raises:
-            ValueError: before any run, for an unknown direction or hook point and for a head or position out of range.
+            ValueError: before any run, for an unknown direction or hook point and for a head, neuron or position out
+                of range.
             RuntimeError: where a hook that should have written a patch did not fire.
         """
         measured = MetricSet(tuple(metrics))
-        patched = np.full((len(measured), len(patches), len(pairs)), np.nan)
-        clean, corrupted = np.full((2, len(measured), len(pairs)), np.nan)
-        base_metric, source_metric = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+        samples = 1 if noise is None else noise.samples
+        n_runs = len(pairs) * samples
+        patched = np.full((len(measured), len(patches), n_runs), np.nan)
+        clean, corrupted = np.full((2, len(measured), n_runs), np.nan)
+        base_metric, other_metric = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
         with (
-            self.running(pairs, patches, direction, measured.reads_all_positions, measured.tokens) as runs,
-            tqdm(
-                total=len(patches) * len(pairs), unit="run", desc="Patching", disable=not self.show_progress
-            ) as progress,
+            self.running(
+                pairs,
+                patches,
+                direction,
+                measured.reads_all_positions,
+                measured.tokens,
+                references=references,
+                noise=noise,
+            ) as runs,
+            tqdm(total=len(patches) * n_runs, unit="run", desc="Patching", disable=not self.show_progress) as progress,
         ):
             for chunk in runs.chunks():
                 indices = chunk.pairs.numpy()
-                base, source = chunk.base.logits, chunk.source.logits
-                clean_logits = source if direction == "denoising" else base
+                base, other = chunk.base.logits, chunk.other.logits
+                clean_logits = other if direction == "denoising" else base
                 measure = functools.partial(
-                    measured.measure, clean=clean_logits, pairs=chunk.pairs, lengths=chunk.lengths
+                    measured.measure, clean=clean_logits, pairs=chunk.pairs // samples, lengths=chunk.lengths
                 )
                 every = torch.arange(len(indices))
                 base_metric[:, indices] = measure(base, rows=every).numpy()
-                source_metric[:, indices] = measure(source, rows=every).numpy()
+                other_metric[:, indices] = measure(other, rows=every).numpy()
                 patched[:, :, indices] = base_metric[:, None, indices]
                 done = 0
                 for batch, logits in runs.batches(chunk):
@@ -148,7 +185,7 @@ class PatchingEngine:
                     done += len(batch)
                     progress.update(len(batch))
                 progress.update(len(patches) * len(indices) - done)
-        return Baselines(patched, clean, corrupted)
+        return Baselines(*(_mean_of_samples(values, samples) for values in (patched, clean, corrupted)))
 
     def patched_logits(
         self, pairs: EncodedPairs, patch: Patch, direction: Direction = "denoising"
@@ -172,6 +209,9 @@ class PatchingEngine:
         direction: Direction,
         reads_all: bool,
         vocabulary: Int[Tensor, " token"] | None,
+        *,
+        references: References | None = None,
+        noise: GaussianNoise | None = None,
     ) -> Iterator[_Runs]:
         """The experiment, checked, with the model made ready and put back afterwards."""
         if direction not in DIRECTIONS:
@@ -179,9 +219,17 @@ class PatchingEngine:
         if not patches:
             raise ValueError("there is nothing to patch: give at least one site")
         positions = [[self._checked_positions(site, pairs.lengths) for site in patch.sites] for patch in patches]
+        if noise is not None and references is not None:
+            raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
         names = {site.hook_point for patch in patches for site in patch.sites}
         with self.runner.as_found(names):
-            experiment = Experiment(self.runner, pairs, patches, positions, direction, reads_all, vocabulary)
+            placed = None
+            if noise is not None:
+                placed = noise.placed(pairs, embedding_deviation(self.runner))
+                pairs, positions = _repeated(pairs, positions, noise.samples)
+            experiment = Experiment(
+                self.runner, pairs, patches, positions, direction, reads_all, vocabulary, references, placed
+            )
             yield _Runs(experiment, self.batch_size)
 
     def _checked_positions(self, site: Site, lengths: Int[Tensor, " pair"]) -> Int[Tensor, " pair"] | None:
@@ -195,6 +243,8 @@ class PatchingEngine:
             if not 0 <= site.head < size:
                 kind = "key-value head" if is_key_value and size != self.n_heads else "head"
                 raise ValueError(f"{kind} {site.head} is out of range: expected 0 to {size - 1}")
+        if site.neuron is not None:
+            self._check_neuron(site, site.neuron)
         if site.position is None:
             return None
         per_pair = site.position if isinstance(site.position, tuple) else (site.position,) * len(lengths)
@@ -203,6 +253,13 @@ class PatchingEngine:
         return torch.tensor(
             [check_index(p, n, f"position (in a prompt of {n} tokens)") for p, n in zip(per_pair, lengths.tolist())]
         )
+
+    def _check_neuron(self, site: Site, neuron: int) -> None:
+        if site.layer is None or site.component not in NEURON_COMPONENTS:
+            raise ValueError(f"{site.hook_point} has no axis of neurons, so neuron {neuron} cannot be patched there")
+        size = self.n_neurons(site.layer)
+        if not 0 <= neuron < size:
+            raise ValueError(f"neuron {neuron} is out of range: expected 0 to {size - 1}")
 
 
 class _Runs:
@@ -215,6 +272,7 @@ class _Runs:
         inside = all(site.layer is not None for patch in self.patches for site in patch.sites)
         self.exactness = Exactness() if inside else FULL_RUNS
         self.max_tokens = self._tokens_that_fit()
+        self._means: dict[int, dict[str, Tensor]] = {}
 
     @property
     def routes(self) -> list[Route]:
@@ -222,9 +280,10 @@ class _Runs:
         return [route(patch, self.exactness.linear) for patch in self.patches] if self.exactness.resume else []
 
     def chunks(self) -> Iterator[Chunk]:
-        """The pairs, recorded a few at a time; those of like length and like first difference together."""
-        lengths, first = self.pairs.lengths, self.pairs.first_difference
-        order = sorted(range(len(self.pairs)), key=lambda i: (int(lengths[i]), int(first[i])))
+        """The pairs, recorded a few at a time; those of like length, references and first change together."""
+        lengths, first, references = self.pairs.lengths, self.experiment.first_change, self.experiment.references
+        group = [0] * len(self.pairs) if references is None else references.of_pair
+        order = sorted(range(len(self.pairs)), key=lambda i: (int(lengths[i]), group[i], int(first[i])))
         size = self._pairs_that_fit()
         for i in range(0, len(order), size):
             chunk = self._record(torch.tensor(order[i : i + size]))
@@ -268,28 +327,88 @@ class _Runs:
         base_names, source_names = self._recorded_names()
         lengths = self.pairs.lengths[pairs]
         read = None if self.experiment.reads_all else lengths - 1
-        clean, corrupted = (_padded([run[i] for i in pairs]) for run in (self.pairs.clean, self.pairs.corrupted))
-        base, source = (corrupted, clean) if self.experiment.direction == "denoising" else (clean, corrupted)
-        chunk = Chunk(
+        base_noise, other_noise = self._noise(pairs)
+        base, other = (_padded([run[i] for i in pairs]) for run in self.experiment.prompts)
+        averaged = self.experiment.references is not None
+        recorded_base = self._record_run(base, base_names | source_names if averaged else base_names, read, base_noise)
+        recorded_other = self._record_run(other, set() if averaged else source_names, read, other_noise)
+        for name in source_names:
+            _check_shape(name, (recorded_base if averaged else recorded_other).activations.get(name), base.shape)
+        return Chunk(
             pairs,
             lengths,
-            self.pairs.first_difference[pairs],
-            self.runner.record(base.to(self.runner.device), base_names, read, self.experiment.vocabulary),
-            self.runner.record(source.to(self.runner.device), source_names, read, self.experiment.vocabulary),
+            self.experiment.first_change[pairs],
+            recorded_base,
+            recorded_other,
+            self._reference_means(pairs, recorded_base, source_names) if averaged else recorded_other.activations,
+            base_noise,
         )
-        for name in source_names:
-            _check_shape(name, chunk.source.activations.get(name), base.shape)
-        return chunk
+
+    def _record_run(
+        self,
+        prompts: Int[Tensor, "pair pos"],
+        hook_points: set[str],
+        read: Int[Tensor, " pair"] | None,
+        noise: Float[Tensor, "pair pos d_model"] | None,
+    ) -> Recording:
+        with contextlib.nullcontext() if noise is None else self.runner.hooks([noise_hook(noise)]):
+            return self.runner.record(prompts.to(self.runner.device), hook_points, read, self.experiment.vocabulary)
+
+    def _noise(self, pairs: Int[Tensor, " pair"]) -> tuple[Tensor | None, Tensor | None]:
+        """What is added to the embeddings of the runs that are patched, and of the other runs."""
+        if self.experiment.noise is None:
+            return None, None
+        longest = int(self.pairs.lengths[pairs].max())
+        noise = self.experiment.noise.values(pairs.tolist(), longest, self.runner.model.cfg.d_model)
+        noise = noise.to(self.runner.device)
+        return (noise, None) if self.experiment.direction == "denoising" else (None, noise)
+
+    def _reference_means(
+        self, pairs: Int[Tensor, " pair"], base: Recording, names: set[str]
+    ) -> dict[str, Float[Tensor, "pair ..."]]:
+        """Each hook point's mean over the reference prompts of each pair, zero where there are none."""
+        references = self.experiment.references
+        assert references is not None
+        groups = [references.of_pair[pair] for pair in pairs.tolist()]
+        means = {group: self._means[group] for group in groups if group in self._means}
+        if new := sorted({*groups} - {*means}):
+            found = self._means_over([references.groups[group] for group in new], base, names)
+            means |= zip(new, found)
+        self._means = means
+        shapes = {name: base.activations[name].shape[1:] for name in names}
+        return {name: torch.stack([_fitted(means[group][name], shapes[name]) for group in groups]) for name in names}
+
+    def _means_over(self, groups: Sequence[Prompts], base: Recording, names: set[str]) -> list[dict[str, Tensor]]:
+        """Each hook point's mean over each group of prompts; sums are kept, not the prompts' own activations."""
+        sums = [{name: torch.zeros_like(base.activations[name][0]) for name in names} for _ in groups]
+        waiting = [(i, prompt) for i, prompts in enumerate(groups) for prompt in prompts]
+        size = self._pairs_that_fit()
+        for begin in range(0, len(waiting), size):
+            batch = waiting[begin : begin + size]
+            prompts = _padded([prompt for _, prompt in batch])
+            read = torch.tensor([len(prompt) - 1 for _, prompt in batch])
+            recorded = self._record_run(prompts, names, read, None).activations
+            for row, (i, _) in enumerate(batch):
+                for name in names:
+                    value = recorded[name][row]
+                    total = sums[i][name].to(torch.promote_types(value.dtype, torch.float32))
+                    sums[i][name] = value + _fitted(total, value.shape)
+        return [
+            {name: (total / max(1, len(prompts))).to(base.activations[name].dtype) for name, total in of_group.items()}
+            for of_group, prompts in zip(sums, groups)
+        ]
 
     def _recorded_names(self) -> tuple[set[str], set[str]]:
         """Hook points needed of the run that is patched, and of the run whose activations are copied."""
-        n_layers = self.runner.n_layers
+        n_layers, hook_points = self.runner.n_layers, set(self.runner.hook_points)
         source = {site.hook_point for patch in self.patches for site in patch.sites}
         routes = self.routes
         base = {resid_name(layer, n_layers) for layer in range(n_layers + 1)} if routes else set()
         for taken in routes:
             base |= {site.hook_point for site in taken.on_entry}
-            base |= {block_hook(site.layer or 0, "attn_out") for site in taken.on_entry if site.component in ADDED}
+            for site in taken.on_entry:
+                if site.layer is not None and site.component in ADDED:
+                    base |= {block_hook(site.layer, "attn_out"), block_hook(site.layer, "mlp_out")} & hook_points
         return base, source
 
     def _checked(self, chunk: Chunk) -> Chunk:
@@ -298,6 +417,7 @@ class _Runs:
         Returns the chunk, recorded again where fewer shortcuts need other activations.
         """
         reason = None
+        embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
         while self.exactness.resume:
             if chunk.base.keys_values is None:
                 self.exactness = replace(self.exactness, prefix=False)
@@ -314,7 +434,7 @@ class _Runs:
                 stacklevel=5,
             )
         hooked = [taken.hooked for taken in self.routes] or [patch.sites for patch in self.patches]
-        check_writing(self.experiment, chunk, self.exactness, hooked)
+        check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
         return chunk
 
     @property
@@ -349,9 +469,9 @@ class _Runs:
 def _starts(experiment: Experiment, chunk: Chunk) -> Int[Tensor, "patch pair"]:
     """First position that each patch changes; a pair's length where it changes nothing.
 
-    Both runs agree before their first differing token, so nothing before it can change.
+    Before a pair's first change, what is written is what the run that is patched holds there.
     """
-    first, lengths = chunk.first_difference, chunk.lengths
+    first, lengths = chunk.first_change, chunk.lengths
     starts = torch.empty(len(experiment.patches), len(lengths), dtype=torch.long)
     differences: dict[str, Tensor | None] = {}
     for i, (patch, positions) in enumerate(zip(experiment.patches, experiment.positions)):
@@ -368,25 +488,34 @@ def _starts(experiment: Experiment, chunk: Chunk) -> Int[Tensor, "patch pair"]:
 
 
 def _difference(site: Site, n_layers: int, chunk: Chunk) -> Tensor | None:
-    """Where the runs' activations differ at a hook point, on the axes pair, pos (and head); None where not recorded."""
+    """Where what is written differs from what is there, on the axes pair, pos (and head or neuron).
+
+    None where what is there was not recorded.
+    """
     name = site.hook_point
     in_base = name if site.layer is None or site.component != "resid_post" else resid_name(site.layer + 1, n_layers)
     base = chunk.base.activations.get(in_base)
-    source = chunk.source.activations[name]
+    source = chunk.source[name]
     if base is None:
         return None
-    real = torch.arange(base.shape[1]) < chunk.lengths[:, None]
-    differs = (base != source).flatten(3 if head_axis(name) == 2 else 2).any(dim=-1).cpu()
+    differs = base != source
+    if head_axis(name) == 1:
+        differs = differs.movedim(1, 2)
+    if site.component not in NEURON_COMPONENTS:
+        differs = differs.flatten(2 if head_axis(name) is None else 3).any(dim=-1)
+    differs = differs.cpu()
+    real = torch.arange(differs.shape[1]) < chunk.lengths[:, None]
     return differs & real.view(*real.shape, *[1] * (differs.ndim - 2))
 
 
 def _is_same(differs: Tensor | None, site: Site, at: Int[Tensor, " pair"] | None, chunk: Chunk) -> Tensor:
-    """For each pair, whether both runs hold the very same activation at the site (as far as both were recorded)."""
+    """For each pair, whether what is written at the site is the very same that is there (as far as that is known)."""
     rows = torch.arange(len(chunk.pairs))
     if differs is None:
         return torch.zeros(len(rows), dtype=torch.bool)
     if differs.ndim == 3:
-        differs = differs.any(dim=2) if site.head is None else differs[:, :, site.head]
+        index = site.neuron if site.head is None else site.head
+        differs = differs.any(dim=2) if index is None else differs[:, :, index]
     return ~differs.any(dim=1) if at is None else ~differs[rows, at[chunk.pairs]]
 
 
@@ -399,6 +528,64 @@ def _check_shape(name: str, value: Tensor | None, tokens: torch.Size) -> None:
             f"{name} holds a tensor of shape {tuple(value.shape)} for {tokens[0]} prompts of {tokens[1]} tokens: "
             "only activations with a prompt and a position axis can be patched"
         )
+
+
+def embedding_deviation(runner: Runner) -> float:
+    """Standard deviation of all entries of the vocabulary's embeddings, as they pass `hook_embed`."""
+    cfg = runner.model.cfg
+    width = min(cfg.n_ctx, 256)
+    tokens = torch.arange(cfg.d_vocab)
+    whole = len(tokens) // width * width
+    batches = [*tokens[:whole].view(-1, width).split(64), tokens[None, whole:]]
+    count, total, squares = 0, 0.0, 0.0
+    for batch in batches:
+        if batch.numel():
+            embedded = _embedded(runner, batch.to(runner.device)).double()
+            count += embedded.numel()
+            total += float(embedded.sum())
+            squares += float(embedded.square().sum())
+    return max(0.0, squares / count - (total / count) ** 2) ** 0.5
+
+
+class _EmbeddedError(Exception):
+    """Ends a run once its embeddings are known."""
+
+
+def _embedded(runner: Runner, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_model"]:
+    seen: list[Tensor] = []
+
+    def keep(value: Tensor, hook: Any) -> None:
+        seen.append(value.detach().cpu())
+        raise _EmbeddedError
+
+    with contextlib.suppress(_EmbeddedError), runner.hooks([("hook_embed", keep)]):
+        runner.run(tokens, None)
+    if not seen:
+        raise RuntimeError("hook_embed did not fire in a run of this model: no noise can be put on its embeddings")
+    return seen[0]
+
+
+def _repeated(
+    pairs: EncodedPairs, positions: Sequence[Sequence[Int[Tensor, " pair"] | None]], samples: int
+) -> tuple[EncodedPairs, list[list[Int[Tensor, " run"] | None]]]:
+    """Each pair's clean prompt, and its patched positions, once per sample of the noise."""
+    fields = dataclasses.fields(pairs)
+    runs = {field.name: tuple(v for v in getattr(pairs, field.name) for _ in range(samples)) for field in fields}
+    runs["corrupted"] = runs["clean"]
+    per_run = [[None if at is None else at.repeat_interleave(samples) for at in patch] for patch in positions]
+    return EncodedPairs(**runs), per_run
+
+
+def _mean_of_samples(values: Float[np.ndarray, "... run"], samples: int) -> Float[np.ndarray, "... pair"]:
+    return values.reshape(*values.shape[:-1], -1, samples).mean(axis=-1)
+
+
+def _fitted(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """The activation of one prompt, cut off or padded with zeros where it has other numbers of positions."""
+    fitted = value.new_zeros(tuple(shape))
+    common = tuple(slice(min(sizes)) for sizes in zip(value.shape, shape))
+    fitted[common] = value[common]
+    return fitted
 
 
 def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:

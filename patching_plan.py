@@ -75,10 +75,10 @@ class Batch:
         ]
 
 
-_BLOCK_ENTRIES = {"resid_pre": 0, "resid_post": 1, "mlp_out": 1}
+_BLOCK_ENTRIES = {"resid_pre": 0, "resid_post": 1, "mlp_out": 1, "mlp_post": 1}
 """Component -> how many layers further on a row enters that changes it."""
 _ATTENTION_ENTRIES = ("z", "attn.hook_result", "attn_out", "resid_mid")
-_UPSTREAM_FIRST = (*_ATTENTION_ENTRIES, "mlp_out", "resid_post", "resid_pre")
+_UPSTREAM_FIRST = (*_ATTENTION_ENTRIES, "mlp_post", "mlp_out", "resid_post", "resid_pre")
 
 
 def route(patch: Patch, linear: bool) -> Route:
@@ -86,8 +86,8 @@ def route(patch: Patch, linear: bool) -> Route:
 
     Args:
         patch: sites inside the blocks.
-        linear: whether a change of z, attn_out, resid_mid or mlp_out may be added to the recorded residual stream
-            instead of re-running what produced it.
+        linear: whether a change of z, attn_out, resid_mid, mlp_post or mlp_out may be added to the recorded residual
+            stream instead of re-running what produced it.
     """
     entries = {site: _entry(site, linear) for site in patch.sites}
     layer, stage, _ = min(entries.values())
@@ -104,7 +104,7 @@ def _entry(site: Site, linear: bool) -> tuple[int, Stage, bool]:
     layer, component = site.layer, site.component
     if layer is None:
         raise ValueError(f"{site.hook_point} lies outside the blocks: a resumed run cannot change it")
-    if component in ("resid_pre", "resid_post") or (component == "mlp_out" and linear):
+    if component in ("resid_pre", "resid_post") or (component in ("mlp_post", "mlp_out") and linear):
         return layer + _BLOCK_ENTRIES[component], Stage.BLOCK, True
     if component in _ATTENTION_ENTRIES and linear:
         return layer, Stage.ATTENTION, True

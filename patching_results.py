@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, Site
+from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch
 from patching_statistics import Correction, SiteStatistics
 from patching_sweep import Sweep
 from result_files import read_sweep, write_csv, write_parquet, write_sweep
@@ -34,8 +34,8 @@ class PatchingResult:
     patched_metric: float
     effect: float
     """Share of the behaviour that the patch moved (`patching_sweep`); NaN where the baselines barely differ."""
-    position: int | None = None
-    """The position that was patched; None for all."""
+    position: int | tuple[int, ...] | None = None
+    """The position that was patched, or several that were patched together; None for all."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,10 @@ class SweepResults:
 
 
 class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
-    """Hook point -> one `PatchingResult` per pair, with the whole sweep in `.sweep`."""
+    """Hook point -> one `PatchingResult` per pair, with the whole sweep in `.sweep`.
+
+    A window of layers stands under the hook point in its middle, a set of hook points under its name.
+    """
 
     _rows = "hook points"
 
@@ -143,15 +146,15 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
         dict.__init__(
             self,
             {
-                patch.sites[0].hook_point: [
+                patch_key(patch): [
                     PatchingResult(
-                        hook_point=patch.sites[0].hook_point,
+                        hook_point=patch_key(patch),
                         pair_index=pair,
                         clean_metric=float(sweep.clean[j]),
                         corrupted_metric=float(sweep.corrupted[j]),
                         patched_metric=float(sweep.patched[i, j]),
                         effect=float(effects[i, j]),
-                        position=_position_of(patch.sites[0], j),
+                        position=_position_of(patch, j),
                     )
                     for j, pair in enumerate(sweep.pair_indices)
                 ]
@@ -162,18 +165,18 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
     @property
     def effects(self) -> dict[str, float]:
         """Hook point -> effect over the usable pairs."""
-        return {patch.sites[0].hook_point: float(e) for patch, e in zip(self.sweep.patches, self.sweep.effects)}
+        return {patch_key(patch): float(e) for patch, e in zip(self.sweep.patches, self.sweep.effects)}
 
     def top(self, k: int = 10) -> list[tuple[str, float]]:
         """The k hook points of largest |effect|, largest first."""
         return _largest(self.effects.items(), k)
 
     def matrix(self) -> pd.DataFrame:
-        """Effects as a layer × component table; NaN where a cell was not measured."""
+        """Effects as a layer × component table; NaN where a cell was not measured. Named sets have no cell."""
         cells = [
             (patch.sites[0].layer, patch.sites[0].component, effect)
             for patch, effect in zip(self.sweep.patches, self.sweep.effects)
-            if patch.sites[0].layer is not None
+            if patch.sites[0].layer is not None and patch.name is None
         ]
         if not cells:
             raise ValueError("none of these hook points lies in a layer, so there is no layer × component table")
@@ -236,21 +239,75 @@ class HeadResults(SweepResults, list[HeadPatchingResult]):
         return table
 
 
+@dataclass(frozen=True)
+class NeuronPatchingResult:
+    """One neuron of an MLP patched on every pair. Metrics are means over the usable pairs."""
+
+    layer: int
+    neuron: int
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+
+    @property
+    def label(self) -> str:
+        return f"L{self.layer}N{self.neuron}"
+
+
+class NeuronResults(SweepResults, list[NeuronPatchingResult]):
+    """One `NeuronPatchingResult` per neuron, in order, with the whole sweep in `.sweep`."""
+
+    _rows = "neurons"
+
+    def __init__(self, sweep: Sweep) -> None:
+        SweepResults.__init__(self, sweep)
+        usable, effects = sweep.usable, sweep.pair_effects
+        results = (
+            NeuronPatchingResult(
+                layer=layer,
+                neuron=neuron,
+                clean_metric=_mean(sweep.clean[usable]),
+                corrupted_metric=_mean(sweep.corrupted[usable]),
+                patched_metric=_mean(sweep.patched[i, usable]),
+                effect=float(effect),
+                pair_effects=tuple(effects[i].tolist()),
+            )
+            for i, ((layer, neuron), effect) in enumerate(zip(map(_neuron_of, sweep.patches), sweep.effects))
+        )
+        list.__init__(self, results)
+
+    def top(self, k: int = 10) -> list[NeuronPatchingResult]:
+        """The k neurons of largest |effect|, largest first."""
+        return [result for result, _ in _largest(((result, result.effect) for result in self), k)]
+
+
 class PositionResults(SweepResults):
     """Every layer of one component patched at every position: a layer × position map.
 
-    Positions are counted in the prompts themselves, so all pairs need the same number of tokens.
+    Positions are counted in the prompts themselves, so all pairs need the same number of tokens; or they go by name,
+    and pairs in which a name stands elsewhere are aligned by it.
     """
 
     _rows = "sites"
 
     def __init__(self, sweep: Sweep) -> None:
         for site in (patch.sites[0] for patch in sweep.patches):
-            if site.layer is None or not isinstance(site.position, int):
+            if site.layer is None or not (isinstance(site.position, int) or site.position_name):
                 raise ValueError(
                     f"{site.label} has no place in a layer × position map: it needs a layer and a position"
                 )
         super().__init__(sweep)
+
+    @property
+    def names(self) -> list[str] | None:
+        """The positions' names, one per column; None where the columns are the prompts' own positions."""
+        found = list(dict.fromkeys(patch.sites[0].position_name for patch in self.sweep.patches))
+        named = [name for name in found if name is not None]
+        return named if len(named) == len(found) else None
 
     @property
     def components(self) -> list[str]:
@@ -262,19 +319,24 @@ class PositionResults(SweepResults):
         return _largest(zip(self.sweep.patches, self.sweep.effects.tolist()), k)
 
     def matrix(self, component: str | None = None) -> Float[np.ndarray, "layer pos"]:
-        """Effects of a component (the first, if not named) by layer and position; NaN where not measured."""
+        """Effects of a component (the first, if not named) by layer and position; NaN where not measured.
+
+        The columns are the positions from 0 on, or `names`.
+        """
         component = self.components[0] if component is None else component
         if component not in self.components:
             raise ValueError(f"component {component!r} was not patched: expected one of {', '.join(self.components)}")
-        table = np.full((self.sweep.n_layers, len(self.sweep.clean_tokens[0])), np.nan)
+        names = self.names
+        width = len(self.sweep.clean_tokens[0]) if names is None else len(names)
+        table = np.full((self.sweep.n_layers, width), np.nan)
         for patch, effect in zip(self.sweep.patches, self.sweep.effects):
             site = patch.sites[0]
             if site.component == component:
-                table[site.layer, site.position] = effect
+                table[site.layer, site.position if names is None else names.index(str(site.position_name))] = effect
         return table
 
 
-def load_results(path: str | Path) -> LayerResults | HeadResults | PositionResults | SweepResults:
+def load_results(path: str | Path) -> LayerResults | HeadResults | NeuronResults | PositionResults | SweepResults:
     """The results that `.save(path)` wrote, equal to those that were saved.
 
     Raises:
@@ -282,7 +344,7 @@ def load_results(path: str | Path) -> LayerResults | HeadResults | PositionResul
         ValueError: where it is no such file, one of another format version, or damaged.
     """
     kind, sweep = read_sweep(path)
-    kinds = {kind.__name__: kind for kind in (LayerResults, HeadResults, PositionResults, SweepResults)}
+    kinds = {kind.__name__: kind for kind in (LayerResults, HeadResults, NeuronResults, PositionResults, SweepResults)}
     if kind not in kinds:
         raise ValueError(
             f"{path} holds {kind!r}, expected one of {', '.join(kinds)}: read it with the version that wrote it"
@@ -290,8 +352,23 @@ def load_results(path: str | Path) -> LayerResults | HeadResults | PositionResul
     return kinds[kind](sweep)
 
 
-def _position_of(site: Site, pair: int) -> int | None:
-    return site.position[pair] if isinstance(site.position, tuple) else site.position
+def patch_key(patch: Patch) -> str:
+    """Under what a patch stands in layer results: its name, or its first site's hook point."""
+    return patch.name or patch.sites[0].hook_point
+
+
+def _position_of(patch: Patch, pair: int) -> int | tuple[int, ...] | None:
+    """Where the patch writes into a pair: one position, all several of them, or None for the whole prompt."""
+    each = (site.position[pair] if isinstance(site.position, tuple) else site.position for site in patch.sites)
+    found = tuple(dict.fromkeys(each))
+    return found[0] if len(found) == 1 else tuple(at for at in found if at is not None)
+
+
+def _neuron_of(patch: Patch) -> tuple[int, int]:
+    site = patch.sites[0]
+    if site.layer is None or site.neuron is None:
+        raise ValueError(f"{patch.label} is not a neuron: neuron results need a layer and a neuron")
+    return site.layer, site.neuron
 
 
 def _head_of(patch: Patch) -> tuple[int, int]:

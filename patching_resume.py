@@ -19,6 +19,7 @@ from torch import Tensor
 from model_runners import Hook, Recording, Runner, at_positions, reading, replaced_forward
 from patching_plan import Batch, Route, Stage
 from patching_sites import Patch, Site, block_hook, head_axis, position_axis
+from patching_sources import PlacedNoise, References
 from patching_sweep import Direction
 from patching_tasks import EncodedPairs
 
@@ -38,6 +39,7 @@ class Experiment:
 
     runner: Runner
     pairs: EncodedPairs
+    """Under noise each pair stands here once per sample of the noise."""
     patches: Sequence[Patch]
     positions: Sequence[Sequence[Int[Tensor, " pair"] | None]]
     """For each site of each patch its position in each pair; None for all positions."""
@@ -46,6 +48,25 @@ class Experiment:
     """Whether the metric reads all positions."""
     vocabulary: Int[Tensor, " token"] | None
     """Vocabulary entries that the metric reads; None for all. Recordings hold the logits of no others."""
+    references: References | None = None
+    """The prompts whose mean activations are written; None for the pair's other run."""
+    noise: PlacedNoise | None = None
+    """What makes the corrupted run out of the clean prompt's embeddings; None where the prompts differ."""
+
+    @functools.cached_property
+    def first_change(self) -> Int[Tensor, " pair"]:
+        """First position of each pair at which what is written may differ from the run that is patched."""
+        if self.noise is not None:
+            return self.noise.first_change
+        if self.references is not None:
+            return self.references.first_change(self.prompts[0])
+        return self.pairs.first_difference
+
+    @property
+    def prompts(self) -> tuple[Sequence[Int[Tensor, " _"]], Sequence[Int[Tensor, " _"]]]:
+        """The prompts of the runs that are patched, and those of the other runs."""
+        clean, corrupted = self.pairs.clean, self.pairs.corrupted
+        return (corrupted, clean) if self.direction == "denoising" else (clean, corrupted)
 
 
 @dataclass(frozen=True)
@@ -55,11 +76,16 @@ class Chunk:
     pairs: Int[Tensor, " pair"]
     """Index of each pair within the experiment."""
     lengths: Int[Tensor, " pair"]
-    first_difference: Int[Tensor, " pair"]
+    first_change: Int[Tensor, " pair"]
+    """First position at which what is written may differ from the run that is patched."""
     base: Recording
     """The run that is patched."""
-    source: Recording
-    """The run whose activations are copied."""
+    other: Recording
+    """The other run of the pair."""
+    source: dict[str, Tensor]
+    """Hook point -> what is written there, one row per pair."""
+    base_noise: Float[Tensor, "pair pos d_model"] | None = None
+    """What is added to the embeddings of the run that is patched."""
 
 
 class Resumption:
@@ -101,9 +127,13 @@ class Resumption:
         begin = 0 if resid is None else len(resid)
         end = self._entered(layer, Stage.BLOCK)
         entering = self._recorded_resid(layer, begin, end)
-        base, source = self.chunk.base.activations, self.chunk.source.activations
+        base, source = self.chunk.base.activations, self.chunk.source
         for rows, sites, written in self._on_entry(begin, end):
-            for site in sites:
+            if neurons := [site for site in sites if site.component == "mlp_post"]:
+                entering[rows] += self._change_by_neurons(
+                    neurons, slice(begin + rows.start, begin + rows.stop), written
+                )
+            for site in sites[len(neurons) :]:
                 value = source[site.hook_point]
                 if site.component == "mlp_out":
                     value = base[resid_name(layer, self.runner.n_layers)] + (value - base[site.hook_point])
@@ -146,7 +176,7 @@ class Resumption:
 
     def _attention_outputs(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
         """Attention outputs of the rows that enter there, changed as their patches say."""
-        base, source = self.chunk.base.activations, self.chunk.source.activations
+        base, source = self.chunk.base.activations, self.chunk.source
         name = block_hook(layer, "attn_out")
         outputs = self._slice(base[name], begin, end)
         for rows, sites, written in self._on_entry(begin, end):
@@ -165,10 +195,31 @@ class Resumption:
         before = self._slice(self.chunk.base.activations[name], rows.start, rows.stop)
         after = before.clone()
         for site in sites:
-            _put(after, self.chunk.source.activations[name], site, *written(site))
+            _put(after, self.chunk.source[name], site, *written(site))
         heads = sorted({site.head for site in sites if site.head is not None})
         every = any(site.head is None for site in sites)
         return added_by_heads(self.runner, sites[0], after - before, None if every else heads)
+
+    def _change_by_neurons(
+        self, sites: Sequence[Site], rows: slice, written: WhereWritten
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What these rows' MLP output changes by when the sites, neurons of one layer, are replaced."""
+        name, layer = sites[0].hook_point, sites[0].layer
+        assert layer is not None
+        base, source = self.chunk.base.activations[name], self.chunk.source[name]
+        weight = mlp_output_weight(self.runner, layer)
+        assert weight is not None, "checked before any change is added"
+        chosen = sorted({site.neuron for site in sites if site.neuron is not None})
+        if all(site.neuron is not None for site in sites):
+            base, source, weight = base[..., chosen], source[..., chosen], weight[chosen]
+        else:
+            chosen = list(range(len(weight)))
+        before = self._slice(base, rows.start, rows.stop)
+        after = before.clone()
+        for site in sites:
+            column = None if site.neuron is None else chosen.index(site.neuron)
+            _put(after, source, replace(site, neuron=column), *written(site))
+        return (after - before) @ weight
 
     def _recorded_resid(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
         return self._slice(self.chunk.base.activations[resid_name(layer, self.runner.n_layers)], begin, end)
@@ -206,10 +257,17 @@ def run_in_full(experiment: Experiment, batch: Batch, chunk: Chunk) -> Float[Ten
     writes = _written(batch, [patch.sites for patch in experiment.patches])
     hooks, fired = _write_hooks(experiment, batch, chunk, writes)
     read = None if experiment.reads_all else chunk.lengths[rows] - 1
+    if chunk.base_noise is not None:
+        hooks.insert(0, noise_hook(chunk.base_noise[rows, : batch.length]))
     with experiment.runner.hooks(hooks):
         logits = experiment.runner.run(chunk.base.tokens[rows, : batch.length], read, experiment.vocabulary)
     _check_fired(writes, fired)
     return logits
+
+
+def noise_hook(noise: Float[Tensor, "row pos d_model"]) -> Hook:
+    """A hook that adds the noise to the token embeddings."""
+    return "hook_embed", lambda embedded, hook: embedded + noise.to(embedded)
 
 
 def _written(batch: Batch, sites: Sequence[Sequence[Site]]) -> list[Written]:
@@ -228,7 +286,7 @@ def _write_hooks(
         by_hook.setdefault(write[2].hook_point, []).append(write)
 
     def writer(name: str) -> Any:
-        source = chunk.source.activations[name]
+        source = chunk.source[name]
 
         def write(value: Tensor, hook: Any) -> Tensor:
             value = value.clone()
@@ -273,6 +331,8 @@ def _put(target: Tensor, source: Tensor, site: Site, pairs: Tensor, at: Tensor |
     if site.head is not None and heads is not None:
         target, source = target.select(heads, site.head), source.select(heads, site.head)
         axis -= heads < axis
+    if site.neuron is not None:
+        target, source = target.select(-1, site.neuron), source.select(-1, site.neuron)
     is_attention = head_axis(site.hook_point) == 1
     if is_attention:
         source, target = source[..., :length], target[..., :length]
@@ -284,7 +344,7 @@ def _put(target: Tensor, source: Tensor, site: Site, pairs: Tensor, at: Tensor |
 
 
 def _computed(at: Int[Tensor, " row"], start: int) -> Int[Tensor, " computed"]:
-    """Rows whose position is computed. At a position before the start both runs agree, so nothing is to be written."""
+    """Rows whose position is computed. Before the start what is written is there already, so nothing has to be."""
     return (at >= start).nonzero().flatten()
 
 
@@ -313,3 +373,9 @@ def added_by_heads(
         return change.sum(dim=2)
     weight = runner.model.blocks[site.layer].attn.W_O
     return torch.einsum("bphd,hdm->bpm", change, weight if heads is None else weight[heads])
+
+
+def mlp_output_weight(runner: Runner, layer: int) -> Float[Tensor, "neuron d_model"] | None:
+    """What each neuron of a layer writes into the MLP's output; None where the model does not give it as one matrix."""
+    weight = getattr(getattr(runner.model.blocks[layer], "mlp", None), "W_out", None)
+    return weight if isinstance(weight, Tensor) and weight.ndim == 2 else None

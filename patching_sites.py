@@ -1,8 +1,8 @@
 """Where can an activation be replaced?  Names of places in a transformer, and nothing that runs one.
 
 A *hook point* is TransformerLens' name for one activation tensor of the model (`blocks.3.attn.hook_z`). A `Site` is a
-hook point narrowed to one head and one position, and a `Patch` is the set of sites that are replaced together in one
-run. Both are values: they are described first and executed later, by `patching_engine`.
+hook point narrowed to one head or MLP neuron and to one position, and a `Patch` is the set of sites that are replaced
+together in one run. Both are values: they are described first and executed later, by `patching_engine`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ SHORT_NAMES = {
     "k": "attn.hook_k",
     "v": "attn.hook_v",
     "pattern": "attn.hook_pattern",
+    "mlp_pre": "mlp.hook_pre",
+    "mlp_post": "mlp.hook_post",
 }
 """Short name -> the part of a hook point's name after `blocks.{layer}.`"""
 
@@ -31,6 +33,9 @@ PATCH_TYPES = {"output": "z", "pattern": "pattern", "q": "q", "k": "k", "v": "v"
 
 KEY_VALUE_COMPONENTS = ("k", "v", "attn.hook_rot_k", "hook_k_input", "hook_v_input")
 """Under grouped-query attention these have one entry per key-value head, every other one an entry per query head."""
+
+NEURON_COMPONENTS = ("mlp_pre", "mlp.hook_pre_linear", "mlp_post")
+"""Their last axis counts the MLP's neurons: before the nonlinearity, a gated MLP's other factor, and after it."""
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _HEAD_AXIS = {
@@ -42,7 +47,7 @@ _HEAD_AXIS = {
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the model: a hook point, narrowed to a head and a position where these are given."""
+    """One place in the model: a hook point, narrowed to a head, a neuron and a position where these are given."""
 
     hook_point: str
     """Full hook-point name, for instance `blocks.3.hook_attn_out`."""
@@ -52,6 +57,10 @@ class Site:
     position: int | tuple[int, ...] | None = None
     """Token position, counting the BOS token; negative counts from each prompt's end; None replaces all positions.
     A tuple gives one position per pair. For attention patterns and scores it is the query's position."""
+    neuron: int | None = None
+    """Index on the last axis of `mlp.hook_pre` or `mlp.hook_post`; None replaces all neurons."""
+    position_name: str | None = None
+    """What the task calls the position (`S2`), for labels, tables and maps."""
 
     @property
     def layer(self) -> int | None:
@@ -68,14 +77,21 @@ class Site:
 
     @property
     def label(self) -> str:
-        """How the site is printed: `L9H6`, `L3H1 v`, `L3 attn_out`, with ` @4` for a position."""
-        name = self.hook_point if self.layer is None else f"L{self.layer}"
+        """How the site is printed: `L9H6`, `L3H1 v`, `L3N17`, `L3 attn_out`, with ` @4` or ` @S2` for a position."""
+        return self._label("")
+
+    def _label(self, layers: str) -> str:
+        name = self.hook_point if self.layer is None else f"L{self.layer}{layers}"
         if self.head is not None:
             name += f"H{self.head}"
             name += "" if self.component == "z" else f" {self.component}"
+        elif self.neuron is not None:
+            name += f"N{self.neuron}"
+            name += "" if self.component == "mlp_post" else f" {self.component}"
         elif self.layer is not None:
             name += f" {self.component}"
-        return name if self.position is None else f"{name} @{self.position}"
+        where = self.position if self.position_name is None else self.position_name
+        return name if where is None else f"{name} @{where}"
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,26 @@ class Patch:
     """The sites whose activations are replaced together in one patched run."""
 
     sites: tuple[Site, ...]
+    """The first one is the place that tables and maps give the patch."""
+    name: str | None = None
+    """What a set of sites is called that belongs to no single place; it is then left out of maps."""
+    window: int = 1
+    """Number of adjacent layers patched together around the first site's; fewer at the model's first and last ones."""
 
     @property
     def label(self) -> str:
-        return " + ".join(site.label for site in self.sites)
+        """How the patch is printed: its name, or its sites; `L4±1 mlp_out` for a window of three layers."""
+        if self.name is not None:
+            return self.name
+        around = f"±{self.window // 2}" if self.window > 1 else ""
+        return " + ".join(site._label(around) for site in self.centre)
+
+    @property
+    def centre(self) -> tuple[Site, ...]:
+        """The sites of the layer in the middle, for a window; all sites, for any other patch."""
+        if self.window == 1:
+            return self.sites
+        return tuple(site for site in self.sites if site.hook_point == self.sites[0].hook_point)
 
 
 def head_axis(hook_point: str) -> int | None:

@@ -35,6 +35,9 @@ DIRECTIONS: dict[Direction, str] = {
     "noising": "corrupted into clean: is the component necessary for the behaviour?",
 }
 
+OTHER_RUN = "the other run"
+"""Where patches take their values from by default: the activation of the pair's other run."""
+
 Value = TypeVar("Value", bound=Hashable)
 
 
@@ -87,6 +90,10 @@ class Sweep:
     clean_tokens: tuple[tuple[str, ...], ...]
     """Token strings of each clean prompt, BOS included."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
+    source_of_values: str = OTHER_RUN
+    """What was written: the other run's activation, or what an ablation puts in its place (`patching_sources`)."""
+    noise: str = ""
+    """The noise on the clean prompt's embeddings that makes the corrupted run; empty where the prompts differ."""
     min_relative_change: float = 0.1
     """A pair is left out of effects where |clean - corrupted| is below this share of max(|clean|, |corrupted|)."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -152,13 +159,30 @@ class Sweep:
         return self.measured[self.selected].corrupted
 
     @property
+    def intervention(self) -> str:
+        """What was written into which run, in words."""
+        if self.source_of_values == OTHER_RUN:
+            return DIRECTIONS[self.direction].partition(":")[0]
+        return f"{self.source_of_values} into {'corrupted' if self.direction == 'denoising' else 'clean'}"
+
+    @property
+    def question(self) -> str:
+        """What was written into which run, and what that asks where it is the other run's activation."""
+        return DIRECTIONS[self.direction] if self.source_of_values == OTHER_RUN else self.intervention
+
+    @property
+    def window(self) -> int:
+        """Number of adjacent layers that were patched together around each site; 1 where layers were patched singly."""
+        return max((patch.window for patch in self.patches), default=1)
+
+    @property
     def base(self) -> Float[np.ndarray, " pair"]:
         """Metric of the run that is patched."""
         return self.corrupted if self.direction == "denoising" else self.clean
 
     @property
     def source(self) -> Float[np.ndarray, " pair"]:
-        """Metric of the run whose activations are copied."""
+        """Metric of the other run, whose activations are copied unless an ablation writes something else."""
         return self.clean if self.direction == "denoising" else self.corrupted
 
     @property
@@ -221,10 +245,11 @@ class Sweep:
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per patch, pair and metric.
 
-        Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `position`, each missing where the patch
-        has none or several; `token` and `corrupted_token` at that position; `pair` (index in the dataset); `metric`,
-        `unit`, `direction`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`; the `effect`,
-        NaN where the pair is not `usable`. Positions count from the prompt's start.
+        Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `neuron`, `position` and `position_name`,
+        each missing where the patch has none or several, and those of its middle for a window of layers; `token` and
+        `corrupted_token` at that position; `pair` (index in the dataset); `metric`, `unit`, `direction`; `source` (what
+        was written), `noise` and `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`;
+        the `effect`, NaN where the pair is not `usable`. Positions count from the prompt's start.
         """
         n_patches, n_pairs, n_metrics = len(self.patches), len(self.pair_indices), len(self.measured)
         patch, pair, metric = (
@@ -236,16 +261,21 @@ class Sweep:
         cell = patch * n_pairs + pair
         columns: dict[str, Any] = {
             "site": _text([p.label for p in self.patches], patch),
-            "hook_point": _text([_common(p, lambda site: site.hook_point) for p in self.patches], patch),
-            "layer": _integers([_common(p, lambda site: site.layer) for p in self.patches], patch),
-            "head": _integers([_common(p, lambda site: site.head) for p in self.patches], patch),
+            "hook_point": _text([common(p, lambda site: site.hook_point) for p in self.patches], patch),
+            "layer": _integers([common(p, lambda site: site.layer) for p in self.patches], patch),
+            "head": _integers([common(p, lambda site: site.head) for p in self.patches], patch),
+            "neuron": _integers([common(p, lambda site: site.neuron) for p in self.patches], patch),
             "position": _integers(position.ravel(), cell),
+            "position_name": _text([common(p, lambda site: site.position_name) for p in self.patches], patch),
             "token": _text(_tokens_at(position, self.clean_tokens), cell),
             "corrupted_token": _text(_tokens_at(position, self.corrupted_tokens), cell),
             "pair": np.array(self.pair_indices, dtype=np.int64)[pair],
             "metric": _text(self.metrics, metric),
             "unit": _text([values.unit for values in self.measured], metric),
             "direction": _text([self.direction], np.zeros_like(patch)),
+            "source": _text([self.source_of_values], np.zeros_like(patch)),
+            "noise": _text([self.noise], np.zeros_like(patch)),
+            "window": _integers([p.window for p in self.patches], patch),
             "clean": _stacked([s.clean for s in sweeps])[pair, metric],
             "corrupted": _stacked([s.corrupted for s in sweeps])[pair, metric],
             "patched": _stacked([s.patched for s in sweeps]).ravel(),
@@ -269,15 +299,15 @@ def _unusable_pairs(sweep: Sweep) -> str:
     )
 
 
-def _common(patch: Patch, of: Callable[[Site], Value]) -> Value | None:
-    """What is the same for all of the patch's sites; None where it is not."""
-    values = {of(site) for site in patch.sites}
+def common(patch: Patch, of: Callable[[Site], Value]) -> Value | None:
+    """What is the same for all of the patch's sites; None where it is not. A window is where its middle is."""
+    values = {of(site) for site in patch.centre}
     return values.pop() if len(values) == 1 else None
 
 
 def _positions(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[int | None]:
     """The patch's position in each pair, counted from the start; None where it has none or several."""
-    at = _common(patch, lambda site: site.position)
+    at = common(patch, lambda site: site.position)
     per_pair = at if isinstance(at, tuple) else (at,) * len(tokens)
     return [None if p is None else p % len(prompt) for p, prompt in zip(per_pair, tokens)]
 

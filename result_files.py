@@ -24,7 +24,7 @@ import pandas as pd
 from patching_sites import Patch, Site
 from patching_sweep import MetricValues, Sweep
 
-FILE_FORMAT = 2
+FILE_FORMAT = 3
 """Raised whenever what is stored changes."""
 
 
@@ -120,7 +120,7 @@ def write_file(path: str | Path, content: bytes) -> Path:
 
 def _to_json(sweep: Sweep) -> dict[str, Any]:
     fields = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep)}
-    fields["patches"] = [[dataclasses.asdict(site) for site in patch.sites] for patch in sweep.patches]
+    fields["patches"] = [dataclasses.asdict(patch) for patch in sweep.patches]
     fields["measured"] = [
         {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)} for values in sweep.measured
     ]
@@ -129,7 +129,7 @@ def _to_json(sweep: Sweep) -> dict[str, Any]:
 
 
 def _from_json(fields: dict[str, Any]) -> Sweep:
-    fields["patches"] = tuple(Patch(tuple(_site(site) for site in sites)) for sites in fields["patches"])
+    fields["patches"] = tuple(_patch(patch) for patch in fields["patches"])
     fields["pair_indices"] = tuple(fields["pair_indices"])
     for name in ("clean_tokens", "corrupted_tokens"):
         fields[name] = tuple(tuple(tokens) for tokens in fields[name])
@@ -140,6 +140,10 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
             values[run] = np.array(values[run], dtype=np.float64).reshape(shape)
     fields["measured"] = tuple(MetricValues(**values) for values in fields["measured"])
     return Sweep(**fields)
+
+
+def _patch(stored: dict[str, Any]) -> Patch:
+    return Patch(**{**stored, "sites": tuple(_site(site) for site in stored["sites"])})
 
 
 def _site(stored: dict[str, Any]) -> Site:

@@ -9,7 +9,7 @@ import numpy as np
 
 from patching_resampling import FEWEST_PAIRS
 from patching_statistics import CORRECTIONS, SiteStatistics
-from patching_sweep import DIRECTIONS, Sweep
+from patching_sweep import Sweep
 
 WIDTH = 80
 HEADING_WIDTH = 14
@@ -36,7 +36,11 @@ def results_text(sweep: Sweep, rows: Sequence[tuple[str, int]], *, kind: str, of
 
 def describe_experiment(sweep: Sweep) -> str:
     """What was run, and the baselines of every metric."""
-    lines = [f"{sweep.task} on {sweep.model}", f"{sweep.direction}: {DIRECTIONS[sweep.direction]}"]
+    lines = [f"{sweep.task} on {sweep.model}", f"{sweep.direction}: {sweep.question}"]
+    if sweep.noise:
+        lines.append(f"corrupted: the clean prompt with {sweep.noise}")
+    if sweep.window > 1:
+        lines.append(f"windows of {sweep.window} adjacent layers, each named by the one in the middle")
     for name in sweep.metrics:
         shown = sweep.by_metric(name)
         excluded = int((~shown.usable).sum())

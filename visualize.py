@@ -40,6 +40,7 @@ from patching_results import (
     LayerResults,
     PositionResults,
     SweepResults,
+    patch_key,
 )
 from patching_sites import block_hook
 from patching_sweep import Sweep
@@ -79,7 +80,7 @@ def create_head_heatmap(
 
 
 def create_layer_heatmap(results: LayerResults, n_layers: int | None = None, *, title: str | None = None) -> go.Figure:
-    """Layer × component map of effects. Hook points outside the layers are named in the subtitle, not drawn.
+    """Layer × component map of effects. What lies in no one layer is named in the subtitle, not drawn.
 
     Raises:
         ValueError: where `results` are no layer results, are empty, hold no usable pair or no hook point of a layer,
@@ -88,12 +89,17 @@ def create_layer_heatmap(results: LayerResults, n_layers: int | None = None, *, 
     sweep = _checked_layers(results, n_layers, "create_layer_heatmap")
     table = results.matrix()
     components = list(table.columns)
-    hover = {(s.layer, components.index(s.component)): text for s, text in site_hovers(sweep) if s.layer is not None}
+    hover = {
+        (s.layer, components.index(s.component)): text
+        for patch, (s, text) in zip(sweep.patches, site_hovers(sweep))
+        if s.layer is not None and patch.name is None
+    }
     figure = _heatmap(table.to_numpy(), hover)
     ticks = [escaped(name) for name in components]
     figure.update_xaxes(title="component", tickvals=list(range(len(ticks))), ticktext=ticks)
-    outside = [patch.sites[0].hook_point for patch in sweep.patches if patch.sites[0].layer is None]
-    note = f"outside the layers, not drawn: {', '.join(outside)}" if outside else ""
+    drawn = [patch.name is None and patch.sites[0].layer is not None for patch in sweep.patches]
+    outside = [patch_key(patch) for patch, is_drawn in zip(sweep.patches, drawn) if not is_drawn]
+    note = f"in no one layer, not drawn: {', '.join(outside)}" if outside else ""
     return _finish(figure, title or "Effect of each layer's components", sweep, note)
 
 
@@ -103,7 +109,8 @@ def create_position_heatmap(
     """Layer × position map of one component's effects (the first, if not named), labelled with the prompt's tokens.
 
     A label reads `4: Mary→John` where the corrupted prompt has another token than the clean one. Where pairs have
-    different tokens, the labels show the first pair's and the axis says so. Positions count the BOS token.
+    different tokens, the labels show the first pair's and the axis says so. Positions count the BOS token. Positions
+    that go by name are labelled with it.
 
     Raises:
         ValueError: where `results` are no position results, are empty, hold no usable pair, or lack the component.
@@ -112,6 +119,8 @@ def create_position_heatmap(
     component = results.components[0] if component is None else component
     effects = results.matrix(component)
     _check_effects(effects, sweep)
+    if results.names is not None:
+        return _named_position_heatmap(results, results.names, component, effects, title)
     clean, corrupted = sweep.clean_tokens[0], sweep.corrupted_tokens[0]
     hover = {
         (s.layer, s.position): f"{text}<br>position {s.position}: {token_at(s.position, clean, corrupted, repr)}"
@@ -126,6 +135,20 @@ def create_position_heatmap(
     figure.update_xaxes(title=axis, tickvals=shown, ticktext=labels, tickangle=-90)
     figure.layout.height += 6 * max(len(html.unescape(label)) for label in labels)
     return _finish(figure, title or f"Effect of {escaped(component)} at each position", sweep)
+
+
+def _named_position_heatmap(
+    results: PositionResults, names: list[str], component: str, effects: Any, title: str | None
+) -> go.Figure:
+    hover = {
+        (s.layer, names.index(str(s.position_name))): f"{text}<br>position {escaped(str(s.position_name))}"
+        for s, text in site_hovers(results.sweep)
+        if s.component == component
+    }
+    figure = _heatmap(effects, hover)
+    labels = [escaped(name) for name in names]
+    figure.update_xaxes(title="position, by name", tickvals=list(range(len(names))), ticktext=labels)
+    return _finish(figure, title or f"Effect of {escaped(component)} at each position", results.sweep)
 
 
 def create_top_heads_bar(results: Heads, *, top_k: int = 15, title: str | None = None) -> go.Figure:

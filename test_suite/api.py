@@ -458,7 +458,7 @@ def test_a_file_that_holds_no_results_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"other\.json holds no saved patching results"):
             load_results(path)
     path.write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="has result format 99, this version reads format 2"):
+    with pytest.raises(ValueError, match="has result format 99, this version reads format 3"):
         load_results(path)
 
 
@@ -756,7 +756,7 @@ def test_what_is_no_model_is_refused(model):
 
 
 def test_a_map_over_positions_needs_one_length_and_layers(patcher, ioi):
-    with refused("a map over positions needs one length"):
+    with refused("a map over all positions needs one length"):
         patcher.run_position_experiment(ioi, "resid_pre")
     with refused("hook_embed lies in no layer"):
         patcher.run_position_experiment(ioi, "hook_embed", pair_indices=[0])

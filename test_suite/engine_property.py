@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patching_engine import PatchingEngine
-from patching_sites import Patch, Site, head_axis
+from patching_sites import NEURON_COMPONENTS, Patch, Site, head_axis
+from patching_sources import References
 from patching_tasks import EncodedPairs
 from test_suite.models import (
     HAS_HOOKED,
@@ -25,6 +26,8 @@ from test_suite.models import (
 )
 
 TOLERANCE = 1e-5
+FEWEST_NEURONS = 48
+"""Every small model has so many in each MLP."""
 QUICK_MODELS = (
     ("hooked:learned", "hooked:grouped", "hooked:parallel") if HAS_HOOKED else ("bridge:gpt2", "bridge+:llama")
 )
@@ -52,9 +55,25 @@ def patches_for(draw: st.DrawFn, name: str, pairs: EncodedPairs) -> list[Patch]:
             heads = head_count(small_model(name), hook_point)
             has_heads = head_axis(hook_point) is not None
             head = draw(st.none() | st.integers(0, heads - 1)) if has_heads else None
-            sites.append(Site(hook_point, head, draw(position)))
+            has_neurons = Site(hook_point).component in NEURON_COMPONENTS
+            neuron = draw(st.none() | st.integers(0, FEWEST_NEURONS - 1)) if has_neurons else None
+            sites.append(Site(hook_point, head, draw(position), neuron))
         patches.append(Patch(tuple(sites)))
     return patches
+
+
+@st.composite
+def references_for(draw: st.DrawFn, pairs: EncodedPairs, patches: list[Patch]) -> References:
+    """For each pair no prompt, one or several of its length: its own two or another.
+
+    At least one where resid_mid is patched: of zeros there, a norm divides by what rounding leaves of them.
+    """
+    fewest = int(any(site.component == "resid_mid" for patch in patches for site in patch.sites))
+    prompts = []
+    for clean, corrupted in zip(pairs.clean, pairs.corrupted):
+        other = token_pairs([len(clean)], [()], seed=draw(st.integers(0, 3))).clean[0]
+        prompts.append(tuple(draw(st.lists(st.sampled_from([clean, corrupted, other]), min_size=fewest, max_size=3))))
+    return References(tuple(prompts), tuple(range(len(pairs))))
 
 
 def check_any_experiment(data: st.DataObject, models: tuple[str, ...]) -> None:
@@ -65,8 +84,10 @@ def check_any_experiment(data: st.DataObject, models: tuple[str, ...]) -> None:
     batch_size = data.draw(st.none() | st.integers(1, 6), label="batch size")
     metric = data.draw(st.sampled_from([last_position_metric, everything_metric]), label="metric")(len(pairs))
     engine = PatchingEngine(small_model(name), batch_size=batch_size, show_progress=False)
-    found = swept(engine, pairs, patches, metric, direction)
-    error, where = largest_error(small_model(name), pairs, patches, direction, [(metric, found)])
+    references = data.draw(st.none() | references_for(pairs, patches), label="references")
+    found = swept(engine, pairs, patches, metric, direction, references=references)
+    written = None if references is None else references.groups
+    error, where = largest_error(small_model(name), pairs, patches, direction, [(metric, found)], written)
     assert error <= TOLERANCE, f"{error:.2g} off at {where}"
 
 

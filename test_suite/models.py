@@ -217,9 +217,10 @@ def swept(
     patches: Sequence[Patch],
     metric: Metric,
     direction: Any = "denoising",
+    **options: Any,
 ) -> Swept:
     """A sweep with one metric."""
-    found = engine.sweep(pairs, patches, [metric], direction)
+    found = engine.sweep(pairs, patches, [metric], direction, **options)
     return Swept(found.patched[0], found.clean[0], found.corrupted[0])
 
 
@@ -242,18 +243,55 @@ class PlainPatching:
     """Patching as one would write it by hand: a full hooked run per patch, prompts of one length at a time.
 
     Nothing of the engine is used, and nothing is saved but the run whose activations are copied.
+
+    Args:
+        written: for each pair the prompts whose mean activation is written, none for zero; None for the other run.
+        noise: for each pair what is added to the embeddings of its corrupted run.
     """
 
-    def __init__(self, model: Any, pairs: EncodedPairs, hook_points: Sequence[str], direction: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        pairs: EncodedPairs,
+        hook_points: Sequence[str],
+        direction: str,
+        *,
+        written: Sequence[Sequence[Tensor]] | None = None,
+        noise: Sequence[Tensor] | None = None,
+    ) -> None:
         self.model, self.pairs = model, pairs
         source, base = source_and_base(pairs, direction)
+        source_noise, self.base_noise = (None, noise) if direction == "denoising" else (noise, None)
         self.groups = [
             [i for i, prompt in enumerate(base) if len(prompt) == length] for length in sorted({*map(len, base)})
         ]
         self.base = [torch.stack([base[i] for i in group]) for group in self.groups]
-        self.recorded = [self._record([source[i] for i in group], set(hook_points)) for group in self.groups]
+        names = set(hook_points)
+        if written is None:
+            self.recorded = [
+                self._record([source[i] for i in group], names, self._noising(source_noise, group))
+                for group in self.groups
+            ]
+        else:
+            self.recorded = [self._means([written[i] for i in group], base[group[0]], names) for group in self.groups]
 
-    def _record(self, prompts: Sequence[Tensor], hook_points: set[str]) -> dict[str, Tensor]:
+    def _means(self, written: Sequence[Sequence[Tensor]], example: Tensor, hook_points: set[str]) -> dict[str, Tensor]:
+        nothing = {name: torch.zeros_like(value) for name, value in self._record([example], hook_points).items()}
+        each = [[self._record([prompt], hook_points) for prompt in prompts] or [nothing] for prompts in written]
+        return {
+            name: torch.cat([torch.stack([found[name] for found in prompts]).mean(dim=0) for prompts in each])
+            for name in hook_points
+        }
+
+    def _noising(self, noise: Sequence[Tensor] | None, group: Sequence[int]) -> list[tuple[str, Callable[..., Any]]]:
+        if noise is None:
+            return []
+        added = torch.stack([noise[i] for i in group])
+        return [("hook_embed", lambda value, hook: value + added)]
+
+    def _record(
+        self, prompts: Sequence[Tensor], hook_points: set[str], before: Sequence[tuple[str, Callable[..., Any]]] = ()
+    ) -> dict[str, Tensor]:
         recorded: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook: Any, name: str) -> None:
@@ -261,7 +299,7 @@ class PlainPatching:
 
         hooks = [(name, functools.partial(keep, name=name)) for name in hook_points]
         with torch.no_grad():
-            self.model.run_with_hooks(torch.stack(list(prompts)), fwd_hooks=hooks)
+            self.model.run_with_hooks(torch.stack(list(prompts)), fwd_hooks=[*before, *hooks])
         return recorded
 
     def logits(self, patch: Patch) -> list[Tensor]:
@@ -271,7 +309,8 @@ class PlainPatching:
             sites = sorted(patch.sites, key=lambda site: site.component == "resid_mid")  # written after the attention
             hooks = [hook for site in sites for hook in self._hooks(site, source[site.hook_point], group)]
             with torch.no_grad():
-                logits = self.model.run_with_hooks(tokens, fwd_hooks=hooks)
+                noising = self._noising(self.base_noise, group)
+                logits = self.model.run_with_hooks(tokens, fwd_hooks=[*noising, *hooks])
             found.update(zip(group, logits))
         return [found[i] for i in range(len(self.pairs))]
 
@@ -287,6 +326,8 @@ class PlainPatching:
                     index[heads] = site.head
                 if site.position is not None:
                     index[axis] = site.position[pair] if isinstance(site.position, tuple) else site.position
+                if site.neuron is not None:
+                    index[-1] = site.neuron
                 value[tuple(index)] = source[tuple(index)]
             return value
 
@@ -301,14 +342,21 @@ class PlainPatching:
 
 
 def largest_error(
-    model: Any, pairs: EncodedPairs, patches: Sequence[Patch], direction: str, sweeps: Sequence[tuple[Any, Any]]
+    model: Any,
+    pairs: EncodedPairs,
+    patches: Sequence[Patch],
+    direction: str,
+    sweeps: Sequence[tuple[Any, Any]],
+    written: Sequence[Sequence[Tensor]] | None = None,
 ) -> tuple[float, str]:
     """The largest difference between swept metrics and plain patching, and where it is.
 
     Args:
         sweeps: (metric, what the engine found with it) for each metric.
+        written: for each pair the prompts whose mean activation is written; None for the other run.
     """
-    plain = PlainPatching(model, pairs, [site.hook_point for patch in patches for site in patch.sites], direction)
+    names = [site.hook_point for patch in patches for site in patch.sites]
+    plain = PlainPatching(model, pairs, names, direction, written=written)
     worst, where = 0.0, ""
     for i, patch in enumerate(patches):
         logits = plain.logits(patch)

@@ -172,13 +172,18 @@ def rows_by_hand(sweep: Sweep) -> Iterator[dict[str, Any]]:
                     "hook_point": hook_point,
                     "layer": layer,
                     "head": head,
+                    "neuron": None,
                     "position": position,
+                    "position_name": None,
                     "token": None if position is None else CLEAN[j][position],
                     "corrupted_token": None if position is None else CORRUPTED[j][position],
                     "pair": pair,
                     "metric": name,
                     "unit": shown.unit,
                     "direction": sweep.direction,
+                    "source": "the other run",
+                    "noise": "",
+                    "window": 1,
                     "clean": shown.clean[j],
                     "corrupted": shown.corrupted[j],
                     "patched": shown.patched[i, j],
@@ -323,10 +328,10 @@ def test_a_write_protected_file_is_left_alone(tmp_path: Path) -> None:
 def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
-    assert stored["format"] == 2
+    assert stored["format"] == 3
     for changes, message in (
-        ({"format": 1}, "has result format 1, this version reads format 2: read it with the version that wrote it, or"),
-        ({"format": 3}, "has result format 3, this version reads format 2"),
+        ({"format": 2}, "has result format 2, this version reads format 3: read it with the version that wrote it, or"),
+        ({"format": 4}, "has result format 4, this version reads format 3"),
         ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
         ({"sweep": {}}, "is damaged"),
         ({"sweep": {**stored["sweep"], "direction": "up"}}, "is damaged .*direction 'up' is unknown"),
