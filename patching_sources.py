@@ -241,12 +241,11 @@ def direction_of(source: Source, direction: Direction | None) -> Direction:
 class GaussianNoise:
     """The corrupted run is the clean prompt with noise on the embeddings of chosen tokens: causal tracing.
 
-    Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2 and appendix B. The noise is
-    normal, independent in every entry, and its standard deviation is `multiple` times that of the token embeddings:
-    of all entries of the embeddings of the whole vocabulary, as they enter the model at `hook_embed` (for most models
-    the matrix W_E; without positional embeddings). Meng et al. take it over the tokens of their data's subjects, which
-    depends on the data at hand. The metric is averaged over the samples of each pair, so that pairs stay the unit of
-    all statistics.
+    Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2. The noise is normal, independent in
+    every entry, and its standard deviation is `multiple` times that of the token embeddings: of all entries of the
+    embeddings of the whole vocabulary, as they pass `hook_embed` (for most models the matrix W_E, without positional
+    embeddings). The authors' code takes it over the tokens of its data's subjects alone, which depends on the data at
+    hand. The metric is averaged over the samples of each pair, so that pairs stay the unit of all statistics.
     """
 
     positions: int | str | Sequence[int | str]
