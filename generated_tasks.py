@@ -54,7 +54,7 @@ class GeneratedTask(PatchingDataset):
         seed: seed of all choices. The global random state is neither used nor changed.
 
     Raises:
-        ValueError: where n_pairs is below 1, or more than the task can make.
+        ValueError: where n_pairs is below 1 or more than the task can make, or the seed is no integer.
     """
 
     roles: ClassVar[tuple[str, ...]] = ()
@@ -62,8 +62,10 @@ class GeneratedTask(PatchingDataset):
     stands, and `SLOT+1` for the token after it. A word of several tokens is named by its last one."""
 
     def __init__(self, model: Any, n_pairs: int, *, seed: int) -> None:
-        if n_pairs < 1:
-            raise ValueError(f"n_pairs is {n_pairs}, expected at least 1")
+        if not _is_integer(n_pairs) or n_pairs < 1:
+            raise ValueError(f"n_pairs is {n_pairs!r}, expected at least 1, an integer")
+        if not _is_integer(seed):
+            raise ValueError(f"seed is {seed!r}, expected an integer: with a seed the same pairs come again")
         self.model = model
         self.seed = seed
         self._pairs = self._distinct_pairs(n_pairs)
@@ -167,10 +169,13 @@ def usable(
         remedy: what to do where there are too few.
 
     Raises:
-        ValueError: where a given word is several tokens or unknown, or too few different words are left.
+        ValueError: where a given word is several tokens or unknown, too few different words are left, or one text is
+            given in the place of a list.
     """
     if given is None:
         words = [word for word in known if all(_is_single_token(model, text) for text in texts(word))]
+    elif isinstance(given, str):
+        raise ValueError(f"{given!r} is a text, expected a list: {remedy}")
     else:
         words = list(dict.fromkeys(given))
         for text in (text for word in words for text in texts(word)):
@@ -193,6 +198,10 @@ def bare_and_spaced(word: str) -> tuple[str, ...]:
 def forms_in(template: str, slot: str) -> Callable[[str], tuple[str, ...]]:
     """As what a word of this slot must be a single token: without a space too, where the prompt begins with it."""
     return bare_and_spaced if template.startswith(f"{{{slot}}}") else spaced
+
+
+def _is_integer(number: Any) -> bool:
+    return hasattr(number, "__index__") and not isinstance(number, bool)
 
 
 def _is_single_token(model: Any, text: str) -> bool:

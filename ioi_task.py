@@ -162,6 +162,8 @@ class IOIDataset(GeneratedTask):
 
 def _as_literal(prefix: str) -> str:
     """The prefix and a space, as part of a template: braces in it are no slots."""
+    if not isinstance(prefix, str):
+        raise ValueError(f"prefix is {prefix!r}, expected one text: make a dataset for each prefix")
     text = prefix.strip().replace("{", "{{").replace("}", "}}")
     return f"{text} " if text else ""
 

@@ -215,6 +215,8 @@ class CapitalsDataset(GeneratedTask):
         capitals: Mapping[str, str] | None = None,
     ) -> None:
         self._templates = _with_one_slot(templates, "COUNTRY")
+        if capitals is not None and not isinstance(capitals, Mapping):
+            raise ValueError(f"capitals is {capitals!r}, expected a mapping {{country: capital}}")
         self._capitals = task_templates.CAPITALS if capitals is None else dict(capitals)
         if len(set(self._capitals.values())) < len(self._capitals):
             raise ValueError("capitals gives two countries the same capital: each needs its own, to be told apart by")

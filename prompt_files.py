@@ -36,6 +36,11 @@ class PromptPair:
     row: str = ""
     """Where the pair comes from, for messages."""
 
+    def __post_init__(self) -> None:
+        for side, answers in (("correct", self.correct), ("incorrect", self.incorrect)):
+            if isinstance(answers, str):
+                raise ValueError(f"{side} is {answers!r}, expected a tuple of answers: ({answers!r},)")
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -83,8 +88,8 @@ class Columns:
             else ""
         )
         raise ValueError(
-            f"{source} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, found))}. Rename the "
-            f"columns, or say which they are, for instance {self._argument(missing[0])}={str(found[0])!r}{without}"
+            f"{source} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, found)) or 'none'}. "
+            f"Rename the columns, or say which they are with {self._argument(missing[0])}='...'{without}"
         )
 
     def _argument(self, column: str) -> str:

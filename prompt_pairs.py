@@ -50,6 +50,8 @@ class PromptPairs(PatchingDataset):
     def __init__(self, model: Any, pairs: Sequence[PromptPair], *, name: str = "own prompts", varies: str = "") -> None:
         if not pairs:
             raise ValueError(f"{name} has no pairs: give at least one row")
+        if wrong := [pair for pair in pairs if not isinstance(pair, PromptPair)]:
+            raise ValueError(f"pairs holds a {type(wrong[0]).__name__}, expected PromptPair(clean, corrupted, ...)")
         self.model = model
         self.pairs = tuple(pairs)
         self._name, self._varies = name, varies

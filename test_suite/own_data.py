@@ -146,6 +146,10 @@ def test_pairs_can_be_given_without_a_file():
         PromptPairs(bundled(), [PromptPair(CAT, "The dog sat", (" cat",))])
     with pytest.raises(ValueError, match="own prompts has no pairs: give at least one row"):
         PromptPairs(bundled(), [])
+    with pytest.raises(ValueError, match=r"pairs holds a tuple, expected PromptPair\(clean, corrupted, ...\)"):
+        PromptPairs(bundled(), [(CAT, DOG)])
+    with pytest.raises(ValueError, match=r"incorrect is ' dog', expected a tuple of answers: \(' dog',\)"):
+        PromptPair(CAT, DOG, (" cat",), " dog")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -158,7 +162,7 @@ def test_pairs_can_be_given_without_a_file():
             "clean,corrupt,correct,wrong",
             good_rows(1),
             "bad.csv has no column 'corrupted', 'incorrect'; it has 'clean', 'corrupt', 'correct', 'wrong'. Rename the "
-            "columns, or say which they are, for instance corrupted='clean'. Without incorrect .* incorrect=None",
+            "columns, or say which they are with corrupted='...'. Without incorrect .* incorrect=None",
         ),
         ("clean,clean,correct,incorrect", good_rows(1), "bad.csv has the column 'clean' twice"),
         (
@@ -297,6 +301,8 @@ def test_faults_of_a_dataframe_name_its_index_labels():
         PromptPairs.from_dataframe(bundled(), frame)
     with pytest.raises(ValueError, match="row b: corrupted holds 3, expected text"):
         PromptPairs.from_dataframe(bundled(), frame_of((CAT, 3, " cat", " dog")).rename(index={0: "b"}))
+    with pytest.raises(ValueError, match=r"the DataFrame has no column 'clean', .* it has none"):
+        PromptPairs.from_dataframe(bundled(), pd.DataFrame())
     with pytest.raises(ValueError, match=r"frame is a dict, expected a pandas DataFrame: pd.DataFrame\(rows\)"):
         PromptPairs.from_dataframe(bundled(), {"clean": [CAT]})
 

@@ -484,6 +484,11 @@ SHORTEST = {"n_words": 2, "n_repeated": 1}
         (CapitalsDataset, {"capitals": {"France": "Paris", "Peru": "the city"}}, "' the city' is 2 tokens"),
         (CapitalsDataset, {"templates": ["{COUNTRY} and {NAME}"]}, r"has the slots \['COUNTRY', 'NAME'\]"),
         (DocstringDataset, {"arguments": ["size", "path", "name"]}, r"four argument names .* leaves 3: .*arguments="),
+        (InductionDataset, {"words": "river"}, r"'river' is a text, expected a list: give others with words="),
+        (CapitalsDataset, {"capitals": ["France"]}, r"capitals is \['France'\], expected a mapping {country: capital}"),
+        (IOIDataset, {"prefix": IOI_PREFIXES}, r"prefix is \(.*\), expected one text: make a dataset for each prefix"),
+        (IOIDataset, {"seed": None}, "seed is None, expected an integer: with a seed the same pairs come again"),
+        (IOIDataset, {"n_pairs": 2.5}, "n_pairs is 2.5, expected at least 1, an integer"),
         *((task, {"n_pairs": 0}, "n_pairs is 0, expected at least 1") for task in BEHAVIOURS),
     ],
 )
