@@ -13,7 +13,7 @@ something. See Heimersheim & Nanda 2024, "How to use and interpret activation pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal, overload
@@ -33,7 +33,7 @@ from patch_sets import (
     hook_point_patches,
     layer_window,
 )
-from patching_directions import BothDirections, in_directions
+from patching_directions import BothDirections, check_kind, in_directions
 from patching_engine import PatchingEngine
 from patching_results import (
     HeadPatchingResult,
@@ -46,7 +46,7 @@ from patching_results import (
     load_results,
     patch_key,
 )
-from patching_sites import Patch, Site, block_hook, check_index
+from patching_sites import Patch, Site, block_hook, check_index, check_indices
 from patching_sources import (
     OTHER_RUN,
     CleanPrompts,
@@ -326,8 +326,8 @@ class ActivationPatcher:
         """
         at = check_index(layer, self.engine.n_layers, "layer")
         name = self.engine.hook_points(block_hook(at, "mlp_post"))[0]
-        width = self.engine.n_neurons(at)
-        chosen = sorted({check_index(n, width, "neuron") for n in (range(width) if neurons is None else neurons)})
+        every = range(self.engine.n_neurons(at))
+        chosen = sorted(set(check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")))
         pairs = self.encoded(dataset, pair_indices, noise)
         places = at_positions(position, pairs)
         patches = [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
@@ -355,6 +355,11 @@ class ActivationPatcher:
         Returns:
             The raw numbers with all that is needed to read them.
         """
+        if isinstance(patches, (str, Patch)) or not isinstance(patches, Iterable):
+            raise ValueError(f"patches is {patches!r}, expected a list of Patch: [Patch((site,))]")
+        patches = list(patches)
+        if wrong := [patch for patch in patches if not isinstance(patch, Patch)]:
+            raise ValueError(f"patches holds {wrong[0]!r}, expected Patch: Patch((site,))")
         pairs = self.encoded(dataset, pair_indices, noise)
         return self.sweep_encoded(dataset, pairs, patches, direction, source, noise, metrics)
 
@@ -442,11 +447,7 @@ def summarize_results(results: LayerResults, top_k: int = 10) -> None:
     Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
     how both were found (`patching_statistics`).
     """
-    if not isinstance(results, LayerResults):
-        raise ValueError(
-            f"results is a {type(results).__name__}, expected what run_patching_experiment returns; for heads use "
-            "print_head_results"
-        )
+    check_kind(results, LayerResults, "run_patching_experiment", "; for heads use print_head_results")
     number = {patch_key(patch): i for i, patch in enumerate(results.sweep.patches)}
     rows = [(name, number[name]) for name, _ in results.top(top_k)]
     print(results_text(results.sweep, rows, kind="hook point", of=len(results)))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import task_templates
+from patching_sites import is_integer
 from patching_tasks import PatchingDataset, TargetTokens, one_or_several, single_token
 
 T = TypeVar("T")
@@ -62,9 +63,9 @@ class GeneratedTask(PatchingDataset):
     stands, and `SLOT+1` for the token after it. A word of several tokens is named by its last one."""
 
     def __init__(self, model: Any, n_pairs: int, *, seed: int) -> None:
-        if not _is_integer(n_pairs) or n_pairs < 1:
+        if not is_integer(n_pairs) or n_pairs < 1:
             raise ValueError(f"n_pairs is {n_pairs!r}, expected at least 1, an integer")
-        if not _is_integer(seed):
+        if not is_integer(seed):
             raise ValueError(f"seed is {seed!r}, expected an integer: with a seed the same pairs come again")
         self.model = model
         self.seed = seed
@@ -198,10 +199,6 @@ def bare_and_spaced(word: str) -> tuple[str, ...]:
 def forms_in(template: str, slot: str) -> Callable[[str], tuple[str, ...]]:
     """As what a word of this slot must be a single token: without a space too, where the prompt begins with it."""
     return bare_and_spaced if template.startswith(f"{{{slot}}}") else spaced
-
-
-def _is_integer(number: Any) -> bool:
-    return hasattr(number, "__index__") and not isinstance(number, bool)
 
 
 def _is_single_token(model: Any, text: str) -> bool:

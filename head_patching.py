@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Literal, overload
 
 from activation_patching import ActivationPatcher
 from metric_sets import MetricChoice
 from patch_sets import Position, at_positions
-from patching_directions import BothDirections, in_directions
+from patching_directions import BothDirections, check_kind, in_directions
 from patching_results import HeadPatchingResult, HeadResults
-from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, block_hook, check_index
+from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, block_hook, check_indices
 from patching_sources import OTHER_RUN, GaussianNoise, Source
 from patching_sweep import Direction
 from patching_tasks import PatchingDataset
@@ -105,16 +106,17 @@ class HeadPatcher:
             ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
         """
         engine = self.patcher.engine
-        if patch_type not in PATCH_TYPES:
+        if patch_type not in tuple(PATCH_TYPES):
             raise ValueError(f"patch_type {patch_type!r} is unknown: expected one of {', '.join(PATCH_TYPES)}")
         component = PATCH_TYPES[patch_type]
         n_heads = engine.n_key_value_heads if component in KEY_VALUE_COMPONENTS else engine.n_heads
-        chosen = range(engine.n_layers) if layers is None else layers
+        every = range(engine.n_layers)
+        chosen = check_indices(every if layers is None else layers, len(every), "layers", "layer")
         pairs = self.patcher.encoded(dataset, pair_indices, noise)
         places = at_positions(position, pairs)
         patches = [
             Patch(tuple(replace(place, hook_point=block_hook(layer, component), head=head) for place in places))
-            for layer in sorted({check_index(layer, engine.n_layers, "layer") for layer in chosen})
+            for layer in sorted(set(chosen))
             for head in range(n_heads)
         ]
         return in_directions(
@@ -135,13 +137,16 @@ class HeadPatcher:
                 (`results.statistics(alpha=alpha)`); None does not ask how sure they are.
 
         Raises:
-            ValueError: for a threshold below 0, where neither is given, and for `alpha` with a plain list, which lacks
-                the heads that the correction counts.
+            ValueError: for a threshold below 0, where neither is given, for what is no list of heads, and for `alpha`
+                with a plain list, which lacks the heads that the correction counts.
         """
         if threshold is None and alpha is None:
             raise ValueError("threshold and alpha are both None, so nothing is selected: give at least one")
-        if threshold is not None and threshold < 0:
-            raise ValueError(f"threshold is {threshold}, expected at least 0: it is compared with |effect|")
+        if threshold is not None and (not isinstance(threshold, Real) or not threshold >= 0):
+            raise ValueError(f"threshold is {threshold!r}, expected at least 0: it is compared with |effect|")
+        check_kind(results, Sequence, "run_all_heads_experiment")
+        if wrong := [entry for entry in results if not isinstance(entry, HeadPatchingResult)]:
+            raise ValueError(f"results holds a {type(wrong[0]).__name__}, expected HeadPatchingResult")
         found = [r for r in results if abs(r.effect) >= (threshold or 0)]
         if alpha is not None:
             if not isinstance(results, HeadResults):
@@ -160,8 +165,7 @@ def print_head_results(results: HeadResults, top_k: int = 15) -> None:
     Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
     how both were found (`patching_statistics`).
     """
-    if not isinstance(results, HeadResults):
-        raise ValueError(f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns")
+    check_kind(results, HeadResults, "run_all_heads_experiment")
     number = _numbers_of_heads(results)
     rows = [(result.label, number[result.layer, result.head]) for result in results.top(top_k)]
     kind = "key-value head" if results.counts_key_value_heads else "head"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from patching_sites import Patch, Site, expand_hook_points
+from patching_sites import Patch, Site, expand_hook_points, is_integer, names_asked_for
 from patching_sources import as_list, positions_in_pairs
 from patching_tasks import EncodedPairs
 
@@ -32,17 +32,16 @@ def hook_point_patches(
         ValueError: for an unknown hook point, and for a window that is none or has no middle.
     """
     check_window(window)
-    asked = [hook_points] if isinstance(hook_points, str) else list(hook_points)
-    if not asked:
-        expand_hook_points([], available, n_layers)
     patches: dict[str, Patch] = {}
-    for one in asked:
-        names = expand_hook_points(one, available, n_layers)
+    for one in names_asked_for(hook_points):
+        together = names_asked_for(one)
+        names = expand_hook_points(together, available, n_layers)
         if not isinstance(one, str):
+            label = " + ".join(together)
             if window > 1:
-                raise ValueError(f"the set {' + '.join(one)} has no layer in its middle: leave out window, or the set")
+                raise ValueError(f"the set {label} has no layer in its middle: leave out window, or the set")
             sites = tuple(replace(place, hook_point=name) for name in names for place in places)
-            patches[" + ".join(one)] = Patch(sites, name=" + ".join(one))
+            patches[label] = Patch(sites, name=label)
             continue
         for name in names:
             patches[name] = layer_window([replace(place, hook_point=name) for place in places], window, n_layers)
@@ -60,7 +59,7 @@ def at_positions(position: Position, pairs: EncodedPairs) -> list[Site]:
     asked = as_list(position)
     if not asked:
         raise ValueError("position is empty: give a position, several, a name, or None for all positions")
-    return [_at(place, pairs) for place in asked]
+    return [_at(place, pairs) for place in dict.fromkeys(asked)]
 
 
 def at_named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> list[Site]:
@@ -79,7 +78,7 @@ def at_named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> lis
 
 def check_window(window: int) -> None:
     """Raises ValueError where the window is no odd number of layers."""
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1 or window % 2 == 0:
+    if not is_integer(window) or window < 1 or window % 2 == 0:
         raise ValueError(
             f"window is {window!r}, expected an odd number of layers (1 for single layers, 3 for a layer and both its "
             "neighbours): results belong to the layer in the middle"

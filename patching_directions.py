@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -34,6 +35,14 @@ class BothDirections(Generic[Results]):
     noising: Results
     """Corrupted into clean."""
 
+    def by_metric(self, name: str) -> BothDirections[Results]:
+        """The same results with another metric selected, in both directions."""
+        return BothDirections(self.denoising.by_metric(name), self.noising.by_metric(name))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Both long tables, one after the other; the column `direction` tells them apart."""
+        return pd.concat([self.denoising.to_dataframe(), self.noising.to_dataframe()], ignore_index=True)
+
     def reading(self, threshold: float = 0.1) -> pd.DataFrame:
         """What each patch is for the behaviour: a row per patch, in order.
 
@@ -46,8 +55,8 @@ class BothDirections(Generic[Results]):
             effects over the usable pairs; and `reading`: `both`, `sufficient`, `necessary` or `neither`, and None where
             no pair is usable.
         """
-        if not threshold > 0:
-            raise ValueError(f"threshold is {threshold}, expected a number above 0: at 0 every patch counts")
+        if not isinstance(threshold, Real) or not threshold > 0:
+            raise ValueError(f"threshold is {threshold!r}, expected a number above 0: at 0 every patch counts")
         effects = zip(self.denoising.sweep.effects.tolist(), self.noising.sweep.effects.tolist())
         rows = [
             {
@@ -79,6 +88,22 @@ def in_directions(
             "writes neither's: choose 'noising' to ablate the clean run, or 'denoising' the corrupted one"
         )
     return BothDirections(run("denoising"), run("noising"))
+
+
+def check_kind(results: object, kind: type, made_by: str, otherwise: str = "") -> None:
+    """Raises ValueError for results of another kind, and for both directions, of which one has to be chosen.
+
+    Args:
+        results: what was given.
+        kind: what is needed.
+        made_by: what returns it.
+        otherwise: what to do with results of other kinds.
+    """
+    if isinstance(results, kind):
+        return
+    if isinstance(results, BothDirections):
+        raise ValueError("results holds both directions: give results.denoising or results.noising")
+    raise ValueError(f"results is a {type(results).__name__}, expected what {made_by} returns{otherwise}")
 
 
 def _columns(patch: Patch) -> dict[str, Any]:

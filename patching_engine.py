@@ -55,6 +55,7 @@ from patching_sites import (
     check_index,
     expand_hook_points,
     head_axis,
+    is_integer,
     position_axis,
 )
 from patching_sources import GaussianNoise, Prompts, References
@@ -87,8 +88,8 @@ class PatchingEngine:
     """
 
     def __init__(self, model: Any, *, batch_size: int | None = None, show_progress: bool = True) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1, or None to adapt it to the memory")
+        if batch_size is not None and (not is_integer(batch_size) or batch_size < 1):
+            raise ValueError(f"batch_size is {batch_size!r}, expected at least 1, or None to adapt it to the memory")
         self.runner: Runner = make_runner(model)
         self.batch_size = batch_size
         self.show_progress = show_progress
@@ -214,7 +215,7 @@ class PatchingEngine:
         noise: GaussianNoise | None = None,
     ) -> Iterator[_Runs]:
         """The experiment, checked, with the model made ready and put back afterwards."""
-        if direction not in DIRECTIONS:
+        if direction not in tuple(DIRECTIONS):
             raise ValueError(f"direction {direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
         if not patches:
             raise ValueError("there is nothing to patch: give at least one site")
@@ -225,7 +226,7 @@ class PatchingEngine:
         with self.runner.as_found(names):
             placed = None
             if noise is not None:
-                placed = noise.placed(pairs, embedding_deviation(self.runner))
+                placed = noise.placed(pairs, functools.partial(embedding_deviation, self.runner))
                 pairs, positions = _repeated(pairs, positions, noise.samples)
             experiment = Experiment(
                 self.runner, pairs, patches, positions, direction, reads_all, vocabulary, references, placed
@@ -234,15 +235,19 @@ class PatchingEngine:
 
     def _checked_positions(self, site: Site, lengths: Int[Tensor, " pair"]) -> Int[Tensor, " pair"] | None:
         """The site's position in each pair; also checks its hook point and head."""
-        expand_hook_points([site.hook_point], self.runner.hook_points, self.n_layers)
+        names = expand_hook_points([site.hook_point], self.runner.hook_points, self.n_layers)
+        if names != [site.hook_point]:
+            raise ValueError(
+                f"the site {site.hook_point!r} stands for every layer: name one, for instance {names[0]!r}"
+            )
         if site.head is not None:
             if head_axis(site.hook_point) is None:
                 raise ValueError(f"{site.hook_point} has no head axis, so head {site.head} cannot be patched there")
             is_key_value = site.component in KEY_VALUE_COMPONENTS
             size = self.n_key_value_heads if is_key_value else self.n_heads
-            if not 0 <= site.head < size:
+            if not is_integer(site.head) or not 0 <= site.head < size:
                 kind = "key-value head" if is_key_value and size != self.n_heads else "head"
-                raise ValueError(f"{kind} {site.head} is out of range: expected 0 to {size - 1}")
+                raise ValueError(f"{kind} {site.head!r} is out of range: expected 0 to {size - 1}")
         if site.neuron is not None:
             self._check_neuron(site, site.neuron)
         if site.position is None:
@@ -258,8 +263,8 @@ class PatchingEngine:
         if site.layer is None or site.component not in NEURON_COMPONENTS:
             raise ValueError(f"{site.hook_point} has no axis of neurons, so neuron {neuron} cannot be patched there")
         size = self.n_neurons(site.layer)
-        if not 0 <= neuron < size:
-            raise ValueError(f"neuron {neuron} is out of range: expected 0 to {size - 1}")
+        if not is_integer(neuron) or not 0 <= neuron < size:
+            raise ValueError(f"neuron {neuron!r} is out of range: expected 0 to {size - 1}")
 
 
 class _Runs:

@@ -268,14 +268,15 @@ class KLDivergence:
 
 @dataclass(frozen=True)
 class DatasetMetric:
-    """A dataset's own `compute_metric`, which is given all positions and the whole vocabulary.
+    """A function of one's own, or a dataset's `compute_metric`: it is given all positions and the whole vocabulary.
 
-    Nothing is known of its unit, and it is taken to be the higher, the better the model does.
+    Unless they are given, nothing is known of its unit, and it is taken to be the higher, the better the model does.
     """
 
     compute_metric: Callable[[Float[Tensor, "1 pos d_vocab"], int], float]
-    pair_indices: tuple[int, ...]
-    """Index of each pair in its dataset, which is what `compute_metric` is called with."""
+    pair_indices: tuple[int, ...] = ()
+    """Index of each pair in its dataset, which is what `compute_metric` is called with; those of the experiment where
+    none are given."""
     name: str = "compute_metric"
     unit: str = ""
     more_is_better: bool = True

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch
+from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, is_integer
 from patching_statistics import Correction, SiteStatistics
 from patching_sweep import Sweep
 from result_files import read_sweep, write_csv, write_parquet, write_sweep
@@ -384,6 +384,6 @@ def _mean(values: Float[np.ndarray, " pair"]) -> float:
 
 def _largest(items: Iterable[tuple[Item, float]], k: int) -> list[tuple[Item, float]]:
     """The k items of largest |value|; NaN comes last."""
-    if k < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
+    if not is_integer(k) or k < 1:
+        raise ValueError(f"k is {k!r}, expected at least 1")
     return sorted(items, key=lambda item: -np.inf if np.isnan(item[1]) else abs(item[1]), reverse=True)[:k]

@@ -8,9 +8,11 @@ together in one run. Both are values: they are described first and executed late
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 SHORT_NAMES = {
     "resid_pre": "hook_resid_pre",
@@ -105,6 +107,11 @@ class Patch:
     window: int = 1
     """Number of adjacent layers patched together around the first site's; fewer at the model's first and last ones."""
 
+    def __post_init__(self) -> None:
+        sites = self.sites if isinstance(self.sites, tuple) else (self.sites,)
+        if not sites or sites is not self.sites or not all(isinstance(site, Site) for site in sites):
+            raise ValueError(f"the sites of a patch are {self.sites!r}, expected a tuple of at least one Site: (site,)")
+
     @property
     def label(self) -> str:
         """How the patch is printed: its name, or its sites; `L4±1 mlp_out` for a window of three layers."""
@@ -140,11 +147,11 @@ def expand_hook_points(hook_points: str | Sequence[str], available: Iterable[str
     """Full names for what the user wrote: full names stay, short names expand over all layers.
 
     Raises:
-        ValueError: where nothing was given or the model has no such hook point, with the nearest names.
+        ValueError: where no name was given or the model has no such hook point, with the nearest names.
     """
-    asked = [hook_points] if isinstance(hook_points, str) else list(hook_points)
-    if not asked:
-        raise ValueError("hook_points is empty: give at least one hook point, for instance 'attn_out'")
+    asked = names_asked_for(hook_points)
+    if wrong := [name for name in asked if not isinstance(name, str)]:
+        raise ValueError(f"hook_points holds {wrong[0]!r}, expected the name of a hook point, for instance 'attn_out'")
     known = set(available)
     expanded: list[str] = []
     for name in asked:
@@ -155,22 +162,67 @@ def expand_hook_points(hook_points: str | Sequence[str], available: Iterable[str
     return expanded
 
 
+def names_asked_for(hook_points: Any) -> list[Any]:
+    """One name, or several of them or of their sets, as a list.
+
+    Raises:
+        ValueError: for what is no list of names, and for an empty one.
+    """
+    if not isinstance(hook_points, Iterable):
+        raise ValueError(f"hook_points is {hook_points!r}, expected names, for instance 'attn_out' or ['z', 'mlp_out']")
+    asked = [hook_points] if isinstance(hook_points, str) else list(hook_points)
+    if not asked:
+        raise ValueError("hook_points is empty: give at least one hook point, for instance 'attn_out'")
+    return asked
+
+
+def is_integer(number: Any) -> bool:
+    """Whether this is a whole number, NumPy's own included; a truth value is none."""
+    if isinstance(number, bool):
+        return False
+    try:
+        operator.index(number)
+    except TypeError:
+        return False
+    return True
+
+
 def check_index(index: int, size: int, what: str) -> int:
     """`index` counted from the front; negative counts from the end.
 
     Raises:
         ValueError: where it is no integer or out of range.
     """
-    if isinstance(index, bool) or not hasattr(index, "__index__"):
+    if not is_integer(index):
         raise ValueError(f"{what} {index!r} is not an integer")
-    index = index.__index__()
+    index = operator.index(index)
     if not -size <= index < size:
         raise ValueError(f"{what} {index} is out of range: expected {-size} to {size - 1}")
     return index % size
 
 
+def check_indices(indices: Iterable[int], size: int, name: str, what: str) -> list[int]:
+    """Several indices, each as `check_index` gives it.
+
+    Args:
+        indices: what was given.
+        size: how many there are to choose from.
+        name: the argument that they were given as.
+        what: what each of them counts.
+
+    Raises:
+        ValueError: where they are no list of integers in range, or none at all.
+    """
+    if isinstance(indices, str) or not isinstance(indices, Iterable):
+        raise ValueError(f"{name} is {indices!r}, expected a list of integers, or None for all")
+    checked = [check_index(index, size, what) for index in indices]
+    if not checked:
+        raise ValueError(f"{name} is empty: give at least one {what}, or None for all")
+    return checked
+
+
 def _unknown_hook_point(asked: str, missing: str, known: set[str]) -> str:
-    nearest = difflib.get_close_matches(missing, known, n=3, cutoff=0.6)
+    nearest = difflib.get_close_matches(missing, {*known, *SHORT_NAMES}, n=3, cutoff=0.6)
     hint = f"The nearest names are {', '.join(nearest)}" if nearest else "No name of this model comes near"
     via = "" if asked == missing else f" (from {asked!r})"
     shorts = ", ".join(SHORT_NAMES)

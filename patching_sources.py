@@ -20,19 +20,22 @@ the model has seen.
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from numbers import Real
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patching_sites import check_index
+from patching_sites import check_index, is_integer
 from patching_sweep import OTHER_RUN as OTHER_RUN_LABEL
 from patching_sweep import Direction
-from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, named_positions
+from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, check_dataset, described, named_positions
 
 Prompts = tuple[Int[Tensor, " _"], ...]
 
@@ -112,7 +115,7 @@ class Mean:
     def __post_init__(self) -> None:
         if self.dataset is not None and not isinstance(self.dataset, PatchingDataset):
             raise ValueError(
-                f"Mean is over {_described(self.dataset)}, expected a PatchingDataset, or nothing for the "
+                f"Mean is over {described(self.dataset)}, expected a PatchingDataset, or nothing for the "
                 "experiment's own corrupted prompts"
             )
         if self.run not in ("corrupted", "clean"):
@@ -142,6 +145,13 @@ class Mean:
             raise ValueError(
                 f"{_named(pairs, lacking)} no reference prompt of the same template and length to take the mean over: "
                 "give Mean a dataset that has such prompts, or leave the pair out with pair_indices"
+            )
+        if lone := [i for i, key in enumerate(wanted) if len(by_key[key]) == 1]:
+            which = ", the pair's own" if self.dataset is None else ""
+            warnings.warn(
+                f"{_named(pairs, lone)} a single reference prompt{which}: what is written is no mean, only the "
+                "activation of that prompt. Give Mean a dataset that has more pairs of each template",
+                stacklevel=4,
             )
         order = {key: i for i, key in enumerate(by_key)}
         return References(tuple(tuple(group) for group in by_key.values()), tuple(order[key] for key in wanted))
@@ -219,7 +229,7 @@ def references(
 def check_source(source: Source, noise: GaussianNoise | None) -> None:
     """Raises ValueError for what is no source or no noise, and for an ablation together with noise."""
     if not isinstance(source, (OtherRun, Zero, Mean, Resample)):
-        given = f"the class {source.__name__}" if isinstance(source, type) else repr(source)
+        given = described(source) if isinstance(source, type) else repr(source)
         raise ValueError(f"source is {given}, expected OtherRun(), Zero(), Mean() or Resample()")
     if noise is None:
         return
@@ -234,7 +244,9 @@ def check_source(source: Source, noise: GaussianNoise | None) -> None:
 
 def direction_of(source: Source, direction: Direction | None) -> Direction:
     """The direction asked for; by default an ablation is of the clean run, and other patches restore the corrupted."""
-    return direction or ("noising" if source.is_ablation else "denoising")
+    if direction is not None:
+        return direction
+    return "noising" if source.is_ablation else "denoising"
 
 
 @dataclass(frozen=True)
@@ -257,13 +269,17 @@ class GaussianNoise:
     """The noise is a function of the seed, the pair's index in its dataset and the number of the sample alone."""
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.multiple) or self.multiple < 0:
-            raise ValueError(f"noise multiple is {self.multiple}, expected a number of at least 0, usually 3")
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(f"noise samples is {self.samples!r}, expected at least 1")
+        multiple = self.multiple
+        if isinstance(multiple, bool) or not isinstance(multiple, Real) or not 0 <= multiple < np.inf:
+            raise ValueError(f"noise multiple is {multiple!r}, expected a number of at least 0, usually 3")
+        if not is_integer(self.samples) or self.samples < 1:
+            raise ValueError(f"noise samples is {self.samples!r}, expected at least 1, an integer")
         _check_seed(self.seed)
-        if not as_list(self.positions):
+        places = as_list(self.positions)
+        if not places:
             raise ValueError("noise positions is empty: give at least one token to put noise on")
+        object.__setattr__(self, "positions", tuple(dict.fromkeys(places)))
+        object.__setattr__(self, "samples", operator.index(self.samples))
 
     @property
     def label(self) -> str:
@@ -271,8 +287,12 @@ class GaussianNoise:
         draws = f"{self.samples} sample{'' if self.samples == 1 else 's'}"
         return f"Gaussian noise at {where} of {self.multiple:g} × the embeddings' sd ({draws}, seed {self.seed})"
 
-    def placed(self, pairs: EncodedPairs, deviation: float) -> PlacedNoise:
+    def placed(self, pairs: EncodedPairs, deviation: Callable[[], float]) -> PlacedNoise:
         """The noise of each pair and sample.
+
+        Args:
+            pairs: the pairs.
+            deviation: finds the standard deviation of the embeddings; called only once the positions are known.
 
         Raises:
             ValueError: for a position out of range or a name that a pair lacks.
@@ -282,7 +302,7 @@ class GaussianNoise:
         return PlacedNoise(
             positions=tuple(at for at in where for _ in range(self.samples)),
             keys=tuple((self.seed, index, sample) for index in pairs.indices for sample in range(self.samples)),
-            deviation=self.multiple * deviation,
+            deviation=self.multiple * deviation(),
         )
 
 
@@ -317,6 +337,7 @@ class CleanPrompts(PatchingDataset):
     """
 
     def __init__(self, dataset: PatchingDataset) -> None:
+        check_dataset(dataset)
         self.dataset = dataset
 
     @property
@@ -349,9 +370,17 @@ def positions_in_pairs(place: int | str, pairs: EncodedPairs) -> tuple[int, ...]
     return tuple(check_index(place, n, f"position (in a prompt of {n} tokens)") for n in lengths)
 
 
-def as_list(positions: int | str | Iterable[int | str]) -> list[int | str]:
-    """One or several positions or names as a list."""
-    return list(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else [positions]
+def as_list(positions: Any) -> list[int | str]:
+    """One or several positions or names as a list.
+
+    Raises:
+        ValueError: for what is neither an integer nor a name.
+    """
+    several = isinstance(positions, Iterable) and not isinstance(positions, str) and not is_integer(positions)
+    places = list(positions) if several else [positions]
+    if wrong := [place for place in places if not isinstance(place, str) and not is_integer(place)]:
+        raise ValueError(f"position {wrong[0]!r} is not an integer, and no name of one")
+    return [place if isinstance(place, str) else operator.index(place) for place in places]
 
 
 def _keys(pairs: EncodedPairs) -> list[tuple[str, int]]:
@@ -367,12 +396,8 @@ def _named(pairs: EncodedPairs, lacking: Sequence[int]) -> str:
     return which + (" has" if len(lacking) == 1 else f" and {len(lacking) - 1} more have")
 
 
-def _described(given: object) -> str:
-    return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
-
-
 def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if not is_integer(seed) or seed < 0:
         raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -234,7 +235,7 @@ def _check_settings(seed: int, level: float, alpha: float, correction: str, powe
     if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
         raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")
     for name, value in (("level", level), ("alpha", alpha), ("power", power)):
-        if not 0 < value < 1:
+        if not isinstance(value, Real) or not 0 < value < 1:
             raise ValueError(f"{name} is {value!r}, expected a number between 0 and 1, for instance 0.95, 0.05 or 0.8")
     if power <= alpha:
         raise ValueError(f"power is {power}, expected more than alpha ({alpha})")

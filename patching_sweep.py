@@ -200,12 +200,14 @@ class Sweep:
 
     @property
     def effects(self) -> Float[np.ndarray, " patch"]:
-        """Effect of each patch over the usable pairs, as a ratio of means; NaN where no pair is usable."""
+        """Effect of each patch over the usable pairs, as a ratio of means; NaN where no pair is usable,
+        and where their gaps cancel."""
         usable = self.usable
         if not usable.any():
             return np.full(len(self.patches), np.nan)
         base = self.base[usable].mean()
-        return (self.patched[:, usable].mean(axis=1) - base) / (self.source[usable].mean() - base)
+        gap = self.source[usable].mean() - base  # can be 0 although no pair's is: accuracies turn around both ways
+        return (self.patched[:, usable].mean(axis=1) - base) / (gap or np.nan)
 
     def warn_about_unusable_pairs(self) -> None:
         """Name, once per metric, the pairs that no effect can be computed for."""

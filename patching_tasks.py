@@ -11,7 +11,7 @@ import functools
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metric_sets import MetricChoice, choose_metrics
 from patching_metrics import AnswerMetric, Answers, DatasetMetric, LogitDifference, Metric
-from patching_sites import check_index
+from patching_sites import check_index, check_indices
 
 MOST_LISTED = 5
 """How many offenders an error names; it counts them all."""
@@ -124,13 +124,12 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
             word that the tokenizer does not know, prompts of different token lengths, or longer than the context, a
             named position outside its prompt, and a template key that is no text.
     """
+    check_dataset(dataset)
     pairs = list(dataset.get_clean_corrupt_pairs())
     if not pairs:
         raise ValueError(f"the dataset {dataset.name!r} has no pairs: get_clean_corrupt_pairs() returned none")
     chosen = range(len(pairs)) if pair_indices is None else pair_indices
-    indices = tuple(check_index(i, len(pairs), "pair index") for i in chosen)
-    if not indices:
-        raise ValueError("pair_indices is empty: give at least one pair index, or None for all")
+    indices = tuple(check_indices(chosen, len(pairs), "pair_indices", "pair index"))
     if len(set(indices)) < len(indices):
         raise ValueError(f"pair_indices {list(indices)} names a pair twice: give each pair once")
     encoded = [_encode_pair(model, pairs[i], i) for i in indices]
@@ -143,6 +142,20 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
         positions=tuple(_checked_positions(dataset, i, len(clean)) for i, (clean, _) in zip(indices, encoded)),
         templates=tuple(_checked_template(dataset, i) for i in indices),
     )
+
+
+def check_dataset(dataset: object) -> None:
+    """Raises ValueError for what is no dataset, a class of them included."""
+    if not isinstance(dataset, PatchingDataset):
+        raise ValueError(
+            f"the dataset is {described(dataset)}, expected a PatchingDataset: a task (IOIDataset(model)), or pairs of "
+            "your own (PromptPairs.from_dataframe(model, frame))"
+        )
+
+
+def described(given: object) -> str:
+    """What was given in the place of something else, for messages."""
+    return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
 
 
 def named_positions(pairs: EncodedPairs, name: str) -> tuple[int, ...]:
@@ -187,15 +200,16 @@ def dataset_metrics(
         return Answers(correct, incorrect, tuple(pair_indices))
 
     def own() -> Metric:
-        if type(dataset).compute_metric is not PatchingDataset.compute_metric:
+        # Asked of the object: a function that was put into it counts as much as its class's own method.
+        if getattr(dataset.compute_metric, "__func__", None) is not PatchingDataset.compute_metric:
             return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
         return LogitDifference(answers())
 
-    chosen = choose_metrics(metrics, own, answers)
+    chosen = [_of_pairs(metric, tuple(pair_indices)) for metric in choose_metrics(metrics, own, answers)]
     for metric in chosen:
         if isinstance(metric, AnswerMetric):
             _check_answers(metric, len(pair_indices), model.cfg.d_vocab)
-    return chosen
+    return tuple(chosen)
 
 
 def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -349,6 +363,18 @@ def _check_disjoint(model: Any, index: int, correct: tuple[int, ...], incorrect:
             f"pair {index}: correct and incorrect answer are the same {_told(model, shared)}: an answer is one or the "
             "other"
         )
+
+
+def _of_pairs(metric: Metric, pair_indices: tuple[int, ...]) -> Metric:
+    """The metric, with the experiment's pairs where it is a function that none were given for."""
+    if not isinstance(metric, DatasetMetric) or metric.pair_indices == pair_indices:
+        return metric
+    if metric.pair_indices:
+        raise ValueError(
+            f"the metric {metric.name!r} is for the pairs {metric.pair_indices}, the experiment has {pair_indices}: "
+            "leave out its pair_indices"
+        )
+    return replace(metric, pair_indices=pair_indices)
 
 
 def _check_answers(metric: AnswerMetric, n_pairs: int, d_vocab: int) -> None:

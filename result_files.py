@@ -84,7 +84,7 @@ def read_sweep(path: str | Path) -> tuple[str, Sweep]:
         )
     try:
         return stored["kind"], _from_json(stored["sweep"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run the experiment again") from error
 
 
