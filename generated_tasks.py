@@ -175,15 +175,27 @@ def usable(
     """
     if given is None:
         words = [word for word in known if all(_is_single_token(model, text) for text in texts(word))]
-    elif isinstance(given, str):
-        raise ValueError(f"{given!r} is a text, expected a list: {remedy}")
     else:
-        words = list(dict.fromkeys(given))
+        words = list(dict.fromkeys(listed(given, remedy)))
         for text in (text for word in words for text in texts(word)):
             single_token(model, text)
     if len(words) < at_least:
         raise ValueError(f"{what} of one token each, this model's tokenizer leaves {len(words)}: {remedy}")
     return words
+
+
+def listed(given: Any, remedy: str) -> list[Any]:
+    """Words or templates of the user's as a list.
+
+    A set is sorted: its own order is another one each time Python starts, and the seed alone is to decide.
+
+    Raises:
+        ValueError: for what is no list, one text in the place of one included.
+    """
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        kind = "a text" if isinstance(given, str) else "no list"
+        raise ValueError(f"{given!r} is {kind}, expected a list: {remedy}")
+    return sorted(given) if isinstance(given, (set, frozenset)) else list(given)
 
 
 def spaced(word: str) -> tuple[str, ...]:

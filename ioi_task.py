@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import task_templates
-from generated_tasks import GeneratedTask, TaskPair, forms_in, spaced, usable
+from generated_tasks import GeneratedTask, TaskPair, forms_in, listed, spaced, usable
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,15 @@ def _as_literal(prefix: str) -> str:
 
 
 def _checked_templates(templates: Sequence[str]) -> Sequence[str]:
-    if isinstance(templates, str) or not templates:
-        raise ValueError(f"templates is {templates!r}, expected a list of sentences with {{A}}, {{B}} and {{S2}}")
+    found_templates = listed(templates, "give templates=[sentence with {A}, {B} and {S2}, ...]")
+    if not found_templates:
+        raise ValueError("templates is empty: give at least one sentence with {A}, {B} and {S2}")
     known = {"A", "B", "S2", "PLACE", "OBJECT"}
-    for template in templates:
+    for template in found_templates:
         found = set(task_templates.slots(template))
         if not {"A", "B", "S2"} <= found <= known:
             raise ValueError(
                 f"the template {template!r} has the slots {sorted(found)}, expected {{A}}, {{B}} and {{S2}}, and "
                 "{PLACE} and {OBJECT} if wanted"
             )
-    return templates
+    return found_templates

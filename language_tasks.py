@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import task_templates
-from generated_tasks import GeneratedTask, TaskPair, forms_in, spaced, usable
+from generated_tasks import GeneratedTask, TaskPair, forms_in, listed, spaced, usable
 
 
 class GenderedPronounDataset(GeneratedTask):
@@ -67,6 +67,11 @@ class GenderedPronounDataset(GeneratedTask):
             for gender, (known, given) in kinds.items()
             for texts in set(self._forms)
         }
+        male, female = (
+            {name for (of, _), names in self._names.items() if of == gender for name in names} for gender in kinds
+        )
+        if male & female:
+            raise ValueError(f"{sorted(male & female)} are male and female names: give each name in one list alone")
         super().__init__(model, n_pairs, seed=seed)
 
     @property
@@ -257,19 +262,21 @@ class CapitalsDataset(GeneratedTask):
 
 
 def _with_one_slot(templates: Sequence[str], slot: str) -> Sequence[str]:
-    if isinstance(templates, str) or not templates:
-        raise ValueError(f"templates is {templates!r}, expected a list of sentences with {{{slot}}}")
-    for template in templates:
+    found_templates = listed(templates, f"give templates=[sentence with {{{slot}}}, ...]")
+    if not found_templates:
+        raise ValueError(f"templates is empty: give at least one sentence with {{{slot}}}")
+    for template in found_templates:
         if task_templates.slots(template) != (slot,):
             found = sorted(task_templates.slots(template))
             raise ValueError(f"the template {template!r} has the slots {found}, expected {{{slot}}} alone")
-    return templates
+    return found_templates
 
 
 def _noun_forms(option: str, given: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]] | None:
     if given is None:
         return None
-    for forms in given:
-        if isinstance(forms, str) or len(forms) != 2:
+    nouns = listed(given, f"give {option}=[(singular, plural), ...]")
+    for forms in nouns:
+        if not isinstance(forms, (tuple, list)) or len(forms) != 2:
             raise ValueError(f"{option} holds {forms!r}, expected (singular, plural), for instance ('key', 'keys')")
-    return [(singular, plural) for singular, plural in given]
+    return [(singular, plural) for singular, plural in nouns]

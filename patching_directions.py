@@ -51,9 +51,9 @@ class BothDirections(Generic[Results]):
                 the behaviour neither restores nor carries it.
 
         Returns:
-            `site` (label), `layer`, `head` and `neuron` of each patch, where it has one; `denoising` and `noising`, the
-            effects over the usable pairs; and `reading`: `both`, `sufficient`, `necessary` or `neither`, and None where
-            no pair is usable.
+            `site` (label), `layer`, `head`, `neuron` and `position` (or its name) of each patch, where it has one;
+            `denoising` and `noising`, the effects over the usable pairs; and `reading`: `both`, `sufficient`,
+            `necessary` or `neither`, and None where no pair is usable.
         """
         if not isinstance(threshold, Real) or not threshold > 0:
             raise ValueError(f"threshold is {threshold!r}, expected a number above 0: at 0 every patch counts")
@@ -112,6 +112,7 @@ def _columns(patch: Patch) -> dict[str, Any]:
         "layer": common(patch, lambda site: site.layer),
         "head": common(patch, lambda site: site.head),
         "neuron": common(patch, lambda site: site.neuron),
+        "position": common(patch, lambda site: site.position_name or site.position),
     }
 
 

@@ -313,6 +313,11 @@ def _first_difference(clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) ->
 
 
 def _tokenize(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
+    if not hasattr(model, "to_tokens"):
+        raise TypeError(
+            f"model is {described(model)}, expected a TransformerLens HookedTransformer or TransformerBridge: load one "
+            "with load_model(...)"
+        )
     return model.to_tokens(text, truncate=False, **options)[0].cpu()
 
 

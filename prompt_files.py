@@ -37,6 +37,9 @@ class PromptPair:
     """Where the pair comes from, for messages."""
 
     def __post_init__(self) -> None:
+        for which, prompt in (("clean", self.clean), ("corrupted", self.corrupted)):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise ValueError(f"the {which} prompt is {prompt!r}, expected a text")
         for side, answers in (("correct", self.correct), ("incorrect", self.incorrect)):
             if isinstance(answers, str):
                 raise ValueError(f"{side} is {answers!r}, expected a tuple of answers: ({answers!r},)")

@@ -7,7 +7,7 @@ named positions. Everything that is wrong with a file is found when it is read, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,15 @@ class PromptPairs(PatchingDataset):
             rows, and their number.
     """
 
-    def __init__(self, model: Any, pairs: Sequence[PromptPair], *, name: str = "own prompts", varies: str = "") -> None:
-        if not pairs:
-            raise ValueError(f"{name} has no pairs: give at least one row")
-        if wrong := [pair for pair in pairs if not isinstance(pair, PromptPair)]:
-            raise ValueError(f"pairs holds a {type(wrong[0]).__name__}, expected PromptPair(clean, corrupted, ...)")
+    def __init__(self, model: Any, pairs: Iterable[PromptPair], *, name: str = "own prompts", varies: str = "") -> None:
+        if not isinstance(pairs, Iterable):
+            raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
         self.model = model
         self.pairs = tuple(pairs)
+        if not self.pairs:
+            raise ValueError(f"{name} has no pairs: give at least one row")
+        if wrong := [pair for pair in self.pairs if not isinstance(pair, PromptPair)]:
+            raise ValueError(f"pairs holds a {type(wrong[0]).__name__}, expected PromptPair(clean, corrupted, ...)")
         self._name, self._varies = name, varies
         self._rows = [pair.row or f"pair {i}" for i, pair in enumerate(self.pairs)]
         self._targets = self._single_token_answers()
@@ -182,7 +184,7 @@ class PromptPairs(PatchingDataset):
                 try:
                     known[answer] = known[answer] if answer in known else single_token(self.model, answer)
                 except ValueError as error:
-                    faults.append((row, f"{error}{_space_hint(self.model, answer)}"))
+                    faults.append((row, f"{error}{_space_hint(self.model, answer)}{_list_hint(answer)}"))
         self._refuse(faults, "answers that are not one token each")
         return [
             ([known[text] for text in pair.correct], [known[text] for text in pair.incorrect]) for pair in self.pairs
@@ -244,3 +246,10 @@ def _space_hint(model: Any, answer: str) -> str:
     except ValueError:
         return ""
     return f", or write it with the space: {' ' + answer!r} is one token"
+
+
+def _list_hint(answer: str) -> str:
+    """In a DataFrame, which may have come from a CSV file, and in JSONL the separator is part of the answer."""
+    if ANSWER_SEPARATOR not in answer:
+        return ""
+    return f". Several answers are a list here: {answer.split(ANSWER_SEPARATOR)}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import task_templates
 from generated_tasks import GeneratedTask, TaskPair, bare_and_spaced, spaced, usable
+from patching_sites import is_integer
 from patching_tasks import single_token, token_strings
 
 TWO_DIGITS = tuple(f"{year:02d}" for year in range(100))
@@ -53,10 +54,10 @@ class InductionDataset(GeneratedTask):
         seed: int = 0,
         words: Sequence[str] | None = None,
     ) -> None:
-        if not 1 <= n_repeated < n_words:
+        if not is_integer(n_words) or not is_integer(n_repeated) or not 1 <= n_repeated < n_words:
             raise ValueError(
-                f"n_repeated is {n_repeated} of {n_words} words, expected at least 1 and fewer than n_words: the "
-                "answer is the word after the repeated ones"
+                f"n_repeated is {n_repeated!r} of {n_words!r} words, expected at least 1 and fewer than n_words: "
+                "the answer is the word after the repeated ones"
             )
         self._words = usable(
             model,

@@ -517,8 +517,18 @@ SEATS = ("mat", "rug", "floor", "chair", "bed", "grass", "box", "fence", "roof",
 
 
 def slots(template: str) -> tuple[str, ...]:
-    """The names of the template's slots, each once, in order of first appearance."""
-    fields = (field for _, field, _, _ in string.Formatter().parse(template) if field)
+    """The names of the template's slots, each once, in order of first appearance.
+
+    Raises:
+        ValueError: for what is no template.
+    """
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the template {template!r} cannot be read ({error}): expected a sentence with slots in braces, and braces "
+            "that are no slots doubled"
+        ) from None
     return tuple(dict.fromkeys(fields))
 
 

@@ -14,11 +14,17 @@ import torch
 
 from activation_patching import (
     ActivationPatcher,
+    AgreementDataset,
     BothDirections,
+    CapitalsDataset,
     GaussianNoise,
+    GenderedPronounDataset,
     HeadPatchingResult,
+    InductionDataset,
     IOIDataset,
     Mean,
+    PromptPair,
+    PromptPairs,
     Resample,
     load_results,
     summarize_results,
@@ -221,6 +227,66 @@ def test_gaps_that_cancel_divide_nothing() -> None:
     assert sweep.usable.all() and sweep.pair_effects.tolist() == [[1.0, 0.0]]
     with np.errstate(all="raise"):
         assert np.isnan(sweep.effects).all()
+
+
+# --- tasks and pairs of one's own ----------------------------------------------------------------------------------
+
+
+FIVE = ["Mary", "John", "Tom", "Anna", "Paul"]
+PAIR = PromptPair("The cat sat on the mat. The", "The dog sat on the mat. The", (" cat",), (" dog",))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: IOIDataset(model, 2, templates=3), r"3 is no list, expected a list: give templates="),
+        (
+            lambda model: IOIDataset(model, 2, templates=[]),
+            r"templates is empty: give at least one sentence",
+        ),
+        (
+            lambda model: IOIDataset(model, 2, templates=["{A} and {B {S2}"]),
+            r"the template .* cannot be read",
+        ),
+        (
+            lambda model: IOIDataset(model, 2, templates=["{A} and {B} {} {S2}"]),
+            r"has the slots \['', 'A', 'B'",
+        ),
+        (lambda model: IOIDataset(model, 2, names=5), r"5 is no list, expected a list: give others with names="),
+        (lambda model: AgreementDataset(model, 2, subjects=5), r"5 is no list, expected a list: give subjects="),
+        (lambda model: InductionDataset(model, 2, n_words="5"), r"n_repeated is 12 of '5' words"),
+        (lambda model: CapitalsDataset(model, 2, templates=[]), r"templates is empty"),
+        (
+            lambda model: GenderedPronounDataset(model, 2, male_names=["Mary", "John"], female_names=["Mary"]),
+            r"\['Mary'\] are male and female names",
+        ),
+        (lambda model: PromptPairs(model, PAIR), r"pairs is a PromptPair, expected a list of PromptPair"),
+        (lambda model: PromptPairs(model, iter([])), r"has no pairs: give at least one row"),
+        (lambda model: PromptPair(None, "The cat", (" cat",)), r"the clean prompt is None, expected a text"),
+        (
+            lambda model: PromptPairs.from_dataframe(model, pd.DataFrame([{**vars(PAIR), "correct": " cat| bear"}])),
+            r"Several answers are a list here: \[' cat', ' bear'\]",
+        ),
+    ],
+)
+def test_tasks_and_pairs_that_cannot_be_made_say_why(model: Any, make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(model)
+
+
+def test_a_model_is_asked_for_where_none_was_given() -> None:
+    for given, told in (("gpt2", "a str"), (None, "a NoneType")):
+        with pytest.raises(TypeError, match=f"model is {told}, expected a TransformerLens HookedTransformer"):
+            IOIDataset(given, 2)
+
+
+def test_pairs_and_words_may_come_from_anything_that_lists_them(model: Any) -> None:
+    assert len(PromptPairs(model, (pair for pair in [PAIR, PAIR]))) == 2
+    template = "Then {A} and {B} went to the {PLACE}, {S2} gave a {OBJECT} to"
+    expected = IOIDataset(model, 6, names=sorted(FIVE), templates=[template]).get_clean_corrupt_pairs()
+    for names in (iter(sorted(FIVE)), pd.Series(sorted(FIVE)), set(FIVE), frozenset(FIVE)):
+        found = IOIDataset(model, 6, names=names, templates=iter([template]))
+        assert found.get_clean_corrupt_pairs() == expected
 
 
 # --- both directions, and other results ----------------------------------------------------------------------------
