@@ -176,7 +176,7 @@ def usable(
     if given is None:
         words = [word for word in known if all(_is_single_token(model, text) for text in texts(word))]
     else:
-        words = list(dict.fromkeys(listed(given, remedy)))
+        words = list(dict.fromkeys(listed(given, f"a list: {remedy}")))
         for text in (text for word in words for text in texts(word)):
             single_token(model, text)
     if len(words) < at_least:
@@ -184,7 +184,7 @@ def usable(
     return words
 
 
-def listed(given: Any, remedy: str) -> list[Any]:
+def listed(given: Any, expected: str) -> list[Any]:
     """Words or templates of the user's as a list.
 
     A set is sorted: its own order is another one each time Python starts, and the seed alone is to decide.
@@ -194,7 +194,7 @@ def listed(given: Any, remedy: str) -> list[Any]:
     """
     if isinstance(given, str) or not isinstance(given, Iterable):
         kind = "a text" if isinstance(given, str) else "no list"
-        raise ValueError(f"{given!r} is {kind}, expected a list: {remedy}")
+        raise ValueError(f"{given!r} is {kind}, expected {expected}")
     return sorted(given) if isinstance(given, (set, frozenset)) else list(given)
 
 

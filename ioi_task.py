@@ -169,15 +169,16 @@ def _as_literal(prefix: str) -> str:
 
 
 def _checked_templates(templates: Sequence[str]) -> Sequence[str]:
-    found_templates = listed(templates, "give templates=[sentence with {A}, {B} and {S2}, ...]")
-    if not found_templates:
-        raise ValueError("templates is empty: give at least one sentence with {A}, {B} and {S2}")
+    expected = "a list of sentences with {A}, {B} and {S2}"
+    sentences = listed(templates, expected)
+    if not sentences:
+        raise ValueError(f"templates is [], expected {expected}")
     known = {"A", "B", "S2", "PLACE", "OBJECT"}
-    for template in found_templates:
+    for template in sentences:
         found = set(task_templates.slots(template))
         if not {"A", "B", "S2"} <= found <= known:
             raise ValueError(
                 f"the template {template!r} has the slots {sorted(found)}, expected {{A}}, {{B}} and {{S2}}, and "
                 "{PLACE} and {OBJECT} if wanted"
             )
-    return found_templates
+    return sentences

@@ -262,20 +262,21 @@ class CapitalsDataset(GeneratedTask):
 
 
 def _with_one_slot(templates: Sequence[str], slot: str) -> Sequence[str]:
-    found_templates = listed(templates, f"give templates=[sentence with {{{slot}}}, ...]")
-    if not found_templates:
-        raise ValueError(f"templates is empty: give at least one sentence with {{{slot}}}")
-    for template in found_templates:
+    expected = f"a list of sentences with {{{slot}}}"
+    sentences = listed(templates, expected)
+    if not sentences:
+        raise ValueError(f"templates is [], expected {expected}")
+    for template in sentences:
         if task_templates.slots(template) != (slot,):
             found = sorted(task_templates.slots(template))
             raise ValueError(f"the template {template!r} has the slots {found}, expected {{{slot}}} alone")
-    return found_templates
+    return sentences
 
 
 def _noun_forms(option: str, given: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]] | None:
     if given is None:
         return None
-    nouns = listed(given, f"give {option}=[(singular, plural), ...]")
+    nouns = listed(given, f"a list: give {option}=[(singular, plural), ...]")
     for forms in nouns:
         if not isinstance(forms, (tuple, list)) or len(forms) != 2:
             raise ValueError(f"{option} holds {forms!r}, expected (singular, plural), for instance ('key', 'keys')")

@@ -716,7 +716,7 @@ def test_heads_and_layers_out_of_range_are_refused(patcher, heads_patcher, ioi, 
         heads_patcher.run_all_heads_experiment(ioi, layers=[n_layers])
     with refused(f"layer -{n_layers + 1} is out of range"):
         patcher.list_hook_points(layer=-n_layers - 1)
-    with refused("nothing to patch"):
+    with refused("layers is empty: give at least one layer"):
         heads_patcher.run_all_heads_experiment(ioi, layers=[])
     with refused(f"head {n_heads} is out of range: expected .*0 to {n_heads - 1}|head {n_heads} is out of range"):
         patcher.run_patched(MARY, FLIPPED, "blocks.0.attn.hook_z", head=n_heads)

@@ -239,10 +239,10 @@ PAIR = PromptPair("The cat sat on the mat. The", "The dog sat on the mat. The", 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda model: IOIDataset(model, 2, templates=3), r"3 is no list, expected a list: give templates="),
+        (lambda model: IOIDataset(model, 2, templates=3), r"3 is no list, expected a list of sentences with"),
         (
             lambda model: IOIDataset(model, 2, templates=[]),
-            r"templates is empty: give at least one sentence",
+            r"templates is \[\], expected a list of sentences",
         ),
         (
             lambda model: IOIDataset(model, 2, templates=["{A} and {B {S2}"]),
@@ -255,7 +255,7 @@ PAIR = PromptPair("The cat sat on the mat. The", "The dog sat on the mat. The", 
         (lambda model: IOIDataset(model, 2, names=5), r"5 is no list, expected a list: give others with names="),
         (lambda model: AgreementDataset(model, 2, subjects=5), r"5 is no list, expected a list: give subjects="),
         (lambda model: InductionDataset(model, 2, n_words="5"), r"n_repeated is 12 of '5' words"),
-        (lambda model: CapitalsDataset(model, 2, templates=[]), r"templates is empty"),
+        (lambda model: CapitalsDataset(model, 2, templates=[]), r"templates is \[\], expected a list of sentences"),
         (
             lambda model: GenderedPronounDataset(model, 2, male_names=["Mary", "John"], female_names=["Mary"]),
             r"\['Mary'\] are male and female names",

@@ -69,6 +69,7 @@ DIRECTIONS = ("denoising", "noising")
 SOURCES = (Zero(), Mean(), Resample(seed=3))
 
 falls_back = pytest.mark.filterwarnings("ignore:this model's blocks cannot be resumed exactly")
+means_of_one = pytest.mark.filterwarnings("ignore:.*a single reference prompt")
 
 
 def sweep_with(
@@ -175,6 +176,7 @@ def test_zero_of_what_a_head_writes_is_the_model_without_the_head(name: str) -> 
     assert abs(found.patched[0] - found.clean).max() > 1e-3
 
 
+@means_of_one
 @pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge+:gpt2"))
 def test_the_mean_over_one_prompt_is_its_value(name: str) -> None:
     """Each pair is alone in its template: its mean over the corrupted prompts is its corrupted run."""
@@ -571,6 +573,7 @@ def test_readings_name_the_four_cases() -> None:
 # --- what results record -------------------------------------------------------------------------------------------
 
 
+@means_of_one
 def test_results_record_what_was_done(mixed: Words, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     patcher, heads = patcher_on(small_model(PLAIN)), HeadPatcher(small_model(PLAIN), show_progress=False)
     noise = GaussianNoise("A", multiple=2, samples=2, seed=4)
@@ -609,6 +612,7 @@ def test_ablations_are_of_the_clean_run_unless_asked_otherwise(mixed: Words) -> 
     assert abs(raw(corrupted) - raw(default)).min() > 1e-4
 
 
+@means_of_one
 def test_reference_prompts_may_be_another_datasets() -> None:
     model = load_model("tiny")
     patcher = patcher_on(model)

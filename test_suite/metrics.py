@@ -403,7 +403,7 @@ def test_several_acceptable_answers_may_come_from_the_dataset(bundled: Any) -> N
         (Rank, r"the class Rank is no metric: metrics takes names \(logit_difference"),
         (
             len,
-            "a builtin_function_or_method is no metric: .* a function of your own goes into the dataset",
+            "a builtin_function_or_method is no metric: .* give a function of your own as",
         ),
         ([None], "a NoneType is no metric"),
         ({"rank"}, "a set is no metric: .*one or a list of them"),
