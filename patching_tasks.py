@@ -125,14 +125,7 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
             named position outside its prompt, and a template key that is no text.
     """
     pairs = list(dataset.get_clean_corrupt_pairs())
-    if not pairs:
-        raise ValueError(f"the dataset {dataset.name!r} has no pairs: get_clean_corrupt_pairs() returned none")
-    chosen = range(len(pairs)) if pair_indices is None else pair_indices
-    indices = tuple(check_index(i, len(pairs), "pair index") for i in chosen)
-    if not indices:
-        raise ValueError("pair_indices is empty: give at least one pair index, or None for all")
-    if len(set(indices)) < len(indices):
-        raise ValueError(f"pair_indices {list(indices)} names a pair twice: give each pair once")
+    indices = chosen_indices(dataset.name, len(pairs), pair_indices)
     encoded = [_encode_pair(model, pairs[i], i) for i in indices]
     return EncodedPairs(
         indices=indices,
@@ -143,6 +136,23 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
         positions=tuple(_checked_positions(dataset, i, len(clean)) for i, (clean, _) in zip(indices, encoded)),
         templates=tuple(_checked_template(dataset, i) for i in indices),
     )
+
+
+def chosen_indices(name: str, n_pairs: int, pair_indices: Sequence[int] | None) -> tuple[int, ...]:
+    """The pairs that are asked for of a dataset of this name and size, counted from its start.
+
+    Raises:
+        ValueError: for an empty dataset or choice, and a pair index out of range or given twice.
+    """
+    if not n_pairs:
+        raise ValueError(f"the dataset {name!r} has no pairs: get_clean_corrupt_pairs() returned none")
+    chosen = range(n_pairs) if pair_indices is None else pair_indices
+    indices = tuple(check_index(i, n_pairs, "pair index") for i in chosen)
+    if not indices:
+        raise ValueError("pair_indices is empty: give at least one pair index, or None for all")
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"pair_indices {list(indices)} names a pair twice: give each pair once")
+    return indices
 
 
 def named_positions(pairs: EncodedPairs, name: str) -> tuple[int, ...]:
@@ -187,7 +197,7 @@ def dataset_metrics(
         return Answers(correct, incorrect, tuple(pair_indices))
 
     def own() -> Metric:
-        if type(dataset).compute_metric is not PatchingDataset.compute_metric:
+        if has_own_metric(dataset):
             return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
         return LogitDifference(answers())
 
@@ -196,6 +206,11 @@ def dataset_metrics(
         if isinstance(metric, AnswerMetric):
             _check_answers(metric, len(pair_indices), model.cfg.d_vocab)
     return chosen
+
+
+def has_own_metric(dataset: PatchingDataset) -> bool:
+    """Whether the dataset has a `compute_metric` of its own."""
+    return type(dataset).compute_metric is not PatchingDataset.compute_metric
 
 
 def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
