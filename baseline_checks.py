@@ -25,9 +25,9 @@ Severity = Literal["fault", "care", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fault", "care", "note")
 
 MOST = 0.5
-"""What is wrong with more than this share of the pairs is a fault."""
+"""What is wrong with at least this share of the pairs is a fault: wrong answers are then no rarer than by guessing."""
 MANY = 0.1
-"""What is wrong with at least this share of the pairs needs care."""
+"""What is wrong with at least this share needs care."""
 MOST_LISTED = 5
 """How many pairs a sentence names; it counts them all."""
 
@@ -119,7 +119,7 @@ def unusable(
         return None
     listed = [
         f"pair {pairs[j]} (clean {values.clean[j]:+.3f}, corrupted {values.corrupted[j]:+.3f})"
-        for j in np.flatnonzero(idle)[:MOST_LISTED]
+        for j in np.flatnonzero(idle)[:MOST_LISTED].tolist()
     ]
     more = f" and {idle.sum() - MOST_LISTED} more" if idle.sum() > MOST_LISTED else ""
     return Finding(
@@ -160,11 +160,11 @@ def counted(which: Bool[np.ndarray, " pair"], pairs: Sequence[int], of: str = "p
 
 def chosen(which: Bool[np.ndarray, " pair"], pairs: Sequence[int]) -> tuple[int, ...]:
     """Index in the dataset of these pairs."""
-    return tuple(pairs[j] for j in np.flatnonzero(which))
+    return tuple(pair for pair, is_one in zip(pairs, which) if is_one)
 
 
 def _severity(wrong: Bool[np.ndarray, " pair"]) -> Severity:
     share = wrong.mean()
-    if share > MOST:
+    if share >= MOST:
         return "fault"
     return "care" if share >= MANY else "note"

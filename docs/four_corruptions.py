@@ -45,12 +45,12 @@ ATTENDED = {"S2": ("S1", "S1+1"), "S1+1": ("S1",), "END": ("IO", "S1", "S2")}
 """Query position -> key positions whose attention tells the kinds of heads of Wang et al. 2022 apart."""
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint's directory, or a name that load_model knows")
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of each dataset (default: 40)")
+    parser.add_argument("--pairs", type=int, default=24, help="pairs of each dataset (default: 24)")
     parser.add_argument("--figure", type=Path, default=Path("four-corruptions.html"), help="where the figure goes")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     model = load_model(args.model, device="cpu")
 
     datasets = {
@@ -61,7 +61,7 @@ def main() -> None:
         print(f"```\n{check_dataset(model, dataset)}\n```\n")
 
     maps = head_maps(model, datasets)
-    figure(maps).write_html(args.figure, include_plotlyjs=True)
+    figure(maps).write_html(args.figure, config={"displayModeBar": False})
     print("## The maps\n")
     print_maps(maps)
     for name, results in maps.items():
@@ -87,12 +87,12 @@ def figure(maps: dict[str, HeadResults]) -> Any:
         (trace,) = create_head_heatmap(results).data
         whole.add_trace(trace, row=1, col=column)
         whole.update_xaxes(title_text="head", dtick=2, row=1, col=column)
-    whole.update_traces(coloraxis="coloraxis")
+    whole.update_traces(coloraxis="coloraxis", texttemplate=None)
     whole.update_layout(
         coloraxis={"colorscale": "RdBu", "cmin": -COLOUR_RANGE, "cmax": COLOUR_RANGE, "colorbar": {"title": "effect"}},
         template="plotly_white",
         width=1150,
-        height=520,
+        height=470,
         margin={"l": 55, "r": 10, "t": 40, "b": 45},
     )
     whole.update_yaxes(autorange="reversed")
@@ -113,11 +113,17 @@ def print_maps(maps: dict[str, HeadResults]) -> None:
 
 
 def print_top(name: str, results: HeadResults) -> None:
-    table = results.statistics(seed=SEED).to_dataframe().assign(label=[head.label for head in results])
+    table = results.statistics(seed=SEED).to_dataframe()
+    base = results.sweep.base[results.sweep.usable].mean()
+    table = table.assign(label=[h.label for h in results], change=[h.patched_metric - base for h in results])
     table = table.iloc[np.argsort(-table["effect"].abs().to_numpy())].head(TOP)
-    print(f"\n### {name}\n\n| head | effect | 95 % interval | corrected p |\n|---|---|---|---|")
+    print(f"\n### {name}\n\n| head | effect | 95 % interval | corrected p | change in logits |")
+    print("|---" * 5 + "|")
     for row in table.itertuples():
-        print(f"| {row.label} | {row.effect:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_corrected:.3f} |")
+        print(
+            f"| {row.label} | {row.effect:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_corrected:.3f} | "
+            f"{row.change:+.2f} |"
+        )
 
 
 def print_agreement(maps: dict[str, HeadResults]) -> None:

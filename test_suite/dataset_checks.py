@@ -28,6 +28,7 @@ from activation_patching import (
     Zero,
     check_dataset,
 )
+from docs import four_corruptions
 from patching_engine import PatchingEngine
 from patching_metrics import LogProbability
 from patching_tasks import dataset_metrics, encode_pairs
@@ -354,7 +355,26 @@ def test_smollm2_is_checked_for_ioi(corruption):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [InductionDataset, CapitalsDataset, AgreementDataset, GenderedPronounDataset])
-def test_smollm2_is_checked_for_other_tasks(task):
-    check = check_dataset(smollm2(), task(smollm2(), 40))
-    assert (check.verdict == "ready") is (task in (InductionDataset, CapitalsDataset)), str(check)
+@pytest.mark.parametrize(
+    "task, verdict",
+    [
+        (InductionDataset, "ready"),
+        (CapitalsDataset, "ready"),
+        (AgreementDataset, "usable with care"),
+        (GenderedPronounDataset, "not usable"),
+    ],
+)
+def test_smollm2_is_checked_for_other_tasks(task, verdict):
+    check = check_dataset(smollm2(), task(smollm2(), 24))
+    assert check.verdict == verdict, str(check)
+    if verdict != "ready":
+        assert "prefers the wrong answer" in check.findings[0].what
+
+
+@pytest.mark.slow
+def test_the_comparison_of_corruptions_can_be_made(tmp_path, capsys):
+    """What docs/four-corruptions.md is made with, on the bundled model."""
+    four_corruptions.main(["tiny", "--pairs", "6", "--figure", str(tmp_path / "maps.html")])
+    printed = capsys.readouterr().out
+    assert "The answer does not change" in printed and "| swap_names / flip_subject |" in printed
+    assert (tmp_path / "maps.html").stat().st_size > 10**6
