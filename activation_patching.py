@@ -21,6 +21,8 @@ from typing import Any, Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
+from baseline_checks import Finding, warn_about_baselines
+from dataset_checks import DatasetCheck, check_dataset
 from ioi_task import IOIDataset
 from language_tasks import AgreementDataset, CapitalsDataset, GenderedPronounDataset
 from metric_sets import MetricChoice
@@ -72,8 +74,10 @@ __all__ = [
     "AgreementDataset",
     "BothDirections",
     "CapitalsDataset",
+    "DatasetCheck",
     "Direction",
     "DocstringDataset",
+    "Finding",
     "GaussianNoise",
     "GenderedPronounDataset",
     "GreaterThanDataset",
@@ -93,6 +97,7 @@ __all__ = [
     "PromptPairs",
     "Resample",
     "Zero",
+    "check_dataset",
     "load_results",
     "summarize_results",
 ]
@@ -390,7 +395,7 @@ class ActivationPatcher:
             patches=tuple(patches),
             measured=tuple(MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs),
             direction=way,
-            model=model_name(self.model),
+            model=self.engine.model_name,
             n_layers=self.engine.n_layers,
             n_heads=self.engine.n_heads,
             n_key_value_heads=self.engine.n_key_value_heads,
@@ -402,7 +407,7 @@ class ActivationPatcher:
             noise="" if noise is None else noise.label,
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
-        sweep.warn_about_unusable_pairs()
+        warn_about_baselines(sweep)
         return sweep
 
     def run_with_cache(
@@ -464,11 +469,6 @@ def _every_position(pairs: EncodedPairs) -> list[Site]:
             f"align them by name ({by_name}), or choose pairs of one length with pair_indices"
         )
     return [Site("", position=at) for at in range(lengths[0])]
-
-
-def model_name(model: Any) -> str:
-    """The name the model's configuration gives it."""
-    return str(getattr(model.cfg, "model_name", None) or type(model).__name__)
 
 
 class _Prompts(PatchingDataset):

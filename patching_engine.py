@@ -74,6 +74,7 @@ class Baselines:
     """What a sweep measured, by metric."""
 
     patched: Float[np.ndarray, "metric patch pair"]
+    """Empty where nothing was patched."""
     clean: Float[np.ndarray, "metric pair"]
     corrupted: Float[np.ndarray, "metric pair"]
 
@@ -93,6 +94,12 @@ class PatchingEngine:
         self.runner: Runner = make_runner(model)
         self.batch_size = batch_size
         self.show_progress = show_progress
+
+    @property
+    def model_name(self) -> str:
+        """The name that the model's configuration gives it."""
+        model = self.runner.model
+        return str(getattr(model.cfg, "model_name", None) or type(model).__name__)
 
     @property
     def n_layers(self) -> int:
@@ -150,6 +157,26 @@ class PatchingEngine:
                 of range.
             RuntimeError: where a hook that should have written a patch did not fire.
         """
+        if not patches:
+            raise ValueError("there is nothing to patch: give at least one site")
+        return self._measured(pairs, patches, metrics, direction, references, noise)
+
+    def baselines(
+        self, pairs: EncodedPairs, metrics: Sequence[Metric], *, noise: GaussianNoise | None = None
+    ) -> Baselines:
+        """Every metric of the clean and the corrupted runs alone, as a sweep measures them. Arguments are those of
+        `sweep`."""
+        return self._measured(pairs, (), metrics, "denoising", None, noise)
+
+    def _measured(
+        self,
+        pairs: EncodedPairs,
+        patches: Sequence[Patch],
+        metrics: Sequence[Metric],
+        direction: Direction,
+        references: References | None,
+        noise: GaussianNoise | None,
+    ) -> Baselines:
         measured = MetricSet(tuple(metrics))
         samples = 1 if noise is None else noise.samples
         n_runs = len(pairs) * samples
@@ -166,7 +193,12 @@ class PatchingEngine:
                 references=references,
                 noise=noise,
             ) as runs,
-            tqdm(total=len(patches) * n_runs, unit="run", desc="Patching", disable=not self.show_progress) as progress,
+            tqdm(
+                total=len(patches) * n_runs,
+                unit="run",
+                desc="Patching",
+                disable=not (self.show_progress and patches),
+            ) as progress,
         ):
             for chunk in runs.chunks():
                 indices = chunk.pairs.numpy()
@@ -217,8 +249,6 @@ class PatchingEngine:
         """The experiment, checked, with the model made ready and put back afterwards."""
         if direction not in tuple(DIRECTIONS):
             raise ValueError(f"direction {direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
-        if not patches:
-            raise ValueError("there is nothing to patch: give at least one site")
         positions = [[self._checked_positions(site, pairs.lengths) for site in patch.sites] for patch in patches]
         if noise is not None and references is not None:
             raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
@@ -274,8 +304,9 @@ class _Runs:
         self.experiment = experiment
         self.runner, self.pairs, self.patches = experiment.runner, experiment.pairs, experiment.patches
         self.batch_size = batch_size
-        inside = all(site.layer is not None for patch in self.patches for site in patch.sites)
-        self.exactness = Exactness() if inside else FULL_RUNS
+        layers = [site.layer for patch in self.patches for site in patch.sites]
+        resumed = bool(layers) and None not in layers  # without patches nothing is resumed
+        self.exactness = Exactness() if resumed else FULL_RUNS
         self.max_tokens = self._tokens_that_fit()
         self._means: dict[int, dict[str, Tensor]] = {}
 
@@ -582,7 +613,7 @@ def _repeated(
 
 
 def _mean_of_samples(values: Float[np.ndarray, "... run"], samples: int) -> Float[np.ndarray, "... pair"]:
-    return values.reshape(*values.shape[:-1], -1, samples).mean(axis=-1)
+    return values.reshape(*values.shape[:-1], values.shape[-1] // samples, samples).mean(axis=-1)
 
 
 def _fitted(value: Tensor, shape: Sequence[int]) -> Tensor:

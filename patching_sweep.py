@@ -14,7 +14,6 @@ with a small denominator (Miller et al. 2024, "Transformer Circuit Faithfulness 
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -37,6 +36,9 @@ DIRECTIONS: dict[Direction, str] = {
 
 OTHER_RUN = "the other run"
 """Where patches take their values from by default: the activation of the pair's other run."""
+
+MIN_RELATIVE_CHANGE = 0.1
+"""Below this share of the larger metric, the difference of a pair's two runs is too small to divide by."""
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -94,7 +96,7 @@ class Sweep:
     """What was written: the other run's activation, or what an ablation puts in its place (`patching_sources`)."""
     noise: str = ""
     """The noise on the clean prompt's embeddings that makes the corrupted run; empty where the prompts differ."""
-    min_relative_change: float = 0.1
+    min_relative_change: float = MIN_RELATIVE_CHANGE
     """A pair is left out of effects where |clean - corrupted| is below this share of max(|clean|, |corrupted|)."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that computed it."""
@@ -188,9 +190,7 @@ class Sweep:
     @property
     def usable(self) -> Bool[np.ndarray, " pair"]:
         """Pairs whose clean and corrupted metric differ enough to divide by the difference."""
-        difference = np.abs(self.clean - self.corrupted)
-        scale = np.maximum(np.abs(self.clean), np.abs(self.corrupted))
-        return (difference > 1e-6) & (difference >= self.min_relative_change * scale)
+        return usable_pairs(self.clean, self.corrupted, self.min_relative_change)
 
     @property
     def pair_effects(self) -> Float[np.ndarray, "patch pair"]:
@@ -208,13 +208,6 @@ class Sweep:
         base = self.base[usable].mean()
         gap = self.source[usable].mean() - base  # can be 0 although no pair's is: accuracies turn around both ways
         return (self.patched[:, usable].mean(axis=1) - base) / (gap or np.nan)
-
-    def warn_about_unusable_pairs(self) -> None:
-        """Name, once per metric, the pairs that no effect can be computed for."""
-        for name in self.metrics:
-            sweep = self.by_metric(name)
-            if not sweep.usable.all():
-                warnings.warn(_unusable_pairs(sweep), stacklevel=3)
 
     def statistics(
         self,
@@ -287,18 +280,15 @@ class Sweep:
         return pd.DataFrame(columns)
 
 
-def _unusable_pairs(sweep: Sweep) -> str:
-    unusable = np.flatnonzero(~sweep.usable)
-    listed = [
-        f"pair {sweep.pair_indices[j]} (clean {sweep.clean[j]:+.3f}, corrupted {sweep.corrupted[j]:+.3f})"
-        for j in unusable[:5]
-    ]
-    more = "" if len(unusable) <= 5 else f" and {len(unusable) - 5} more"
-    return (
-        f"{len(unusable)} of {len(sweep.pair_indices)} pairs have a clean and a corrupted {sweep.metric} that barely "
-        f"differ; their effect is NaN and the average leaves them out: {', '.join(listed)}{more}. "
-        "Use a corruption that breaks the behaviour"
-    )
+def usable_pairs(
+    clean: Float[np.ndarray, " pair"],
+    corrupted: Float[np.ndarray, " pair"],
+    min_relative_change: float = MIN_RELATIVE_CHANGE,
+) -> Bool[np.ndarray, " pair"]:
+    """Which pairs have a clean and a corrupted metric that differ enough to divide by the difference."""
+    difference = np.abs(clean - corrupted)
+    scale = np.maximum(np.abs(clean), np.abs(corrupted))
+    return (difference > 1e-6) & (difference >= min_relative_change * scale)
 
 
 def common(patch: Patch, of: Callable[[Site], Value]) -> Value | None:

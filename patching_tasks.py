@@ -126,12 +126,7 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
     """
     check_dataset(dataset)
     pairs = list(dataset.get_clean_corrupt_pairs())
-    if not pairs:
-        raise ValueError(f"the dataset {dataset.name!r} has no pairs: get_clean_corrupt_pairs() returned none")
-    chosen = range(len(pairs)) if pair_indices is None else pair_indices
-    indices = tuple(check_indices(chosen, len(pairs), "pair_indices", "pair index"))
-    if len(set(indices)) < len(indices):
-        raise ValueError(f"pair_indices {list(indices)} names a pair twice: give each pair once")
+    indices = chosen_indices(dataset.name, len(pairs), pair_indices)
     encoded = [_encode_pair(model, pairs[i], i) for i in indices]
     return EncodedPairs(
         indices=indices,
@@ -156,6 +151,21 @@ def check_dataset(dataset: object) -> None:
 def described(given: object) -> str:
     """What was given in the place of something else, for messages."""
     return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+
+
+def chosen_indices(name: str, n_pairs: int, pair_indices: Sequence[int] | None) -> tuple[int, ...]:
+    """The pairs that are asked for of a dataset of this name and size, counted from its start.
+
+    Raises:
+        ValueError: for an empty dataset or choice, and a pair index out of range or given twice.
+    """
+    if not n_pairs:
+        raise ValueError(f"the dataset {name!r} has no pairs: get_clean_corrupt_pairs() returned none")
+    chosen = range(n_pairs) if pair_indices is None else pair_indices
+    indices = tuple(check_indices(chosen, n_pairs, "pair_indices", "pair index"))
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"pair_indices {list(indices)} names a pair twice: give each pair once")
+    return indices
 
 
 def named_positions(pairs: EncodedPairs, name: str) -> tuple[int, ...]:
@@ -200,8 +210,7 @@ def dataset_metrics(
         return Answers(correct, incorrect, tuple(pair_indices))
 
     def own() -> Metric:
-        # Asked of the object: a function that was put into it counts as much as its class's own method.
-        if getattr(dataset.compute_metric, "__func__", None) is not PatchingDataset.compute_metric:
+        if has_own_metric(dataset):
             return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
         return LogitDifference(answers())
 
@@ -210,6 +219,11 @@ def dataset_metrics(
         if isinstance(metric, AnswerMetric):
             _check_answers(metric, len(pair_indices), model.cfg.d_vocab)
     return tuple(chosen)
+
+
+def has_own_metric(dataset: PatchingDataset) -> bool:
+    """Whether the dataset has a `compute_metric` of its own: its class's, or a function that was put into it."""
+    return getattr(dataset.compute_metric, "__func__", None) is not PatchingDataset.compute_metric
 
 
 def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

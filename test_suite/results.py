@@ -19,6 +19,7 @@ import pytest
 
 import result_files
 from activation_patching import summarize_results
+from baseline_checks import warn_about_baselines
 from head_patching import print_head_results
 from patching_results import HeadResults, LayerResults, PositionResults, SweepResults, load_results
 from patching_sites import Patch, Site
@@ -111,7 +112,7 @@ def test_results_of_every_shape_show_another_metric() -> None:
 
 def test_each_metric_names_the_pairs_that_it_leaves_out() -> None:
     with pytest.warns(UserWarning) as caught:
-        sweep_of().warn_about_unusable_pairs()
+        warn_about_baselines(sweep_of(values("logit difference", 0), idle_pair()))
     assert len(caught) == 1
     told = str(caught[0].message)
     assert told.startswith("1 of 4 pairs have a clean and a corrupted KL divergence that barely differ")

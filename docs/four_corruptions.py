@@ -1,0 +1,179 @@
+"""The same map of heads under IOI's four corruptions: what does each show, and what does it hide?
+
+Prints, as Markdown, what docs/four-corruptions.md is made of, and writes its figure as HTML:
+
+    python -m docs.four_corruptions MODEL > numbers.md
+
+MODEL is what `load_model` takes; the page is of SmolLM2-135M-Instruct, a directory with its checkpoint. Everything is
+drawn from seed 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plotly.subplots import make_subplots
+from scipy import stats
+
+from activation_patching import (
+    ActivationPatcher,
+    AgreementDataset,
+    CapitalsDataset,
+    GenderedPronounDataset,
+    HeadResults,
+    InductionDataset,
+    IOIDataset,
+    check_dataset,
+)
+from head_patching import HeadPatcher
+from model_loading import load_model
+from visualize import create_head_heatmap
+
+CORRUPTIONS = ("swap_names", "flip_subject", "unrelated_names", "swap_order")
+NOISED = ("swap_names", "flip_subject")
+"""Corruptions that the map is also made of in the other direction."""
+TASKS = (IOIDataset, InductionDataset, GenderedPronounDataset, AgreementDataset, CapitalsDataset)
+TOP = 10
+SEED = 0
+COLOUR_RANGE = 0.3
+"""Effects beyond this have the strongest colour."""
+ATTENDED = {"S2": ("S1", "S1+1"), "S1+1": ("S1",), "END": ("IO", "S1", "S2")}
+"""Query position -> key positions whose attention tells the kinds of heads of Wang et al. 2022 apart."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a checkpoint's directory, or a name that load_model knows")
+    parser.add_argument("--pairs", type=int, default=24, help="pairs of each dataset (default: 24)")
+    parser.add_argument("--figure", type=Path, default=Path("four-corruptions.html"), help="where the figure goes")
+    args = parser.parse_args(argv)
+    model = load_model(args.model, device="cpu")
+
+    datasets = {
+        corruption: IOIDataset(model, args.pairs, corruption=corruption, seed=SEED) for corruption in CORRUPTIONS
+    }
+    print("## What the check says\n")
+    for dataset in datasets.values():
+        print(f"```\n{check_dataset(model, dataset)}\n```\n")
+
+    maps = head_maps(model, datasets)
+    figure(maps).write_html(args.figure, config={"displayModeBar": False})
+    print("## The maps\n")
+    print_maps(maps)
+    for name, results in maps.items():
+        print_top(name, results)
+    print_agreement(maps)
+    print_attention(model, datasets["swap_names"], maps)
+    print_tasks(model, args.pairs)
+
+
+def head_maps(model: Any, datasets: dict[str, IOIDataset]) -> dict[str, HeadResults]:
+    """Name of each map -> the effect of every head's output z."""
+    patcher = HeadPatcher(model, show_progress=False)
+    maps = {name: patcher.run_all_heads_experiment(dataset) for name, dataset in datasets.items()}
+    return maps | {
+        f"{name}, noising": patcher.run_all_heads_experiment(datasets[name], direction="noising") for name in NOISED
+    }
+
+
+def figure(maps: dict[str, HeadResults]) -> Any:
+    """Every map side by side, in one scale."""
+    whole = make_subplots(1, len(maps), shared_yaxes=True, subplot_titles=list(maps), horizontal_spacing=0.012)
+    for column, results in enumerate(maps.values(), 1):
+        (trace,) = create_head_heatmap(results).data
+        whole.add_trace(trace, row=1, col=column)
+        whole.update_xaxes(title_text="head", dtick=2, row=1, col=column)
+    whole.update_traces(coloraxis="coloraxis", texttemplate=None)
+    whole.update_layout(
+        coloraxis={"colorscale": "RdBu", "cmin": -COLOUR_RANGE, "cmax": COLOUR_RANGE, "colorbar": {"title": "effect"}},
+        template="plotly_white",
+        width=1150,
+        height=470,
+        margin={"l": 55, "r": 10, "t": 40, "b": 45},
+    )
+    whole.update_yaxes(autorange="reversed")
+    whole.update_yaxes(title_text="layer", row=1, col=1)
+    return whole
+
+
+def print_maps(maps: dict[str, HeadResults]) -> None:
+    print("| map | clean | corrupted | usable pairs | significant heads | split halves agree | largest effect |")
+    print("|---|---|---|---|---|---|---|")
+    for name, results in maps.items():
+        sweep, sure = results.sweep, results.statistics(seed=SEED)
+        print(
+            f"| {name} | {sweep.clean.mean():+.2f} | {sweep.corrupted.mean():+.2f} | "
+            f"{sweep.usable.sum()} of {len(sweep.usable)} | {sure.significant.sum()} of {len(sure.sites)} | "
+            f"{sure.split_half:.2f} | {np.abs(sure.effect).max():.2f} |"
+        )
+
+
+def print_top(name: str, results: HeadResults) -> None:
+    table = results.statistics(seed=SEED).to_dataframe()
+    base = results.sweep.base[results.sweep.usable].mean()
+    table = table.assign(label=[h.label for h in results], change=[h.patched_metric - base for h in results])
+    table = table.iloc[np.argsort(-table["effect"].abs().to_numpy())].head(TOP)
+    print(f"\n### {name}\n\n| head | effect | 95 % interval | corrected p | change in logits |")
+    print("|---" * 5 + "|")
+    for row in table.itertuples():
+        print(
+            f"| {row.label} | {row.effect:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_corrected:.3f} | "
+            f"{row.change:+.2f} |"
+        )
+
+
+def print_agreement(maps: dict[str, HeadResults]) -> None:
+    """Rank correlation over all heads, and how many of the top heads two maps share."""
+    effects = {name: np.array([head.effect for head in results]) for name, results in maps.items()}
+    top = {name: {head.label for head in results.top(TOP)} for name, results in maps.items()}
+    print(f"\n## Agreement\n\n| two maps | Spearman | Pearson | shared of the top {TOP} |\n|---|---|---|---|")
+    for one, other in itertools.combinations(maps, 2):
+        rank, linear = (f(effects[one], effects[other])[0] for f in (stats.spearmanr, stats.pearsonr))
+        print(f"| {one} / {other} | {rank:+.2f} | {linear:+.2f} | {len(top[one] & top[other])} |")
+
+
+def print_attention(model: Any, dataset: IOIDataset, maps: dict[str, HeadResults]) -> None:
+    """Where the heads that stand out in any map attend in the clean prompts, beside their effect in each map."""
+    patcher = ActivationPatcher(model, show_progress=False)
+    totals: dict[tuple[str, str], np.ndarray] = {}
+    for i, (clean, _) in enumerate(dataset.get_clean_corrupt_pairs()):
+        at = dataset.get_positions(i)
+        _, patterns = patcher.run_with_cache(clean, "pattern")
+        attention = np.stack([pattern[0].numpy() for pattern in patterns.values()])  # layer, head, query, key
+        for query, keys in ATTENDED.items():
+            for key in keys:
+                seen = attention[:, :, at[query], at[key]] / len(dataset)
+                totals[query, key] = totals.get((query, key), 0) + seen
+    heads = {
+        (head.layer, head.head): head.label for name in maps if name != "swap_order" for head in maps[name].top(TOP)
+    }
+    print(f"\n## Every head that is among the top {TOP} of a map of a working corruption\n")
+    print(f"| head | {' | '.join(maps)} | {' | '.join(f'{q} to {k}' for q, k in totals)} |")
+    print("|---" * (1 + len(maps) + len(totals)) + "|")
+    for (layer, head), label in sorted(heads.items()):
+        effects = (results.matrix()[layer, head] for results in maps.values())
+        seen = (total[layer, head] for total in totals.values())
+        print(f"| {label} | {' | '.join(f'{e:+.2f}' for e in effects)} | {' | '.join(f'{s:.2f}' for s in seen)} |")
+
+
+def print_tasks(model: Any, n_pairs: int) -> None:
+    print("\n## What SmolLM2-135M can do\n")
+    print("| task | right over wrong | likeliest | clean | corrupted | usable pairs | verdict |")
+    print("|---" * 7 + "|")
+    checks = [check_dataset(model, task(model, n_pairs, seed=SEED)) for task in TASKS]
+    for check in checks:
+        print(
+            f"| {check.task} | {check.clean_preference:.0%} | {check.clean_accuracy:.0%} | {check.clean_metric:+.2f} | "
+            f"{check.corrupted_metric:+.2f} | {sum(check.usable)} of {len(check.usable)} | {check.verdict} |"
+        )
+    for check in checks:
+        if check.verdict != "ready":
+            print(f"\n```\n{check}\n```")
+
+
+if __name__ == "__main__":
+    main()
