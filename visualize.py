@@ -18,9 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
-from plotly.offline import get_plotlyjs
 
-from figure_report import PLOTLY_FILE, figure_html, html_page, index_page
 from figure_words import (
     context_line,
     effect_name,
@@ -44,6 +42,8 @@ from patching_results import (
 )
 from patching_sites import block_hook
 from patching_sweep import Sweep
+from report_page import write_report
+from report_verdict import Check
 
 Heads: TypeAlias = HeadResults | Sequence[HeadPatchingResult]
 """What head figures draw: head results, or a plain list picked from them, which knows no model and no direction."""
@@ -290,43 +290,60 @@ def create_full_report(
     n_layers: int | None = None,
     n_heads: int | None = None,
     save_dir: str | Path = "./figures",
+    *,
+    position_results: PositionResults | None = None,
+    check: Check | None = None,
 ) -> list[Path]:
-    """Write each figure the results allow as an HTML file, and an `index.html` that shows them all.
+    """Write `report.html`, which carries everything and can be sent alone, and a page for each figure.
 
-    The folder is created where needed. Its files share one copy of plotly.js and open without a network.
+    The folder is created where needed. Nothing in it needs a network; the figures' own pages share one plotly.js.
+
+    Args:
+        head_results: heads, or a plain list picked from them.
+        layer_results: hook points.
+        n_layers: of the model, if it is to be checked; needed for a plain list of heads.
+        n_heads: likewise.
+        save_dir: folder to write to.
+        position_results: positions, which also colour the tokens of the prompts.
+        check: what a linter says of the dataset; None lets the report judge by the runs' baselines alone.
 
     Returns:
-        The written paths, `index.html` first.
+        The written paths, `report.html` first.
 
     Raises:
-        ValueError: where neither result is given, or one cannot be drawn (as the single figures say).
-        OSError: where `save_dir` cannot be created or written to; nothing has been drawn then.
+        ValueError: where no results are given, they are of different models, or one cannot be drawn (as the single
+            figures say).
+        OSError: where `save_dir` cannot be created or written to; nothing has been drawn then. Where a file cannot be
+            written, all that stood there are as they were.
     """
-    if head_results is None and layer_results is None:
-        raise ValueError("neither head_results nor layer_results was given: pass at least one of them")
+    if head_results is None and layer_results is None and position_results is None:
+        raise ValueError(
+            "neither head_results nor layer_results nor position_results was given: pass at least one of them"
+        )
+    given = {"head_results": head_results, "layer_results": layer_results, "position_results": position_results}
+    _check_one_model({name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)})
     folder = _writable_folder(Path(save_dir))
     figures: dict[str, go.Figure] = {}
-    sweeps: dict[str, Sweep] = {}
+    shown: dict[str, SweepResults] = {}
     if head_results is not None:
         figures["head_heatmap"] = create_head_heatmap(head_results, n_layers, n_heads)
         figures["top_heads_bar"] = create_top_heads_bar(head_results)
         if isinstance(head_results, HeadResults):
             figures["head_metric_scatter"] = create_metric_scatter(head_results)
-            sweeps["Heads"] = head_results.sweep
+            shown["Heads"] = head_results
     if layer_results is not None:
         figures["layer_heatmap"] = create_layer_heatmap(layer_results, n_layers)
         if {"attn_out", "mlp_out"} <= set(layer_results.matrix().columns):
             figures["component_comparison"] = create_component_comparison(layer_results, n_layers)
         figures["layer_metric_scatter"] = create_metric_scatter(layer_results)
-        sweeps["Layers"] = layer_results.sweep
-    pages = {"index.html": index_page(figures, sweeps)}
-    for name, figure in figures.items():
-        back = '<p><a href="index.html">All figures and settings</a></p>'
-        pages[f"{name}.html"] = html_page(figure.layout.title.text, back + figure_html(name, figure))
-    pages[PLOTLY_FILE] = get_plotlyjs()
-    for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in pages]
+        shown["Layers"] = layer_results
+    if position_results is not None:
+        _checked_sweep(position_results, PositionResults, "create_full_report")
+        for component in position_results.components:
+            several = f"_{component}" if len(position_results.components) > 1 else ""
+            figures[f"position_heatmap{several}"] = create_position_heatmap(position_results, component)
+        shown["Positions"] = position_results
+    return write_report(folder, figures, shown, check)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -374,6 +391,15 @@ def _wrong_type(results: Any, kinds: type | tuple[type, ...], caller: str) -> st
     got = type(results).__name__
     advice = f"{drawn_by[got]} draws these" if got in drawn_by else "pass what the patcher returned"
     return f"{caller} was given {got}, expected {expected}: {advice}"
+
+
+def _check_one_model(sweeps: Mapping[str, Sweep]) -> None:
+    models = {name: (s.model, s.n_layers, s.n_heads, s.n_key_value_heads) for name, s in sweeps.items()}
+    if len(set(models.values())) > 1:
+        told = ", ".join(
+            f"{name} of {model} ({layers} layers × {heads} heads)" for name, (model, layers, heads, _) in models.items()
+        )
+        raise ValueError(f"the results are of different models, {told}: write a report for each model")
 
 
 def _check_size(name: str, given: int | None, actual: int, what: str) -> None:

@@ -1,10 +1,6 @@
-"""Figures show the numbers of the results, errors say what to do, and the report is escaped and works offline."""
+"""Figures show the numbers of the results, and errors say what to do."""
 
 from __future__ import annotations
-
-import html
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ from patching_sites import Patch, Site, block_hook
 from patching_sweep import MetricValues, Sweep
 from visualize import (
     create_component_comparison,
-    create_full_report,
     create_head_heatmap,
     create_layer_heatmap,
     create_metric_scatter,
@@ -280,7 +275,6 @@ def test_every_figure_says_model_task_direction_metric_and_pairs(direction, word
         (lambda: create_position_heatmap(made_up_positions(), "z"), "'z' was not patched: expected one of resid_pre"),
         (lambda: create_component_comparison(made_up_layers(("attn_out",))), "^mlp_out not patched: .* have attn_out"),
         (lambda: create_component_comparison(made_up_layers(("resid_pre",))), "^attn_out and mlp_out not patched"),
-        (lambda: create_full_report(), "neither head_results nor layer_results"),
     ],
 )
 def test_errors_say_what_was_got_and_what_to_do(draw, message):
@@ -288,75 +282,11 @@ def test_errors_say_what_was_got_and_what_to_do(draw, message):
         draw()
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_anything_is_drawn(tmp_path):
-    taken = tmp_path / "figures"
-    taken.write_text("a file")
-    with pytest.raises(OSError, match=r"cannot write to save_dir .*figures"):
-        create_full_report(made_up_heads(**same_metrics()), save_dir=taken)
-
-
-# --- the report ---
-
-
-def outside_references(page: str) -> list[str]:
-    """What the page would fetch from elsewhere: every source, link and address but the files beside it."""
-    found = re.findall(r"""(?:src|href)=["']([^"']*)["']|url\(([^)]*)\)|(https?://[^"'\s<]*)""", page)
-    return [name for match in found for name in match if name and not re.fullmatch(r"\w+\.html|plotly\.min\.js", name)]
-
-
-def test_report_writes_every_figure_and_needs_no_network(tmp_path):
-    folder = tmp_path / "new" / "figures"
-    written = create_full_report(
-        head_results=made_up_heads(), layer_results=made_up_layers(), n_layers=4, n_heads=3, save_dir=str(folder)
-    )
-    names = [path.name for path in written]
-    assert names[0] == "index.html"
-    assert sorted(names[1:]) == [
-        "component_comparison.html",
-        "head_heatmap.html",
-        "head_metric_scatter.html",
-        "layer_heatmap.html",
-        "layer_metric_scatter.html",
-        "plotly.min.js",
-        "top_heads_bar.html",
-    ]
-    assert set(written) == set(folder.iterdir())
-    index = written[0].read_text(encoding="utf-8")
-    for path in written:
-        if path.suffix == ".html":
-            page = path.read_text(encoding="utf-8")
-            assert outside_references(page) == []
-            assert 'src="plotly.min.js"' in page
-            assert path.name == "index.html" or f'href="{path.name}"' in index
-    for setting in ("made-up", "IOI", "denoising", "logit difference (logits)", "5 pairs", "torch 2.13.0"):
-        assert setting in index
-
-
-def test_report_draws_what_the_results_allow(tmp_path):
-    def names(*results) -> set[str]:
-        return {Path(path).stem for path in create_full_report(*results, save_dir=tmp_path)} - {"index", "plotly.min"}
-
-    assert names(None, made_up_layers(("resid_pre",))) == {"layer_heatmap", "layer_metric_scatter"}
-    assert names(list(made_up_heads()), None, 4, 3) == {"head_heatmap", "top_heads_bar"}
-
-
-def test_a_report_of_another_plotly_is_replaced_with_its_script(tmp_path):
-    (tmp_path / "plotly.min.js").write_text("old")
-    create_full_report(made_up_heads(), save_dir=tmp_path)
-    assert len((tmp_path / "plotly.min.js").read_text(encoding="utf-8")) > 1_000_000
-
-
-def test_tokens_and_names_are_shown_as_text_never_as_markup(tmp_path):
+def test_tokens_and_names_are_shown_as_text_never_as_markup():
     evil = "<script>alert(1)</script>"
+    names = {"model": evil, "task": evil, "name": evil, "unit": evil}
     clean = (evil, " ", "\n", "&amp;", "$x$")
-    names = {"model": evil, "task": evil, "name": evil, "unit": evil, "versions": {evil: evil}}
-    tokens = {"clean_tokens": (clean,) * 5}
-    written = create_full_report(made_up_heads(**names, **tokens), made_up_layers(**names, **tokens), save_dir=tmp_path)
-    for path in written:
-        if path.suffix == ".html":
-            assert evil not in path.read_text(encoding="utf-8")
-    assert html.escape("".join(clean)) in written[0].read_text(encoding="utf-8")
-    figure = create_position_heatmap(made_up_positions(**names, **tokens))
+    figure = create_position_heatmap(made_up_positions(**names, clean_tokens=(clean,) * 5))
     labels = figure.layout.xaxis.ticktext
     assert labels[1:] == ("1: ' '→When", r"2: '\n'→John", "3: &amp;amp;→and", "4: &#36;x&#36;→Mary")
     texts = [*labels, figure.layout.title.subtitle.text.replace("<br>", ""), figure.data[0].hovertext[0][0]]

@@ -1,0 +1,165 @@
+"""Can these pairs carry a conclusion?  What a linter of datasets found, or else what the runs' own baselines show."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from metric_sets import metric_key
+from patching_resampling import FEWEST_PAIRS
+from patching_sweep import Sweep
+
+RIGHT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "logit_difference": lambda values: values > 0,
+    "probability_difference": lambda values: values > 0,
+    "rank": lambda values: values == 1,
+    "accuracy": lambda values: values == 1,
+}
+"""Metrics that tell whether a run gives the right answer, and how."""
+MOST_RIGHT = 0.9
+"""With a smaller share of usable pairs, or of pairs on which clean is right and above corrupted, care is due."""
+
+
+class Finding(Protocol):
+    """One thing that was noticed about a dataset."""
+
+    @property
+    def severity(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def remedy(self) -> str: ...
+
+
+class Check(Protocol):
+    """What a linter says of a dataset."""
+
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def findings(self) -> Sequence[Finding]: ...
+
+
+@dataclass(frozen=True)
+class BaselineFinding:
+    severity: str
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class BaselineCheck:
+    """What the clean and the corrupted runs of a sweep show of its pairs."""
+
+    verdict: str
+    findings: tuple[BaselineFinding, ...]
+
+
+def baseline_check(sweep: Sweep) -> BaselineCheck:
+    """Whether the pairs are usable, clean better than corrupted, and clean right where a metric tells."""
+    n = len(sweep.pair_indices)
+    shares = _shares(sweep)
+    findings = []
+    if shares["usable"] < MOST_RIGHT:
+        findings.append(
+            BaselineFinding(
+                "warning",
+                f"clean and corrupted {sweep.metric} barely differ on {_of(1 - shares['usable'], n)}",
+                "use a corruption that breaks the behaviour",
+            )
+        )
+    if shares["better"] < MOST_RIGHT:
+        findings.append(
+            BaselineFinding(
+                "warning",
+                f"the clean run is no better than the corrupted one on {_of(1 - shares['better'], n)}",
+                "check that prompts and answers are not exchanged, or use a corruption that breaks the behaviour",
+            )
+        )
+    if shares.get("right", 1) < MOST_RIGHT:
+        findings.append(
+            BaselineFinding(
+                "warning",
+                f"the clean run gives a wrong answer on {_of(1 - shares['right'], n)}",
+                "use a model that can do the task, or prompts on which it does",
+            )
+        )
+    if n < FEWEST_PAIRS:
+        findings.append(
+            BaselineFinding(
+                "warning", f"{n} pair{'' if n == 1 else 's'}: too few to say how much pairs differ", "use 10 or more"
+            )
+        )
+    verdict = "These pairs can carry a conclusion"
+    if findings:
+        verdict = "To be read with care"
+    return BaselineCheck(verdict, tuple(findings))
+
+
+def verdict_section(check: Check | None, sweeps: Mapping[str, Sweep]) -> str:
+    """The verdict: of the check where there is one, else of each sweep whose pairs are other ones."""
+    if check is not None:
+        return _verdict(str(check.verdict), check.findings)
+    parts = []
+    for names, sweep in _apart(sweeps).items():
+        where = f"{names}: " if len(_apart(sweeps)) > 1 else ""
+        found = baseline_check(sweep)
+        parts.append(_verdict(where + found.verdict, found.findings, _counted(sweep)))
+    parts.append('<p class="soft">From the baselines of these runs; the dataset itself was not checked.</p>')
+    return "".join(parts)
+
+
+def _apart(sweeps: Mapping[str, Sweep]) -> dict[str, Sweep]:
+    """The sweeps, those on the same runs together under both names."""
+    groups: list[tuple[list[str], Sweep]] = []
+    for name, sweep in sweeps.items():
+        for names, other in groups:
+            runs = ((sweep.clean, other.clean), (sweep.corrupted, other.corrupted))
+            if sweep.metric == other.metric and all(np.array_equal(a, b) for a, b in runs):
+                names.append(name)
+                break
+        else:
+            groups.append(([name], sweep))
+    return {" and ".join(names): sweep for names, sweep in groups}
+
+
+def _verdict(verdict: str, findings: Sequence[Finding], counted: str = "") -> str:
+    severities = {str(finding.severity).lower() for finding in findings}
+    kind = "bad" if "error" in severities else "care" if "warning" in severities else "good"
+    items = "".join(
+        f'<li><span class="severity">{html.escape(str(finding.severity))}</span>: {html.escape(finding.what)}. '
+        f"<em>{html.escape(finding.remedy)}</em></li>"
+        for finding in findings
+    )
+    listed = f"<ul>{items}</ul>" if items else ""
+    return f'<div class="verdict {kind}"><p>{html.escape(verdict)}</p>{counted}{listed}</div>'
+
+
+def _counted(sweep: Sweep) -> str:
+    n, shares = len(sweep.pair_indices), _shares(sweep)
+    told = [
+        f"usable {_of(shares['usable'], n)}",
+        f"clean better than corrupted on {_of(shares['better'], n)}",
+    ]
+    if "right" in shares:
+        told.append(f"the clean run right on {_of(shares['right'], n)}, the corrupted on {_of(shares['fooled'], n)}")
+    return f"<p>{html.escape('; '.join(told).capitalize())}.</p>"
+
+
+def _shares(sweep: Sweep) -> dict[str, Any]:
+    """Shares of the pairs: usable, clean better than corrupted, and right answers of both where a metric tells."""
+    better = sweep.clean > sweep.corrupted if sweep.more_is_better else sweep.clean < sweep.corrupted
+    shares = {"usable": sweep.usable.mean(), "better": better.mean()}
+    for name in sweep.metrics:
+        if (is_right := RIGHT.get(metric_key(name))) is not None:
+            values = sweep.by_metric(name)
+            return shares | {"right": is_right(values.clean).mean(), "fooled": is_right(values.corrupted).mean()}
+    return shares
+
+
+def _of(share: float, n: int) -> str:
+    return f"{round(share * n):,} of {n:,} pairs"
