@@ -43,9 +43,9 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 .prompts td { min-width: 200px; }
 .verdict { border-left: 5px solid var(--good); padding: 2px 0 2px 14px; margin: 12px 0; }
 .verdict.care { border-color: var(--care); }
-.verdict.bad { border-color: var(--bad); }
+.verdict.fault { border-color: var(--bad); }
 .verdict > p:first-child { font-size: 17px; font-weight: 600; }
-.severity { font-weight: 700; }
+.severity { font-weight: 700; text-transform: uppercase; font-size: 12px; }
 summary { cursor: pointer; padding: 6px 0; font-weight: 600; }
 button { font: inherit; padding: 8px 16px; border: 1px solid var(--link); border-radius: 6px; cursor: pointer; }
 button { background: var(--card); color: var(--link); margin: 0 10px 6px 0; }

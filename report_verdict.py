@@ -55,60 +55,50 @@ class BaselineFinding:
 class BaselineCheck:
     """What the clean and the corrupted runs of a sweep show of its pairs."""
 
-    verdict: str
     findings: tuple[BaselineFinding, ...]
+
+    @property
+    def verdict(self) -> str:
+        return "usable with care" if self.findings else "ready"
 
 
 def baseline_check(sweep: Sweep) -> BaselineCheck:
     """Whether the pairs are usable, clean better than corrupted, and clean right where a metric tells."""
-    n = len(sweep.pair_indices)
-    shares = _shares(sweep)
+    n, shares = len(sweep.pair_indices), _shares(sweep)
     findings = []
-    if shares["usable"] < MOST_RIGHT:
-        findings.append(
-            BaselineFinding(
-                "warning",
-                f"clean and corrupted {sweep.metric} barely differ on {_of(1 - shares['usable'], n)}",
-                "use a corruption that breaks the behaviour",
-            )
-        )
-    if shares["better"] < MOST_RIGHT:
-        findings.append(
-            BaselineFinding(
-                "warning",
-                f"the clean run is no better than the corrupted one on {_of(1 - shares['better'], n)}",
-                "check that prompts and answers are not exchanged, or use a corruption that breaks the behaviour",
-            )
-        )
-    if shares.get("right", 1) < MOST_RIGHT:
-        findings.append(
-            BaselineFinding(
-                "warning",
-                f"the clean run gives a wrong answer on {_of(1 - shares['right'], n)}",
-                "use a model that can do the task, or prompts on which it does",
-            )
-        )
+    for name, what, remedy in (
+        (
+            "usable",
+            f"Clean and corrupted {sweep.metric} barely differ",
+            "Use a corruption that breaks the behaviour",
+        ),
+        (
+            "better",
+            "The clean run is no better than the corrupted one",
+            "Check that answers are not exchanged, or use a corruption that breaks the behaviour",
+        ),
+        (
+            "right",
+            "The clean run gives a wrong answer",
+            "Use a model that can do the task, or prompts on which it does",
+        ),
+    ):
+        if (share := shares.get(name, 1.0)) < MOST_RIGHT:
+            findings.append(BaselineFinding("care", f"{what} on {_of(1 - share, n)}", remedy))
     if n < FEWEST_PAIRS:
-        findings.append(
-            BaselineFinding(
-                "warning", f"{n} pair{'' if n == 1 else 's'}: too few to say how much pairs differ", "use 10 or more"
-            )
-        )
-    verdict = "These pairs can carry a conclusion"
-    if findings:
-        verdict = "To be read with care"
-    return BaselineCheck(verdict, tuple(findings))
+        few = f"{n} pair{'' if n == 1 else 's'}: too few to say how much pairs differ"
+        findings.append(BaselineFinding("care", few, "Use 10 or more"))
+    return BaselineCheck(tuple(findings))
 
 
 def verdict_section(check: Check | None, sweeps: Mapping[str, Sweep]) -> str:
     """The verdict: of the check where there is one, else of each sweep whose pairs are other ones."""
     if check is not None:
-        return _verdict(str(check.verdict), check.findings)
+        return _verdict("Verdict", check)
     parts = []
     for names, sweep in _apart(sweeps).items():
-        where = f"{names}: " if len(_apart(sweeps)) > 1 else ""
-        found = baseline_check(sweep)
-        parts.append(_verdict(where + found.verdict, found.findings, _counted(sweep)))
+        label = f"Verdict for {names}" if len(_apart(sweeps)) > 1 else "Verdict"
+        parts.append(_verdict(label, baseline_check(sweep), _counted(sweep)))
     parts.append('<p class="soft">From the baselines of these runs; the dataset itself was not checked.</p>')
     return "".join(parts)
 
@@ -127,16 +117,18 @@ def _apart(sweeps: Mapping[str, Sweep]) -> dict[str, Sweep]:
     return {" and ".join(names): sweep for names, sweep in groups}
 
 
-def _verdict(verdict: str, findings: Sequence[Finding], counted: str = "") -> str:
-    severities = {str(finding.severity).lower() for finding in findings}
-    kind = "bad" if "error" in severities else "care" if "warning" in severities else "good"
-    items = "".join(
-        f'<li><span class="severity">{html.escape(str(finding.severity))}</span>: {html.escape(finding.what)}. '
-        f"<em>{html.escape(finding.remedy)}</em></li>"
-        for finding in findings
-    )
+def _verdict(label: str, check: Check, counted: str = "") -> str:
+    severities = {finding.severity for finding in check.findings}
+    kind = next((severity for severity in ("fault", "care") if severity in severities), "ready")
+    items = "".join(f"<li>{_sentence(finding)}</li>" for finding in check.findings)
     listed = f"<ul>{items}</ul>" if items else ""
-    return f'<div class="verdict {kind}"><p>{html.escape(verdict)}</p>{counted}{listed}</div>'
+    return f'<div class="verdict {kind}"><p>{label}: {html.escape(check.verdict)}</p>{counted}{listed}</div>'
+
+
+def _sentence(finding: Finding) -> str:
+    remedy = f" <em>{html.escape(finding.remedy)}.</em>" if finding.remedy else ""
+    severity = html.escape(finding.severity)
+    return f'<span class="severity {severity}">{severity}</span>: {html.escape(finding.what)}.{remedy}'
 
 
 def _counted(sweep: Sweep) -> str:

@@ -211,11 +211,11 @@ class Checked:
 
 
 def test_a_linters_verdict_takes_the_place_of_the_reports_own(tmp_path):
-    check = Checked("unfit", (Found("error", "answers <b> repeat", "make others"),))
+    check = Checked("not usable", (Found("fault", "Answers <b> repeat", "Make others"),))
     page = report_text(made_up_heads(), save_dir=tmp_path, check=check)
     text = shown_text(page)
-    assert "unfit error : answers <b> repeat. make others" in text
-    assert 'class="verdict bad"' in page and "the dataset itself was not checked" not in text
+    assert "Verdict: not usable fault : Answers <b> repeat. Make others." in text
+    assert 'class="verdict fault"' in page and "the dataset itself was not checked" not in text
     assert "<b> repeat" not in page
 
 
@@ -225,7 +225,7 @@ def test_a_linters_verdict_takes_the_place_of_the_reports_own(tmp_path):
         ({}, []),
         (
             {"clean": np.array([3.0, -3.0, 3.0, 3.0, 3.0])},
-            ["clean and corrupted .* 1 of 5", "a wrong answer on 1 of 5"],
+            ["Clean and corrupted .* 1 of 5", "a wrong answer on 1 of 5"],
         ),
         ({"clean": np.full(5, -9.0)}, ["no better than the corrupted one on 5 of 5", "a wrong answer on 5 of 5"]),
         ({"clean": np.full(5, -9.0), "more_is_better": False, "name": "KL divergence"}, []),
@@ -239,14 +239,14 @@ def test_without_a_linter_the_baselines_decide(changes, findings):
     assert len(check.findings) == len(findings)
     for finding, expected in zip(check.findings, findings):
         assert re.search(expected, finding.what) and finding.remedy
-    assert ("care" in check.verdict) == bool(findings)
+    assert check.verdict == ("usable with care" if findings else "ready")
 
 
 def test_baselines_of_other_pairs_are_judged_apart(tmp_path):
     few = made_up_positions(n_pairs=4)
     text = shown_text(report_text(made_up_heads(), made_up_layers(), position_results=few, save_dir=tmp_path))
-    assert "Heads and Layers: These pairs can carry a conclusion" in text
-    assert "Positions: To be read with care" in text
+    assert "Verdict for Heads and Layers: ready" in text
+    assert "Verdict for Positions: usable with care" in text
 
 
 # --- tokens ---
