@@ -18,7 +18,7 @@ from patching_statistics import SiteStatistics
 from report_parts import HOW_TO_READ, data_section, effects_section, pairs_section, settings_section
 from report_style import FIGURE_PADDING, SCRIPT, STYLE
 from report_tokens import strips_section
-from report_verdict import Check, verdict_section
+from report_verdict import Check, apart, verdict_section
 from result_files import write_files
 
 REPORT_FILE = "report.html"
@@ -67,7 +67,7 @@ def report_page(figures: Mapping[str, go.Figure], shown: Mapping[str, SweepResul
             "How to read a score": HOW_TO_READ,
             "Largest effects": "".join(effects_section(shown[name], sure[name], name) for name in shown),
             **sections,
-            "Prompts": strips + "".join(pairs_section(results, name) for name, results in shown.items()),
+            "Prompts": strips + "".join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
             "Data": data_section(shown),
         }
         title = f"Activation patching: {first.task} on {first.model}"

@@ -52,7 +52,7 @@ def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteS
     told = {row: [value(name, results.sweep) for name, results in shown.items()] for row, value in rows.items()}
     told = {row: values for row, values in told.items() if any(values)}
     if all(len(set(values)) == 1 for values in told.values()):
-        return table(["Setting", " and ".join(shown)], [[row, values[0]] for row, values in told.items()], "Settings")
+        return table(["Setting", ", ".join(shown)], [[row, values[0]] for row, values in told.items()], "Settings")
     return table(["Setting", *shown], [[row, *values] for row, values in told.items()], "Settings")
 
 
@@ -76,9 +76,8 @@ def effects_section(results: SweepResults, sure: SiteStatistics | str, name: str
     return table(heads, [[column[i] for column in columns] for i in order], caption, numbers=True) + told
 
 
-def pairs_section(results: SweepResults, name: str) -> str:
+def pairs_section(sweep: Sweep, name: str) -> str:
     """Every pair's prompts and baselines, folded away; the first ones, where there are very many."""
-    sweep = results.sweep
     n = len(sweep.pair_indices)
     rows = [
         [

@@ -29,6 +29,7 @@ a { color: var(--link); }
 nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 8px 0; padding: 0; }
 nav a { display: inline-block; padding: 4px 0; }
 .soft, caption { color: var(--soft); }
+.card + .soft { margin: -10px 0 24px; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .card { background: var(--card); border-radius: 6px; padding: 10px 14px; margin: 8px 0 20px; overflow-x: auto; }
 .card { position: relative; width: fit-content; max-width: 100%; }
@@ -76,7 +77,7 @@ ol.strip .effect { font: 11px/1.3 system-ui, sans-serif; font-variant-numeric: t
     --bad: #8c0d1e; --care: #7a4700; --good: #14532b;
   }
   body { padding: 0; max-width: none; font-size: 12px; }
-  nav, button, .on-screen { display: none; }
+  nav, .on-screen, section:has(button) { display: none; }
   .card { overflow: visible; padding: 0; }
   .drawn { min-width: 0 !important; }
   figure, tr, li, .verdict { break-inside: avoid; }

@@ -108,13 +108,18 @@ def _token(at: int, clean: str, corrupted: str, found: PositionEffect | None, li
     if found is not None:
         kinds.append("positive" if found.effect > 0 else "negative")
         style = f' style="--share: {STRONGEST_TINT * min(abs(found.effect) / limit, 1):.0f}%"'
-        number = f'<span class="effect">{found.effect:+.2f}</span>'
+        number = f'<span class="effect">{_signed(found.effect)}</span>'
         told += f"; effect {found.effect:+.3f} in layer {found.layer}"
     return (
         f'<li class="{" ".join(kinds)}"{style} title="{html.escape(told)}">'
         f'<span class="before">{html.escape(_shown(clean))}</span>'
         f'<span class="after">{html.escape(_shown(corrupted))}</span>{number}</li>'
     )
+
+
+def _signed(effect: float) -> str:
+    """With a sign, unless it is 0 to two places."""
+    return "0" if abs(effect) < 0.005 else f"{effect:+.2f}"
 
 
 def _shown(token: str) -> str:

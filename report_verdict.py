@@ -96,25 +96,31 @@ def verdict_section(check: Check | None, sweeps: Mapping[str, Sweep]) -> str:
     if check is not None:
         return _verdict("Verdict", check)
     parts = []
-    for names, sweep in _apart(sweeps).items():
-        label = f"Verdict for {names}" if len(_apart(sweeps)) > 1 else "Verdict"
+    groups = apart(sweeps)
+    for names, sweep in groups.items():
+        label = f"Verdict for {names}" if len(groups) > 1 else "Verdict"
         parts.append(_verdict(label, baseline_check(sweep), _counted(sweep)))
     parts.append('<p class="soft">From the baselines of these runs; the dataset itself was not checked.</p>')
     return "".join(parts)
 
 
-def _apart(sweeps: Mapping[str, Sweep]) -> dict[str, Sweep]:
-    """The sweeps, those on the same runs together under both names."""
+def apart(sweeps: Mapping[str, Sweep]) -> dict[str, Sweep]:
+    """The sweeps, those on the same runs together under all their names."""
     groups: list[tuple[list[str], Sweep]] = []
     for name, sweep in sweeps.items():
         for names, other in groups:
-            runs = ((sweep.clean, other.clean), (sweep.corrupted, other.corrupted))
-            if sweep.metric == other.metric and all(np.array_equal(a, b) for a, b in runs):
+            if _runs(sweep) == _runs(other):
                 names.append(name)
                 break
         else:
             groups.append(([name], sweep))
-    return {" and ".join(names): sweep for names, sweep in groups}
+    return {", ".join(names): sweep for names, sweep in groups}
+
+
+def _runs(sweep: Sweep) -> tuple[object, ...]:
+    """What two sweeps have in common that rest on the same clean and corrupted runs."""
+    baselines = sweep.clean.tolist(), sweep.corrupted.tolist()
+    return sweep.metric, sweep.noise, sweep.pair_indices, sweep.clean_tokens, sweep.corrupted_tokens, baselines
 
 
 def _verdict(label: str, check: Check, counted: str = "") -> str:

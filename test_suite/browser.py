@@ -98,7 +98,9 @@ def open_report(browser: Any, path: Path, **options: Any) -> Opened:
     page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
     begin = time.monotonic()
     page.goto(path.as_uri())
-    page.wait_for_function("[...document.querySelectorAll('.drawn')].every(f => f.querySelector('.main-svg .plot'))")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.drawn')].every(f => f.querySelector('.main-svg .nsewdrag'))"
+    )
     return Opened(page, requests, complaints, time.monotonic() - begin)
 
 
@@ -264,7 +266,9 @@ def test_tokens_carry_the_effect_of_their_position(opened, experiment):
         assert tokens.locator(".after").all_text_contents() == [t.strip() for t in sweep.corrupted_tokens[pair]]
         table = sweep.pair_effects[:, pair].reshape(sweep.n_layers, -1)  # layers in order, in each all positions
         largest = table[np.abs(table).argmax(axis=0), np.arange(table.shape[1])]
-        assert tokens.locator(".effect").all_text_contents() == [f"{effect:+.2f}" for effect in largest]
+        assert tokens.locator(".effect").all_text_contents() == [
+            "0" if abs(effect) < 0.005 else f"{effect:+.2f}" for effect in largest
+        ]
         shares = tokens.evaluate_all("all => all.map(li => parseFloat(li.style.getPropertyValue('--share')))")
         assert np.argmax(shares) == np.abs(largest).argmax()
         kinds = tokens.evaluate_all("all => all.map(li => li.classList.contains('positive'))")

@@ -245,7 +245,7 @@ def test_without_a_linter_the_baselines_decide(changes, findings):
 def test_baselines_of_other_pairs_are_judged_apart(tmp_path):
     few = made_up_positions(n_pairs=4)
     text = shown_text(report_text(made_up_heads(), made_up_layers(), position_results=few, save_dir=tmp_path))
-    assert "Verdict for Heads and Layers: ready" in text
+    assert "Verdict for Heads, Layers: ready" in text
     assert "Verdict for Positions: usable with care" in text
 
 
