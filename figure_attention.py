@@ -76,8 +76,8 @@ def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure
     figure.update_layout(
         coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1},
         coloraxis2={"colorscale": "RdBu", "cmin": -limit, "cmax": limit},
-        coloraxis_colorbar={**bar, "title": "attention", "y": 1, "yanchor": "top"},
-        coloraxis2_colorbar={**bar, "title": "difference", "y": 0, "yanchor": "bottom"},
+        coloraxis_colorbar={**bar, "title": {"text": "attention", "side": "right"}, "y": 1, "yanchor": "top"},
+        coloraxis2_colorbar={**bar, "title": {"text": "difference", "side": "right"}, "y": 0, "yanchor": "bottom"},
         width=wide + room + 190,
         height=high + room + 110,
         margin={"t": 22},

@@ -50,12 +50,17 @@ def create_top_heads_bar(
         bars, subtitle = _sure_bars(results, top, statistics)
     colours = [BLUE if head.effect > 0 else RED for head in top]
     figure.add_bar(
-        name="over all pairs", x=[head.effect for head in top], y=[head.label for head in top], orientation="h", **bars
+        name="over all pairs",
+        x=[head.effect for head in top],
+        y=[row - 0.12 for row in range(len(top))],
+        width=0.46,
+        orientation="h",
+        **bars,
     )
     figure.update_traces(marker_color=colours)
     points = [
-        (effect, head.label, f"<b>{head.label}</b>, pair {pair}<br>effect {effect:+.3f}")
-        for head in top
+        (effect, row + 0.28, f"<b>{head.label}</b>, pair {pair}<br>effect {effect:+.3f}")
+        for row, head in enumerate(top)
         for pair, effect in zip(pairs, head.pair_effects)
         if not math.isnan(effect)
     ]
@@ -68,8 +73,9 @@ def create_top_heads_bar(
         hovertext=[text for _, _, text in points],
     )
     figure.update_xaxes(title=effect_name(sweep), zerolinecolor=ZERO_LINE)
-    figure.update_yaxes(title=head_kind(heads), type="category", range=[len(top) - 0.5, -0.5], dtick=1)
-    figure.update_layout(width=760, height=height(len(top), 24), showlegend=True)
+    labels = [head.label for head in top]
+    figure.update_yaxes(title=head_kind(heads), **_rows(labels))
+    figure.update_layout(width=760, height=height(len(top), 26), showlegend=True)
     title = title or f"Largest effects, {head_kind(heads)}s: {escaped(heads[0].patch_type)}"
     return finish(figure, title, subtitle)
 
@@ -141,7 +147,7 @@ def create_effect_distribution(
     sweep = checked_sweep(results, SweepResults, "create_effect_distribution")
     check_top_k(top_k)
     check_effects(sweep.effects, sweep)
-    sure = certainty(sweep, results.kind, statistics)
+    sure = certainty(sweep, results.kind, statistics, muted_are="hollow: not significant")
     top = largest(sweep.effects, top_k)
     names, texts = [escaped(label) for label in labels_of(results)], hovers(labels_of(results), sweep, sure.told)
     pairs = [pair for pair, is_usable in zip(sweep.pair_indices, sweep.usable) if is_usable]
@@ -170,23 +176,16 @@ def create_effect_distribution(
         mode="markers",
         marker={
             "symbol": ["diamond-open" if sure.muted[i] else "diamond" for i in top],
-            "size": 11,
+            "size": 9,
             "color": INK,
             "line": {"width": 1.5, "color": INK},
         },
         hovertext=[texts[i] for i in top],
     )
     figure.update_xaxes(title=effect_name(sweep), zerolinecolor=ZERO_LINE)
-    figure.update_yaxes(
-        title=results.kind,
-        tickvals=list(range(len(top))),
-        ticktext=[names[i] for i in top],
-        range=[len(top) - 0.5, -0.5],
-        zeroline=False,
-    )
+    figure.update_yaxes(title=results.kind, **_rows([names[i] for i in top]))
     figure.update_layout(width=760, height=height(len(top), 34), showlegend=True)
-    note = sure.note.replace("faded:", "hollow:")
-    return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", context_line(sweep, note))
+    return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", context_line(sweep, sure.note))
 
 
 def largest(effects: np.ndarray, top_k: int) -> list[int]:
@@ -209,6 +208,12 @@ def _sure_bars(
         "marker_opacity": _opacities(sure, patches),
     }
     return bars, context_line(results.sweep, sure.bar_note(patches))
+
+
+def _rows(labels: Sequence[str]) -> dict[str, Any]:
+    """An axis with a row per label, the first on top."""
+    ticks = {"tickvals": list(range(len(labels))), "ticktext": list(labels)}
+    return {**ticks, "range": [len(labels) - 0.5, -0.5], "showgrid": False, "zeroline": False}
 
 
 def _opacities(sure: Certainty, patches: Sequence[int]) -> list[float]:

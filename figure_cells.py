@@ -16,7 +16,8 @@ SMALLEST_COLOUR_RANGE = 0.05
 """Colours span at least ± this effect, so that a map on which nothing matters looks pale."""
 MOST_COLUMNS_WITH_NUMBERS = 16
 NOT_MEASURED = "#c8c8c8"
-VEIL = "rgba(255,255,255,0.62)"
+MUTED_ARE = "faded, with a dot: not significant"
+VEIL = "rgba(255,255,255,0.7)"
 
 
 def colour_limit(effects: Float[np.ndarray, "row column"], colour_range: float | None) -> float:
@@ -54,7 +55,10 @@ def cells(
     *,
     with_numbers: bool,
 ) -> list[Any]:
-    """The traces of a map: every cell in its colour, then a veil and a dot over those that are muted."""
+    """The traces of a map: every cell in its colour, then a veil and a dot over those that are muted.
+
+    The dot tells a faded cell from one whose effect is small. It leaves room for numbers where there are any.
+    """
     n_rows, n_columns = effects.shape
     is_muted = np.array([[(row, column) in muted for column in range(n_columns)] for row in range(n_rows)])
     is_muted &= ~np.isnan(effects)
@@ -89,10 +93,10 @@ def cells(
     rows, columns = np.nonzero(is_muted)
     dots = go.Scatter(
         name="not significant",
-        x=columns + 0.38,
-        y=rows - 0.34,
+        x=columns + (0.38 if with_numbers else 0),
+        y=rows - (0.34 if with_numbers else 0),
         mode="markers",
-        marker={"size": 3, "color": GREY},
+        marker={"size": 3 if with_numbers else 2, "color": GREY},
         hoverinfo="skip",
         showlegend=False,
     )
@@ -109,4 +113,5 @@ def row_axis(n_rows: int) -> dict[str, Any]:
 
 def _numbers(effects: Float[np.ndarray, "row column"], chosen: Bool[np.ndarray, "row column"]) -> list[list[str]]:
     measured = chosen & ~np.isnan(effects)
-    return [[f"{e:.2f}" if m else "" for e, m in zip(*row)] for row in zip(effects.tolist(), measured.tolist())]
+    rounded = np.round(effects, 2) + 0.0  # no -0.00
+    return [[f"{e:.2f}" if m else "" for e, m in zip(*row)] for row in zip(rounded.tolist(), measured.tolist())]

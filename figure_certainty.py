@@ -61,13 +61,16 @@ class Certainty:
         return f"bars: {found.level * 100:g}% intervals{lacking} · {self.note}"
 
 
-def certainty(sweep: Sweep, kind: str, statistics: SiteStatistics | None = None) -> Certainty:
+def certainty(
+    sweep: Sweep, kind: str, statistics: SiteStatistics | None = None, *, muted_are: str = "faded: not significant"
+) -> Certainty:
     """What can be said of a sweep's effects.
 
     Args:
         sweep: the sweep.
         kind: what each patch is, in a word.
         statistics: those of the sweep; None computes them as `sweep.statistics()` does.
+        muted_are: how the figure shows what is not significant, in words.
 
     Raises:
         ValueError: where the statistics given are those of another sweep or metric.
@@ -91,9 +94,9 @@ def certainty(sweep: Sweep, kind: str, statistics: SiteStatistics | None = None)
     muted = ~statistics.significant
     test = f"p > {statistics.alpha:g}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
     if not muted.any():
-        return Certainty(statistics, muted, f"all significant (none has {test})")
+        return Certainty(statistics, muted, f"all significant · none has {test}")
     alone = f" · with {n_pairs} pairs no single one can be" if smallest * n_sites > statistics.alpha else ""
-    return Certainty(statistics, muted, f"faded: not significant ({test}){alone}")
+    return Certainty(statistics, muted, f"{muted_are} · {test}{alone}")
 
 
 def _check_belongs(found: SiteStatistics, sweep: Sweep) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from figure_cells import MOST_COLUMNS_WITH_NUMBERS, NOT_MEASURED, cells, colour_limit, column_axis, row_axis
+from figure_cells import MOST_COLUMNS_WITH_NUMBERS, MUTED_ARE, NOT_MEASURED, cells, colour_limit, column_axis, row_axis
 from figure_certainty import certainty
 from figure_checks import check_effects, checked_sweep
 from figure_frame import finish
@@ -17,15 +17,15 @@ from figure_words import context, count, escaped, hovers, in_lines, labels_of
 from patching_results import HeadResults, LayerResults, PositionResults
 from patching_sweep import Sweep
 
-Results = TypeVar("Results", HeadResults, LayerResults, PositionResults)
+MapResults: TypeAlias = HeadResults | LayerResults | PositionResults
 
 PANEL_LINE = 38
 """Letters of a line above a panel."""
 
 
 def create_comparison(
-    results_a: Results,
-    results_b: Results,
+    results_a: MapResults,
+    results_b: MapResults,
     *,
     names: tuple[str, str] = ("A", "B"),
     component: str | None = None,
@@ -54,7 +54,7 @@ def create_comparison(
     first, second = (_map(results, component) for results in (results_a, results_b))
     _check_alike((results_a, first), (results_b, second), same_model)
     _check_names(names)
-    sure = [certainty(results.sweep, results.kind) for results in (results_a, results_b)]
+    sure = [certainty(results.sweep, results.kind, muted_are=MUTED_ARE) for results in (results_a, results_b)]
     texts = [
         drawn.texts(hovers(labels_of(results), results.sweep, one.told))
         for drawn, results, one in zip((first, second), (results_a, results_b), sure)
@@ -66,7 +66,7 @@ def create_comparison(
         (change, _change_texts(texts, change, names), set()),
     ]
     limit = max(colour_limit(effects, colour_range) for effects, _, _ in panels if not np.isnan(effects).all())
-    shared, apart = _told((results_a.sweep, first), (results_b.sweep, second))
+    shared, apart = _told([results_a.sweep, results_b.sweep], [first, second])
     headings = [_heading(name, parts) for name, parts in zip(names, apart)]
     beside = change.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
     figure, with_numbers = _panels(
@@ -76,8 +76,8 @@ def create_comparison(
         for trace in cells(effects, hover, muted, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
     figure.data[0].update(showscale=True, colorbar={"title": "effect", "thickness": 12})
-    notes = list(dict.fromkeys(one.note for one in sure))
-    subtitle = in_lines([*shared, _agreement(first.effects, second.effects), *notes, "the difference is not tested"])
+    shared += [_agreement(first.effects, second.effects), *dict.fromkeys(one.note for one in sure)]
+    subtitle = in_lines([*shared, "the difference is not tested"])
     return finish(figure, title or f"{escaped(names[0])} against {escaped(names[1])}", subtitle)
 
 
@@ -128,11 +128,10 @@ def _check_names(names: tuple[str, str]) -> None:
         raise ValueError(f"names is {names!r}, expected two different names, one for each of the results")
 
 
-def _told(*both: tuple[Sweep, EffectMap]) -> tuple[list[str], list[list[str]]]:
+def _told(sweeps: list[Sweep], maps: list[EffectMap]) -> tuple[list[str], list[list[str]]]:
     """What both experiments share, and what each is where they differ."""
-    parts = [
-        {**context(sweep), "patched": f"patched: {drawn.patched}" if drawn.patched else ""} for sweep, drawn in both
-    ]
+    patched = [f"patched: {drawn.patched}" if drawn.patched else "" for drawn in maps]
+    parts = [{**context(sweep), "patched": told} for sweep, told in zip(sweeps, patched)]
     differ = [part for part in parts[0] if parts[0][part] != parts[1][part]]
     shared = [text for part, text in parts[0].items() if part not in differ]
     return shared, [[each[part] for part in differ] for each in parts]
@@ -171,7 +170,7 @@ def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[g
     lines = max(heading.count("<br>") + 1 for heading in headings)
     per_column = min(46, 300 / n_columns) if beside else min(44, 900 / n_columns)
     wide, high = max(230, int(per_column * n_columns)), max(120, n_rows * 18)
-    across, down = 56, room + 60 + 16 * lines
+    across, down = 56, room + 84 + 16 * lines
     area = (3 * wide + 2 * across, high) if beside else (wide, 3 * high + 2 * down)
     grid = {"rows": 1, "cols": 3, "horizontal_spacing": across / area[0]}
     if not beside:

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from figure_cells import cells_figure, colour_limit
+from figure_cells import MUTED_ARE, cells_figure, colour_limit
 from figure_certainty import certainty
 from figure_checks import Heads, check_size, checked_heads, checked_layers, checked_sweep
 from figure_frame import finish
@@ -112,7 +112,7 @@ def _map_figure(
     statistics: SiteStatistics | None,
     note: str = "",
 ) -> go.Figure:
-    sure = certainty(results.sweep, results.kind, statistics)
+    sure = certainty(results.sweep, results.kind, statistics, muted_are=MUTED_ARE)
     texts = drawn.texts(hovers(labels_of(results), results.sweep, sure.told))
     limit = colour_limit(drawn.effects, colour_range)
     figure = cells_figure(drawn.effects, texts, drawn.muted(sure.muted), limit)

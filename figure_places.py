@@ -78,24 +78,26 @@ def position_map(results: PositionResults, component: str | None) -> EffectMap:
         for site, column in zip(sites, columns)
     )
     if names:
-        labels = [escaped(name) for name in names]
-        axis = {"title": "position, by name", "tickvals": list(range(len(names))), "ticktext": labels}
-        return EffectMap(
-            effects, places, component, axis, tuple("" if c is None else f"position {labels[c[1]]}" for c in places)
-        )
+        shown = [escaped(name) for name in names]
+        axis = {"title": "position, by name", "tickvals": list(range(len(names))), "ticktext": shown}
+        told = tuple("" if place is None else f"position {shown[place[1]]}" for place in places)
+        return EffectMap(effects, places, component, axis, told)
+    axis, room = _token_axis(sweep)
     clean, corrupted = sweep.clean_tokens[0], sweep.corrupted_tokens[0]
     told = tuple("" if c is None else f"position {c[1]}: {token_at(c[1], clean, corrupted, repr)}" for c in places)
+    return EffectMap(effects, places, component, axis, told, room)
+
+
+def _token_axis(sweep: Sweep) -> tuple[dict[str, Any], int]:
+    """Columns labelled with the tokens of the first pair's prompts, and the pixels that these labels take."""
+    clean, corrupted = sweep.clean_tokens[0], sweep.corrupted_tokens[0]
     differing = [at for at in range(len(clean)) if _differs(sweep, at)]
     shown = thin_out(len(clean), first=differing)
     labels = token_labels(clean, corrupted, shown, differing)
-    axis = {"title": _positions_title(sweep, differing), "tickvals": shown, "ticktext": labels, "tickangle": -90}
-    return EffectMap(effects, places, component, axis, told, room_for(labels))
-
-
-def _positions_title(sweep: Sweep, differing: list[int]) -> str:
     same = len(set(sweep.clean_tokens)) == len(set(sweep.corrupted_tokens)) == 1
     whose = "" if same else f" in pair {sweep.pair_indices[0]} (other pairs differ)"
-    return f"position: token{whose}{', clean→corrupted in bold' if differing else ''}"
+    title = f"position: token{whose}{'<br>clean→corrupted in bold' if differing else ''}"
+    return {"title": title, "tickvals": shown, "ticktext": labels, "tickangle": -90}, room_for(labels)
 
 
 def _differs(sweep: Sweep, position: int) -> bool:

@@ -35,6 +35,7 @@ READINGS = {
 }
 """Reading -> colour, shape and what the quadrant is called."""
 MOST_LABELS = 12
+HOLLOW_ARE = "hollow: significant in neither direction"
 
 
 def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str | None = None) -> go.Figure:
@@ -117,7 +118,7 @@ def create_direction_quadrant(
         raise ValueError(f"{wrong_type(both, BothDirections, 'create_direction_quadrant')}{advice}")
     check_top_k(top_k)
     sweeps = _checked_directions(both)
-    sure = [certainty(sweep, both.denoising.kind) for sweep in sweeps]
+    sure = [certainty(sweep, both.denoising.kind, muted_are=HOLLOW_ARE) for sweep in sweeps]
     readings = both.reading(threshold)["reading"]
     names = labels_of(both.denoising)
     points = np.array([sweep.effects for sweep in sweeps])
@@ -183,7 +184,7 @@ def _both_line(sweeps: tuple[Sweep, Sweep], sure: list[Certainty], threshold: fl
     shared = {part: text for part, text in first.items() if part not in ("direction", "scale")}
     if first["pairs"] != second["pairs"]:
         shared["pairs"] = f"{first['pairs']} (noising: {second['pairs']})"
-    notes = list(dict.fromkeys(one.note.replace("faded:", "hollow in both directions:") for one in sure))
+    notes = list(dict.fromkeys(one.note for one in sure))
     return in_lines([*shared.values(), f"threshold {threshold:g}", *notes])
 
 
@@ -200,7 +201,8 @@ def _label(
     figure.add_scatter(
         x=points[0, [i for i, _, _ in shown]],
         y=points[1, [i for i, _, _ in shown]],
-        mode="text",
+        mode="markers+text",
+        marker={"size": 11, "color": "rgba(0,0,0,0)"},
         text=[label for _, label, _ in shown],
         textposition=[where for _, _, where in shown],
         textfont={"size": 11},

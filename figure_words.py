@@ -88,8 +88,9 @@ def context_line(sweep: Sweep, *notes: str) -> str:
 
 
 def in_lines(parts: Sequence[str], width: int = LINE) -> str:
-    """The parts, escaped, in lines that break between parts where they can."""
-    unbroken = [part.replace(" ", "\xa0") if len(part) <= width - 4 else part for part in parts if part]
+    """The parts, which ` · ` divides further, escaped, in lines that break between parts where they can."""
+    told = " · ".join(part for part in parts if part).split(" · ")
+    unbroken = [part.replace(" ", "\xa0") if len(part) <= width - 4 else part for part in told]
     lines = textwrap.wrap(" · ".join(unbroken), width, break_on_hyphens=False)
     return "<br>".join(escaped(line.replace("\xa0", " ").strip(" ·")) for line in lines)
 

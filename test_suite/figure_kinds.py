@@ -104,7 +104,8 @@ def test_cells_faded_on_maps_are_those_that_are_not_significant(make, draw, tabl
     assert len(dots.x) == is_faded.sum()
     assert [[bool(text) for text in row] for row in veil.text] == is_faded.tolist()
     assert [[bool(text) for text in row] for row in shown.text] == (~is_faded).tolist()
-    assert f"faded: not significant (p > 0.05, Benjamini-Hochberg over {len(sure.effect)} " in subtitle(figure)
+    assert "faded, with a dot: not significant" in subtitle(figure)
+    assert f"p > 0.05, Benjamini-Hochberg over {len(sure.effect)} " in subtitle(figure)
 
 
 def test_hover_tells_interval_and_corrected_p():
@@ -145,8 +146,9 @@ def test_other_statistics_can_be_given_and_only_those_of_the_same_results():
 def test_error_bars_are_the_intervals_and_bars_fade_where_not_significant():
     heads, layers = clear(made_up_heads), clear(made_up_layers)
     sure = heads.statistics()
-    bars = create_top_heads_bar(heads, top_k=8).data[0]
-    order = [heads.labels.index(label) for label in bars.y]
+    figure = create_top_heads_bar(heads, top_k=8)
+    bars = figure.data[0]
+    order = [heads.labels.index(label) for label in figure.layout.yaxis.ticktext]
     np.testing.assert_allclose(bars.x + bars.error_x.array, sure.high[order])
     np.testing.assert_allclose(bars.x - bars.error_x.arrayminus, sure.low[order])
     assert [opacity < 1 for opacity in bars.marker.opacity] == (~sure.significant[order]).tolist()
@@ -164,7 +166,7 @@ def test_an_interval_without_an_end_has_no_bar_there_and_is_counted():
     high = np.where(np.arange(len(sure.high)) == 0, np.inf, sure.high)
     figure = create_top_heads_bar(results, top_k=12, statistics=dataclasses.replace(sure, high=high))
     bars = figure.data[0]
-    assert np.isnan(bars.error_x.array[list(bars.y).index(results.labels[0])])
+    assert np.isnan(bars.error_x.array[figure.layout.yaxis.ticktext.index(results.labels[0])])
     assert "95% intervals, 1 without an end" in subtitle(figure)
 
 

@@ -162,7 +162,7 @@ def test_position_heatmap_shows_the_component_and_where_the_prompts_differ():
         "<b>4: John→Mary</b>",
     )
     assert "position 2: ' Mary'→' John'" in figure.data[0].hovertext[0][2]
-    assert figure.layout.xaxis.title.text == "position: token, clean→corrupted in bold"
+    assert figure.layout.xaxis.title.text == "position: token<br>clean→corrupted in bold"
 
 
 def test_position_heatmap_says_whose_tokens_it_shows_where_pairs_differ():
@@ -182,10 +182,12 @@ def test_labels_of_long_prompts_thin_out_but_keep_the_changed_tokens():
 
 def test_bars_are_the_top_heads_with_every_pair_beside_them():
     results = made_up_heads()
-    bars, dots = create_top_heads_bar(results, top_k=5).data
+    figure = create_top_heads_bar(results, top_k=5)
+    bars, dots = figure.data
     top = results.top(5)
     assert list(bars.x) == [head.effect for head in top]
-    assert list(bars.y) == [head.label for head in top]
+    assert [round(y) for y in bars.y] == list(range(5))
+    assert figure.layout.yaxis.ticktext == tuple(head.label for head in top)
     np.testing.assert_array_equal(dots.x, [effect for head in top for effect in head.pair_effects])
     assert "pair 14" in dots.hovertext[4]
 
