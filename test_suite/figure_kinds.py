@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import figure_files
-from activation_patching import BothDirections, IOIDataset, load_results
+from activation_patching import BothDirections, IOIDataset, PromptPair, PromptPairs, load_results
 from attention_patterns import AttentionPatterns
 from figure_frame import label_points
 from head_patching import HeadPatcher
@@ -24,6 +24,7 @@ from test_suite.figures import (
     made_up_sweep,
     same_metrics,
 )
+from test_suite.models import model_parameters, small_model
 from visualize import (
     create_attention_patterns,
     create_comparison,
@@ -308,6 +309,19 @@ def test_attention_patterns_are_those_of_the_model_s_own_runs(tiny):
     np.testing.assert_allclose(found.clean.sum(axis=-1), 1, atol=1e-5)
     assert found.clean_tokens != found.corrupted_tokens
     assert repr(found).startswith(f"AttentionPatterns(L1H0, L{last}H2, ")
+
+
+@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge:llama"))
+def test_under_grouped_query_attention_patterns_go_by_query_head(name):
+    model = small_model(name)
+    assert model.cfg.n_key_value_heads < model.cfg.n_heads
+    patcher = HeadPatcher(model, show_progress=False)
+    last = model.cfg.n_heads - 1
+    found = patcher.attention_patterns(
+        PromptPairs(model, [PromptPair("w3 w4 w5", "w6 w4 w5", ("w7",), ("w8",))]), [(0, last)]
+    )
+    _, run = patcher.patcher.run_with_cache("w6 w4 w5", "blocks.0.attn.hook_pattern")
+    np.testing.assert_allclose(found.corrupted[0], run["blocks.0.attn.hook_pattern"][0, last].numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(
