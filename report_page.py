@@ -13,6 +13,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from figure_files import CONFIG, narrowest
 from patching_results import PositionResults, SweepResults
 from patching_statistics import SiteStatistics
 from report_parts import HOW_TO_READ, data_section, effects_section, pairs_section, settings_section
@@ -26,7 +27,11 @@ PLOTLY_FILE = "plotly.min.js"
 
 
 def write_report(
-    folder: Path, figures: Mapping[str, go.Figure], shown: Mapping[str, SweepResults], check: Check | None
+    folder: Path,
+    figures: Mapping[str, go.Figure],
+    shown: Mapping[str, SweepResults],
+    sure: Mapping[str, SiteStatistics | str],
+    check: Check | None,
 ) -> list[Path]:
     """Write the report and the figures, all of them or, where that fails, none.
 
@@ -34,6 +39,7 @@ def write_report(
         folder: where to; it exists.
         figures: by the name of their files.
         shown: the results they were drawn from, by what a reader calls them.
+        sure: the statistics of each, or why it has none.
         check: what a linter says of the dataset.
 
     Returns:
@@ -42,7 +48,7 @@ def write_report(
     Raises:
         OSError: where a file cannot be written; all are then as they were.
     """
-    pages = {REPORT_FILE: report_page(figures, shown, check)}
+    pages = {REPORT_FILE: report_page(figures, shown, sure, check)}
     for name, figure in figures.items():
         back = f'<p class="on-screen"><a href="{REPORT_FILE}">The whole report</a></p>'
         body = f"<main>{back}{figure_html(name, figure)}</main>"
@@ -51,12 +57,16 @@ def write_report(
     return write_files({folder / name: text.encode() for name, text in pages.items()})
 
 
-def report_page(figures: Mapping[str, go.Figure], shown: Mapping[str, SweepResults], check: Check | None) -> str:
+def report_page(
+    figures: Mapping[str, go.Figure],
+    shown: Mapping[str, SweepResults],
+    sure: Mapping[str, SiteStatistics | str],
+    check: Check | None,
+) -> str:
     """The report as one HTML page; what `write_report` says of its arguments."""
     sections = {"Figures": "".join(figure_html(name, figure) for name, figure in figures.items())}
     title = "Activation patching report"
     if shown:
-        sure = {name: _statistics(results) for name, results in shown.items()}
         sweeps = {name: results.sweep for name, results in shown.items()}
         positions = next((results for results in shown.values() if isinstance(results, PositionResults)), None)
         first = next(iter(sweeps.values()))
@@ -93,15 +103,14 @@ def figure_html(name: str, figure: go.Figure) -> str:
     A map whose cells would become too narrow scrolls.
     """
     fluid = go.Figure(figure).update_layout(width=None)
-    config = {"responsive": True, "displaylogo": False}
-    drawn = fluid.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=name)
+    drawn = fluid.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, div_id=name)
     title = html.escape(html.unescape(_title(figure)))
     subtitle = html.escape(html.unescape((figure.layout.title.subtitle.text or "").replace("<br>", " ")))
     width = figure.layout.width + 2 * FIGURE_PADDING
     return (
         f'<h3 class="unseen">{title}</h3>'
         f'<figure class="card" style="width: {width}px" tabindex="0" aria-label="{title}. {subtitle}">'
-        f'<div class="drawn" style="min-width: {_narrowest(figure)}px">{drawn}</div></figure>'
+        f'<div class="drawn" style="min-width: {narrowest(figure)}px">{drawn}</div></figure>'
     )
 
 
@@ -126,19 +135,3 @@ def html_page(title: str, body: str, script: str) -> str:
 
 def _title(figure: go.Figure) -> str:
     return figure.layout.title.text
-
-
-def _narrowest(figure: go.Figure) -> int:
-    """Pixels that the figure needs: for a map, those of its columns, by whether numbers stand in them."""
-    cells = figure.data[0]
-    if cells.type != "heatmap":
-        return 0
-    return 140 + len(cells.z[0]) * (28 if cells.texttemplate else 12)
-
-
-def _statistics(results: SweepResults) -> SiteStatistics | str:
-    """The statistics, or why there are none."""
-    try:
-        return results.statistics()
-    except ValueError as error:
-        return f"no intervals and no significance: {error}"

@@ -27,7 +27,8 @@ corrupted run into the clean one and asks whether the component is necessary for
 <p><code>effect = (patched &minus; base) / (source &minus; base)</code>, over pairs as a ratio of means. <b>0</b>: the
 patch changes nothing. <b>1</b>: it moves the metric all the way to the source run. <b>Below 0</b>: it moves the metric
 the other way. <b>Above 1</b>: it overshoots. Effects of single components need not add up to 1.</p>
-<p>Pairs whose clean and corrupted metric barely differ are left out. Grey cells were not measured. Each map has its own
+<p>Pairs whose clean and corrupted metric barely differ are left out. Grey cells were not measured; faded ones are not
+significant after correction. Each map has its own
 colour scale, symmetric about 0: compare colours within a map only.</p>
 """
 

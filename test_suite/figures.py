@@ -149,9 +149,15 @@ def test_position_heatmap_shows_the_component_and_where_the_prompts_differ():
         np.testing.assert_array_equal(cells.z, results.matrix(component))
     figure = create_position_heatmap(results)
     np.testing.assert_array_equal(figure.data[0].z, results.matrix("resid_pre"))
-    assert figure.layout.xaxis.ticktext == ("0: &lt;s&gt;", "1: When", "2: Mary→John", "3: and", "4: John→Mary")
+    assert figure.layout.xaxis.ticktext == (
+        "0: &lt;s&gt;",
+        "1: When",
+        "<b>2: Mary→John</b>",
+        "3: and",
+        "<b>4: John→Mary</b>",
+    )
     assert "position 2: ' Mary'→' John'" in figure.data[0].hovertext[0][2]
-    assert figure.layout.xaxis.title.text == "position: token"
+    assert figure.layout.xaxis.title.text == "position: token<br>clean→corrupted in bold"
 
 
 def test_position_heatmap_says_whose_tokens_it_shows_where_pairs_differ():
@@ -166,15 +172,17 @@ def test_labels_of_long_prompts_thin_out_but_keep_the_changed_tokens():
     results = made_up_positions(tokens=clean, clean_tokens=(clean,) * 5, corrupted_tokens=(corrupted,) * 5)
     labels = create_position_heatmap(results).layout.xaxis.ticktext
     assert len(labels) < 50
-    assert "50: t50→other" in labels
+    assert "<b>50: t50→other</b>" in labels
 
 
 def test_bars_are_the_top_heads_with_every_pair_beside_them():
     results = made_up_heads()
-    bars, dots = create_top_heads_bar(results, top_k=5).data
+    figure = create_top_heads_bar(results, top_k=5)
+    bars, dots = figure.data
     top = results.top(5)
     assert list(bars.x) == [head.effect for head in top]
-    assert list(bars.y) == [head.label for head in top]
+    assert [round(y) for y in bars.y] == list(range(5))
+    assert figure.layout.yaxis.ticktext == tuple(head.label for head in top)
     np.testing.assert_array_equal(dots.x, [effect for head in top for effect in head.pair_effects])
     assert "pair 14" in dots.hovertext[4]
 
@@ -258,7 +266,7 @@ def test_every_figure_says_model_task_direction_metric_and_pairs(direction, word
         ),
         (lambda: create_layer_heatmap(made_up_positions()), "create_position_heatmap draws these"),
         (lambda: create_position_heatmap({}), "given dict, expected PositionResults"),
-        (lambda: create_metric_scatter(list(made_up_heads())), "given list, expected LayerResults or HeadResults"),
+        (lambda: create_metric_scatter(list(made_up_heads())), "given list, expected SweepResults"),
         (lambda: create_top_heads_bar([1, 2]), "given list, expected HeadResults"),
         (lambda: create_top_heads_bar(made_up_heads(), top_k=0), "top_k is 0, expected at least 1"),
         (lambda: create_metric_scatter(made_up_heads(), top_k=0), "top_k is 0, expected at least 1"),
@@ -288,6 +296,7 @@ def test_tokens_and_names_are_shown_as_text_never_as_markup():
     clean = (evil, " ", "\n", "&amp;", "$x$")
     figure = create_position_heatmap(made_up_positions(**names, clean_tokens=(clean,) * 5))
     labels = figure.layout.xaxis.ticktext
-    assert labels[1:] == ("1: ' '→When", r"2: '\n'→John", "3: &amp;amp;→and", "4: &#36;x&#36;→Mary")
+    shown = ("1: ' '→When", r"2: '\n'→John", "3: &amp;amp;→and", "4: &#36;x&#36;→Mary")
+    assert labels[1:] == tuple(f"<b>{label}</b>" for label in shown)
     texts = [*labels, figure.layout.title.subtitle.text.replace("<br>", ""), figure.data[0].hovertext[0][0]]
     assert not any("<script" in text or "$" in text for text in texts)
