@@ -77,10 +77,10 @@ ol.strip .effect { font: 11px/1.3 system-ui, sans-serif; font-variant-numeric: t
     --bad: #8c0d1e; --care: #7a4700; --good: #14532b;
   }
   body { padding: 0; max-width: none; font-size: 12px; }
-  nav, .on-screen, section:has(button) { display: none; }
+  nav, .on-screen, section:has(> p > button) { display: none; }
   .card { overflow: visible; padding: 0; }
   .drawn { min-width: 0 !important; }
-  figure, tr, li, .verdict { break-inside: avoid; }
+  figure, .card, tr, ol.strip, .verdict { break-inside: avoid; }
   h1, h2, h3, caption { break-after: avoid; }
   ol.strip > li, .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

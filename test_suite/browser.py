@@ -363,9 +363,11 @@ def test_on_paper_figures_are_whole_and_the_ground_is_white(opened):
     widths = page.locator(".js-plotly-plot .main-svg").evaluate_all("all => all.map(f => f.clientWidth)")
     breaks = page.locator("figure").evaluate_all("all => all.map(f => getComputedStyle(f).breakInside)")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    buttons = page.locator("button[data-file]").evaluate_all("all => all.map(b => b.clientWidth)")
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     page.emulate_media(media="screen", color_scheme="light")
-    assert max(widths) <= PAPER_WIDTH
+    assert 300 < min(widths) <= max(widths) <= PAPER_WIDTH
+    assert set(buttons) == {0}
     assert set(breaks) == {"avoid"}
     assert ground == "rgb(255, 255, 255)"
 
