@@ -22,7 +22,7 @@ from model_loading import can_be_loaded, load_model
 from patching_results import LayerResults
 from patching_sweep import DIRECTIONS
 from task_templates import IOI_SCENE_TEMPLATES
-from visualize import create_full_report, create_position_heatmap
+from visualize import create_full_report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,9 +47,7 @@ def run(args: argparse.Namespace) -> None:
     for patch, effect in positions.top(args.top_k):
         print(f"{patch.label:<16}  {effect:+.3f}")
 
-    written = create_full_report(layer_results=layers, save_dir=out)
-    create_position_heatmap(positions).write_html(out / "position_heatmap.html", include_plotlyjs="directory")
-    list_figures([*written, out / "position_heatmap.html"])
+    list_figures(create_full_report(layer_results=layers, position_results=positions, save_dir=out))
 
 
 def patch_layers(patcher: ActivationPatcher, dataset: IOIDataset, args: argparse.Namespace) -> LayerResults:

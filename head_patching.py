@@ -17,7 +17,10 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, overload
 
-from activation_patching import ActivationPatcher
+import torch
+
+from activation_patching import ActivationPatcher, model_name
+from attention_patterns import AttentionPatterns, chosen_heads
 from metric_sets import MetricChoice
 from patch_sets import Position, at_positions
 from patching_directions import BothDirections, check_kind, in_directions
@@ -157,6 +160,43 @@ class HeadPatcher:
             significant, number = results.statistics(alpha=alpha).significant, _numbers_of_heads(results)
             found = [r for r in found if significant[number[r.layer, r.head]]]
         return sorted(found, key=lambda r: abs(r.effect), reverse=True)
+
+    def attention_patterns(
+        self,
+        dataset: PatchingDataset,
+        heads: Sequence[tuple[int, int] | HeadPatchingResult],
+        *,
+        pair_index: int = 0,
+    ) -> AttentionPatterns:
+        """Where heads look on both prompts of one pair; `visualize.create_attention_patterns` draws it.
+
+        Args:
+            dataset: prompt pairs.
+            heads: (layer, head), negative ones from the end, or entries of results (`results.top(3)`). Under
+                grouped-query attention they are query heads.
+            pair_index: which pair of the dataset.
+
+        Raises:
+            ValueError: before any run of the model, for no heads, one out of range or given twice, a key-value head,
+                and for whatever of the dataset is wrong.
+        """
+        engine = self.patcher.engine
+        chosen = chosen_heads(heads, engine.n_layers, engine.n_heads)
+        names = {layer: engine.hook_points(block_hook(layer, "pattern"))[0] for layer, _ in chosen}
+        pairs = self.patcher.encoded(dataset, [pair_index], None)
+        both = torch.stack([pairs.clean[0], pairs.corrupted[0]])
+        recorded = engine.record(both, list(names.values())).activations
+        found = torch.stack([recorded[names[layer]][:, head] for layer, head in chosen], dim=1).float().cpu().numpy()
+        return AttentionPatterns(
+            heads=tuple(chosen),
+            clean=found[0],
+            corrupted=found[1],
+            clean_tokens=pairs.clean_tokens[0],
+            corrupted_tokens=pairs.corrupted_tokens[0],
+            model=model_name(self.model),
+            task=dataset.name,
+            pair_index=pairs.indices[0],
+        )
 
 
 def print_head_results(results: HeadResults, top_k: int = 15) -> None:

@@ -18,6 +18,7 @@ from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, is_integer
 from patching_statistics import Correction, SiteStatistics
 from patching_sweep import Sweep
 from result_files import read_sweep, write_csv, write_parquet, write_sweep
+from result_html import escaped, results_html
 
 Item = TypeVar("Item")
 Results = TypeVar("Results", bound="SweepResults")
@@ -58,7 +59,7 @@ class HeadPatchingResult:
 
     @property
     def label(self) -> str:
-        return f"L{self.layer}{'KV' if self.is_key_value_head else 'H'}{self.head}"
+        return _head_label(self.layer, self.head, self.is_key_value_head)
 
 
 class SweepResults:
@@ -81,6 +82,22 @@ class SweepResults:
             f"{sweep.task}, {sweep.direction}, {sweep.metric} clean {_mean(sweep.clean):+.2f}, "
             f"corrupted {_mean(sweep.corrupted):+.2f}{others})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of results that are the last line of a cell (`result_html`)."""
+        if not self.sweep.patches:
+            return f"<p>{escaped(repr(self))}</p>"
+        return results_html(self.sweep, self.labels, self.kind)
+
+    @property
+    def kind(self) -> str:
+        """What each patch is, in a word."""
+        return "patch"
+
+    @property
+    def labels(self) -> list[str]:
+        """What each patch of `sweep` is called in tables and figures."""
+        return [patch.label for patch in self.sweep.patches]
 
     def __eq__(self, other: object) -> bool:
         """Whether shape, settings and every number are the same; NaN is the same as NaN."""
@@ -163,6 +180,14 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
         )
 
     @property
+    def kind(self) -> str:
+        return "hook point"
+
+    @property
+    def labels(self) -> list[str]:
+        return [patch_key(patch) for patch in self.sweep.patches]
+
+    @property
     def effects(self) -> dict[str, float]:
         """Hook point -> effect over the usable pairs."""
         return {patch_key(patch): float(e) for patch, e in zip(self.sweep.patches, self.sweep.effects)}
@@ -210,6 +235,14 @@ class HeadResults(SweepResults, list[HeadPatchingResult]):
             for i, (patch, effect) in enumerate(zip(sweep.patches, sweep.effects))
         )
         list.__init__(self, results)
+
+    @property
+    def kind(self) -> str:
+        return "key-value head" if self.counts_key_value_heads else "head"
+
+    @property
+    def labels(self) -> list[str]:
+        return [_head_label(*_head_of(patch), self.counts_key_value_heads) for patch in self.sweep.patches]
 
     @property
     def patch_type(self) -> str:
@@ -280,6 +313,10 @@ class NeuronResults(SweepResults, list[NeuronPatchingResult]):
         )
         list.__init__(self, results)
 
+    @property
+    def kind(self) -> str:
+        return "neuron"
+
     def top(self, k: int = 10) -> list[NeuronPatchingResult]:
         """The k neurons of largest |effect|, largest first."""
         return [result for result, _ in _largest(((result, result.effect) for result in self), k)]
@@ -301,6 +338,10 @@ class PositionResults(SweepResults):
                     f"{site.label} has no place in a layer × position map: it needs a layer and a position"
                 )
         super().__init__(sweep)
+
+    @property
+    def kind(self) -> str:
+        return "site"
 
     @property
     def names(self) -> list[str] | None:
@@ -376,6 +417,10 @@ def _head_of(patch: Patch) -> tuple[int, int]:
     if site.layer is None or site.head is None:
         raise ValueError(f"{patch.label} is not an attention head: head results need a layer and a head")
     return site.layer, site.head
+
+
+def _head_label(layer: int, head: int, is_key_value_head: bool) -> str:
+    return f"L{layer}{'KV' if is_key_value_head else 'H'}{head}"
 
 
 def _mean(values: Float[np.ndarray, " pair"]) -> float:

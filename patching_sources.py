@@ -35,7 +35,7 @@ from torch import Tensor
 from patching_sites import check_index, is_integer
 from patching_sweep import OTHER_RUN as OTHER_RUN_LABEL
 from patching_sweep import Direction
-from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, check_dataset, described, named_positions
+from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, check_is_dataset, described, named_positions
 
 Prompts = tuple[Int[Tensor, " _"], ...]
 
@@ -337,7 +337,7 @@ class CleanPrompts(PatchingDataset):
     """
 
     def __init__(self, dataset: PatchingDataset) -> None:
-        check_dataset(dataset)
+        check_is_dataset(dataset)
         self.dataset = dataset
 
     @property

@@ -124,7 +124,7 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
             word that the tokenizer does not know, prompts of different token lengths, or longer than the context, a
             named position outside its prompt, and a template key that is no text.
     """
-    check_dataset(dataset)
+    check_is_dataset(dataset)
     pairs = list(dataset.get_clean_corrupt_pairs())
     indices = chosen_indices(dataset.name, len(pairs), pair_indices)
     encoded = [_encode_pair(model, pairs[i], i) for i in indices]
@@ -139,7 +139,7 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
     )
 
 
-def check_dataset(dataset: object) -> None:
+def check_is_dataset(dataset: object) -> None:
     """Raises ValueError for what is no dataset, a class of them included."""
     if not isinstance(dataset, PatchingDataset):
         raise ValueError(

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from csv import QUOTE_NONNUMERIC
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +30,17 @@ FILE_FORMAT = 3
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
-    """The table as CSV in UTF-8, numbers exact and texts in quotes.
+    """The table as a file of `csv_content`.
 
     Raises:
         OSError: where the path cannot be written.
     """
-    return write_file(path, table.to_csv(index=False, quoting=QUOTE_NONNUMERIC, lineterminator="\n").encode())
+    return write_file(path, csv_content(table))
+
+
+def csv_content(table: pd.DataFrame) -> bytes:
+    """The table as CSV in UTF-8, numbers exact and texts in quotes."""
+    return table.to_csv(index=False, quoting=QUOTE_NONNUMERIC, lineterminator="\n").encode()
 
 
 def write_parquet(table: pd.DataFrame, path: str | Path) -> Path:
@@ -94,28 +100,44 @@ def write_file(path: str | Path, content: bytes) -> Path:
     Raises:
         OSError: where it cannot be written, saying so.
     """
-    target = Path(path).resolve()
-    beside = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    return write_files({Path(path): content})[0]
+
+
+def write_files(contents: Mapping[Path, bytes]) -> list[Path]:
+    """Write all the files, or leave what stood there as it was.
+
+    Raises:
+        OSError: where one cannot be written, saying so.
+    """
+    beside = {path: path.resolve().with_name(f".{uuid.uuid4().hex}.tmp") for path in contents}
+    path = Path()
     try:
-        if target.exists():
-            if not target.is_file():
-                raise OSError("it is no plain file")
-            if not os.access(target, os.W_OK):
-                raise OSError("it is write-protected")
-        with beside.open("xb") as file:
-            file.write(content)
-        if target.exists():
-            shutil.copymode(target, beside)
-        beside.replace(target)
+        for path, content in contents.items():
+            _write_beside(path.resolve(), beside[path], content)
+        for path in contents:
+            beside[path].replace(path.resolve())
     except OSError as error:
         raise OSError(
             f"cannot write {str(path)!r} ({error.strerror or error}): nothing was changed; give a file name in a "
             "folder that exists and can be written"
         ) from error
     finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-    return Path(path)
+        for unfinished in beside.values():
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+    return list(contents)
+
+
+def _write_beside(target: Path, beside: Path, content: bytes) -> None:
+    if target.exists():
+        if not target.is_file():
+            raise OSError("it is no plain file")
+        if not os.access(target, os.W_OK):
+            raise OSError("it is write-protected")
+    with beside.open("xb") as file:
+        file.write(content)
+    if target.exists():
+        shutil.copymode(target, beside)
 
 
 def _to_json(sweep: Sweep) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_snippet_of_the_pictures(head_results, layer_results, tiny, tmp_path):
     written = visualize.create_full_report(
         head_results=head_results, layer_results=layer_results, **sizes, save_dir=folder
     )
-    assert {path.name for path in written} >= {"index.html", "head_heatmap.html", "layer_heatmap.html"}
+    assert {path.name for path in written} >= {"report.html", "head_heatmap.html", "layer_heatmap.html"}
 
 
 class MyTask(PatchingDataset):

@@ -58,7 +58,7 @@ def test_demos_without_arguments_fall_back_to_the_bundled_model_and_say_why(tmp_
         assert "Task: IOI (names swapped throughout), 10 pairs" in done.stdout
         assert "Patching: 100%" in done.stderr and "Traceback" not in done.stderr
         figures = listed_figures(done.stdout)
-        assert figures[0] == Path("figures/index.html")
+        assert figures[0] == Path("figures/report.html")
         assert all((tmp_path / figure).stat().st_size > 1000 for figure in figures)
         expected = {"layer_heatmap", "component_comparison", "layer_metric_scatter"}
         expected |= {"position_heatmap"} if name == "demo.py" else {"head_heatmap", "top_heads_bar"}

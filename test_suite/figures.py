@@ -1,10 +1,6 @@
-"""Figures show the numbers of the results, errors say what to do, and the report is escaped and works offline."""
+"""Figures show the numbers of the results, and errors say what to do."""
 
 from __future__ import annotations
-
-import html
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ from patching_sites import Patch, Site, block_hook
 from patching_sweep import MetricValues, Sweep
 from visualize import (
     create_component_comparison,
-    create_full_report,
     create_head_heatmap,
     create_layer_heatmap,
     create_metric_scatter,
@@ -154,9 +149,15 @@ def test_position_heatmap_shows_the_component_and_where_the_prompts_differ():
         np.testing.assert_array_equal(cells.z, results.matrix(component))
     figure = create_position_heatmap(results)
     np.testing.assert_array_equal(figure.data[0].z, results.matrix("resid_pre"))
-    assert figure.layout.xaxis.ticktext == ("0: &lt;s&gt;", "1: When", "2: Mary→John", "3: and", "4: John→Mary")
+    assert figure.layout.xaxis.ticktext == (
+        "0: &lt;s&gt;",
+        "1: When",
+        "<b>2: Mary→John</b>",
+        "3: and",
+        "<b>4: John→Mary</b>",
+    )
     assert "position 2: ' Mary'→' John'" in figure.data[0].hovertext[0][2]
-    assert figure.layout.xaxis.title.text == "position: token"
+    assert figure.layout.xaxis.title.text == "position: token<br>clean→corrupted in bold"
 
 
 def test_position_heatmap_says_whose_tokens_it_shows_where_pairs_differ():
@@ -171,15 +172,17 @@ def test_labels_of_long_prompts_thin_out_but_keep_the_changed_tokens():
     results = made_up_positions(tokens=clean, clean_tokens=(clean,) * 5, corrupted_tokens=(corrupted,) * 5)
     labels = create_position_heatmap(results).layout.xaxis.ticktext
     assert len(labels) < 50
-    assert "50: t50→other" in labels
+    assert "<b>50: t50→other</b>" in labels
 
 
 def test_bars_are_the_top_heads_with_every_pair_beside_them():
     results = made_up_heads()
-    bars, dots = create_top_heads_bar(results, top_k=5).data
+    figure = create_top_heads_bar(results, top_k=5)
+    bars, dots = figure.data
     top = results.top(5)
     assert list(bars.x) == [head.effect for head in top]
-    assert list(bars.y) == [head.label for head in top]
+    assert [round(y) for y in bars.y] == list(range(5))
+    assert figure.layout.yaxis.ticktext == tuple(head.label for head in top)
     np.testing.assert_array_equal(dots.x, [effect for head in top for effect in head.pair_effects])
     assert "pair 14" in dots.hovertext[4]
 
@@ -263,7 +266,7 @@ def test_every_figure_says_model_task_direction_metric_and_pairs(direction, word
         ),
         (lambda: create_layer_heatmap(made_up_positions()), "create_position_heatmap draws these"),
         (lambda: create_position_heatmap({}), "given dict, expected PositionResults"),
-        (lambda: create_metric_scatter(list(made_up_heads())), "given list, expected LayerResults or HeadResults"),
+        (lambda: create_metric_scatter(list(made_up_heads())), "given list, expected SweepResults"),
         (lambda: create_top_heads_bar([1, 2]), "given list, expected HeadResults"),
         (lambda: create_top_heads_bar(made_up_heads(), top_k=0), "top_k is 0, expected at least 1"),
         (lambda: create_metric_scatter(made_up_heads(), top_k=0), "top_k is 0, expected at least 1"),
@@ -280,7 +283,6 @@ def test_every_figure_says_model_task_direction_metric_and_pairs(direction, word
         (lambda: create_position_heatmap(made_up_positions(), "z"), "'z' was not patched: expected one of resid_pre"),
         (lambda: create_component_comparison(made_up_layers(("attn_out",))), "^mlp_out not patched: .* have attn_out"),
         (lambda: create_component_comparison(made_up_layers(("resid_pre",))), "^attn_out and mlp_out not patched"),
-        (lambda: create_full_report(), "neither head_results nor layer_results"),
     ],
 )
 def test_errors_say_what_was_got_and_what_to_do(draw, message):
@@ -288,76 +290,13 @@ def test_errors_say_what_was_got_and_what_to_do(draw, message):
         draw()
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_anything_is_drawn(tmp_path):
-    taken = tmp_path / "figures"
-    taken.write_text("a file")
-    with pytest.raises(OSError, match=r"cannot write to save_dir .*figures"):
-        create_full_report(made_up_heads(**same_metrics()), save_dir=taken)
-
-
-# --- the report ---
-
-
-def outside_references(page: str) -> list[str]:
-    """What the page would fetch from elsewhere: every source, link and address but the files beside it."""
-    found = re.findall(r"""(?:src|href)=["']([^"']*)["']|url\(([^)]*)\)|(https?://[^"'\s<]*)""", page)
-    return [name for match in found for name in match if name and not re.fullmatch(r"\w+\.html|plotly\.min\.js", name)]
-
-
-def test_report_writes_every_figure_and_needs_no_network(tmp_path):
-    folder = tmp_path / "new" / "figures"
-    written = create_full_report(
-        head_results=made_up_heads(), layer_results=made_up_layers(), n_layers=4, n_heads=3, save_dir=str(folder)
-    )
-    names = [path.name for path in written]
-    assert names[0] == "index.html"
-    assert sorted(names[1:]) == [
-        "component_comparison.html",
-        "head_heatmap.html",
-        "head_metric_scatter.html",
-        "layer_heatmap.html",
-        "layer_metric_scatter.html",
-        "plotly.min.js",
-        "top_heads_bar.html",
-    ]
-    assert set(written) == set(folder.iterdir())
-    index = written[0].read_text(encoding="utf-8")
-    for path in written:
-        if path.suffix == ".html":
-            page = path.read_text(encoding="utf-8")
-            assert outside_references(page) == []
-            assert 'src="plotly.min.js"' in page
-            assert path.name == "index.html" or f'href="{path.name}"' in index
-    for setting in ("made-up", "IOI", "denoising", "logit difference (logits)", "5 pairs", "torch 2.13.0"):
-        assert setting in index
-
-
-def test_report_draws_what_the_results_allow(tmp_path):
-    def names(*results) -> set[str]:
-        return {Path(path).stem for path in create_full_report(*results, save_dir=tmp_path)} - {"index", "plotly.min"}
-
-    assert names(None, made_up_layers(("resid_pre",))) == {"layer_heatmap", "layer_metric_scatter"}
-    assert names(list(made_up_heads()), None, 4, 3) == {"head_heatmap", "top_heads_bar"}
-
-
-def test_a_report_of_another_plotly_is_replaced_with_its_script(tmp_path):
-    (tmp_path / "plotly.min.js").write_text("old")
-    create_full_report(made_up_heads(), save_dir=tmp_path)
-    assert len((tmp_path / "plotly.min.js").read_text(encoding="utf-8")) > 1_000_000
-
-
-def test_tokens_and_names_are_shown_as_text_never_as_markup(tmp_path):
+def test_tokens_and_names_are_shown_as_text_never_as_markup():
     evil = "<script>alert(1)</script>"
+    names = {"model": evil, "task": evil, "name": evil, "unit": evil}
     clean = (evil, " ", "\n", "&amp;", "$x$")
-    names = {"model": evil, "task": evil, "name": evil, "unit": evil, "versions": {evil: evil}}
-    tokens = {"clean_tokens": (clean,) * 5}
-    written = create_full_report(made_up_heads(**names, **tokens), made_up_layers(**names, **tokens), save_dir=tmp_path)
-    for path in written:
-        if path.suffix == ".html":
-            assert evil not in path.read_text(encoding="utf-8")
-    assert html.escape("".join(clean)) in written[0].read_text(encoding="utf-8")
-    figure = create_position_heatmap(made_up_positions(**names, **tokens))
+    figure = create_position_heatmap(made_up_positions(**names, clean_tokens=(clean,) * 5))
     labels = figure.layout.xaxis.ticktext
-    assert labels[1:] == ("1: ' '→When", r"2: '\n'→John", "3: &amp;amp;→and", "4: &#36;x&#36;→Mary")
+    shown = ("1: ' '→When", r"2: '\n'→John", "3: &amp;amp;→and", "4: &#36;x&#36;→Mary")
+    assert labels[1:] == tuple(f"<b>{label}</b>" for label in shown)
     texts = [*labels, figure.layout.title.subtitle.text.replace("<br>", ""), figure.data[0].hovertext[0][0]]
     assert not any("<script" in text or "$" in text for text in texts)

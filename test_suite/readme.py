@@ -50,7 +50,7 @@ def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.count("\n") > 10 and "effect" in printed
     if any("create_full_report" in code for _, code in shown):
-        assert (tmp_path / "figures" / "index.html").exists()
+        assert (tmp_path / "figures" / "report.html").exists()
 
 
 def test_first_block_stands_alone_and_is_short(capsys):

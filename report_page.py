@@ -1,0 +1,137 @@
+"""What does a reader open?  One page that carries everything and needs no network, and a page for each figure.
+
+`report.html` can be sent alone: plotly.js, figures and data are in it. The figures' own pages share the plotly.js that
+is written beside them.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from figure_files import CONFIG, narrowest
+from patching_results import PositionResults, SweepResults
+from patching_statistics import SiteStatistics
+from report_parts import HOW_TO_READ, data_section, effects_section, pairs_section, settings_section
+from report_style import FIGURE_PADDING, SCRIPT, STYLE
+from report_tokens import strips_section
+from report_verdict import Check, apart, verdict_section
+from result_files import write_files
+
+REPORT_FILE = "report.html"
+PLOTLY_FILE = "plotly.min.js"
+
+
+def write_report(
+    folder: Path,
+    figures: Mapping[str, go.Figure],
+    shown: Mapping[str, SweepResults],
+    sure: Mapping[str, SiteStatistics | str],
+    check: Check | None,
+) -> list[Path]:
+    """Write the report and the figures, all of them or, where that fails, none.
+
+    Args:
+        folder: where to; it exists.
+        figures: by the name of their files.
+        shown: the results they were drawn from, by what a reader calls them.
+        sure: the statistics of each, or why it has none.
+        check: what a linter says of the dataset.
+
+    Returns:
+        The written paths, the report's first.
+
+    Raises:
+        OSError: where a file cannot be written; all are then as they were.
+    """
+    pages = {REPORT_FILE: report_page(figures, shown, sure, check)}
+    for name, figure in figures.items():
+        back = f'<p class="on-screen"><a href="{REPORT_FILE}">The whole report</a></p>'
+        body = f"<main>{back}{figure_html(name, figure)}</main>"
+        pages[f"{name}.html"] = html_page(_title(figure), body, f'<script src="{PLOTLY_FILE}"></script>')
+    pages[PLOTLY_FILE] = get_plotlyjs()
+    return write_files({folder / name: text.encode() for name, text in pages.items()})
+
+
+def report_page(
+    figures: Mapping[str, go.Figure],
+    shown: Mapping[str, SweepResults],
+    sure: Mapping[str, SiteStatistics | str],
+    check: Check | None,
+) -> str:
+    """The report as one HTML page; what `write_report` says of its arguments."""
+    sections = {"Figures": "".join(figure_html(name, figure) for name, figure in figures.items())}
+    title = "Activation patching report"
+    if shown:
+        sweeps = {name: results.sweep for name, results in shown.items()}
+        positions = next((results for results in shown.values() if isinstance(results, PositionResults)), None)
+        first = next(iter(sweeps.values()))
+        strips = strips_section(first if positions is None else positions.sweep, positions)
+        sections = {
+            "Can these pairs carry a conclusion?": verdict_section(check, sweeps),
+            "What was run": settings_section(shown, sure),
+            "How to read a score": HOW_TO_READ,
+            "Largest effects": "".join(effects_section(shown[name], sure[name], name) for name in shown),
+            **sections,
+            "Prompts": strips + "".join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
+            "Data": data_section(shown),
+        }
+        title = f"Activation patching: {first.task} on {first.model}"
+    else:
+        unknown = "<p>Drawn from a plain list of heads, which does not know what was run.</p>"
+        sections = {"What was run": unknown, "How to read a score": HOW_TO_READ, **sections}
+    keys = {heading: f"part-{number}" for number, heading in enumerate(sections, start=1)}
+    links = "".join(f'<li><a href="#{key}">{heading}</a></li>' for heading, key in keys.items())
+    parts = "".join(
+        f'<section aria-labelledby="{key}"><h2 id="{key}">{heading}</h2>{sections[heading]}</section>'
+        for heading, key in keys.items()
+    )
+    body = (
+        f'<header><h1>{html.escape(title)}</h1><nav aria-label="Parts of the report"><ul>{links}</ul></nav></header>'
+        f"<main>{parts}</main><script>{SCRIPT}</script>"
+    )
+    return html_page(html.escape(title), body, f"<script>{get_plotlyjs()}</script>")
+
+
+def figure_html(name: str, figure: go.Figure) -> str:
+    """The figure as a part of a page, as wide as designed or as the page, whichever is less.
+
+    A map whose cells would become too narrow scrolls.
+    """
+    fluid = go.Figure(figure).update_layout(width=None)
+    drawn = fluid.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, div_id=name)
+    title = html.escape(html.unescape(_title(figure)))
+    subtitle = html.escape(html.unescape((figure.layout.title.subtitle.text or "").replace("<br>", " ")))
+    width = figure.layout.width + 2 * FIGURE_PADDING
+    return (
+        f'<h3 class="unseen">{title}</h3>'
+        f'<figure class="card" style="width: {width}px" tabindex="0" aria-label="{title}. {subtitle}">'
+        f'<div class="drawn" style="min-width: {narrowest(figure)}px">{drawn}</div></figure>'
+    )
+
+
+def html_page(title: str, body: str, script: str) -> str:
+    """A page; title, body and script are HTML already."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+{script}
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def _title(figure: go.Figure) -> str:
+    return figure.layout.title.text

@@ -1,0 +1,115 @@
+"""How does a report look and behave?  Its style sheet and its script, in light and dark, on a phone and on paper."""
+
+from __future__ import annotations
+
+FIGURE_PADDING = 8
+"""Pixels around each figure."""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f4f4f4; --card: #ffffff; --ink: #222222; --soft: #555555; --line: #d8d8d8; --link: #1a5fa8;
+  --bad: #b2182b; --care: #9a5b00; --good: #1f6b3a;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #1b1b1b; --card: #262626; --ink: #e4e4e4; --soft: #b4b4b4; --line: #444444; --link: #7ab8f5;
+    --bad: #ff8f8f; --care: #f0b860; --good: #7fd49b;
+  }
+}
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1182px; margin: 0 auto; padding: 16px; }
+body { background: var(--page); color: var(--ink); overflow-wrap: break-word; }
+h1 { font-size: 26px; line-height: 1.2; margin: 8px 0; }
+h2 { font-size: 20px; margin: 36px 0 8px; padding-top: 8px; border-top: 1px solid var(--line); }
+h3 { font-size: 16px; margin: 20px 0 4px; }
+p { max-width: 75ch; margin: 6px 0; }
+a { color: var(--link); }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 8px 0; padding: 0; }
+nav a { display: inline-block; padding: 4px 0; }
+.soft, caption { color: var(--soft); }
+.card + .soft { margin: -10px 0 24px; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.card { background: var(--card); border-radius: 6px; padding: 10px 14px; margin: 8px 0 20px; overflow-x: auto; }
+.card { position: relative; width: fit-content; max-width: 100%; }
+figure.card { background: white; color: #222222; color-scheme: only light; padding: 8px; }
+.drawn { width: 100%; }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: 6px; }
+th, td { text-align: left; vertical-align: top; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
+tr:last-child > * { border-bottom: 0; }
+tbody th { font-weight: 600; white-space: nowrap; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+.prompts td { min-width: 200px; }
+.verdict { border-left: 5px solid var(--good); padding: 2px 0 2px 14px; margin: 12px 0; }
+.verdict.care { border-color: var(--care); }
+.verdict.fault { border-color: var(--bad); }
+.verdict > p:first-child { font-size: 17px; font-weight: 600; }
+.severity { font-weight: 700; text-transform: uppercase; font-size: 12px; }
+summary { cursor: pointer; padding: 6px 0; font-weight: 600; }
+button { font: inherit; padding: 8px 16px; border: 1px solid var(--link); border-radius: 6px; cursor: pointer; }
+button { background: var(--card); color: var(--link); margin: 0 10px 6px 0; }
+ol.strip { list-style: none; display: flex; flex-wrap: wrap; gap: 3px; margin: 6px 0 14px; padding: 0; }
+ol.strip > li { padding: 1px 6px; border-radius: 4px; border: 2px solid transparent; text-align: center; }
+ol.strip > li { background: color-mix(in srgb, var(--tint, var(--card)) var(--share, 100%), var(--card)); }
+ol.strip > li.differs { border-color: var(--ink); }
+ol.strip span { display: block; font: 13px/1.45 ui-monospace, monospace; white-space: pre; }
+ol.strip > li:not(.differs) .after { color: var(--soft); }
+ol.strip .effect { font: 11px/1.3 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
+.positive { --tint: #2166ac; }
+.negative { --tint: #b2182b; }
+.key { display: inline-block; padding: 0 6px; border-radius: 4px; border: 2px solid transparent; }
+.key { background: color-mix(in srgb, var(--tint, var(--card)) 60%, var(--card)); }
+.key.differs { border-color: var(--ink); }
+@media (max-width: 600px) {
+  body { padding: 10px; }
+  .card { padding: 8px 10px; }
+  figure.card { padding: 4px 0; }
+  table { font-size: 13px; }
+  th, td { padding-right: 12px; }
+}
+@media print {
+  @page { margin: 14mm; }
+  :root {
+    color-scheme: only light;
+    --page: #ffffff; --card: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --link: #000000;
+    --bad: #8c0d1e; --care: #7a4700; --good: #14532b;
+  }
+  body { padding: 0; max-width: none; font-size: 12px; }
+  nav, .on-screen, section:has(> p > button) { display: none; }
+  .card { overflow: visible; padding: 0; }
+  .drawn { min-width: 0 !important; }
+  figure, .card, tr, ol.strip, .verdict { break-inside: avoid; }
+  h1, h2, h3, caption { break-after: avoid; }
+  ol.strip > li, .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""
+
+PAPER_WIDTH = 660
+"""Pixels between the margins of A4 and of US letter, with some to spare."""
+
+SCRIPT = (
+    """
+for (const button of document.querySelectorAll("button[data-file]")) {
+  button.addEventListener("click", async () => {
+    const packed = atob(document.getElementById(button.dataset.from).textContent);
+    const bytes = new Blob([Uint8Array.from(packed, (letter) => letter.charCodeAt(0))]);
+    const table = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([table], { type: "text/csv" }));
+    link.download = button.dataset.file;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  });
+}
+const drawn = () => document.querySelectorAll(".js-plotly-plot");
+// Browsers do not tell figures that paper is narrower than the window.
+window.addEventListener("beforeprint", () => {
+  for (const figure of drawn()) Plotly.relayout(figure, { width: Math.min(PAPER_WIDTH, figure.clientWidth) });
+});
+window.addEventListener("afterprint", () => {
+  for (const figure of drawn()) Plotly.relayout(figure, { width: null, autosize: true });
+});
+"""
+).replace("PAPER_WIDTH", str(PAPER_WIDTH))
