@@ -13,6 +13,9 @@ from pathlib import Path
 # Before anything reads them: nothing here needs the Hugging Face hub, and looking for it takes half a minute a time.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The models are small: two threads on a busy machine were ten times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import importlib
 
@@ -26,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 LIBRARY = sorted(path.stem for path in HERE.glob("*.py") if path.name != "tests.py")
 SUITE = [f"test_suite.{path.stem}" for path in sorted((HERE / "test_suite").glob("*.py")) if path.stem != "__init__"]
 
-torch.set_num_threads(1)  # the models are small, and two threads on a busy machine were ten times slower than one
+torch.set_num_threads(1)
 pytest.register_assert_rewrite(*SUITE)
 
 

@@ -25,7 +25,6 @@ from activation_patching import (
     summarize_results,
 )
 from head_patching import HeadPatcher
-from model_loading import load_model
 from model_runners import make_runner
 from patch_sets import layer_window
 from patching_directions import _reading
@@ -46,6 +45,7 @@ from test_suite.models import (
     HAS_HOOKED,
     PlainPatching,
     Swept,
+    bundled,
     encoded,
     everything_metric,
     fresh_hooked,
@@ -267,7 +267,7 @@ def test_noise_agrees_with_plain_patching(name: str, direction: str) -> None:
         for added in noise_by_hand(model, noise, [(3, 7), (3, 5)], [9, 7]):
             names = [site.hook_point for patch in some for site in patch.sites]
             plain = PlainPatching(model, clean_pairs, names, direction, noise=added)
-            expected += np.array([measured(metric, plain.logits(patch)) for patch in some]) / noise.samples
+            expected += np.array([measured(metric, logits) for logits in plain.logits(some)]) / noise.samples
         np.testing.assert_allclose(found.patched, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -610,7 +610,7 @@ def test_ablations_are_of_the_clean_run_unless_asked_otherwise(mixed: Words) -> 
 
 
 def test_reference_prompts_may_be_another_datasets() -> None:
-    model = load_model("tiny")
+    model = bundled()
     patcher = patcher_on(model)
     dataset, other = IOIDataset(model, n_pairs=6), IOIDataset(model, n_pairs=30, seed=1, corruption="unrelated_names")
     own = patcher.run_patching_experiment(dataset, "attn_out", source=Mean())
