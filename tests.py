@@ -21,9 +21,8 @@ import importlib
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-from test_suite import shape_checks
+from test_suite.shape_checks import arrays_checked
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = sorted(path.stem for path in HERE.glob("*.py") if path.name != "tests.py")
@@ -53,7 +52,7 @@ def _collect(suite: list[str]) -> None:
             owner[key] = name
 
 
-with install_import_hook(LIBRARY, f"{shape_checks.__name__}.{shape_checks.check_arrays.__name__}"):
+with arrays_checked(LIBRARY):
     _collect(SUITE)
 
 if __name__ == "__main__":

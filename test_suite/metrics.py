@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -22,6 +23,7 @@ from metric_sets import ANSWER_METRICS, METRICS, MetricSet
 from patching_engine import Baselines, PatchingEngine
 from patching_metrics import Answers, KLDivergence, LogitDifference, Metric, Probability, Rank
 from patching_sites import Patch, Site, block_hook
+from patching_sweep import MetricValues
 from patching_tasks import EncodedPairs, dataset_metrics
 from test_suite.api import refused
 from test_suite.models import (
@@ -157,6 +159,14 @@ def test_tokens_that_are_ruled_out_in_both_runs_add_nothing_to_the_kl_divergence
     for i in range(2):
         p, q = (scipy.special.softmax(run[i, 0, :10].double().numpy()) for run in (clean, logits))
         assert float(found[i]) == pytest.approx(scipy.special.rel_entr(p, q).sum(), abs=1e-6)
+
+
+def test_shapes_that_signatures_state_are_checked_while_the_suite_runs() -> None:
+    logits = torch.zeros(2, 1, 5)
+    with pytest.raises(TypeCheckError, match="pairs"):
+        KLDivergence().measure(logits, torch.arange(3), logits)
+    with pytest.raises(TypeCheckError, match="corrupted"):
+        MetricValues("x", "", True, patched=np.zeros((4, 2)), clean=np.zeros(2), corrupted=np.zeros(3))
 
 
 # --- sets of answers ---------------------------------------------------------------------------------------------
