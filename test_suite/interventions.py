@@ -126,15 +126,29 @@ def expected_prompts(source: Any, pairs: EncodedPairs) -> list[list[Tensor]]:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
 @pytest.mark.parametrize("name", model_parameters(*SEVERAL, "bridge:bloom"))
 def test_every_source_agrees_with_plain_patching(name: str, source: Any) -> None:
-    model, pairs = small_model(name), several_pairs()
     offset = SOURCES.index(source)
-    patches = single(sites_for(source, name, offset)[offset::3])
-    metric = (last_position_metric if offset else everything_metric)(len(pairs))
-    for direction in DIRECTIONS:
-        found = sweep_with(model, pairs, patches, direction, source=source, metric=metric)
-        written = expected_prompts(source, pairs)
-        error, where = largest_error(model, pairs, patches, direction, [(metric, found)], written)
-        assert error <= TOLERANCE, f"{error:.2g} off at {where}"
+    sites = sites_for(source, name, offset)[offset::3]
+    metric = last_position_metric if offset else everything_metric
+    assert_plain_patching_agrees(name, source, sites, metric, DIRECTIONS[(len(name) + offset) % 2])
+
+
+@falls_back
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
+@pytest.mark.parametrize("name", model_parameters(*SEVERAL, "bridge:bloom"))
+def test_every_source_at_every_hook_point_agrees_with_plain_patching(name: str, source: Any, direction: str) -> None:
+    for metric in (last_position_metric, everything_metric):
+        assert_plain_patching_agrees(name, source, sites_for(source, name), metric, direction)
+
+
+def assert_plain_patching_agrees(name: str, source: Any, sites: Sequence[Site], metric: Any, direction: str) -> None:
+    model, pairs, patches = small_model(name), several_pairs(), single(sites)
+    measured_by = metric(len(pairs))
+    found = sweep_with(model, pairs, patches, direction, source=source, metric=measured_by)
+    written = expected_prompts(source, pairs)
+    error, where = largest_error(model, pairs, patches, direction, [(measured_by, found)], written)
+    assert error <= TOLERANCE, f"{error:.2g} off at {where}"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
