@@ -13,20 +13,22 @@ from pathlib import Path
 # Before anything reads them: nothing here needs the Hugging Face hub, and looking for it takes half a minute a time.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The models are small: two threads on a busy machine were ten times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import importlib
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-from test_suite import shape_checks
+from test_suite.shape_checks import arrays_checked
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = sorted(path.stem for path in HERE.glob("*.py") if path.name != "tests.py")
 SUITE = [f"test_suite.{path.stem}" for path in sorted((HERE / "test_suite").glob("*.py")) if path.stem != "__init__"]
 
-torch.set_num_threads(1)  # the models are small, and two threads on a busy machine were ten times slower than one
+torch.set_num_threads(1)
 pytest.register_assert_rewrite(*SUITE)
 
 
@@ -50,7 +52,7 @@ def _collect(suite: list[str]) -> None:
             owner[key] = name
 
 
-with install_import_hook(LIBRARY, f"{shape_checks.__name__}.{shape_checks.check_arrays.__name__}"):
+with arrays_checked(LIBRARY):
     _collect(SUITE)
 
 if __name__ == "__main__":

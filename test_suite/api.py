@@ -40,7 +40,7 @@ from patching_results import HeadResults, LayerResults, PositionResults, load_re
 from patching_sites import PATCH_TYPES, SHORT_NAMES, Patch, Site
 from patching_tasks import encode_pairs
 from task_templates import IOI_SCENE_TEMPLATES
-from test_suite.models import HAS_HOOKED, needs_hooked, smol_checkpoint
+from test_suite.models import HAS_HOOKED, bundled, needs_hooked, smollm2
 
 ROOT = Path(model_loading.__file__).resolve().parent
 CLASSES = [pytest.param("HookedTransformer", marks=needs_hooked), "TransformerBridge"]
@@ -51,7 +51,7 @@ FLIPPED = "When Mary and John went to the store, Mary gave a drink to"
 @pytest.fixture(scope="module", params=CLASSES)
 def tiny(request) -> Any:
     """The bundled model, as each class."""
-    return load_model("tiny", device="cpu", model_class=request.param)
+    return bundled(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,11 @@ def test_negative_positions_count_from_the_end_of_each_prompt(patcher, ioi):
 @pytest.mark.parametrize("position", [None, 4, -1])
 def test_experiment_agrees_with_its_own_single_runs(patcher, ioi, direction, position):
     results = patcher.run_patching_experiment(
-        ioi, ["attn_out", "resid_pre"], position=position, direction=direction, pair_indices=[0, 1]
+        ioi,
+        ["blocks.0.hook_attn_out", "blocks.2.hook_resid_pre", "blocks.3.hook_attn_out"],
+        position=position,
+        direction=direction,
+        pair_indices=[0, 1],
     )
     assert results.sweep.direction == direction
     for hook_point, pairs in results.items():
@@ -309,11 +313,13 @@ def test_short_names_expand_over_all_layers_and_mix_with_full_ones(patcher, ioi,
 
 
 def test_every_short_name_and_patch_type_runs(patcher, heads_patcher, ioi, tiny):
-    for name in SHORT_NAMES:
-        assert len(patcher.run_patching_experiment(ioi, name, pair_indices=[0])) == tiny.cfg.n_layers
+    results = patcher.run_patching_experiment(ioi, SHORT_NAMES, pair_indices=[0])
+    assert len(results) == len(SHORT_NAMES) * tiny.cfg.n_layers and np.isfinite(list(results.effects.values())).all()
     for patch_type in PATCH_TYPES:
         results = heads_patcher.run_all_heads_experiment(ioi, patch_type, pair_indices=[0])
         assert results.patch_type == patch_type and len(results) == tiny.cfg.n_layers * tiny.cfg.n_heads
+        tail = "hook_z" if patch_type == "output" else f"hook_{patch_type}"
+        assert {patch.sites[0].hook_point.rpartition(".")[2] for patch in results.sweep.patches} == {tail}
 
 
 def test_hook_points_are_listed_and_filtered(patcher, tiny):
@@ -326,9 +332,10 @@ def test_hook_points_are_listed_and_filtered(patcher, tiny):
 
 
 def test_batches_of_any_size_give_the_same_numbers(tiny, ioi, head_results):
-    for batch_size in (1, 7):
-        found = HeadPatcher(tiny, batch_size=batch_size, show_progress=False).run_all_heads_experiment(ioi)
-        np.testing.assert_allclose(found.sweep.patched, head_results.sweep.patched, atol=1e-4)
+    for batch_size, pairs in ((1, [0, 5]), (7, [0, 1, 2, 3, 4, 5])):
+        patcher = HeadPatcher(tiny, batch_size=batch_size, show_progress=False)
+        found = patcher.run_all_heads_experiment(ioi, pair_indices=pairs)
+        np.testing.assert_allclose(found.sweep.patched, head_results.sweep.patched[:, pairs], atol=1e-4)
 
 
 def test_two_runs_give_the_same_numbers(heads_patcher, ioi, head_results):
@@ -495,7 +502,7 @@ def test_a_directory_is_loaded_like_the_bundled_model(tiny, copied_checkpoint):
 
 @needs_hooked
 def test_both_classes_give_the_same_numbers():
-    models = [load_model("tiny", device="cpu", model_class=name) for name in ("HookedTransformer", "TransformerBridge")]
+    models = [bundled(name) for name in ("HookedTransformer", "TransformerBridge")]
     sweeps = [HeadPatcher(m, show_progress=False).run_all_heads_experiment(IOIDataset(m, 5)).sweep for m in models]
     np.testing.assert_allclose(sweeps[0].patched, sweeps[1].patched, atol=1e-4)
     assert sweeps[0].clean_tokens == sweeps[1].clean_tokens
@@ -587,6 +594,7 @@ def home_with_gpt2() -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_gpt2_small_is_loaded_by_name_from_the_cache(tmp_path):
     classes = ["HookedTransformer", "TransformerBridge"][not HAS_HOOKED :]
     code = f"""
@@ -617,7 +625,7 @@ for model_class in {classes}:
 @pytest.mark.slow
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_snippets_give_sensible_numbers_on_a_real_language_model(model_class):
-    model = load_model(smol_checkpoint(), device="cpu", model_class=model_class)
+    model = smollm2(model_class)
     dataset = IOIDataset(model, 5)
     layers = ActivationPatcher(model, show_progress=False).run_patching_experiment(dataset, ["attn_out"])
     assert (layers.sweep.clean > 0).all() and (layers.sweep.corrupted < 0).all()

@@ -54,7 +54,10 @@ of attn_out by position those are most of an MLP."""
 
 
 @needs_hooked
-@pytest.mark.parametrize("component", MOST_BEYOND)
+@pytest.mark.parametrize(
+    "component",
+    ["z", "resid_pre", *(pytest.param(c, marks=pytest.mark.slow) for c in ("pattern", "attn_out", "mlp_out"))],
+)
 def test_the_engine_computes_all_of_the_floor_and_little_beyond(component: str) -> None:
     model, pairs = deep_model(), token_pairs([LENGTH] * 8, [(2, 4, 9)] * 8)
     by_position = component in BY_POSITION

@@ -6,23 +6,24 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from huggingface_hub import constants
 
 import demo
 import head_demo
 from activation_patching import IOIDataset, LayerResults
 from head_patching import HeadPatcher
-from model_loading import load_model
 from test_suite.api import home_with_gpt2
+from test_suite.models import bundled
 
 ROOT = Path(demo.__file__).resolve().parent
 TINY = ["--model", "tiny", "--device", "cpu"]
 
 
-def run_script(name: str, *options: str, home: Path, cwd: Path) -> tuple[subprocess.CompletedProcess, float]:
+def run_script(name: str, *options: str, home: Path, cwd: Path) -> subprocess.CompletedProcess:
     """The script in a process of its own, out of reach of the hub, with the models downloaded to `home`."""
     environment = {
         **os.environ,
@@ -31,8 +32,7 @@ def run_script(name: str, *options: str, home: Path, cwd: Path) -> tuple[subproc
         "HF_HOME": str(home),
         "PYTHONIOENCODING": "utf-8",
     }
-    begin = time.monotonic()
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, ROOT / name, *options],
         cwd=cwd,
         env=environment,
@@ -40,36 +40,54 @@ def run_script(name: str, *options: str, home: Path, cwd: Path) -> tuple[subproc
         encoding="utf-8",
         timeout=300,
     )
-    return done, time.monotonic() - begin
 
 
 def listed_figures(printed: str) -> list[Path]:
     return [Path(line.strip()) for line in printed.partition("Figures:")[2].splitlines() if line.strip()]
 
 
-def test_demos_without_arguments_fall_back_to_the_bundled_model_and_say_why(tmp_path):
-    seconds = 0.0
-    for name, table_row in (("demo.py", r"^blocks\.\d\.hook_\w+ +[+-]\d"), ("head_demo.py", r"^L\d+H\d+ +[+-]\d")):
-        done, took = run_script(name, home=tmp_path, cwd=tmp_path)
-        seconds += took
+SCRIPTS = {demo: "position_heatmap", head_demo: "head_heatmap"}
+"""The demos, and a figure that each draws and the other does not."""
+
+
+def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path) -> None:
+    """What a demo prints and writes without arguments where GPT-2 small cannot be had."""
+    assert "Model: tiny (the bundled one: gpt2-small is not in the local cache, and" in printed
+    row = r"^blocks\.\d\.hook_\w+ +[+-]\d" if script is demo else r"^L\d+H\d+ +[+-]\d"
+    assert re.search(row, printed, re.MULTILINE)
+    assert "Task: IOI (names swapped throughout), 10 pairs" in printed
+    figures = listed_figures(printed)
+    assert figures[0] == Path("figures/report.html")
+    assert all((folder / figure).stat().st_size > 1000 for figure in figures)
+    expected = {"layer_heatmap", "component_comparison", "layer_metric_scatter", SCRIPTS[script]}
+    assert expected <= {figure.stem for figure in figures}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_demos_without_arguments_fall_back_to_the_bundled_model_and_say_why(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.chdir(tmp_path)
+    assert script.main([]) == 0
+    printed = capsys.readouterr()
+    assert_the_defaults_are_shown(script, printed.out, tmp_path)
+    assert "Patching: 100%" in printed.err
+
+
+@pytest.mark.slow
+def test_demos_run_from_the_shell_within_a_minute(tmp_path):
+    before = os.times()
+    for script in SCRIPTS:
+        done = run_script(f"{script.__name__}.py", home=tmp_path, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "Model: tiny (the bundled one: gpt2-small is not in the local cache, and" in done.stdout
-        assert re.search(table_row, done.stdout, re.MULTILINE)
-        assert "Task: IOI (names swapped throughout), 10 pairs" in done.stdout
+        assert_the_defaults_are_shown(script, done.stdout, tmp_path)
         assert "Patching: 100%" in done.stderr and "Traceback" not in done.stderr
-        figures = listed_figures(done.stdout)
-        assert figures[0] == Path("figures/report.html")
-        assert all((tmp_path / figure).stat().st_size > 1000 for figure in figures)
-        expected = {"layer_heatmap", "component_comparison", "layer_metric_scatter"}
-        expected |= {"position_heatmap"} if name == "demo.py" else {"head_heatmap", "top_heads_bar"}
-        assert expected <= {figure.stem for figure in figures}
-    assert seconds < 60
+    after = os.times()  # of the processor, which other programs do not change
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 60
 
 
+@pytest.mark.slow
 def test_demo_takes_gpt2_small_where_it_can_be_had(tmp_path):
-    done, _ = run_script(
-        "demo.py", "--pairs", "2", "--corruption", "unrelated_names", home=home_with_gpt2(), cwd=tmp_path
-    )
+    done = run_script("demo.py", "--pairs", "2", "--corruption", "unrelated_names", home=home_with_gpt2(), cwd=tmp_path)
     assert "Model: gpt2-small (the default), 12 layers × 12 heads" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -78,7 +96,7 @@ def test_what_they_print_is_what_the_library_measures(tmp_path, capsys):
     chosen = [*TINY, "--pairs", "4", "--corruption", "flip_subject", "--seed", "3", "--direction", "noising"]
     assert head_demo.main([*chosen, "--patch-type", "q", "--top-k", "5", "--out", str(tmp_path), "--quiet"]) == 0
     printed = capsys.readouterr()
-    model = load_model("tiny", device="cpu")
+    model = bundled()
     dataset = IOIDataset(model, 4, corruption="flip_subject", seed=3)
     heads = HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset, "q", direction="noising")
     rows = re.findall(r"^(L\d+H\d+) +([+-][\d.]+) ", printed.out, re.MULTILINE)
@@ -139,8 +157,9 @@ def test_unknown_options_end_with_exit_code_two(options, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_refusals_reach_the_shell(tmp_path):
-    done, _ = run_script("demo.py", "--model", "gpt2-smal", home=tmp_path, cwd=tmp_path)
+    done = run_script("demo.py", "--model", "gpt2-smal", home=tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.splitlines()[-1].startswith("demo.py: TransformerLens knows no model 'gpt2-smal'")
     assert "Traceback" not in done.stderr

@@ -14,7 +14,6 @@ import torch
 from transformer_lens import patching as tl_patching
 
 from ioi_task import IOIDataset
-from model_loading import load_model
 from patching_engine import PatchingEngine
 from patching_metrics import LogitDifference
 from patching_sites import Patch, Site, block_hook
@@ -24,16 +23,18 @@ from test_suite.models import (
     HAS_HOOKED,
     HOOKED_MODELS,
     PlainPatching,
+    bundled,
     checkpoint,
     everything_metric,
     exhaustive_sites,
     largest_error,
     last_position_metric,
+    loaded,
     model_parameters,
     needs_hooked,
     sampled_sites,
     small_model,
-    smol_checkpoint,
+    smollm2,
     swept,
     token_pairs,
 )
@@ -212,7 +213,7 @@ def test_the_patched_logits_are_those_of_plain_patching() -> None:
     model, pairs = small_model(name), token_pairs([12, 9], [(3,), (5,)])
     patch = Patch((Site(block_hook(1, "z"), head=2),))
     logits = PatchingEngine(model, show_progress=False).patched_logits(pairs, patch)
-    expected = PlainPatching(model, pairs, [patch.sites[0].hook_point], "denoising").logits(patch)
+    (expected,) = PlainPatching(model, pairs, [patch.sites[0].hook_point], "denoising").logits([patch])
     for found, plain in zip(logits, expected):
         torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
 
@@ -241,13 +242,8 @@ BY_HEAD_AND_POSITION = {
 }
 
 
-@functools.cache
-def bundled_model() -> Any:
-    return load_model("tiny", device="cpu")
-
-
 def bundled_pairs(n_pairs: int) -> tuple[EncodedPairs, LogitDifference]:
-    model = bundled_model()
+    model = bundled()
     dataset = IOIDataset(model, n_pairs=n_pairs, corruption="flip_subject")
     pairs = encode_pairs(model, dataset)
     (metric,) = dataset_metrics(model, dataset, pairs.indices, "logit_difference")
@@ -284,7 +280,7 @@ def test_layers_and_positions_agree_with_transformer_lens(short: str) -> None:
 
 
 def test_the_residual_stream_of_the_bundled_model_agrees_with_transformer_lens() -> None:
-    model, (pairs, metric) = bundled_model(), bundled_pairs(2)
+    model, (pairs, metric) = bundled(), bundled_pairs(2)
     positions = range(int(pairs.lengths[0]))
     sites = [
         Site(block_hook(layer, "resid_pre"), position=at) for layer in range(model.cfg.n_layers) for at in positions
@@ -295,7 +291,7 @@ def test_the_residual_stream_of_the_bundled_model_agrees_with_transformer_lens()
 
 @pytest.mark.parametrize("short", BY_HEAD)
 def test_heads_of_the_bundled_model_agree_with_transformer_lens(short: str) -> None:
-    model, (pairs, metric) = bundled_model(), bundled_pairs(2)
+    model, (pairs, metric) = bundled(), bundled_pairs(2)
     heads = range(model.cfg.n_heads)
     sites = [Site(block_hook(layer, short), head=head) for layer in range(model.cfg.n_layers) for head in heads]
     expected = reference(BY_HEAD[short], model, pairs, metric).flatten()
@@ -322,13 +318,8 @@ def test_heads_by_position_agree_with_transformer_lens(short: str) -> None:
 
 
 @functools.cache
-def smol_model(model_class: str | None = None) -> Any:
-    return load_model(smol_checkpoint(), device="cpu", model_class=model_class)
-
-
-@functools.cache
 def smol_pairs() -> tuple[EncodedPairs, LogitDifference]:
-    model = smol_model()
+    model = smollm2()
     dataset = IOIDataset(model, n_pairs=2, corruption="flip_subject")
     pairs = encode_pairs(model, dataset)
     (metric,) = dataset_metrics(model, dataset, pairs.indices, "logit_difference")
@@ -338,8 +329,8 @@ def smol_pairs() -> tuple[EncodedPairs, LogitDifference]:
 @pytest.mark.slow
 @pytest.mark.parametrize("short", ["z", "q", "pattern"])
 def test_heads_of_smollm2_agree_with_transformer_lens(short: str) -> None:
-    model, (pairs, metric) = smol_model(), smol_pairs()
-    layers, heads = (0, 9, 14, 20, 29), range(model.cfg.n_heads)
+    model, (pairs, metric) = smollm2(), smol_pairs()
+    layers, heads = (0, 14, 29), range(model.cfg.n_heads)
     frame = pd.DataFrame([(layer, head) for layer in layers for head in heads], columns=["layer", "head"])
     sites = [Site(block_hook(layer, short), head=head) for layer in layers for head in heads]
     expected = reference(BY_HEAD[short], model, pairs, metric, index_axis_names=None, index_df=frame)
@@ -349,8 +340,8 @@ def test_heads_of_smollm2_agree_with_transformer_lens(short: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("short", ["resid_pre", "attn_out", "mlp_out"])
 def test_layers_and_positions_of_smollm2_agree_with_transformer_lens(short: str) -> None:
-    model, (pairs, metric) = smol_model(), smol_pairs()
-    layers, positions = (0, 10, 20, 29), range(1, int(pairs.lengths[0]))
+    model, (pairs, metric) = smollm2(), smol_pairs()
+    layers, positions = (0, 14, 29), range(int(pairs.lengths[0]) - 1, 0, -3)
     frame = pd.DataFrame([(layer, at) for layer in layers for at in positions], columns=["layer", "pos"])
     sites = [Site(block_hook(layer, short), position=at) for layer in layers for at in positions]
     expected = reference(BY_POSITION[short], model, pairs, metric, index_axis_names=None, index_df=frame)
@@ -361,7 +352,7 @@ def test_layers_and_positions_of_smollm2_agree_with_transformer_lens(short: str)
 @pytest.mark.parametrize("short", ["k", "v"])
 def test_key_value_heads_of_smollm2_agree_with_plain_patching(short: str) -> None:
     """TransformerLens' own function takes query heads here and runs out of the axis (its issue 980)."""
-    model, (pairs, metric) = smol_model(), smol_pairs()
+    model, (pairs, metric) = smollm2(), smol_pairs()
     patches = single([Site(block_hook(layer, short), head=head) for layer in (0, 12, 29) for head in range(3)])
     found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "noising")
     error, where = largest_error(model, pairs, patches, "noising", [(metric, found)])
@@ -374,7 +365,7 @@ def test_smollm2_is_the_same_on_both_classes() -> None:
     pairs, metric = smol_pairs()
     patches = single([Site(block_hook(layer, "z"), head=head) for layer in range(30) for head in range(9)])
     sweeps = [
-        swept(PatchingEngine(smol_model(kind), show_progress=False), pairs, patches, metric, "denoising")
+        swept(PatchingEngine(smollm2(kind), show_progress=False), pairs, patches, metric, "denoising")
         for kind in ("HookedTransformer", "TransformerBridge")
     ]
     assert abs(sweeps[0].patched - sweeps[1].patched).max() <= 1e-3
@@ -387,7 +378,7 @@ def test_smollm2_is_the_same_on_both_classes() -> None:
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_checkpoint_gives_the_same_numbers_on_both_classes(architecture: str) -> None:
     bridge = f"bridge+:{architecture}"
-    hooked = load_model(checkpoint(architecture), device="cpu", model_class="HookedTransformer")
+    hooked = loaded(checkpoint(architecture), "HookedTransformer")
     pairs, metric = token_pairs([12, 9, 12], [(3,), (5, 7), (0,)]), last_position_metric(3)
     patches = single(sampled_sites(bridge, [None, 8, -1]))
     sweeps = [
@@ -409,7 +400,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("model_class", [pytest.param("HookedTransformer", marks=needs_hooked), "TransformerBridge"])
 def test_numbers_are_the_same_on_every_version_and_class(model_class: str) -> None:
-    model = load_model(checkpoint("gpt2"), device="cpu", model_class=model_class)
+    model = loaded(checkpoint("gpt2"), model_class)
     pairs, metric = token_pairs([10, 8], [(3,), (5,)]), last_position_metric(2)
     patches = single([Site(block_hook(1, short), position=6) for short in GOLDEN])
     found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "denoising")

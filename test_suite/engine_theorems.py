@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,7 @@ from test_suite.models import (
     checkpoint,
     encoded,
     everything_metric,
-    fresh_bridge,
-    fresh_hooked,
+    fresh_model,
     largest_error,
     last_position_metric,
     model_parameters,
@@ -120,6 +119,21 @@ def test_a_patch_before_the_first_difference_has_no_effect_at_all(name: str) -> 
     pairs = token_pairs([9, 9], [(4,), (6, 7)])
     found = site_sweep(small_model(name), pairs, sampled_sites(name, [0, 2, 3])[::2])
     assert (found.patched == found.corrupted).all()
+
+
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:grouped", "bridge:gpt2", "bridge+:llama"))
+def test_positions_before_the_first_difference_are_not_run_again(name: str) -> None:
+    engine, pairs = engine_on(small_model(name)), token_pairs([9, 9], [(4,), (4, 6)])
+    run_block, widths = engine.runner.run_block, set()
+
+    def note(layer: int, resid: Tensor, *rest: Any) -> Tensor:
+        if len(resid) > 1:  # one row alone is the engine's check that what hooks write is used
+            widths.add(resid.shape[1])
+        return run_block(layer, resid, *rest)
+
+    engine.runner.run_block = note
+    swept(engine, pairs, singles([Site(block_hook(1, "q"), head) for head in range(4)]), last_position_metric(2))
+    assert widths == {5}
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -357,11 +371,19 @@ def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
         assert after[aspect] == value, aspect
 
 
-def new_model(name: str) -> Any:
-    kind, architecture = name.split(":")
-    if kind == "hooked":
-        return fresh_hooked(architecture)
-    return fresh_bridge(architecture, compatibility=kind == "bridge+")
+@functools.cache
+def spare_model(name: str) -> Any:
+    """A model that tests put into other states: none but `model_to_disturb` asks for it."""
+    return fresh_model(name)
+
+
+@pytest.fixture
+def model_to_disturb(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The spare model of the test's `name`, which is put back into its first state after the test."""
+    model = spare_model(request.getfixturevalue("name"))
+    yield model
+    model.reset_hooks()
+    model.eval().requires_grad_(True)
 
 
 def switch_sites() -> list[Site]:
@@ -374,8 +396,8 @@ def switch_sites() -> list[Site]:
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_the_model_is_left_as_found(name: str) -> None:
-    model, pairs = new_model(name), token_pairs([9, 7], [(2,), (3,)])
+def test_the_model_is_left_as_found(name: str, model_to_disturb: Any) -> None:
+    model, pairs = model_to_disturb, token_pairs([9, 7], [(2,), (3,)])
     site_sweep(model, pairs, switch_sites())  # the first run may fill caches of the model's own
     logits = model(pairs.clean[0][None])
     model.train()
@@ -395,9 +417,9 @@ class StopHereError(Exception):
 
 @pytest.mark.parametrize("when", [0, 1, 5])
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_the_model_is_left_as_found_after_an_exception(name: str, when: int) -> None:
+def test_the_model_is_left_as_found_after_an_exception(name: str, model_to_disturb: Any, when: int) -> None:
     """The exception comes from the metric, in the baselines or in the first or a later batch of patched runs."""
-    model, pairs = new_model(name), token_pairs([9, 7], [(2,), (3,)])
+    model, pairs = model_to_disturb, token_pairs([9, 7], [(2,), (3,)])
     site_sweep(model, pairs, switch_sites())
     model.train()
     before, calls = state_of(model), itertools.count()
@@ -417,9 +439,11 @@ def test_the_model_is_left_as_found_after_an_exception(name: str, when: int) -> 
 
 @pytest.mark.parametrize("when", [0, 3, 5])
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_the_model_is_left_as_found_after_an_exception_inside_a_block(name: str, when: int) -> None:
+def test_the_model_is_left_as_found_after_an_exception_inside_a_block(
+    name: str, model_to_disturb: Any, when: int
+) -> None:
     """The exception comes while a run is recorded, or while blocks are run singly."""
-    model, pairs = new_model(name), token_pairs([9, 7], [(2,), (3,)])
+    model, pairs = model_to_disturb, token_pairs([9, 7], [(2,), (3,)])
     sites = [Site(block_hook(layer, "pattern"), position=at) for layer in range(2) for at in (3, 5, 6)]
     site_sweep(model, pairs, sites, batch_size=2)
     calls = itertools.count()
@@ -436,9 +460,9 @@ def test_the_model_is_left_as_found_after_an_exception_inside_a_block(name: str,
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_hooks_of_the_user_stay_and_take_part(name: str) -> None:
+def test_hooks_of_the_user_stay_and_take_part(name: str, model_to_disturb: Any) -> None:
     """A head ablated by the user is ablated in every run of the sweep too, however its hook was added."""
-    model, pairs = new_model(name), token_pairs([9, 7], [(2,), (3,)])
+    model, pairs = model_to_disturb, token_pairs([9, 7], [(2,), (3,)])
     sites = [Site(block_hook(layer, short)) for layer in range(3) for short in ("resid_pre", "attn_out", "mlp_out")]
     metric = last_position_metric(2)
 

@@ -25,7 +25,6 @@ from activation_patching import (
     summarize_results,
 )
 from head_patching import HeadPatcher
-from model_loading import load_model
 from model_runners import make_runner
 from patch_sets import layer_window
 from patching_directions import _reading
@@ -46,6 +45,7 @@ from test_suite.models import (
     HAS_HOOKED,
     PlainPatching,
     Swept,
+    bundled,
     encoded,
     everything_metric,
     fresh_hooked,
@@ -127,15 +127,29 @@ def expected_prompts(source: Any, pairs: EncodedPairs) -> list[list[Tensor]]:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
 @pytest.mark.parametrize("name", model_parameters(*SEVERAL, "bridge:bloom"))
 def test_every_source_agrees_with_plain_patching(name: str, source: Any) -> None:
-    model, pairs = small_model(name), several_pairs()
     offset = SOURCES.index(source)
-    patches = single(sites_for(source, name, offset)[offset::3])
-    metric = (last_position_metric if offset else everything_metric)(len(pairs))
-    for direction in DIRECTIONS:
-        found = sweep_with(model, pairs, patches, direction, source=source, metric=metric)
-        written = expected_prompts(source, pairs)
-        error, where = largest_error(model, pairs, patches, direction, [(metric, found)], written)
-        assert error <= TOLERANCE, f"{error:.2g} off at {where}"
+    sites = sites_for(source, name, offset)[offset::3]
+    metric = last_position_metric if offset else everything_metric
+    assert_plain_patching_agrees(name, source, sites, metric, DIRECTIONS[(len(name) + offset) % 2])
+
+
+@falls_back
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
+@pytest.mark.parametrize("name", model_parameters(*SEVERAL, "bridge:bloom"))
+def test_every_source_at_every_hook_point_agrees_with_plain_patching(name: str, source: Any, direction: str) -> None:
+    for metric in (last_position_metric, everything_metric):
+        assert_plain_patching_agrees(name, source, sites_for(source, name), metric, direction)
+
+
+def assert_plain_patching_agrees(name: str, source: Any, sites: Sequence[Site], metric: Any, direction: str) -> None:
+    model, pairs, patches = small_model(name), several_pairs(), single(sites)
+    measured_by = metric(len(pairs))
+    found = sweep_with(model, pairs, patches, direction, source=source, metric=measured_by)
+    written = expected_prompts(source, pairs)
+    error, where = largest_error(model, pairs, patches, direction, [(measured_by, found)], written)
+    assert error <= TOLERANCE, f"{error:.2g} off at {where}"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
@@ -269,7 +283,7 @@ def test_noise_agrees_with_plain_patching(name: str, direction: str) -> None:
         for added in noise_by_hand(model, noise, [(3, 7), (3, 5)], [9, 7]):
             names = [site.hook_point for patch in some for site in patch.sites]
             plain = PlainPatching(model, clean_pairs, names, direction, noise=added)
-            expected += np.array([measured(metric, plain.logits(patch)) for patch in some]) / noise.samples
+            expected += np.array([measured(metric, logits) for logits in plain.logits(some)]) / noise.samples
         np.testing.assert_allclose(found.patched, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -614,7 +628,7 @@ def test_ablations_are_of_the_clean_run_unless_asked_otherwise(mixed: Words) -> 
 
 @means_of_one
 def test_reference_prompts_may_be_another_datasets() -> None:
-    model = load_model("tiny")
+    model = bundled()
     patcher = patcher_on(model)
     dataset, other = IOIDataset(model, n_pairs=6), IOIDataset(model, n_pairs=30, seed=1, corruption="unrelated_names")
     own = patcher.run_patching_experiment(dataset, "attn_out", source=Mean())

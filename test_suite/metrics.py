@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -19,15 +20,16 @@ import metric_sets
 from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset
 from head_patching import HeadPatcher
 from metric_sets import ANSWER_METRICS, METRICS, MetricSet
-from model_loading import load_model
 from patching_engine import Baselines, PatchingEngine
 from patching_metrics import Answers, KLDivergence, LogitDifference, Metric, Probability, Rank
 from patching_sites import Patch, Site, block_hook
+from patching_sweep import MetricValues
 from patching_tasks import EncodedPairs, dataset_metrics
 from test_suite.api import refused
 from test_suite.models import (
     HAS_HOOKED,
     PlainPatching,
+    bundled,
     everything_metric,
     model_parameters,
     small_model,
@@ -106,8 +108,8 @@ def test_every_metric_of_every_run_agrees_with_scipy_on_plain_runs(
     np.testing.assert_allclose(found.clean[:n], hand_measured(clean, clean, SETS), atol=2e-5, rtol=0)
     np.testing.assert_allclose(found.corrupted[:n], hand_measured(corrupted, clean, SETS), atol=2e-5, rtol=0)
     plain = PlainPatching(model, pairs, [site.hook_point for patch in PATCHES for site in patch.sites], direction)
-    for i, patch in enumerate(PATCHES):
-        patched = [run[-1].double().numpy() for run in plain.logits(patch)]
+    for i, logits in enumerate(plain.logits(PATCHES)):
+        patched = [run[-1].double().numpy() for run in logits]
         np.testing.assert_allclose(found.patched[:n, i], hand_measured(patched, clean, SETS), atol=2e-5, rtol=0)
     base = found.corrupted if direction == "denoising" else found.clean
     assert (abs(found.patched - base[:, None]).max(axis=(1, 2)) > 1e-3).sum() >= 5, "the patches move too little"
@@ -115,7 +117,7 @@ def test_every_metric_of_every_run_agrees_with_scipy_on_plain_runs(
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_metrics_by_name_agree_with_scipy_on_the_bundled_model(direction: Any) -> None:
-    model = load_model("tiny", device="cpu")
+    model = bundled()
     dataset = IOIDataset(model, 5)
     patcher = ActivationPatcher(model, show_progress=False)
     sweep = patcher.run_patching_experiment(dataset, "attn_out", direction=direction, metrics=NAMED).sweep
@@ -157,6 +159,14 @@ def test_tokens_that_are_ruled_out_in_both_runs_add_nothing_to_the_kl_divergence
     for i in range(2):
         p, q = (scipy.special.softmax(run[i, 0, :10].double().numpy()) for run in (clean, logits))
         assert float(found[i]) == pytest.approx(scipy.special.rel_entr(p, q).sum(), abs=1e-6)
+
+
+def test_shapes_that_signatures_state_are_checked_while_the_suite_runs() -> None:
+    logits = torch.zeros(2, 1, 5)
+    with pytest.raises(TypeCheckError, match="pairs"):
+        KLDivergence().measure(logits, torch.arange(3), logits)
+    with pytest.raises(TypeCheckError, match="corrupted"):
+        MetricValues("x", "", True, patched=np.zeros((4, 2)), clean=np.zeros(2), corrupted=np.zeros(3))
 
 
 # --- sets of answers ---------------------------------------------------------------------------------------------
@@ -308,7 +318,7 @@ def test_the_clean_run_is_its_own_reference_in_both_directions(name: str) -> Non
 
 def test_effects_have_the_same_sense_where_less_is_better() -> None:
     """Restoring is 1 and doing nothing is 0 for every metric."""
-    model = load_model("tiny", device="cpu")
+    model = bundled()
     patcher = ActivationPatcher(model, show_progress=False)
     sites = [Patch((Site("blocks.0.hook_resid_pre"),)), Patch((Site("blocks.0.hook_resid_pre", position=0),))]
     sweep = patcher.sweep(IOIDataset(model, 4), sites, metrics=NAMED)
@@ -342,9 +352,9 @@ class WithItsOwn(Animals):
         return float(logits[0, 1:].mean() + logits[0, -1, 7 + pair_idx])
 
 
-@pytest.fixture(scope="module")
-def bundled() -> Any:
-    return load_model("tiny", device="cpu")
+@pytest.fixture(name="bundled")
+def bundled_model() -> Any:
+    return bundled()
 
 
 def test_none_and_dataset_are_the_datasets_own_metric(bundled: Any) -> None:

@@ -12,7 +12,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from model_loading import load_model
 from patching_engine import PatchingEngine
 from patching_metrics import Answers, DatasetMetric, LogitDifference, Metric
 from patching_sites import SHORT_NAMES, Patch, Site, block_hook, head_axis, position_axis
@@ -34,12 +35,15 @@ from patching_tasks import EncodedPairs
 from test_suite.smol_model import converted_smol
 
 HAS_HOOKED = "HookedTransformer" in vars(transformer_lens)
+DEFAULT_CLASS = "HookedTransformer" if HAS_HOOKED else "TransformerBridge"
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")
 
 D_VOCAB = 40
 N_CONTEXT = 24
 N_LAYERS = 3
 WEIGHT_SCALE = 0.3
+MOST_PATCHES = 64
+"""Most patches that plain patching runs together."""
 
 _ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 8}
 _LLAMA = {**_ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS"}
@@ -99,6 +103,22 @@ HOOKED_MODELS = tuple(f"hooked:{name}" for name in HOOKED_ARCHITECTURES)
 BRIDGE_MODELS = tuple(f"{kind}:{name}" for name in BRIDGE_ARCHITECTURES for kind in ("bridge", "bridge+"))
 
 
+@functools.cache
+def loaded(name_or_path: str | Path, model_class: str) -> Any:
+    """The model that `load_model` gives, loaded once. It is shared: a test that changes it has to put it back."""
+    return load_model(name_or_path, device="cpu", model_class=model_class)
+
+
+def bundled(model_class: str = DEFAULT_CLASS) -> Any:
+    """The bundled model."""
+    return loaded("tiny", model_class)
+
+
+def smollm2(model_class: str = DEFAULT_CLASS) -> Any:
+    """SmolLM2-135M."""
+    return loaded(smol_checkpoint(), model_class)
+
+
 def model_parameters(*names: str) -> list[Any]:
     """Names of models as test parameters; `HookedTransformer`s are skipped where TransformerLens has none."""
     return [pytest.param(name, marks=needs_hooked if name.startswith("hooked") else ()) for name in names]
@@ -107,6 +127,11 @@ def model_parameters(*names: str) -> list[Any]:
 @functools.cache
 def small_model(name: str) -> Any:
     """The model of this name. It is shared: a test that changes it has to put it back."""
+    return fresh_model(name)
+
+
+def fresh_model(name: str) -> Any:
+    """A new model of this name."""
     kind, architecture = name.split(":")
     if kind == "hooked":
         return fresh_hooked(architecture)
@@ -240,7 +265,7 @@ def source_and_base(pairs: EncodedPairs, direction: str) -> tuple[Sequence[Tenso
 
 
 class PlainPatching:
-    """Patching as one would write it by hand: a full hooked run per patch, prompts of one length at a time.
+    """Patching as one would write it by hand: full hooked runs, a row per patch and pair, of one length at a time.
 
     Nothing of the engine is used, and nothing is saved but the run whose activations are copied.
 
@@ -253,7 +278,7 @@ class PlainPatching:
         self,
         model: Any,
         pairs: EncodedPairs,
-        hook_points: Sequence[str],
+        hook_points: Iterable[str],
         direction: str,
         *,
         written: Sequence[Sequence[Tensor]] | None = None,
@@ -283,10 +308,12 @@ class PlainPatching:
             for name in hook_points
         }
 
-    def _noising(self, noise: Sequence[Tensor] | None, group: Sequence[int]) -> list[tuple[str, Callable[..., Any]]]:
+    def _noising(
+        self, noise: Sequence[Tensor] | None, group: Sequence[int], times: int = 1
+    ) -> list[tuple[str, Callable[..., Any]]]:
         if noise is None:
             return []
-        added = torch.stack([noise[i] for i in group])
+        added = torch.stack([noise[i] for i in group]).repeat(times, 1, 1)
         return [("hook_embed", lambda value, hook: value + added)]
 
     def _record(
@@ -302,35 +329,38 @@ class PlainPatching:
             self.model.run_with_hooks(torch.stack(list(prompts)), fwd_hooks=[*before, *hooks])
         return recorded
 
-    def logits(self, patch: Patch) -> list[Tensor]:
-        """Logits of the patched run of each pair, at all positions."""
-        found: dict[int, Tensor] = {}
+    def logits(self, patches: Sequence[Patch]) -> list[list[Tensor]]:
+        """For each patch the logits of the patched run of each pair, at all positions."""
+        found: list[dict[int, Tensor]] = [{} for _ in patches]
         for group, tokens, source in zip(self.groups, self.base, self.recorded):
-            sites = sorted(patch.sites, key=lambda site: site.component == "resid_mid")  # written after the attention
-            hooks = [hook for site in sites for hook in self._hooks(site, source[site.hook_point], group)]
-            with torch.no_grad():
-                noising = self._noising(self.base_noise, group)
-                logits = self.model.run_with_hooks(tokens, fwd_hooks=[*noising, *hooks])
-            found.update(zip(group, logits))
-        return [found[i] for i in range(len(self.pairs))]
+            for begin in range(0, len(patches), MOST_PATCHES):
+                batch = patches[begin : begin + MOST_PATCHES]
+                hooks = [*self._noising(self.base_noise, group, len(batch)), *self._hooks(batch, source, group)]
+                with torch.no_grad():
+                    logits = self.model.run_with_hooks(tokens.repeat(len(batch), 1), fwd_hooks=hooks)
+                for of_patch, rows in zip(found[begin:], logits.split(len(group))):
+                    of_patch.update(zip(group, rows))
+        return [[of_patch[i] for i in range(len(self.pairs))] for of_patch in found]
 
-    def _hooks(self, site: Site, source: Tensor, group: Sequence[int]) -> list[tuple[str, Callable[..., Any]]]:
-        heads, axis = head_axis(site.hook_point), position_axis(site.hook_point)
+    def _hooks(
+        self, patches: Sequence[Patch], source: dict[str, Tensor], group: Sequence[int]
+    ) -> list[tuple[str, Callable[..., Any]]]:
+        """Hooks that write each patch's sites, in their order, into the rows of that patch."""
+        sites: dict[str, list[tuple[int, Site]]] = {}
+        for i, patch in enumerate(patches):
+            for site in patch.sites:
+                sites.setdefault(site.hook_point, []).append((i * len(group), site))
 
-        def write(value: Tensor, hook: Any) -> Tensor:
+        def write(value: Tensor, hook: Any, name: str) -> Tensor:
             value = value.clone()
-            for row, pair in enumerate(group):
-                index: list[Any] = [slice(None)] * value.ndim
-                index[0] = row
-                if site.head is not None:
-                    index[heads] = site.head
-                if site.position is not None:
-                    index[axis] = site.position[pair] if isinstance(site.position, tuple) else site.position
-                if site.neuron is not None:
-                    index[-1] = site.neuron
-                value[tuple(index)] = source[tuple(index)]
+            for begin, site in sites[name]:
+                _write_site(value[begin : begin + len(group)], source[name], site, group)
             return value
 
+        names = sorted(sites, key=lambda name: Site(name).component == "resid_mid")  # written after the attention
+        return [hook for name in names for hook in self._writing(Site(name), functools.partial(write, name=name))]
+
+    def _writing(self, site: Site, write: Callable[..., Tensor]) -> list[tuple[str, Callable[..., Any]]]:
         if not isinstance(self.model, TransformerBridge) or site.component != "resid_mid":
             return [(site.hook_point, write)]
         # On a bridge only the MLP sees what is written to hook_resid_mid: let the attention produce it instead.
@@ -339,6 +369,21 @@ class PlainPatching:
             (block_hook(site.layer, "resid_pre"), lambda value, hook: before.append(value)),
             (block_hook(site.layer, "attn_out"), lambda value, hook: write(before[-1] + value, hook) - before[-1]),
         ]
+
+
+def _write_site(value: Tensor, source: Tensor, site: Site, group: Sequence[int]) -> None:
+    """Write the site's activation of the source into the rows of `value`, one per pair of the group."""
+    heads, axis = head_axis(site.hook_point), position_axis(site.hook_point)
+    for row, pair in enumerate(group):
+        index: list[Any] = [slice(None)] * value.ndim
+        index[0] = row
+        if site.head is not None:
+            index[heads] = site.head
+        if site.position is not None:
+            index[axis] = site.position[pair] if isinstance(site.position, tuple) else site.position
+        if site.neuron is not None:
+            index[-1] = site.neuron
+        value[tuple(index)] = source[tuple(index)]
 
 
 def largest_error(
@@ -358,8 +403,7 @@ def largest_error(
     names = [site.hook_point for patch in patches for site in patch.sites]
     plain = PlainPatching(model, pairs, names, direction, written=written)
     worst, where = 0.0, ""
-    for i, patch in enumerate(patches):
-        logits = plain.logits(patch)
+    for i, (patch, logits) in enumerate(zip(patches, plain.logits(patches))):
         for metric, found in sweeps:
             for pair, expected in enumerate(measured(metric, logits)):
                 error = abs(float(found.patched[i, pair]) - expected)

@@ -12,7 +12,8 @@ import pytest
 
 from activation_patching import ActivationPatcher, IOIDataset, PromptPair, PromptPairs
 from patching_tasks import encode_pairs, named_positions
-from test_suite.tasks import answers_of, bundled, smollm2
+from test_suite.models import bundled, smollm2
+from test_suite.tasks import answers_of
 
 MARY = "When Mary and John went to the store, John gave a drink to"
 JOHN = "When Mary and John went to the store, Mary gave a drink to"

@@ -93,6 +93,13 @@ def test_what_a_sweep_says_is_of_the_selected_metric(direction: Any) -> None:
     assert sweep.by_metric("rank").by_metric("logit difference") == sweep
 
 
+def test_a_pair_is_usable_whose_corruption_moves_the_metric_by_a_tenth_of_the_larger_one() -> None:
+    clean, corrupted = np.array([10, -10, 9.2, 0.0]), np.array([8.9, -9.1, 10, 1e-7])
+    sweep = sweep_of(values("logit difference", 0, clean=clean, corrupted=corrupted))
+    assert sweep.usable.tolist() == [True, False, False, False]
+    assert dataclasses.replace(sweep, min_relative_change=0.05).usable.tolist() == [True, True, True, False]
+
+
 def test_results_of_every_shape_show_another_metric() -> None:
     for results in (made_up_heads(), made_up_layers(), made_up_positions()):
         first = results.sweep.measured[0]

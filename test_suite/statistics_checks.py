@@ -17,10 +17,10 @@ from scipy import optimize, stats
 import patching_resampling
 from activation_patching import ActivationPatcher, IOIDataset, summarize_results
 from head_patching import HeadPatcher, print_head_results
-from model_loading import load_model
 from patching_resampling import detectable_size, ratio_intervals, sign_flip_p_values, split_half_agreement
 from patching_results import HeadResults
 from patching_statistics import Correction, SiteStatistics, site_statistics
+from test_suite.models import bundled
 
 PER_SITE = ("effect", "low", "high", "p", "p_corrected", "significant", "detectable")
 EFFECT = 0.3
@@ -80,6 +80,7 @@ def test_intervals_cover_as_often_as_documented(name, n_pairs, documented):
 
 
 @pytest.mark.slow
+@pytest.mark.model_free
 @pytest.mark.parametrize(("name", "n_pairs", "documented"), documented_coverage())
 def test_intervals_cover_as_often_as_documented_in_many_experiments(name, n_pairs, documented):
     found, error = coverage(SCATTER[name], n_pairs, n_gaps=4000, n_sites=1, n_resamples=1999)
@@ -365,6 +366,22 @@ def test_portions_of_sites_change_nothing(monkeypatch):
     assert_same(whole, site_statistics(patched, base, source))
 
 
+def test_settings_change_what_they_are_about_and_nothing_else():
+    patched, base, source = random_map(5)
+    usual = site_statistics(patched, base, source)
+    narrower, stricter, surer = (
+        site_statistics(patched, base, source, **setting)
+        for setting in ({"level": 0.5}, {"alpha": 0.01}, {"power": 0.95})
+    )
+    assert (narrower.high - narrower.low < 0.6 * (usual.high - usual.low)).all()
+    assert 0 < stricter.significant.sum() < usual.significant.sum()
+    sizes = [detectable_size(12, 0.05 / 16, power=power) for power in (0.8, 0.95)]
+    np.testing.assert_allclose(surer.detectable / usual.detectable, sizes[1] / sizes[0])
+    for found, changed in ((narrower, "low high"), (stricter, "significant detectable"), (surer, "detectable")):
+        for name in set(PER_SITE) - set(changed.split()):
+            np.testing.assert_array_equal(getattr(found, name), getattr(usual, name))
+
+
 @pytest.mark.parametrize(("factor", "shift"), [(1, 100.0), (4.0, 0), (-2.0, 3.0)])
 def test_units_and_origin_of_the_metric_do_not_matter(factor, shift):
     patched, base, source = random_map(5)
@@ -402,6 +419,7 @@ def test_few_pairs_have_no_made_up_numbers():
 
 
 @pytest.mark.slow
+@pytest.mark.model_free
 def test_a_large_map_takes_two_seconds_and_little_memory():
     patched, base, source = random_map(8, n_sites=1000, n_pairs=100)
     tracemalloc.start()
@@ -466,7 +484,7 @@ def test_values_without_statistics_are_refused():
 
 @pytest.fixture(scope="module")
 def tiny_ioi_heads() -> tuple[HeadPatcher, HeadResults]:
-    model = load_model("tiny", device="cpu")
+    model = bundled()
     patcher = HeadPatcher(model, show_progress=False)
     metrics = ["logit_difference", "probability", "accuracy"]
     return patcher, patcher.run_all_heads_experiment(IOIDataset(model, 20), metrics=metrics)
@@ -490,8 +508,15 @@ def test_statistics_are_of_the_selected_metric_and_the_usable_pairs(tiny_ioi_hea
     _, results = tiny_ioi_heads
     chosen = results.by_metric("probability")
     values = chosen.sweep
-    expected = site_statistics(values.patched, values.base, values.source, sites=[r.label for r in results], seed=5)
-    assert_same(chosen.statistics(seed=5), expected)
+    settings: dict[str, Any] = {"level": 0.8, "alpha": 0.2, "correction": "by", "power": 0.6, "n_resamples": 99}
+    told, expected = (
+        chosen.statistics(seed=5, **settings),
+        site_statistics(values.patched, values.base, values.source, seed=5, **settings),
+    )
+    assert_same(told, expected)
+    assert {name: getattr(told, name) for name in settings} == settings and told.sites == tuple(
+        r.label for r in results
+    )
     assert (chosen.statistics().low != results.statistics().low).all()
     idle = values.measured[values.selected]
     idle = replace(idle, corrupted=np.where(np.arange(20) < 3, idle.clean, idle.corrupted))
@@ -512,6 +537,12 @@ def test_important_heads_can_be_those_that_are_significant(tiny_ioi_heads):
         assert {r.label for r in found} == expected
         assert [abs(r.effect) for r in found] == sorted((abs(r.effect) for r in found), reverse=True)
     assert patcher.find_important_heads(results) == patcher.find_important_heads(list(results), threshold=0.1)
+    first = results.sweep.measured[0]
+    opposite = HeadResults(
+        replace(results.sweep, measured=(replace(first, patched=2 * results.sweep.base - first.patched),))
+    )
+    for found in (opposite.top(4), patcher.find_important_heads(opposite)[:4]):
+        assert [(r.label, r.effect) for r in found] == [(r.label, pytest.approx(-r.effect)) for r in results.top(4)]
     turned = HeadResults(results.sweep)
     turned.reverse()
     assert patcher.find_important_heads(turned, alpha=0.05) == patcher.find_important_heads(results, alpha=0.05)
@@ -569,7 +600,7 @@ def test_printed_intervals_of_several_metrics_are_those_of_each(tiny_ioi_heads, 
 
 @pytest.mark.parametrize("n_pairs", [1, 3, 6, 12])
 def test_printed_tables_say_what_they_lack_in_80_columns(n_pairs, capsys):
-    model = load_model("tiny", device="cpu")
+    model = bundled()
     patcher = ActivationPatcher(model, show_progress=False)
     dataset = IOIDataset(model, n_pairs)
     names = ["attn_out", "resid_mid", "blocks.1.attn.hook_attn_scores", "hook_embed"]

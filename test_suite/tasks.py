@@ -7,6 +7,7 @@ import importlib.util
 import random
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,7 @@ from activation_patching import (
 from generated_tasks import GeneratedTask, TaskPair
 from head_patching import HeadPatcher
 from ioi_task import IOI_CORRUPTIONS
-from model_loading import TINY, load_model
+from model_loading import TINY
 from patching_tasks import EncodedPairs, checked_targets, encode_pairs, named_positions, single_token, token_strings
 from task_templates import (
     CAPITAL_TEMPLATES,
@@ -47,20 +48,10 @@ from task_templates import (
     PRONOUN_TEMPLATES,
     SUBJECT_NOUNS,
 )
-from test_suite.models import needs_hooked, small_model, smol_checkpoint
+from test_suite.models import bundled, needs_hooked, small_model, smollm2
 
 CLEAN = re.compile(r"When (\w+) and (\w+) went to the store, (\w+) gave a drink to")
 FRESH_PROMPTS = 420
-
-
-@functools.cache
-def bundled() -> Any:
-    return load_model("tiny", device="cpu")
-
-
-@functools.cache
-def smollm2() -> Any:
-    return load_model(smol_checkpoint(), device="cpu")
 
 
 MODELS = [bundled, pytest.param(smollm2, marks=pytest.mark.slow)]
@@ -370,13 +361,13 @@ def test_pairs_of_one_template_differ_in_the_words_of_their_slots_alone(model, t
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_makes_distinct_pairs_from_its_seed_alone(task):
-    dataset = task(bundled(), 200, seed=3)
+    dataset = task(bundled(), 100, seed=3)
     random.seed(1)
     pairs = dataset.get_clean_corrupt_pairs()
-    assert len(dataset) == len(pairs) == len(set(pairs)) == 200
+    assert len(dataset) == len(pairs) == len(set(pairs)) == 100
     assert all(clean != corrupted for clean, corrupted in pairs)
-    assert task(bundled(), 200, seed=3).get_clean_corrupt_pairs() == pairs
-    assert task(bundled(), 200, seed=4).get_clean_corrupt_pairs() != pairs
+    assert task(bundled(), 100, seed=3).get_clean_corrupt_pairs() == pairs
+    assert task(bundled(), 100, seed=4).get_clean_corrupt_pairs() != pairs
     encoded = encode_pairs(bundled(), dataset)
     assert all(len(clean) == len(corrupted) for clean, corrupted in zip(encoded.clean, encoded.corrupted))
 
@@ -658,14 +649,24 @@ def test_several_answers_count_as_one_of_their_summed_probability():
 # --- what a model that solves the task does with them -----------------------------------------------------------------
 
 
+def last_logits(model: Any, prompts: Sequence[str]) -> list[torch.Tensor]:
+    """Logits at the last position of plain runs of the model, of all prompts of one length together."""
+    tokens = [model.to_tokens(prompt)[0] for prompt in prompts]
+    found: dict[int, torch.Tensor] = {}
+    for length in {len(prompt) for prompt in tokens}:
+        alike = [i for i, prompt in enumerate(tokens) if len(prompt) == length]
+        with torch.no_grad():
+            found |= zip(alike, model(torch.stack([tokens[i] for i in alike]))[:, -1].clone())
+    return [found[i] for i in range(len(prompts))]
+
+
 def baselines(model: Any, corruption: str, n_pairs: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Logit differences IO - S of the clean and the corrupted prompts, by plain runs of the model."""
     dataset = IOIDataset(model, n_pairs, corruption=corruption)
+    targets = [dataset.get_target_tokens(i) for i in range(n_pairs)]
     runs = []
     for prompts in zip(*dataset.get_clean_corrupt_pairs()):
-        with torch.no_grad():
-            last = [model(prompt)[0, -1] for prompt in prompts]
-        targets = [dataset.get_target_tokens(i) for i in range(n_pairs)]
+        last = last_logits(model, prompts)
         runs.append(np.array([float(logits[io] - logits[s]) for logits, (io, s) in zip(last, targets)]))
     return runs[0], runs[1]
 
@@ -708,11 +709,10 @@ def behaviour(dataset: Any) -> tuple[float, np.ndarray, np.ndarray]:
     clean and corrupted prompts, by plain runs of the model."""
     odds: list[list[float]] = []
     right = []
-    for i, pair in enumerate(dataset.get_clean_corrupt_pairs()):
+    runs = [last_logits(dataset.model, prompts) for prompts in zip(*dataset.get_clean_corrupt_pairs())]
+    for i, last in enumerate(zip(*runs)):
         correct, incorrect = map(list, checked_targets(dataset.model, dataset, i))
-        with torch.no_grad():
-            last = [dataset.model(prompt)[0, -1].double() for prompt in pair]
-        shares = [logits.softmax(-1) for logits in last]
+        shares = [logits.double().softmax(-1) for logits in last]
         odds.append([float((share[correct].sum() / share[incorrect].sum()).log()) for share in shares])
         right.append(int(last[0].argmax()) in correct)
     clean, corrupted = np.array(odds).T
