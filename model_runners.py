@@ -202,6 +202,11 @@ class HookedRunner(Runner):
     def attention_output(self, output: Float[Tensor, "row pos d_model"]) -> Tensor:
         return output
 
+    @contextlib.contextmanager
+    def as_found(self, hook_points: Collection[str]) -> Iterator[None]:
+        with super().as_found(hook_points), laid_out_as_multiplied(self.model):
+            yield
+
     def _no_keys(self, rows: int) -> list[Tensor]:
         cfg = self.model.cfg
         grouped = cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention
@@ -374,6 +379,26 @@ def fused_gelu(model: nn.Module) -> Iterator[None]:
             elif getattr(module, "act_fn", None) in (gelu_new, gelu_fast):
                 stack.callback(setattr, module, "act_fn", module.act_fn)
                 module.act_fn = _gelu
+        yield
+
+
+@contextlib.contextmanager
+def laid_out_as_multiplied(model: nn.Module) -> Iterator[None]:
+    """The model with its attention weights, on a CPU, in the memory layout in which `HookedTransformer` multiplies them.
+
+    It lays each of them out anew at every call, which takes a twentieth of a sweep's time. Here that is done once; the
+    values are the same, and the model gets its own tensors back. Accelerators copy fast and have little memory to
+    spare for a second set of weights, so theirs stay as they are.
+    """
+    multiplied = {"W_O": (2, 0, 1), **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), (0, 2, 1))}
+    with contextlib.ExitStack() as stack:
+        for name, weight in model.named_parameters():
+            order = multiplied.get(name.rsplit(".", 1)[-1])
+            if order is None or weight.device.type != "cpu" or weight.ndim != 3:
+                continue
+            stack.callback(setattr, weight, "data", weight.data)
+            back = sorted(range(3), key=order.__getitem__)
+            weight.data = weight.data.permute(order).contiguous().permute(back)
         yield
 
 

@@ -15,6 +15,7 @@ import transformer_lens
 from torch import Tensor
 
 import patching_engine
+from model_runners import laid_out_as_multiplied
 from patching_engine import PatchingEngine
 from patching_metrics import Answers, LogitDifference
 from patching_sites import SHORT_NAMES, Patch, Site, block_hook
@@ -409,6 +410,21 @@ def test_the_model_is_left_as_found(name: str, model_to_disturb: Any) -> None:
     engine_on(model).patched_logits(pairs, Patch((Site(block_hook(1, "z"), head=0),)))
     assert_same_state(before, state_of(model))
     assert torch.equal(model.eval()(pairs.clean[0][None]), logits)
+
+
+@needs_hooked
+@pytest.mark.parametrize("architecture", ["learned", "grouped"])
+def test_attention_weights_are_laid_out_once_and_given_back(architecture: str) -> None:
+    model = fresh_hooked(architecture)
+    before = {name: (weight.data_ptr(), weight.stride()) for name, weight in model.named_parameters()}
+    values = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with laid_out_as_multiplied(model):
+        attn = model.blocks[0].attn
+        assert attn.W_Q.permute(0, 2, 1).is_contiguous()
+        assert attn.W_O.permute(2, 0, 1).is_contiguous()
+        for name, weight in model.named_parameters():
+            assert torch.equal(weight, values[name]), name
+    assert before == {name: (weight.data_ptr(), weight.stride()) for name, weight in model.named_parameters()}
 
 
 class StopHereError(Exception):
