@@ -9,7 +9,7 @@ precise they look. These questions are asked of every sweep, of the runs that it
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,8 @@ from patching_sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pair
 
 Severity = Literal["fault", "care", "note"]
 """`fault`: results would say nothing; `care`: they say less than they seem to; `note`: good to know."""
+
+Verdict = Literal["ready", "usable with care", "not usable"]
 
 SEVERITIES: tuple[Severity, ...] = ("fault", "care", "note")
 
@@ -48,22 +50,23 @@ class Finding:
     """Index in the dataset of each pair that it is true of; empty where it is not about single pairs."""
 
 
+def baseline_findings(sweep: Sweep) -> list[Finding]:
+    """All that a sweep's baselines and prompts say of its pairs."""
+    return [finding for finding, _ in _found(sweep)]
+
+
+def verdict_of(findings: Iterable[Finding]) -> Verdict:
+    """The verdict that the worst finding gives."""
+    severities = {finding.severity for finding in findings}
+    return "not usable" if "fault" in severities else "usable with care" if "care" in severities else "ready"
+
+
 def warn_about_baselines(sweep: Sweep) -> None:
     """One warning of all that a sweep's baselines and prompts say against its results; none where they say nothing.
 
     It is about what makes results worthless, and names the pairs that no effect can be computed for in any case.
     """
-    pairs = sweep.pair_indices
-    found: list[Finding | None] = []
-    for values in sweep.measured:
-        wrong = wrong_answers(values, pairs)
-        found.append(wrong if wrong and wrong.severity == "fault" else None)
-        unchanged = unbroken(values, pairs)
-        found.append(unchanged if unchanged and unchanged.severity != "note" else None)
-        found.append(unusable(values, pairs, sweep.min_relative_change))
-    if not sweep.noise:  # under noise only the clean prompts count, and each run has noise of its own
-        found.append(repeated(list(zip(sweep.clean_tokens, sweep.corrupted_tokens)), pairs))
-    if told := [finding for finding in found if finding]:
+    if told := [finding for finding, makes_worthless in _found(sweep) if makes_worthless]:
         remedies = dict.fromkeys(finding.remedy for finding in told)
         sentences = [*(finding.what for finding in told), *remedies, "check_dataset(model, dataset) tells more"]
         warnings.warn(". ".join(sentences), stacklevel=3)
@@ -161,6 +164,22 @@ def counted(which: Bool[np.ndarray, " pair"], pairs: Sequence[int], of: str = "p
 def chosen(which: Bool[np.ndarray, " pair"], pairs: Sequence[int]) -> tuple[int, ...]:
     """Index in the dataset of these pairs."""
     return tuple(pair for pair, is_one in zip(pairs, which) if is_one)
+
+
+def _found(sweep: Sweep) -> Iterator[tuple[Finding, bool]]:
+    """Each finding, and whether a sweep warns of it."""
+    pairs = sweep.pair_indices
+    for values in sweep.measured:
+        if wrong := wrong_answers(values, pairs):
+            yield wrong, wrong.severity == "fault"
+        if unchanged := unbroken(values, pairs):
+            yield unchanged, unchanged.severity != "note"
+        if idle := unusable(values, pairs, sweep.min_relative_change):
+            yield idle, True
+    prompts = list(zip(sweep.clean_tokens, sweep.corrupted_tokens))
+    # Under noise only the clean prompts count, and each run has noise of its own.
+    if not sweep.noise and (again := repeated(prompts, pairs)):
+        yield again, True
 
 
 def _severity(wrong: Bool[np.ndarray, " pair"]) -> Severity:

@@ -7,13 +7,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
-from baseline_checks import Finding
-
-Verdict = Literal["ready", "usable with care", "not usable"]
+from baseline_checks import Finding, Verdict, verdict_of
 
 WIDTH = 80
 MOST_SHOWN = 4
@@ -87,8 +85,7 @@ class DatasetCheck:
 
     @property
     def verdict(self) -> Verdict:
-        worst = {finding.severity for finding in self.findings}
-        return "not usable" if "fault" in worst else "usable with care" if "care" in worst else "ready"
+        return verdict_of(self.findings)
 
     @property
     def usable(self) -> tuple[bool, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from check_results import DatasetCheck
 from figure_bars import create_component_comparison, create_top_heads_bar
 from figure_checks import Heads, checked_heads, checked_layers, checked_sweep
 from figure_maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap
@@ -19,7 +20,6 @@ from patching_results import HeadResults, LayerResults, PositionResults, SweepRe
 from patching_statistics import SiteStatistics
 from patching_sweep import Sweep
 from report_page import write_report
-from report_verdict import Check
 
 
 def create_full_report(
@@ -30,7 +30,7 @@ def create_full_report(
     save_dir: str | Path = "./figures",
     *,
     position_results: PositionResults | None = None,
-    check: Check | None = None,
+    check: DatasetCheck | None = None,
 ) -> list[Path]:
     """Write `report.html`, which carries everything and can be sent alone, and a page for each figure.
 

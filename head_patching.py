@@ -19,7 +19,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from activation_patching import ActivationPatcher, model_name
+from activation_patching import ActivationPatcher
 from attention_patterns import AttentionPatterns, chosen_heads
 from metric_sets import MetricChoice
 from patch_sets import Position, at_positions
@@ -193,7 +193,7 @@ class HeadPatcher:
             corrupted=found[1],
             clean_tokens=pairs.clean_tokens[0],
             corrupted_tokens=pairs.corrupted_tokens[0],
-            model=model_name(self.model),
+            model=self.patcher.engine.model_name,
             task=dataset.name,
             pair_index=pairs.indices[0],
         )

@@ -384,7 +384,7 @@ def fused_gelu(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def laid_out_as_multiplied(model: nn.Module) -> Iterator[None]:
-    """The model with its attention weights, on a CPU, in the memory layout in which `HookedTransformer` multiplies them.
+    """The model with its attention weights, on a CPU, in the memory layout that `HookedTransformer` multiplies in.
 
     It lays each of them out anew at every call, which takes a twentieth of a sweep's time. Here that is done once; the
     values are the same, and the model gets its own tensors back. Accelerators copy fast and have little memory to

@@ -13,13 +13,14 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from check_results import DatasetCheck
 from figure_files import CONFIG, narrowest
 from patching_results import PositionResults, SweepResults
 from patching_statistics import SiteStatistics
 from report_parts import HOW_TO_READ, data_section, effects_section, pairs_section, settings_section
 from report_style import FIGURE_PADDING, SCRIPT, STYLE
 from report_tokens import strips_section
-from report_verdict import Check, apart, verdict_section
+from report_verdict import apart, verdict_section
 from result_files import write_files
 
 REPORT_FILE = "report.html"
@@ -31,7 +32,7 @@ def write_report(
     figures: Mapping[str, go.Figure],
     shown: Mapping[str, SweepResults],
     sure: Mapping[str, SiteStatistics | str],
-    check: Check | None,
+    check: DatasetCheck | None,
 ) -> list[Path]:
     """Write the report and the figures, all of them or, where that fails, none.
 
@@ -61,7 +62,7 @@ def report_page(
     figures: Mapping[str, go.Figure],
     shown: Mapping[str, SweepResults],
     sure: Mapping[str, SiteStatistics | str],
-    check: Check | None,
+    check: DatasetCheck | None,
 ) -> str:
     """The report as one HTML page; what `write_report` says of its arguments."""
     sections = {"Figures": "".join(figure_html(name, figure) for name, figure in figures.items())}

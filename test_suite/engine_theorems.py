@@ -415,7 +415,7 @@ def test_the_model_is_left_as_found(name: str, model_to_disturb: Any) -> None:
 @needs_hooked
 @pytest.mark.parametrize("architecture", ["learned", "grouped"])
 def test_attention_weights_are_laid_out_once_and_given_back(architecture: str) -> None:
-    model = fresh_hooked(architecture)
+    model = fresh_model(f"hooked:{architecture}")
     before = {name: (weight.data_ptr(), weight.stride()) for name, weight in model.named_parameters()}
     values = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with laid_out_as_multiplied(model):

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
+from activation_patching import DatasetCheck, IOIDataset, check_dataset
+from baseline_checks import Finding, baseline_findings
 from patching_results import HeadResults, PositionResults
 from patching_sites import Patch, Site, block_hook
 from report_tokens import position_effects
-from report_verdict import baseline_check
 from test_suite.figures import (
     CLEAN_TOKENS,
     made_up_heads,
@@ -26,11 +27,21 @@ from test_suite.figures import (
     made_up_sweep,
     same_metrics,
 )
+from test_suite.models import bundled
 from visualize import create_full_report
 
 
 def report_text(*results, **options) -> str:
     return create_full_report(*results, **options)[0].read_text(encoding="utf-8").replace(get_plotlyjs(), "plotly.js")
+
+
+def linted(*findings: Finding) -> DatasetCheck:
+    """What the linter says of a dataset, with other findings."""
+    return dataclasses.replace(check_dataset(bundled(), IOIDataset(bundled(), 1)), findings=findings)
+
+
+def no_two_alike(n_pairs: int = 5) -> dict[str, tuple[tuple[str, ...], ...]]:
+    return {"clean_tokens": tuple((*CLEAN_TOKENS[:-1], f" {pair}") for pair in range(n_pairs))}
 
 
 def shown_text(page: str) -> str:
@@ -197,21 +208,8 @@ def test_long_prompts_are_cut_and_the_report_says_so(tmp_path):
 # --- the verdict ---
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    severity: str
-    what: str
-    remedy: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    verdict: str
-    findings: tuple[Found, ...]
-
-
 def test_a_linters_verdict_takes_the_place_of_the_reports_own(tmp_path):
-    check = Checked("not usable", (Found("fault", "Answers <b> repeat", "Make others"),))
+    check = linted(Finding("fault", "Answers <b> repeat", "Make others"))
     page = report_text(made_up_heads(), save_dir=tmp_path, check=check)
     text = shown_text(page)
     assert "Verdict: not usable fault : Answers <b> repeat. Make others." in text
@@ -220,31 +218,27 @@ def test_a_linters_verdict_takes_the_place_of_the_reports_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "findings"),
+    ("changes", "verdict"),
     [
-        ({}, []),
-        (
-            {"clean": np.array([3.0, -3.0, 3.0, 3.0, 3.0])},
-            ["Clean and corrupted .* 1 of 5", "no better .* on 1 of 5", "a wrong answer on 1 of 5"],
-        ),
-        ({"clean": np.full(5, -9.0)}, ["no better than the corrupted one on 5 of 5", "a wrong answer on 5 of 5"]),
-        ({"clean": np.full(5, -9.0), "more_is_better": False, "name": "KL divergence"}, []),
-        ({"clean": np.full(5, 1.0), "more_is_better": False, "name": "rank", "corrupted": np.full(5, 7.0)}, []),
-        ({"n_pairs": 4}, ["4 pairs: too few"]),
+        ({}, "ready"),
+        ({"clean": np.array([3.0, -3.0, 3.0, 3.0, 3.0])}, "usable with care"),
+        ({"clean": np.full(5, -9.0)}, "not usable"),
+        ({"clean": np.full(5, -9.0), "more_is_better": False, "name": "KL divergence"}, "ready"),
+        ({"clean": np.full(5, 1.0), "more_is_better": False, "name": "rank", "corrupted": np.full(5, 7.0)}, "ready"),
     ],
 )
-def test_without_a_linter_the_baselines_decide(changes, findings):
+def test_without_a_linter_the_baselines_decide(changes, verdict, tmp_path):
     corrupted = {"corrupted": np.full(5, -3.0)} if "clean" in changes else {}
-    check = baseline_check(made_up_heads(**{**corrupted, **changes}).sweep)
-    assert len(check.findings) == len(findings)
-    for finding, expected in zip(check.findings, findings):
-        assert re.search(expected, finding.what) and finding.remedy
-    assert check.verdict == ("usable with care" if findings else "ready")
+    heads = made_up_heads(**{**corrupted, **changes}, **no_two_alike())
+    text = shown_text(report_text(heads, save_dir=tmp_path))
+    assert f"Verdict: {verdict}" in text and "the dataset itself was not checked" in text
+    for finding in baseline_findings(heads.sweep):
+        assert " ".join(finding.what.split()) in text
 
 
 def test_baselines_of_other_pairs_are_judged_apart(tmp_path):
-    few = made_up_positions(4, n_pairs=4)
-    same = {"clean": np.full(5, 3.0), "corrupted": np.full(5, -3.0)}
+    few = made_up_positions(4, n_pairs=4, clean=np.array([3.0, 3.0, 3.0, -9.0]), corrupted=np.full(4, -3.0))
+    same = {"clean": np.full(5, 3.0), "corrupted": np.full(5, -3.0), **no_two_alike()}
     heads, layers = made_up_heads(**same), made_up_layers(**same)
     text = shown_text(report_text(heads, layers, position_results=few, save_dir=tmp_path))
     assert "Verdict for Heads, Layers: ready" in text
@@ -300,7 +294,7 @@ def test_no_name_or_token_reaches_the_pages_as_markup(tmp_path):
         made_up_layers(**names, **tokens),
         position_results=made_up_positions(4, **names, **tokens),
         save_dir=tmp_path,
-        check=Checked(evil, (Found(evil, evil, evil),)),
+        check=linted(Finding("care", evil, evil)),
     )
     for path in written[:-1]:
         assert "alert(1)</script>" not in path.read_text(encoding="utf-8").lower()
