@@ -29,7 +29,7 @@ LIBRARY = sorted(path.stem for path in HERE.glob("*.py") if path.name != "tests.
 SUITE = [f"test_suite.{path.stem}" for path in sorted((HERE / "test_suite").glob("*.py")) if path.stem != "__init__"]
 
 torch.set_num_threads(1)
-pytest.register_assert_rewrite(*SUITE)
+pytest.register_assert_rewrite(*(name for name in SUITE if name not in sys.modules))
 
 
 def _collect(suite: list[str]) -> None:

@@ -34,6 +34,9 @@ QUICK_MODELS = (
 BRIDGES = tuple(f"{kind}:{name}" for name in ("gpt2", "llama", "neox", "gemma2") for kind in ("bridge", "bridge+"))
 MODELS = (*(HOOKED_MODELS if HAS_HOOKED else ()), *BRIDGES)
 
+# The checks of shapes look at one random entry of a tuple, which Hypothesis notices and prints at length.
+looks_at_random_entries = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 
 @st.composite
 def prompt_pairs(draw: st.DrawFn) -> EncodedPairs:
@@ -91,12 +94,14 @@ def check_any_experiment(data: st.DataObject, models: tuple[str, ...]) -> None:
     assert error <= TOLERANCE, f"{error:.2g} off at {where}"
 
 
+@looks_at_random_entries
 @settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_experiment_agrees_with_plain_patching(data: st.DataObject) -> None:
     check_any_experiment(data, QUICK_MODELS)
 
 
+@looks_at_random_entries
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
