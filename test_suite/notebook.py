@@ -83,6 +83,7 @@ def test_notebook_is_saved_with_outputs_and_without_its_machine(code_cells):
     assert [cell["execution_count"] for cell in code_cells] == list(range(1, len(code_cells) + 1))
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert len(text.encode()) < MOST_BYTES
+    assert not re.search(r"\d{4}-\d{2}-\d{2}T\d{2}:", text), "execute it with ExecutePreprocessor.record_timing=False"
     assert not re.search(
         r"/(?:home|tmp|work|root|Users)/|[A-Z]:\\\\|HookedTransformer|TransformerBridge|plotly\.min", text
     )
