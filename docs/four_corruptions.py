@@ -31,7 +31,6 @@ from activation_patching import (
 )
 from head_patching import HeadPatcher
 from model_loading import load_model
-from visualize import create_head_heatmap
 
 CORRUPTIONS = ("swap_names", "flip_subject", "unrelated_names", "swap_order")
 NOISED = ("swap_names", "flip_subject")
@@ -84,10 +83,8 @@ def figure(maps: dict[str, HeadResults]) -> Any:
     """Every map side by side, in one scale."""
     whole = make_subplots(1, len(maps), shared_yaxes=True, subplot_titles=list(maps), horizontal_spacing=0.012)
     for column, results in enumerate(maps.values(), 1):
-        (trace,) = create_head_heatmap(results).data
-        whole.add_trace(trace, row=1, col=column)
+        whole.add_heatmap(z=results.matrix(), coloraxis="coloraxis", row=1, col=column)
         whole.update_xaxes(title_text="head", dtick=2, row=1, col=column)
-    whole.update_traces(coloraxis="coloraxis", texttemplate=None)
     whole.update_layout(
         coloraxis={"colorscale": "RdBu", "cmin": -COLOUR_RANGE, "cmax": COLOUR_RANGE, "colorbar": {"title": "effect"}},
         template="plotly_white",
