@@ -48,9 +48,11 @@ MARY = "When Mary and John went to the store, John gave a drink to"
 FLIPPED = "When Mary and John went to the store, Mary gave a drink to"
 
 
-@pytest.fixture(scope="module", params=CLASSES)
+@pytest.fixture(
+    scope="module", params=[CLASSES[0], pytest.param(CLASSES[1], marks=pytest.mark.slow if HAS_HOOKED else ())]
+)
 def tiny(request) -> Any:
-    """The bundled model, as each class."""
+    """The bundled model, as each class; where there are two, as the second one among the slow tests."""
     return bundled(request.param)
 
 

@@ -37,7 +37,7 @@ from test_suite.models import (
 )
 
 PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
-SEVERAL = model_parameters("hooked:grouped", "hooked:parallel", "bridge+:gpt2")
+SEVERAL = model_parameters("hooked:grouped", "bridge+:gpt2", slow=["hooked:parallel"])
 LEFT_ALONE = model_parameters("hooked:learned", "bridge:gpt2", "bridge+:gpt2")
 DIRECTIONS = ("denoising", "noising")
 

@@ -64,7 +64,8 @@ from visualize import create_layer_heatmap, create_position_heatmap
 
 TOLERANCE = 1e-5
 PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
-SEVERAL = ("hooked:learned", "hooked:grouped", "hooked:parallel", "hooked:sandwich", "bridge+:gpt2", "bridge:gemma2")
+SEVERAL = ("hooked:learned", "hooked:grouped", "bridge+:gpt2")
+OTHERS = ("hooked:parallel", "hooked:sandwich", "bridge:gemma2")
 DIRECTIONS = ("denoising", "noising")
 SOURCES = (Zero(), Mean(), Resample(seed=3))
 
@@ -125,7 +126,7 @@ def expected_prompts(source: Any, pairs: EncodedPairs) -> list[list[Tensor]]:
 
 @falls_back
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
-@pytest.mark.parametrize("name", model_parameters(*SEVERAL, "bridge:bloom"))
+@pytest.mark.parametrize("name", model_parameters(*SEVERAL, "bridge:bloom", slow=OTHERS))
 def test_every_source_agrees_with_plain_patching(name: str, source: Any) -> None:
     offset = SOURCES.index(source)
     sites = sites_for(source, name, offset)[offset::3]
@@ -137,7 +138,7 @@ def test_every_source_agrees_with_plain_patching(name: str, source: Any) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
-@pytest.mark.parametrize("name", model_parameters(*SEVERAL, "bridge:bloom"))
+@pytest.mark.parametrize("name", model_parameters(*SEVERAL, *OTHERS, "bridge:bloom"))
 def test_every_source_at_every_hook_point_agrees_with_plain_patching(name: str, source: Any, direction: str) -> None:
     for metric in (last_position_metric, everything_metric):
         assert_plain_patching_agrees(name, source, sites_for(source, name), metric, direction)
@@ -269,7 +270,8 @@ def noise_by_hand(model: Any, noise: GaussianNoise, where: Sequence[Sequence[int
 @falls_back
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(
-    "name", model_parameters("hooked:learned", "hooked:grouped", "hooked:shortformer", "bridge+:gpt2", "bridge:llama")
+    "name",
+    model_parameters("hooked:learned", "bridge+:gpt2", slow=["hooked:grouped", "hooked:shortformer", "bridge:llama"]),
 )
 def test_noise_agrees_with_plain_patching(name: str, direction: str) -> None:
     model, noise = small_model(name), GaussianNoise([3, -2], multiple=1.5, samples=3, seed=5)
@@ -340,7 +342,9 @@ def test_the_deviation_is_a_multiple_of_the_whole_vocabularys() -> None:
 # --- neurons -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", model_parameters(*SEVERAL, "hooked:gated", "bridge:llama", "bridge+:opt"))
+@pytest.mark.parametrize(
+    "name", model_parameters(*SEVERAL, "hooked:gated", slow=[*OTHERS, "bridge:llama", "bridge+:opt"])
+)
 def test_neurons_agree_with_plain_patching(name: str) -> None:
     model, pairs = small_model(name), token_pairs([9, 7], [(3,), (2, 5)])
     points = [block_hook(layer, short) for layer in range(3) for short in ("mlp_post", "mlp_pre")]
@@ -375,7 +379,7 @@ def test_a_neurons_change_is_added_without_running_its_block(name: str, monkeypa
     assert max((rows for layer, rows in entered if layer == 1), default=0) < 20
 
 
-@pytest.mark.parametrize("name", model_parameters(*SEVERAL))
+@pytest.mark.parametrize("name", model_parameters(*SEVERAL, slow=OTHERS))
 def test_all_neurons_of_a_layer_are_its_mlp(name: str) -> None:
     model, pairs = small_model(name), token_pairs([9, 7], [(3,), (2, 5)])
     point = block_hook(1, "mlp_post")

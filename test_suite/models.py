@@ -119,9 +119,18 @@ def smollm2(model_class: str = DEFAULT_CLASS) -> Any:
     return loaded(smol_checkpoint(), model_class)
 
 
-def model_parameters(*names: str) -> list[Any]:
-    """Names of models as test parameters; `HookedTransformer`s are skipped where TransformerLens has none."""
-    return [pytest.param(name, marks=needs_hooked if name.startswith("hooked") else ()) for name in names]
+def model_parameters(*names: str, slow: Sequence[str] = ()) -> list[Any]:
+    """Names of models as test parameters, those of `slow` among the slow tests.
+
+    `HookedTransformer`s are skipped where TransformerLens has none.
+    """
+    return [
+        pytest.param(
+            name,
+            marks=[*[needs_hooked] * name.startswith("hooked"), *[pytest.mark.slow] * (name in slow)],
+        )
+        for name in (*names, *slow)
+    ]
 
 
 @functools.cache

@@ -51,7 +51,7 @@ from task_templates import (
 from test_suite.models import bundled, needs_hooked, small_model, smollm2
 
 CLEAN = re.compile(r"When (\w+) and (\w+) went to the store, (\w+) gave a drink to")
-FRESH_PROMPTS = 420
+FRESH_PROMPTS = 252
 
 
 MODELS = [bundled, pytest.param(smollm2, marks=pytest.mark.slow)]
