@@ -41,6 +41,7 @@ def describe_experiment(sweep: Sweep) -> str:
         lines.append(f"corrupted: the clean prompt with {sweep.noise}")
     if sweep.window > 1:
         lines.append(f"windows of {sweep.window} adjacent layers, each named by the one in the middle")
+    n_pairs = len(sweep.pair_indices)
     for name in sweep.metrics:
         shown = sweep.by_metric(name)
         excluded = int((~shown.usable).sum())
@@ -48,7 +49,7 @@ def describe_experiment(sweep: Sweep) -> str:
             f"{name}: clean {shown.clean.mean():+.3f}, corrupted {shown.corrupted.mean():+.3f}"
             + (f" {shown.unit}" if shown.unit else "")
             + ("" if shown.more_is_better else " (less is better)")
-            + f", mean of {len(sweep.pair_indices)} pairs"
+            + (", of one pair" if n_pairs == 1 else f", mean of {n_pairs} pairs")
         )
         if excluded:
             lines.append(f"  {excluded} of them left out of the effects: clean and corrupted barely differ")

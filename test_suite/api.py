@@ -648,6 +648,7 @@ def test_snippets_give_sensible_numbers_on_a_real_language_model(model_class):
         ("blocks.99.hook_attn_out", r"no hook point 'blocks\.99\.hook_attn_out'"),
         ("atn_out", r"no hook point 'atn_out'.*Short names.*attn_out.*list_hook_points"),
         (["attn_out", "hook_embd"], r"no hook point 'hook_embd'.*hook_embed"),
+        ("hook_z", r"no hook point 'hook_z'.*nearest names are z\b"),
         ([], "hook_points is empty"),
     ],
 )
@@ -676,6 +677,7 @@ def test_prompts_of_different_lengths_are_refused_with_where_they_part(patcher, 
         ((10**6, 3), "pair 0: target token 1000000 is outside the vocabulary"),
         ((-1, 3), "pair 0: target token -1 is outside the vocabulary"),
         ((3, 3), "pair 0: correct and incorrect answer are the same token 3"),
+        ((True, 3), r"pair 0: get_target_tokens returned \(True, 3\), expected .correct token id"),
         ((3,), r"pair 0: get_target_tokens returned \(3,\), expected \(correct token id, incorrect token id\)"),
         (("zyzzyva", 3), "pair 0: a target is the tokenizer's unknown token|found no single token"),
     ],
@@ -688,6 +690,8 @@ def test_targets_that_are_no_single_token_are_refused(patcher, tiny, answers, me
 def test_pairs_that_are_none_are_refused(patcher, tiny):
     with refused("the dataset 'prompts' has no pairs"):
         patcher.run_patching_experiment(Prompts(tiny, []), "attn_out")
+    with refused("get_clean_corrupt_pairs of the dataset 'prompts' returned None, expected a list of pairs"):
+        patcher.run_patching_experiment(Prompts(tiny, None), "attn_out")
     for pair in ("The cat", ("The cat",), ("The cat", ""), ("The cat", 3)):
         with refused("pair 0 is .* expected .clean prompt, corrupted prompt., two texts"):
             patcher.run_patching_experiment(Prompts(tiny, [pair]), "attn_out")
@@ -818,7 +822,8 @@ def test_pairs_that_barely_differ_are_named_left_out_and_counted(patcher, tiny, 
         nothing = patcher.run_patching_experiment(dataset, "attn_out", pair_indices=[1])
     assert all(math.isnan(effect) for effect in nothing.effects.values())
     summarize_results(nothing)
-    assert "nan" in capsys.readouterr().out.lower()
+    printed = capsys.readouterr().out
+    assert "nan" in printed.lower() and "logits, of one pair\n" in printed
 
 
 @pytest.mark.parametrize("name", ["attn.hook_result", "hook_q_input", "hook_mlp_in"])
