@@ -149,7 +149,7 @@ def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: tor
     model.load_and_process_state_dict(get_pretrained_state_dict(path, config, hf_model=checkpoint, dtype=dtype))
     model.cfg.model_name = directory.name
     model.move_model_modules_to_device()
-    return model.to(dtype).eval()
+    return model.to(dtype, print_details=False).eval()
 
 
 def _bridge(name: str, device: Any, dtype: torch.dtype) -> Any:
