@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from activation_patching import ActivationPatcher, IOIDataset, summarize_results
 from ioi_task import IOI_CORRUPTIONS
 from model_loading import can_be_loaded, load_model
@@ -113,10 +111,6 @@ def writable(folder: Path) -> Path:
 
 
 def choose_model(name: str | None, device: str | None) -> Any:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used ({str(error).splitlines()[0]}): try --device cpu") from None
     reason = "the default" if name is None else "as asked for"
     if name is None and not can_be_loaded("gpt2-small"):
         name = "tiny"

@@ -519,14 +519,27 @@ def test_default_class_is_hooked_transformer_where_there_is_one():
 def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(tmp_path):
     with refused("TransformerLens knows no model 'gpt2-smal'"):
         load_model("gpt2-smal")
-    for path in (tmp_path, str(tmp_path), "./nowhere"):
+    for path in (tmp_path, str(tmp_path), "./nowhere", "some/where/else"):
         with refused("holds no Hugging Face checkpoint: expected a directory with a config.json"):
             load_model(path)
     with refused("model_class 'Hooked' is unknown: expected HookedTransformer or TransformerBridge"):
         load_model("tiny", model_class="Hooked")  # type: ignore[arg-type]
+    for device in ("gpu", "", 99):
+        with refused(f"the device '{device}' cannot be used .*: try 'cpu'"):
+            load_model("tiny", device=device)
+    with refused("name_or_path is None, expected 'tiny', a name such as 'gpt2-small', or a path"):
+        load_model(None)  # type: ignore[arg-type]
     if not HAS_HOOKED:
         with refused("has no HookedTransformer .* use TransformerBridge"):
             load_model("tiny", model_class="HookedTransformer")
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_checkpoint_without_its_tokenizer_is_refused(model_class, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(TINY / name, tmp_path)
+    with refused("holds no tokenizer: expected its files beside the checkpoint"):
+        load_model(tmp_path, device="cpu", model_class=model_class)
 
 
 @contextlib.contextmanager

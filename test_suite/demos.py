@@ -126,7 +126,7 @@ def test_layer_demo_shows_layers_and_positions(tmp_path, capsys):
         (["--model", "nobody/nothing"], "cannot be reached.*load_model"),
         (["--model", ""], r"\. holds no Hugging Face checkpoint"),
         ([*TINY, "--pairs", "0"], "n_pairs is 0, expected at least 1"),
-        (["--model", "tiny", "--device", "gpu"], "--device gpu cannot be used .*: try --device cpu"),
+        (["--model", "tiny", "--device", "gpu"], r"the device 'gpu' cannot be used \(.*\): try 'cpu'"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(script, options, message, tmp_path, capsys):
