@@ -65,7 +65,10 @@ def error_of_resuming(
     runner, pair = experiment.runner, int(chunk.first_change.argmin())
     length, first = int(chunk.lengths[pair]), int(chunk.first_change[pair])
     start = min(max(first, 1), length - 1) if exactness.prefix else 0
-    unchanged = [Route(layer, stage, (), ()) for layer, stage in sorted({(taken.layer, taken.stage) for taken in routes})]
+    entries = sorted({(taken.layer, taken.stage) for taken in routes})
+    if len(entries) == 1:  # what some models hand to their blocks fits a batch of one row alone
+        entries *= 2
+    unchanged = [Route(layer, stage, (), ()) for layer, stage in entries]
     batch = Batch(tuple(range(len(unchanged))), (pair,) * len(unchanged), start, length)
     try:
         resumption = Resumption(experiment, batch, chunk, unchanged, narrow=exactness.narrow)

@@ -11,8 +11,8 @@ What is saved is saved exactly:
 4. in the last layer and in the unembedding only what the metric reads is computed;
 5. a patch that changes nothing is not run.
 
-Before a sweep the engine checks itself: resuming with no change, at every layer, must reproduce the recorded logits.
-Where it does not, it falls back to full runs and says so.
+Before a sweep the engine checks itself: resuming with no change, wherever the patches enter, must reproduce the recorded
+logits. Where it does not, it falls back to full runs and says so.
 """
 
 from __future__ import annotations
@@ -329,10 +329,18 @@ class _Runs:
         lengths, first, references = self.pairs.lengths, self.experiment.first_change, self.experiment.references
         group = [0] * len(self.pairs) if references is None else references.of_pair
         order = sorted(range(len(self.pairs)), key=lambda i: (int(lengths[i]), group[i], int(first[i])))
-        size = self._pairs_that_fit()
-        for i in range(0, len(order), size):
-            chunk = self._record(torch.tensor(order[i : i + size]))
-            yield self._checked(chunk) if i == 0 else chunk
+        size, begin = self._pairs_that_fit(), 0
+        while begin < len(order):
+            indices = torch.tensor(order[begin : begin + size])
+            try:
+                chunk = self._record(indices)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error) or len(indices) == 1:
+                    raise
+                size = len(indices) // 2
+                continue
+            yield self._checked(chunk) if begin == 0 else chunk
+            begin += len(indices)
 
     def batches(self, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
         """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
@@ -406,7 +414,7 @@ class _Runs:
             )
 
     def _noise(self, pairs: Int[Tensor, " pair"]) -> Float[Tensor, "prompt pos d_model"] | None:
-        """What is added to the embeddings: of the runs that are patched, then of the other runs; one of them nothing."""
+        """What is added to the embeddings of the runs that are patched, then of the other runs: nothing to one of them."""
         if self.experiment.noise is None:
             return None
         longest = int(self.pairs.lengths[pairs].max())
