@@ -11,8 +11,8 @@ What is saved is saved exactly:
 4. in the last layer and in the unembedding only what the metric reads is computed;
 5. a patch that changes nothing is not run.
 
-Before a sweep the engine checks itself: resuming with no change, wherever the patches enter, must reproduce the recorded
-logits. Where it does not, it falls back to full runs and says so.
+Before a sweep the engine checks itself: resuming with no change, wherever the patches enter, must reproduce the
+recorded logits. Where it does not, it falls back to full runs and says so.
 """
 
 from __future__ import annotations
@@ -414,7 +414,7 @@ class _Runs:
             )
 
     def _noise(self, pairs: Int[Tensor, " pair"]) -> Float[Tensor, "prompt pos d_model"] | None:
-        """What is added to the embeddings of the runs that are patched, then of the other runs: nothing to one of them."""
+        """Added to the embeddings of the runs that are patched, then of the other runs; nothing to one of them."""
         if self.experiment.noise is None:
             return None
         longest = int(self.pairs.lengths[pairs].max())

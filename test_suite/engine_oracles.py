@@ -222,7 +222,7 @@ def test_the_patched_logits_are_those_of_plain_patching() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:grouped", "bridge:gpt2", "bridge+:gpt2"))
 def test_other_precisions_agree_with_plain_patching_to_their_own(name: str, dtype: torch.dtype) -> None:
-    """Both round, each in its own order: some eight roundings of the largest value apart at most. Nothing falls back."""
+    """Each rounds in its own order: at most some eight roundings of the largest value apart. Nothing falls back."""
     model, pairs, metric = fresh_model(name).to(dtype), token_pairs([10, 7], [(2, 4), (3,)]), last_position_metric(2)
     patches = [Patch((site,)) for site in sampled_sites(name, [None, 5])]
     with warnings.catch_warnings():
