@@ -20,7 +20,8 @@ from transformers import DynamicCache
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 KeysValues = tuple[Tensor, Tensor]
-Hook = tuple[str, Callable[..., Tensor | None]]
+Hook = tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]
+"""A hook point's name, or a filter of names, and what is called with its activation."""
 
 _SWITCHES = {
     "hook_result": "use_attn_result",
@@ -47,6 +48,17 @@ class Recording:
     """Keys and values of each layer, laid out as the model's class keeps them; None where it keeps none."""
     position_input: Float[Tensor, "pair pos d_model"] | None = None
     """Positional embedding that a shortformer model adds inside its blocks."""
+
+    def part(self, pairs: slice, hook_points: Collection[str]) -> Recording:
+        """These pairs alone, with these activations, which are copied so that what else was recorded can be freed."""
+        position_input = self.position_input
+        return Recording(
+            self.tokens[pairs],
+            {name: value[pairs].clone() for name, value in self.activations.items() if name in hook_points},
+            self.logits[pairs],
+            self.keys_values and [(keys[pairs], values[pairs]) for keys, values in self.keys_values],
+            None if position_input is None else position_input[pairs],
+        )
 
 
 class Runner:
@@ -130,7 +142,7 @@ class Runner:
 
     def hooks(self, hooks: Sequence[Hook]) -> contextlib.AbstractContextManager[Any]:
         """The model with these hooks; those it had before stay."""
-        return self.model.hooks(fwd_hooks=list(hooks))
+        return self.model.hooks(fwd_hooks=list(hooks)) if hooks else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def as_found(self, hook_points: Collection[str]) -> Iterator[None]:
@@ -138,11 +150,12 @@ class Runner:
 
         Afterwards modes and switches are as they were, also after an exception.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
+        in_training = [module for module in self.model.modules() if module.training]
         needed = {_SWITCHES[tail] for name in hook_points if (tail := name.rsplit(".", 1)[-1]) in _SWITCHES}
         switches = {name: bool(getattr(self.model.cfg, name, False)) for name in needed}
         try:
-            self.model.eval()
+            for module in in_training:
+                module.training = False
             for name in needed:
                 getattr(self.model, f"set_{name}")(True)
             with torch.no_grad(), fused_gelu(self.model):
@@ -150,8 +163,8 @@ class Runner:
         finally:
             for name, was_on in switches.items():
                 getattr(self.model, f"set_{name}")(was_on)
-            for module, training in modes:
-                module.training = training
+            for module in in_training:
+                module.training = True
 
 
 class HookedRunner(Runner):
@@ -166,7 +179,7 @@ class HookedRunner(Runner):
     ) -> Recording:
         model = self.model
         activations: dict[str, Tensor] = {}
-        with self.hooks(_recording_hooks(hook_points, activations)), self._unembedding(read, vocabulary):
+        with self.hooks(_recording_hooks(model, hook_points, activations)), self._unembedding(read, vocabulary):
             # Keys and values are taken from a growing cache: hook_k comes before the normalization of keys.
             resid, _, position_input, _ = model.input_to_embed(tokens)
             cache = _key_value_cache([(k, k) for k in self._no_keys(len(tokens))], frozen=False)
@@ -236,7 +249,7 @@ class BridgeRunner(Runner):
         activations: dict[str, Tensor] = {}
         handle = model.blocks[0].register_forward_hook(self._note_block_output)
         try:
-            with self.hooks(_recording_hooks(hook_points, activations)), self._unembedding(read, vocabulary):
+            with self.hooks(_recording_hooks(model, hook_points, activations)), self._unembedding(read, vocabulary):
                 logits = model(tokens, past_key_values=cache, use_cache=True)
         finally:
             handle.remove()
@@ -419,6 +432,16 @@ def reading(module: nn.Module, read: Int[Tensor, " row"] | None) -> Iterator[Non
         handle.remove()
 
 
+@contextlib.contextmanager
+def outputs_at(module: nn.Module, read: Int[Tensor, " row"]) -> Iterator[None]:
+    """The module with its output narrowed to position `read[i]` of row i, of however many rows it is run on."""
+    handle = module.register_forward_hook(lambda module, args, output: at_positions(output, read[: len(output)]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def at_positions(values: Float[Tensor, "row pos ..."], read: Int[Tensor, " row"]) -> Float[Tensor, "row 1 ..."]:
     """Position `read[i]` of row i."""
     read = read.to(values.device)
@@ -457,14 +480,20 @@ def _key_value_cache(layers: Sequence[KeysValues], frozen: bool) -> Any:
     return TransformerLensKeyValueCache(entries=entries, frozen=frozen, previous_attention_mask=seen)
 
 
-def _recording_hooks(hook_points: Collection[str], into: dict[str, Tensor]) -> list[Hook]:
-    def recorder(name: str) -> Callable[..., None]:
-        def keep(value: Tensor, hook: Any) -> None:
-            into[name] = value.detach()
+def _recording_hooks(model: Any, hook_points: Collection[str], into: dict[str, Tensor]) -> list[Hook]:
+    """One hook for all, given as a filter of names: TransformerLens looks each name up by listing them all.
 
-        return keep
+    A bridge has several names for one hook point, which knows itself by one of them.
+    """
+    asked: dict[str, list[str]] = {}
+    hook_dict = model.hook_dict
+    for name in hook_points:
+        asked.setdefault(hook_dict[name].name or name, []).append(name)
 
-    return [(name, recorder(name)) for name in hook_points]
+    def keep(value: Tensor, hook: Any) -> None:
+        into.update(dict.fromkeys(asked[hook.name], value.detach()))
+
+    return [(set(hook_points).__contains__, keep)] if hook_points else []
 
 
 def _with_hidden_states_first(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model_runners import Hook, Recording
-from patching_plan import Batch, Route, Stage
+from patching_plan import Batch, Route
 from patching_resume import (
     PER_HEAD,
     Chunk,
@@ -58,20 +58,20 @@ class Exactness:
 FULL_RUNS = Exactness(resume=False, prefix=False, linear=False, narrow=False)
 
 
-def error_of_resuming(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> str | None:
-    """What differs when a pair is resumed with no change at every layer; None where nothing does."""
+def error_of_resuming(
+    experiment: Experiment, chunk: Chunk, exactness: Exactness, routes: Sequence[Route]
+) -> str | None:
+    """What differs when a pair is resumed with no change wherever the patches enter; None where nothing does."""
     runner, pair = experiment.runner, int(chunk.first_change.argmin())
     length, first = int(chunk.lengths[pair]), int(chunk.first_change[pair])
     start = min(max(first, 1), length - 1) if exactness.prefix else 0
-    routes = [
-        Route(layer, stage, (), ())
-        for layer in range(runner.n_layers)
-        for stage in Stage
-        if stage == Stage.BLOCK or block_hook(layer, "attn_out") in chunk.base.activations
-    ]
-    batch = Batch(tuple(range(len(routes))), (pair,) * len(routes), start, length)
+    entries = sorted({(taken.layer, taken.stage) for taken in routes})
+    if len(entries) == 1:  # what some models hand to their blocks fits a batch of one row alone
+        entries *= 2
+    unchanged = [Route(layer, stage, (), ()) for layer, stage in entries]
+    batch = Batch(tuple(range(len(unchanged))), (pair,) * len(unchanged), start, length)
     try:
-        resumption = Resumption(experiment, batch, chunk, routes, narrow=exactness.narrow)
+        resumption = Resumption(experiment, batch, chunk, unchanged, narrow=exactness.narrow)
         logits = resumption.run(runner.begin(chunk.base, start, length))
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
         return f"{type(failure).__name__}: {failure}"

@@ -11,8 +11,8 @@ What is saved is saved exactly:
 4. in the last layer and in the unembedding only what the metric reads is computed;
 5. a patch that changes nothing is not run.
 
-Before a sweep the engine checks itself: resuming with no change, at every layer, must reproduce the recorded logits.
-Where it does not, it falls back to full runs and says so.
+Before a sweep the engine checks itself: resuming with no change, wherever the patches enter, must reproduce the
+recorded logits. Where it does not, it falls back to full runs and says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -249,7 +249,8 @@ class PatchingEngine:
         """The experiment, checked, with the model made ready and put back afterwards."""
         if direction not in tuple(DIRECTIONS):
             raise ValueError(f"direction {direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
-        positions = [[self._checked_positions(site, pairs.lengths) for site in patch.sites] for patch in patches]
+        known = self.runner.hook_points
+        positions = [[self._checked_positions(site, pairs.lengths, known) for site in patch.sites] for patch in patches]
         if noise is not None and references is not None:
             raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
         names = {site.hook_point for patch in patches for site in patch.sites}
@@ -263,9 +264,11 @@ class PatchingEngine:
             )
             yield _Runs(experiment, self.batch_size)
 
-    def _checked_positions(self, site: Site, lengths: Int[Tensor, " pair"]) -> Int[Tensor, " pair"] | None:
+    def _checked_positions(
+        self, site: Site, lengths: Int[Tensor, " pair"], known: Collection[str]
+    ) -> Int[Tensor, " pair"] | None:
         """The site's position in each pair; also checks its hook point and head."""
-        names = expand_hook_points([site.hook_point], self.runner.hook_points, self.n_layers)
+        names = expand_hook_points([site.hook_point], known, self.n_layers)
         if names != [site.hook_point]:
             raise ValueError(
                 f"the site {site.hook_point!r} stands for every layer: name one, for instance {names[0]!r}"
@@ -309,21 +312,35 @@ class _Runs:
         self.exactness = Exactness() if resumed else FULL_RUNS
         self.max_tokens = self._tokens_that_fit()
         self._means: dict[int, dict[str, Tensor]] = {}
+        self._routes: dict[bool, list[Route]] = {}
 
     @property
     def routes(self) -> list[Route]:
         """How each patch is run; empty where all are run in full."""
-        return [route(patch, self.exactness.linear) for patch in self.patches] if self.exactness.resume else []
+        if not self.exactness.resume:
+            return []
+        linear = self.exactness.linear
+        if linear not in self._routes:
+            self._routes[linear] = [route(patch, linear) for patch in self.patches]
+        return self._routes[linear]
 
     def chunks(self) -> Iterator[Chunk]:
         """The pairs, recorded a few at a time; those of like length, references and first change together."""
         lengths, first, references = self.pairs.lengths, self.experiment.first_change, self.experiment.references
         group = [0] * len(self.pairs) if references is None else references.of_pair
         order = sorted(range(len(self.pairs)), key=lambda i: (int(lengths[i]), group[i], int(first[i])))
-        size = self._pairs_that_fit()
-        for i in range(0, len(order), size):
-            chunk = self._record(torch.tensor(order[i : i + size]))
-            yield self._checked(chunk) if i == 0 else chunk
+        size, begin = self._pairs_that_fit(), 0
+        while begin < len(order):
+            indices = torch.tensor(order[begin : begin + size])
+            try:
+                chunk = self._record(indices)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error) or len(indices) == 1:
+                    raise
+                size = len(indices) // 2
+                continue
+            yield self._checked(chunk) if begin == 0 else chunk
+            begin += len(indices)
 
     def batches(self, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
         """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
@@ -360,44 +377,51 @@ class _Runs:
         return logits
 
     def _record(self, pairs: Int[Tensor, " pair"]) -> Chunk:
+        """Both runs of the pairs, from one pass: for few tokens, reading the weights is what a pass takes."""
         base_names, source_names = self._recorded_names()
         lengths = self.pairs.lengths[pairs]
-        read = None if self.experiment.reads_all else lengths - 1
-        base_noise, other_noise = self._noise(pairs)
-        base, other = (_padded([run[i] for i in pairs]) for run in self.experiment.prompts)
         averaged = self.experiment.references is not None
-        recorded_base = self._record_run(base, base_names | source_names if averaged else base_names, read, base_noise)
-        recorded_other = self._record_run(other, set() if averaged else source_names, read, other_noise)
+        of_base, of_other = (base_names | source_names, set()) if averaged else (base_names, source_names)
+        prompts = torch.cat([_padded([run[i] for i in pairs]) for run in self.experiment.prompts])
+        noise = self._noise(pairs)
+        recorded = self._record_run(prompts, of_base | of_other, torch.cat([lengths, lengths]) - 1, noise)
         for name in source_names:
-            _check_shape(name, (recorded_base if averaged else recorded_other).activations.get(name), base.shape)
+            _check_shape(name, recorded.activations.get(name), prompts.shape)
+        base, other = recorded.part(slice(len(pairs)), of_base), recorded.part(slice(len(pairs), None), of_other)
         return Chunk(
             pairs,
             lengths,
             self.experiment.first_change[pairs],
-            recorded_base,
-            recorded_other,
-            self._reference_means(pairs, recorded_base, source_names) if averaged else recorded_other.activations,
-            base_noise,
+            base,
+            other,
+            self._reference_means(pairs, base, source_names) if averaged else other.activations,
+            None if noise is None else noise[: len(pairs)],
         )
 
     def _record_run(
         self,
-        prompts: Int[Tensor, "pair pos"],
+        prompts: Int[Tensor, "prompt pos"],
         hook_points: set[str],
-        read: Int[Tensor, " pair"] | None,
-        noise: Float[Tensor, "pair pos d_model"] | None,
+        read: Int[Tensor, " prompt"],
+        noise: Float[Tensor, "prompt pos d_model"] | None = None,
     ) -> Recording:
-        with contextlib.nullcontext() if noise is None else self.runner.hooks([noise_hook(noise)]):
-            return self.runner.record(prompts.to(self.runner.device), hook_points, read, self.experiment.vocabulary)
+        with self.runner.hooks([] if noise is None else [noise_hook(noise)]):
+            return self.runner.record(
+                prompts.to(self.runner.device),
+                hook_points,
+                None if self.experiment.reads_all else read,
+                self.experiment.vocabulary,
+            )
 
-    def _noise(self, pairs: Int[Tensor, " pair"]) -> tuple[Tensor | None, Tensor | None]:
-        """What is added to the embeddings of the runs that are patched, and of the other runs."""
+    def _noise(self, pairs: Int[Tensor, " pair"]) -> Float[Tensor, "prompt pos d_model"] | None:
+        """Added to the embeddings of the runs that are patched, then of the other runs; nothing to one of them."""
         if self.experiment.noise is None:
-            return None, None
+            return None
         longest = int(self.pairs.lengths[pairs].max())
         noise = self.experiment.noise.values(pairs.tolist(), longest, self.runner.model.cfg.d_model)
         noise = noise.to(self.runner.device)
-        return (noise, None) if self.experiment.direction == "denoising" else (None, noise)
+        nothing = torch.zeros_like(noise)
+        return torch.cat([noise, nothing] if self.experiment.direction == "denoising" else [nothing, noise])
 
     def _reference_means(
         self, pairs: Int[Tensor, " pair"], base: Recording, names: set[str]
@@ -423,7 +447,7 @@ class _Runs:
             batch = waiting[begin : begin + size]
             prompts = _padded([prompt for _, prompt in batch])
             read = torch.tensor([len(prompt) - 1 for _, prompt in batch])
-            recorded = self._record_run(prompts, names, read, None).activations
+            recorded = self._record_run(prompts, names, read).activations
             for row, (i, _) in enumerate(batch):
                 for name in names:
                     value = recorded[name][row]
@@ -458,7 +482,7 @@ class _Runs:
             if chunk.base.keys_values is None:
                 self.exactness = replace(self.exactness, prefix=False)
             reason = error_of_adding(self.experiment, chunk.base, self.routes)
-            reason = reason or error_of_resuming(self.experiment, chunk, self.exactness)
+            reason = reason or error_of_resuming(self.experiment, chunk, self.exactness, self.routes)
             if reason is None:
                 break
             self.exactness = self.exactness.weakened()

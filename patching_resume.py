@@ -6,6 +6,7 @@ with hooks, for models and hook points that cannot be resumed. Both write the sa
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model_runners import Hook, Recording, Runner, at_positions, reading, replaced_forward
+from model_runners import Hook, Recording, Runner, at_positions, outputs_at, reading, replaced_forward
 from patching_plan import Batch, Route, Stage
 from patching_sites import Patch, Site, block_hook, head_axis, position_axis
 from patching_sources import PlacedNoise, References
@@ -96,6 +97,7 @@ class Resumption:
     ) -> None:
         self.experiment, self.runner, self.batch, self.chunk = experiment, experiment.runner, batch, chunk
         self.routes = [routes[patch] for patch in batch.patches]
+        self.orders = [taken.order for taken in self.routes]
         device = self.runner.device
         self.pairs = torch.tensor(batch.pairs, device=device)
         self.read = (chunk.lengths[list(batch.pairs)] - 1 - batch.start).to(device)
@@ -105,11 +107,8 @@ class Resumption:
     def run(self, call: Any) -> Float[Tensor, "row read token"]:
         hooks, fired = _write_hooks(self.experiment, self.batch, self.chunk, self.writes)
         last = self.runner.n_layers - 1
-        if self.narrow:
-            z = block_hook(last, "z")
-            hooks.append((z, lambda value, hook: at_positions(value, self.read[: len(value)])))
         resid: Tensor | None = None
-        with self.runner.hooks(hooks):
+        with self.runner.hooks(hooks), self._narrowed_z(last):  # what is written to z is narrowed too
             for layer in range(self.routes[0].layer, last + 1):
                 resid = self._joined(resid, layer)
                 resid = self._run_layer(resid, layer, call)
@@ -118,9 +117,15 @@ class Resumption:
         resid = resid if self.experiment.reads_all else at_positions(resid, self.read)
         return self.runner.unembed(resid, self.experiment.vocabulary)
 
+    def _narrowed_z(self, last: int) -> contextlib.AbstractContextManager[None]:
+        """The last layer with its heads' outputs narrowed to what is read, if that can be done."""
+        if not self.narrow:
+            return contextlib.nullcontext()
+        return outputs_at(self.runner.model.hook_dict[block_hook(last, "z")], self.read)
+
     def _entered(self, layer: int, stage: Stage) -> int:
         """How many rows have entered by then; rows are ordered by entry."""
-        return sum(taken.order <= (layer, stage) for taken in self.routes)
+        return bisect.bisect_right(self.orders, (layer, stage))
 
     def _joined(self, resid: Tensor | None, layer: int) -> Tensor:
         """The residual stream with the rows that enter before this layer, changed as their patches say."""

@@ -27,6 +27,7 @@ from test_suite.models import (
     checkpoint,
     everything_metric,
     exhaustive_sites,
+    fresh_model,
     head_count,
     largest_error,
     last_position_metric,
@@ -217,6 +218,21 @@ def test_the_patched_logits_are_those_of_plain_patching() -> None:
     (expected,) = PlainPatching(model, pairs, [patch.sites[0].hook_point], "denoising").logits([patch])
     for found, plain in zip(logits, expected):
         torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:grouped", "bridge:gpt2", "bridge+:gpt2"))
+def test_other_precisions_agree_with_plain_patching_to_their_own(name: str, dtype: torch.dtype) -> None:
+    """Each rounds in its own order: at most some eight roundings of the largest value apart. Nothing falls back."""
+    model, pairs, metric = fresh_model(name).to(dtype), token_pairs([10, 7], [(2, 4), (3,)]), last_position_metric(2)
+    patches = [Patch((site,)) for site in sampled_sites(name, [None, 5])]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*cannot be resumed.*")
+        found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "denoising")
+    largest = max(abs(found.clean).max(), abs(found.corrupted).max())
+    error, where = largest_error(model, pairs, patches, "denoising", [(metric, found)])
+    assert error <= max(8 * torch.finfo(dtype).eps * largest, 1e-12), where
+    assert abs(found.patched - found.corrupted[None]).max() > 0.1 * largest
 
 
 # --- against TransformerLens' own patching -------------------------------------------------------------------------

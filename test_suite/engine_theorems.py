@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -94,7 +95,8 @@ def test_a_patch_leaves_the_positions_before_it_alone(name: str, short: str) -> 
     if hook_point not in model.hook_dict:
         pytest.skip(f"this model has no {hook_point}")
     engine = engine_on(model)
-    unpatched = engine.record(pairs.corrupted[0][None], []).logits[0]
+    both = torch.stack([pairs.corrupted[0], pairs.clean[0]])  # in one pass, as the engine records them: rounded alike
+    unpatched = engine.record(both, []).logits[0]
     patched = engine.patched_logits(pairs, Patch((Site(hook_point, position=6),)))[0]
     assert torch.equal(patched[:6], unpatched[:6])
     assert not torch.allclose(patched[6:], unpatched[6:], atol=1e-4)
@@ -110,9 +112,8 @@ def test_a_patch_leaves_the_layers_below_it_alone(name: str, short: str) -> None
     with model.hooks(fwd_hooks=[(below, lambda value, hook: seen.append(value.clone()))]):
         found = site_sweep(model, pairs, [Site(block_hook(1 if short != "resid_pre" else 2, short))])
     assert abs(found.patched - found.corrupted).max() > 1e-4
-    for value in seen:
-        width = value.shape[1]
-        assert min(float((value - run.activations[below][:, -width:]).abs().max()) for run in runs) <= 1e-5
+    for row in (row for value in seen for row in value):
+        assert min(float((row - run.activations[below][0, -len(row) :]).abs().max()) for run in runs) <= 1e-5
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -194,6 +195,23 @@ def test_many_pairs_in_several_recordings_agree_with_all_at_once(monkeypatch: py
     monkeypatch.setattr("patching_engine.MOST_RECORDED_BYTES", 1)
     found = site_sweep(small_model(PLAIN), pairs, sites)
     np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
+
+
+def test_recordings_held_in_memory_do_not_grow_with_the_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at most: the one whose patches are done when the next is made."""
+    monkeypatch.setattr("patching_engine.MOST_RECORDED_BYTES", 2**16)
+    record, made, held, sizes = patching_engine._Runs._record, [], [], []
+
+    def note(runs: Any, indices: Tensor) -> Any:
+        chunk = record(runs, indices)
+        made.append(weakref.ref(chunk))
+        held.append(sum(earlier() is not None for earlier in made))
+        sizes.append(len(indices))
+        return chunk
+
+    monkeypatch.setattr(patching_engine._Runs, "_record", note)
+    site_sweep(small_model(PLAIN), token_pairs([9] * 40, [(2, 4)] * 40), [Site(block_hook(1, "z"), head=0)])
+    assert len(made) >= 4 and max(sizes) <= 10 and max(held) <= 2
 
 
 # --- a model whose heads are known by construction -----------------------------------------------------------------
@@ -531,6 +549,24 @@ def test_batches_are_halved_until_they_fit_into_memory(name: str, rows_that_fit:
     engine.runner.run_block = run_few_rows
     found = swept(engine, pairs, singles(sites), last_position_metric(3), "denoising")
     assert refused
+    np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
+
+
+def test_recordings_are_halved_until_they_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, sites = token_pairs([9, 7, 9, 8, 9], [(2, 4), (3,), (0,), (6,), (8,)]), sampled_sites(PLAIN, [None, 5])
+    expected = site_sweep(small_model(PLAIN), pairs, sites)
+    engine, asked = engine_on(small_model(PLAIN)), []
+    record = engine.runner.record
+
+    def record_few_prompts(tokens: Tensor, *rest: Any) -> Any:
+        asked.append(len(tokens))
+        if len(tokens) > 4:
+            raise torch.OutOfMemoryError(f"cannot hold {len(tokens)} prompts")
+        return record(tokens, *rest)
+
+    monkeypatch.setattr(engine.runner, "record", record_few_prompts)
+    found = swept(engine, pairs, singles(sites), last_position_metric(5), "denoising")
+    assert asked == [10, 4, 4, 2]
     np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
 
 
