@@ -156,6 +156,19 @@ def test_layer_experiment_and_its_summary(tiny, capsys):
         assert said in printed
 
 
+@pytest.mark.parametrize("metrics", ["logit_difference", ["logit_difference", "rank"]], ids=["one", "two"])
+def test_long_names_of_sets_are_wrapped(patcher, ioi, metrics, capsys):
+    together = tuple(f"blocks.{layer}.hook_attn_out" for layer in range(3))
+    results = patcher.run_patching_experiment(ioi, [together, "blocks.0.hook_mlp_out"], metrics=metrics)
+    summarize_results(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = lines.index("blocks.0.hook_attn_out +")
+    assert lines[first + 1] == "  blocks.1.hook_attn_out +"
+    effect = results.effects[" + ".join(together)]
+    assert lines[first + 2].split()[:2] == ["blocks.2.hook_attn_out", f"{effect:+.3f}"]
+
+
 def test_head_experiment_its_important_heads_and_its_table(tiny, capsys):
     dataset = IOIDataset(tiny)
     patcher = HeadPatcher(tiny)
