@@ -7,20 +7,21 @@ with " Mary". Activations of that run are put into a run on a corrupted prompt, 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from activation_patching import ActivationPatcher, IOIDataset, summarize_results
 from ioi_task import IOI_CORRUPTIONS
 from model_loading import can_be_loaded, load_model
 from patching_results import LayerResults
 from patching_sweep import DIRECTIONS
+from result_tables import WIDTH
 from task_templates import IOI_SCENE_TEMPLATES
 from visualize import create_full_report
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     scene = IOI_SCENE_TEMPLATES[:1]
     alike = IOIDataset(model, args.pairs, corruption=args.corruption, seed=args.seed, templates=scene)
     positions = patcher.run_position_experiment(alike, "resid_pre", direction=args.direction)
-    print(f"\nResidual stream before a layer, one position at a time, on {len(alike)} pairs of one scene:")
+    told(f"\nResidual stream before a layer, one position at a time, on {len(alike)} pairs of one scene:")
     for patch, effect in positions.top(args.top_k):
         print(f"{patch.label:<16}  {effect:+.3f}")
 
@@ -68,18 +69,31 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--corruption", choices=IOI_CORRUPTIONS, default="swap_names", help="default: swap_names")
     parser.add_argument("--direction", choices=DIRECTIONS, default="denoising", help="default: denoising")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of names (default: 0)")
-    parser.add_argument("--top-k", type=int, default=10, help="rows of each table (default: 10)")
+    parser.add_argument("--top-k", type=at_least_one, default=10, help="rows of each table (default: 10)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: ./figures)")
     parser.add_argument("--quiet", action="store_true", help="tables and paths alone: no progress, no introduction")
     return parser
 
 
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} was given, expected a whole number of at least 1")
+    return int(text)
+
+
 def guarded(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Exit code: 0, or 2 with one sentence where what was asked for cannot be done."""
+    """Exit code: 0, or 2 with one sentence where what was asked for cannot be done; 130 where the user ended it."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
             run(args)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever reads the output has seen enough; Python would complain once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
@@ -97,25 +111,28 @@ def writable(folder: Path) -> Path:
 
 
 def choose_model(name: str | None, device: str | None) -> Any:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used ({str(error).splitlines()[0]}): try --device cpu") from None
-    reason = "as asked for" if name else "the default"
+    reason = "the default" if name is None else "as asked for"
     if name is None and not can_be_loaded("gpt2-small"):
         name = "tiny"
         reason = "the bundled one: gpt2-small is not in the local cache, and the Hugging Face hub cannot be reached"
-    model = load_model(name or "gpt2-small", device=device)
-    print(f"Model: {name or 'gpt2-small'} ({reason}), {model.cfg.n_layers} layers × {model.cfg.n_heads} heads")
+    name = "gpt2-small" if name is None else name
+    model = load_model(name, device=device)
+    told(f"Model: {name} ({reason}), {model.cfg.n_layers} layers × {model.cfg.n_heads} heads")
     return model
 
 
 def introduce(dataset: IOIDataset) -> None:
     clean, corrupted = dataset.get_clean_corrupt_pairs()[0]
     answer, other = (dataset.model.to_string([token]) for token in dataset.get_target_tokens(0))
-    print(f"Task: {dataset.name}, {len(dataset)} pairs; it varies {dataset.varies}")
-    print(f"  clean:     {clean} ...{answer}, not{other}")
-    print(f"  corrupted: {corrupted} ...\n")
+    told(f"Task: {dataset.name}, {len(dataset)} pairs; it varies {dataset.varies}")
+    told(f"  clean:     {clean} ...{answer}, not{other}", indent=13)
+    told(f"  corrupted: {corrupted} ...", indent=13)
+    print()
+
+
+def told(sentence: str, *, indent: int = 2) -> None:
+    """Print it no wider than the tables are, its further lines indented."""
+    print(textwrap.fill(sentence, WIDTH, subsequent_indent=" " * indent, replace_whitespace=False))
 
 
 def list_figures(paths: list[Path]) -> None:

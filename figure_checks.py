@@ -67,7 +67,7 @@ def wrong_type(results: Any, kinds: type | tuple[type, ...], caller: str) -> str
 def check_size(name: str, given: int | None, actual: int, what: str) -> None:
     if given not in (None, actual):
         raise ValueError(
-            f"this result has {actual} {what}, {name}={given} was given: pass {name}={actual} or leave it out"
+            f"this result has {actual} {what}, {name}={given!r} was given: pass {name}={actual} or leave it out"
         )
 
 

@@ -45,8 +45,8 @@ def load_model(
         model_class: `HookedTransformer` or `TransformerBridge`; None for the former where TransformerLens has it.
 
     Raises:
-        ValueError: for a directory without a checkpoint, a name that TransformerLens does not know, or a class that
-            the installed TransformerLens does not have.
+        ValueError: for a directory without a checkpoint or without its tokenizer, a name that TransformerLens does not
+            know, a device that is not there, or a class that the installed TransformerLens does not have.
         ConnectionError: where the model would have to be downloaded and the hub cannot be reached.
     """
     hooked: Any = vars(transformer_lens).get("HookedTransformer")  # asking 4.x for the attribute raises ImportError
@@ -56,7 +56,9 @@ def load_model(
         raise ValueError(f"model_class {model_class!r} is unknown: expected HookedTransformer or TransformerBridge")
     if model_class == "HookedTransformer" and hooked is None:
         raise ValueError("this TransformerLens has no HookedTransformer (4.0 removed it): use TransformerBridge")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check_device(device)
     directory = _directory(name_or_path)
     if directory is None:
         name = _known_name(str(name_or_path))
@@ -69,8 +71,15 @@ def load_model(
             return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
         return _bridge(name, device, dtype)
     if model_class == "HookedTransformer":
-        return _hooked_from_directory(hooked, directory, device, dtype)
-    return _bridge(str(directory), device, dtype)
+        model = _hooked_from_directory(hooked, directory, device, dtype)
+    else:
+        model = _bridge(str(directory), device, dtype)
+    if len(model.tokenizer) <= len(model.tokenizer.all_special_tokens):  # what Transformers makes of missing files
+        raise ValueError(
+            f"{directory} holds no tokenizer: expected its files beside the checkpoint, as "
+            "tokenizer.save_pretrained(DIRECTORY) writes them"
+        )
+    return model
 
 
 def can_be_loaded(name: str) -> bool:
@@ -80,8 +89,18 @@ def can_be_loaded(name: str) -> bool:
     return isinstance(cached, str) or _hub_answers(name)
 
 
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        told = str(error).splitlines()[0]
+        raise ValueError(f"the device {str(device)!r} cannot be used ({told}): try 'cpu'") from None
+
+
 def _directory(name_or_path: str | Path) -> Path | None:
     """The directory that is meant, or None where a name is meant."""
+    if not isinstance(name_or_path, (str, Path)):
+        raise ValueError(f"name_or_path is {name_or_path!r}, expected 'tiny', a name such as 'gpt2-small', or a path")
     if name_or_path == "tiny":
         if not (TINY / "config.json").exists():
             raise ValueError(
@@ -91,7 +110,9 @@ def _directory(name_or_path: str | Path) -> Path | None:
     path = Path(name_or_path).expanduser()
     if (path / "config.json").exists():
         return path.resolve()
-    looks_like_path = isinstance(name_or_path, Path) or str(name_or_path).startswith((".", "/", "~"))
+    looks_like_path = (
+        isinstance(name_or_path, Path) or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    )
     if looks_like_path or path.is_dir():
         raise ValueError(f"{path} holds no Hugging Face checkpoint: expected a directory with a config.json")
     return None
@@ -149,7 +170,7 @@ def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: tor
     model.load_and_process_state_dict(get_pretrained_state_dict(path, config, hf_model=checkpoint, dtype=dtype))
     model.cfg.model_name = directory.name
     model.move_model_modules_to_device()
-    return model.to(dtype).eval()
+    return model.to(dtype, print_details=False).eval()
 
 
 def _bridge(name: str, device: Any, dtype: torch.dtype) -> Any:

@@ -64,6 +64,13 @@ class Site:
     position_name: str | None = None
     """What the task calls the position (`S2`), for labels, tables and maps."""
 
+    def __post_init__(self) -> None:
+        # NumPy's and PyTorch's integers become Python's: a tensor would index otherwise, and JSON takes neither.
+        for field in ("head", "neuron", "position"):
+            given = getattr(self, field)
+            plain = tuple(map(_as_integer, given)) if isinstance(given, tuple) else _as_integer(given)
+            object.__setattr__(self, field, plain)
+
     @property
     def layer(self) -> int | None:
         """Index of the block that holds the hook point; None outside the blocks (`hook_embed`, `ln_final.*`)."""
@@ -213,16 +220,26 @@ def check_indices(indices: Iterable[int], size: int, name: str, what: str) -> li
     Raises:
         ValueError: where they are no list of integers in range, or none at all.
     """
-    if isinstance(indices, str) or not isinstance(indices, Iterable):
+    try:
+        given = None if isinstance(indices, str) else list(indices)
+    except TypeError:  # also for a tensor that holds a single number
+        given = None
+    if given is None:
         raise ValueError(f"{name} is {indices!r}, expected a list of integers, or None for all")
-    checked = [check_index(index, size, what) for index in indices]
+    checked = [check_index(index, size, what) for index in given]
     if not checked:
         raise ValueError(f"{name} is empty: give at least one {what}, or None for all")
     return checked
 
 
+def _as_integer(number: Any) -> Any:
+    return operator.index(number) if is_integer(number) else number
+
+
 def _unknown_hook_point(asked: str, missing: str, known: set[str]) -> str:
-    nearest = difflib.get_close_matches(missing, {*known, *SHORT_NAMES}, n=3, cutoff=0.6)
+    without_layer = {tail: short for short, long in SHORT_NAMES.items() for tail in (short, long, long.split(".")[-1])}
+    meant = {**{name: name for name in known}, **without_layer}
+    nearest = list(dict.fromkeys(meant[name] for name in difflib.get_close_matches(missing, meant, n=3, cutoff=0.6)))
     hint = f"The nearest names are {', '.join(nearest)}" if nearest else "No name of this model comes near"
     via = "" if asked == missing else f" (from {asked!r})"
     shorts = ", ".join(SHORT_NAMES)

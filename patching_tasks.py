@@ -125,7 +125,13 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
             named position outside its prompt, and a template key that is no text.
     """
     check_is_dataset(dataset)
-    pairs = list(dataset.get_clean_corrupt_pairs())
+    given = dataset.get_clean_corrupt_pairs()
+    if not isinstance(given, Iterable):
+        raise ValueError(
+            f"get_clean_corrupt_pairs of the dataset {dataset.name!r} returned {given!r}, expected a list of pairs "
+            "(clean prompt, corrupted prompt)"
+        )
+    pairs = list(given)
     indices = chosen_indices(dataset.name, len(pairs), pair_indices)
     encoded = [_encode_pair(model, pairs[i], i) for i in indices]
     return EncodedPairs(
@@ -342,7 +348,7 @@ def _check_known(model: Any, tokens: Int[Tensor, " pos"], text: str) -> None:
         return
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     spans = [span for token, span in zip(encoding["input_ids"], encoding["offset_mapping"]) if token == unknown]
-    words = list(dict.fromkeys(text[start:end].strip() for start, end in spans))
+    words = list(dict.fromkeys(text[start:end].strip() or text[start:end] for start, end in spans))
     raise ValueError(
         f"the model's tokenizer does not know {', '.join(map(repr, words))} in {text!r}: use words it was trained on"
     )
@@ -372,8 +378,10 @@ def _token_ids(targets: Any) -> tuple[int, ...]:
     if isinstance(targets, (str, bytes)):
         raise TypeError(f"{targets!r} is a text, expected token ids")
     several = targets.tolist() if hasattr(targets, "tolist") else targets
-    ids = (operator.index(token) for token in (several if isinstance(several, Iterable) else [several]))
-    return tuple(dict.fromkeys(ids))
+    ids = list(several) if isinstance(several, Iterable) else [several]
+    if any(isinstance(token, bool) for token in ids):
+        raise TypeError(f"{targets!r} is a truth value, expected token ids")
+    return tuple(dict.fromkeys(map(operator.index, ids)))
 
 
 def _check_disjoint(model: Any, index: int, correct: tuple[int, ...], incorrect: tuple[int, ...]) -> None:

@@ -14,6 +14,8 @@ from patching_sweep import Sweep
 WIDTH = 80
 HEADING_WIDTH = 14
 """Headings of columns of numbers are wrapped to so many letters."""
+LABEL_WIDTH = 36
+"""Labels of sets of hook points are wrapped to so many letters."""
 BAR_WIDTH = 20
 
 
@@ -41,6 +43,7 @@ def describe_experiment(sweep: Sweep) -> str:
         lines.append(f"corrupted: the clean prompt with {sweep.noise}")
     if sweep.window > 1:
         lines.append(f"windows of {sweep.window} adjacent layers, each named by the one in the middle")
+    n_pairs = len(sweep.pair_indices)
     for name in sweep.metrics:
         shown = sweep.by_metric(name)
         excluded = int((~shown.usable).sum())
@@ -48,7 +51,7 @@ def describe_experiment(sweep: Sweep) -> str:
             f"{name}: clean {shown.clean.mean():+.3f}, corrupted {shown.corrupted.mean():+.3f}"
             + (f" {shown.unit}" if shown.unit else "")
             + ("" if shown.more_is_better else " (less is better)")
-            + f", mean of {len(sweep.pair_indices)} pairs"
+            + (", of one pair" if n_pairs == 1 else f", mean of {n_pairs} pairs")
         )
         if excluded:
             lines.append(f"  {excluded} of them left out of the effects: clean and corrupted barely differ")
@@ -69,8 +72,16 @@ def effects_table(
         sweep: the sweep of these patches.
         sure: the statistics of each metric, or why it has none.
     """
-    labels, patches = [label for label, _ in rows], [patch for _, patch in rows]
-    first = _column(heading, labels, left=True)
+    labels = [textwrap.wrap(label, LABEL_WIDTH, break_long_words=False, subsequent_indent="  ") for label, _ in rows]
+    patches = [patch for _, patch in rows]
+    first = _column(heading, [line for label in labels for line in label], left=True)
+
+    def beside_labels(column: list[str]) -> list[str]:
+        """The column with each number at the last line of its label."""
+        headings, cells = column[: -len(rows)], column[-len(rows) :]
+        lines = [line for label, cell in zip(labels, cells) for line in (*[""] * (len(label) - 1), cell)]
+        return [*headings, *(line.ljust(len(column[-1])) for line in lines)]
+
     if len(sweep.metrics) == 1:
         effects = sweep.effects[patches]
         values = [sweep.patched[i, sweep.usable].mean() if sweep.usable.any() else np.nan for i in patches]
@@ -78,7 +89,8 @@ def effects_table(
         columns += [_column(name, cells) for name, cells in _sure_cells(sure[sweep.metric], patches).items()]
         columns.append(_column(sweep.metric, _signed(values)))
         room = WIDTH - sum(len(column[-1]) + 2 for column in columns)
-        return _beside([*columns, ["", *(effect_bar(effect, min(BAR_WIDTH, room)) for effect in effects)]])
+        columns.append(["", *(effect_bar(effect, min(BAR_WIDTH, room)) for effect in effects)])
+        return _beside([columns[0], *map(beside_labels, columns[1:])])
     columns = []
     for name in sweep.metrics:
         parts = [_signed(sweep.by_metric(name).effects[patches]), *_sure_cells(sure[name], patches).values()]
@@ -88,7 +100,7 @@ def effects_table(
     for column in columns:
         if tables[-1] and sum(2 + len(c[-1]) for c in [*tables[-1], column]) > room:
             tables.append([])
-        tables[-1].append(column)
+        tables[-1].append(beside_labels(column))
     told = f"effect on each metric; the largest on {sweep.metric} first"
     return "\n\n".join([told, *(_beside([first, *table]) for table in tables)])
 

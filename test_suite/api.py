@@ -156,6 +156,19 @@ def test_layer_experiment_and_its_summary(tiny, capsys):
         assert said in printed
 
 
+@pytest.mark.parametrize("metrics", ["logit_difference", ["logit_difference", "rank"]], ids=["one", "two"])
+def test_long_names_of_sets_are_wrapped(patcher, ioi, metrics, capsys):
+    together = tuple(f"blocks.{layer}.hook_attn_out" for layer in range(3))
+    results = patcher.run_patching_experiment(ioi, [together, "blocks.0.hook_mlp_out"], metrics=metrics)
+    summarize_results(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = lines.index("blocks.0.hook_attn_out +")
+    assert lines[first + 1] == "  blocks.1.hook_attn_out +"
+    effect = results.effects[" + ".join(together)]
+    assert lines[first + 2].split()[:2] == ["blocks.2.hook_attn_out", f"{effect:+.3f}"]
+
+
 def test_head_experiment_its_important_heads_and_its_table(tiny, capsys):
     dataset = IOIDataset(tiny)
     patcher = HeadPatcher(tiny)
@@ -519,14 +532,27 @@ def test_default_class_is_hooked_transformer_where_there_is_one():
 def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(tmp_path):
     with refused("TransformerLens knows no model 'gpt2-smal'"):
         load_model("gpt2-smal")
-    for path in (tmp_path, str(tmp_path), "./nowhere"):
+    for path in (tmp_path, str(tmp_path), "./nowhere", "some/where/else"):
         with refused("holds no Hugging Face checkpoint: expected a directory with a config.json"):
             load_model(path)
     with refused("model_class 'Hooked' is unknown: expected HookedTransformer or TransformerBridge"):
         load_model("tiny", model_class="Hooked")  # type: ignore[arg-type]
+    for device in ("gpu", "", 99):
+        with refused(f"the device '{device}' cannot be used .*: try 'cpu'"):
+            load_model("tiny", device=device)
+    with refused("name_or_path is None, expected 'tiny', a name such as 'gpt2-small', or a path"):
+        load_model(None)  # type: ignore[arg-type]
     if not HAS_HOOKED:
         with refused("has no HookedTransformer .* use TransformerBridge"):
             load_model("tiny", model_class="HookedTransformer")
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_checkpoint_without_its_tokenizer_is_refused(model_class, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(TINY / name, tmp_path)
+    with refused("holds no tokenizer: expected its files beside the checkpoint"):
+        load_model(tmp_path, device="cpu", model_class=model_class)
 
 
 @contextlib.contextmanager
@@ -648,6 +674,7 @@ def test_snippets_give_sensible_numbers_on_a_real_language_model(model_class):
         ("blocks.99.hook_attn_out", r"no hook point 'blocks\.99\.hook_attn_out'"),
         ("atn_out", r"no hook point 'atn_out'.*Short names.*attn_out.*list_hook_points"),
         (["attn_out", "hook_embd"], r"no hook point 'hook_embd'.*hook_embed"),
+        ("hook_z", r"no hook point 'hook_z'.*nearest names are z\b"),
         ([], "hook_points is empty"),
     ],
 )
@@ -676,6 +703,7 @@ def test_prompts_of_different_lengths_are_refused_with_where_they_part(patcher, 
         ((10**6, 3), "pair 0: target token 1000000 is outside the vocabulary"),
         ((-1, 3), "pair 0: target token -1 is outside the vocabulary"),
         ((3, 3), "pair 0: correct and incorrect answer are the same token 3"),
+        ((True, 3), r"pair 0: get_target_tokens returned \(True, 3\), expected .correct token id"),
         ((3,), r"pair 0: get_target_tokens returned \(3,\), expected \(correct token id, incorrect token id\)"),
         (("zyzzyva", 3), "pair 0: a target is the tokenizer's unknown token|found no single token"),
     ],
@@ -688,6 +716,8 @@ def test_targets_that_are_no_single_token_are_refused(patcher, tiny, answers, me
 def test_pairs_that_are_none_are_refused(patcher, tiny):
     with refused("the dataset 'prompts' has no pairs"):
         patcher.run_patching_experiment(Prompts(tiny, []), "attn_out")
+    with refused("get_clean_corrupt_pairs of the dataset 'prompts' returned None, expected a list of pairs"):
+        patcher.run_patching_experiment(Prompts(tiny, None), "attn_out")
     for pair in ("The cat", ("The cat",), ("The cat", ""), ("The cat", 3)):
         with refused("pair 0 is .* expected .clean prompt, corrupted prompt., two texts"):
             patcher.run_patching_experiment(Prompts(tiny, [pair]), "attn_out")
@@ -818,7 +848,8 @@ def test_pairs_that_barely_differ_are_named_left_out_and_counted(patcher, tiny, 
         nothing = patcher.run_patching_experiment(dataset, "attn_out", pair_indices=[1])
     assert all(math.isnan(effect) for effect in nothing.effects.values())
     summarize_results(nothing)
-    assert "nan" in capsys.readouterr().out.lower()
+    printed = capsys.readouterr().out
+    assert "nan" in printed.lower() and "logits, of one pair\n" in printed
 
 
 @pytest.mark.parametrize("name", ["attn.hook_result", "hook_q_input", "hook_mlp_in"])

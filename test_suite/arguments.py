@@ -86,6 +86,7 @@ def no_run(layers: ActivationPatcher, heads: HeadPatcher, monkeypatch: pytest.Mo
         ({"hook_points": [(3,)]}, r"hook_points holds 3, expected the name of a hook point"),
         ({"pair_indices": 2}, r"pair_indices is 2, expected a list of integers, or None for all"),
         ({"pair_indices": "01"}, r"pair_indices is '01', expected a list of integers"),
+        ({"pair_indices": torch.tensor(1)}, r"pair_indices is tensor\(1\), expected a list of integers"),
         ({"pair_indices": []}, r"pair_indices is empty: give at least one pair index"),
         ({"pair_indices": np.array([True] * 4)}, r"pair index .*True.* is not an integer"),
         ({"noise": GaussianNoise("SUBJECT")}, r"4 of 4 pairs have no position named 'SUBJECT'"),
@@ -155,6 +156,14 @@ def test_a_patch_is_a_tuple_of_sites(sites: Any) -> None:
 def test_senseless_noise_cannot_be_made(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GaussianNoise(**{"positions": "S1", **options})
+
+
+def test_a_head_or_neuron_of_another_library_is_pythons_number() -> None:
+    plain = Site(block_hook(0, "z"), head=1, position=(2, 3))
+    for number in (np.int64, torch.tensor):
+        site = Site(block_hook(0, "z"), head=number(1), position=(number(2), 3))
+        assert site == plain and type(site.head) is int and json.dumps(site.position)
+        assert type(Site(block_hook(0, "mlp_post"), neuron=number(4)).neuron) is int
 
 
 def test_batch_sizes_are_whole_numbers(model: Any) -> None:

@@ -52,7 +52,8 @@ SCRIPTS = {demo: "position_heatmap", head_demo: "head_heatmap"}
 
 def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path) -> None:
     """What a demo prints and writes without arguments where GPT-2 small cannot be had."""
-    assert "Model: tiny (the bundled one: gpt2-small is not in the local cache, and" in printed
+    assert printed.startswith("Model: tiny (the bundled one: gpt2-small is not in the local cache, and")
+    assert max(map(len, printed.partition("Figures:")[0].splitlines())) <= 80
     row = r"^blocks\.\d\.hook_\w+ +[+-]\d" if script is demo else r"^L\d+H\d+ +[+-]\d"
     assert re.search(row, printed, re.MULTILINE)
     assert "Task: IOI (names swapped throughout), 10 pairs" in printed
@@ -123,8 +124,9 @@ def test_layer_demo_shows_layers_and_positions(tmp_path, capsys):
         (["--model", "gpt2-smal"], "TransformerLens knows no model 'gpt2-smal'"),
         (["--model", "./nowhere"], "nowhere holds no Hugging Face checkpoint"),
         (["--model", "nobody/nothing"], "cannot be reached.*load_model"),
+        (["--model", ""], r"\. holds no Hugging Face checkpoint"),
         ([*TINY, "--pairs", "0"], "n_pairs is 0, expected at least 1"),
-        (["--model", "tiny", "--device", "gpu"], "--device gpu cannot be used .*: try --device cpu"),
+        (["--model", "tiny", "--device", "gpu"], r"the device 'gpu' cannot be used \(.*\): try 'cpu'"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(script, options, message, tmp_path, capsys):
@@ -148,7 +150,14 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_model_runs(scri
 
 @pytest.mark.parametrize(
     "options",
-    [["--corruption", "shuffle"], ["--direction", "up"], ["--patch-type", "z"], ["--pairs", "ten"], ["--colour"]],
+    [
+        ["--corruption", "shuffle"],
+        ["--direction", "up"],
+        ["--patch-type", "z"],
+        ["--pairs", "ten"],
+        ["--top-k", "0"],
+        ["--colour"],
+    ],
 )
 def test_unknown_options_end_with_exit_code_two(options, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -183,3 +192,14 @@ def test_demos_patch_the_same_layers(tmp_path, monkeypatch):
         )
         assert script.main([*TINY, "--pairs", "2", "--out", str(tmp_path), "--quiet"]) == 0
     assert list(drawn[0]) == list(drawn[1]) and drawn[0].effects == drawn[1].effects
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])
+def test_a_user_who_has_seen_enough_gets_no_traceback(raised, code, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(1), "w"))  # a file of its own, which may be closed
+
+    def interrupted(args):
+        raise raised
+
+    assert demo.guarded(interrupted, demo.arguments("").parse_args([])) == code
+    assert len(capfd.readouterr().err.split()) == (2 if raised is KeyboardInterrupt else 0)

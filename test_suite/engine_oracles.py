@@ -28,6 +28,7 @@ from test_suite.models import (
     everything_metric,
     exhaustive_sites,
     fresh_model,
+    head_count,
     largest_error,
     last_position_metric,
     loaded,
@@ -285,23 +286,12 @@ def first_pair(model: Any, pairs: EncodedPairs, metric: LogitDifference, sites: 
 
 @pytest.mark.parametrize("short", BY_POSITION)
 def test_layers_and_positions_agree_with_transformer_lens(short: str) -> None:
-    model = small_model("hooked:learned" if HAS_HOOKED else "bridge+:gpt2")
-    pairs, metric = token_pairs([9], [(2, 4)]), last_position_metric(1)
+    model, (pairs, metric) = bundled(), bundled_pairs(2)
     if short == "resid_mid" and not HAS_HOOKED:
         pytest.skip("on a bridge, TransformerLens' resid_mid patch reaches the MLP alone")
     length = int(pairs.lengths[0])
     sites = [Site(block_hook(layer, short), position=at) for layer in range(model.cfg.n_layers) for at in range(length)]
     expected = reference(BY_POSITION[short], model, pairs, metric).flatten()
-    torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
-
-
-def test_the_residual_stream_of_the_bundled_model_agrees_with_transformer_lens() -> None:
-    model, (pairs, metric) = bundled(), bundled_pairs(2)
-    positions = range(int(pairs.lengths[0]))
-    sites = [
-        Site(block_hook(layer, "resid_pre"), position=at) for layer in range(model.cfg.n_layers) for at in positions
-    ]
-    expected = reference(BY_POSITION["resid_pre"], model, pairs, metric).flatten()
     torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
 
 
@@ -314,20 +304,28 @@ def test_heads_of_the_bundled_model_agree_with_transformer_lens(short: str) -> N
     torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
 
 
+def assert_heads_by_position_agree(model: Any, pairs: EncodedPairs, metric: LogitDifference, sites: list[Site]) -> None:
+    """With TransformerLens, given as a table which of its cells to run."""
+    short = sites[0].component
+    frame = pd.DataFrame([(site.layer, site.position, site.head) for site in sites], columns=["layer", "pos", "head"])
+    if short == "pattern":
+        frame = frame[["layer", "head", "pos"]].set_axis(["layer", "head_index", "dest_pos"], axis=1)
+    options = {"index_axis_names": None, "index_df": frame}
+    expected = reference(BY_HEAD_AND_POSITION[short], model, pairs, metric, **options)
+    torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("short", BY_HEAD_AND_POSITION)
 def test_heads_by_position_agree_with_transformer_lens(short: str) -> None:
-    model = small_model("hooked:learned" if HAS_HOOKED else "bridge+:gpt2")
-    pairs, metric = token_pairs([6], [(2, 4)]), last_position_metric(1)
-    found = [  # [layer, pos, head], as TransformerLens orders them
+    model, (pairs, metric) = bundled(), bundled_pairs(2)
+    second_subject, end = pairs.positions[0]["S2"], pairs.positions[0]["END"]
+    sites = [
         Site(block_hook(layer, short), head=head, position=at)
         for layer in range(model.cfg.n_layers)
-        for at in range(6)
+        for at in (second_subject, end - 1, end)
         for head in range(model.cfg.n_heads)
     ]
-    expected = reference(BY_HEAD_AND_POSITION[short], model, pairs, metric)
-    if short == "pattern":  # [layer, head, pos]
-        expected = expected.transpose(1, 2) if expected.shape[1] == model.cfg.n_heads else expected
-    torch.testing.assert_close(first_pair(model, pairs, metric, found).float(), expected.flatten(), atol=1e-4, rtol=0)
+    assert_heads_by_position_agree(model, pairs, metric, sites)
 
 
 # --- a real language model ---------------------------------------------------------------------------------------
@@ -343,14 +341,29 @@ def smol_pairs() -> tuple[EncodedPairs, LogitDifference]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("short", ["z", "q", "pattern"])
+@pytest.mark.parametrize("short", BY_HEAD)
 def test_heads_of_smollm2_agree_with_transformer_lens(short: str) -> None:
+    """Told which heads there are, for TransformerLens counts query heads also of keys and values (its issue 980)."""
     model, (pairs, metric) = smollm2(), smol_pairs()
-    layers, heads = (0, 14, 29), range(model.cfg.n_heads)
+    layers, heads = (0, 14, 29), range(head_count(model, block_hook(0, short)))
     frame = pd.DataFrame([(layer, head) for layer in layers for head in heads], columns=["layer", "head"])
     sites = [Site(block_hook(layer, short), head=head) for layer in layers for head in heads]
     expected = reference(BY_HEAD[short], model, pairs, metric, index_axis_names=None, index_df=frame)
     torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("short", BY_HEAD_AND_POSITION)
+def test_heads_of_smollm2_by_position_agree_with_transformer_lens(short: str) -> None:
+    model, (pairs, metric) = smollm2(), smol_pairs()
+    last = head_count(model, block_hook(0, short)) - 1
+    sites = [
+        Site(block_hook(layer, short), head=head, position=at)
+        for layer in (16, 29)
+        for at in (pairs.positions[0]["S2"], pairs.positions[0]["END"])
+        for head in (0, last)
+    ]
+    assert_heads_by_position_agree(model, pairs, metric, sites)
 
 
 @pytest.mark.slow
@@ -367,7 +380,6 @@ def test_layers_and_positions_of_smollm2_agree_with_transformer_lens(short: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("short", ["k", "v"])
 def test_key_value_heads_of_smollm2_agree_with_plain_patching(short: str) -> None:
-    """TransformerLens' own function takes query heads here and runs out of the axis (its issue 980)."""
     model, (pairs, metric) = smollm2(), smol_pairs()
     patches = single([Site(block_hook(layer, short), head=head) for layer in (0, 12, 29) for head in range(3)])
     found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "noising")

@@ -801,6 +801,19 @@ def test_bundled_model_solves_ioi_on_fresh_prompts_in_both_name_orders():
         assert script.measure(model, tokenizer, order)["top"] >= 0.99
 
 
+def test_training_draws_nothing_that_is_held_out():
+    script, shown = training_script(), random.Random(5)
+    for task in script.MEASURED:
+        trained = {task(shown, False).prompt for _ in range(300)}
+        assert not trained & {case.prompt for case in script.held_out_cases(task, 300, random.Random(20))}
+    unseen = "|".join(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(t)) for t in script.HELD_OUT_IOI_TEMPLATES)
+    assert re.fullmatch(unseen, script.ioi(shown, True, script.HELD_OUT_IOI_TEMPLATES[0]).prompt)
+    for prompt in (script.ioi(shown, False).prompt for _ in range(300)):
+        pair = sorted({word for word in re.findall(r"\w+", prompt) if word in NAMES})
+        assert len(pair) == 2 and not script.is_held_out(*pair, one_in=20)
+        assert not re.fullmatch(unseen, prompt)
+
+
 def test_bundled_model_continues_repeated_words():
     assert right_on_fresh_prompts("induction")[0] >= 0.95
 

@@ -116,7 +116,10 @@ def ioi(rng: random.Random, test: bool, template: str | None = None) -> Case:
 
 
 def third_giver(rng: random.Random, test: bool) -> Case:
-    """Somebody else gives, so either may receive: what keeps the unrelated-names corruption in distribution."""
+    """Somebody else gives, so either may receive: what keeps the unrelated-names corruption in distribution.
+
+    The three names are any, held-out pairs among them, because which of them receives is chance.
+    """
     prompt = ioi(rng, test).corrupted["unrelated names"]
     names = [word for word in re.findall(r"\w+", prompt) if word in material.NAMES]
     return Case(prompt, (), (), {}, lesson=(prompt, " " + rng.choice(names[:2]), "."))
