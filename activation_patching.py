@@ -45,7 +45,6 @@ from patching_results import (
     NeuronResults,
     PatchingResult,
     PositionResults,
-    load_results,
     patch_key,
 )
 from patching_sites import Patch, Site, block_hook, check_index, check_indices
@@ -67,6 +66,7 @@ from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_
 from prompt_files import PromptPair
 from prompt_pairs import PromptPairs
 from result_tables import results_text
+from saved_results import load_results
 from sequence_tasks import DocstringDataset, GreaterThanDataset, InductionDataset
 
 __all__ = [

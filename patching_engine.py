@@ -150,7 +150,7 @@ class PatchingEngine:
             direction: which run of each pair is patched.
             references: the prompts whose mean activations are written (`patching_sources.references`); None for the
                 pair's other run.
-            noise: makes the corrupted run out of the clean prompt; the metric is averaged over its samples.
+            noise: makes the corrupted run out of the clean prompt. The metric is averaged over the samples of either.
 
         Raises:
             ValueError: before any run, for an unknown direction or hook point and for a head, neuron or position out
@@ -178,7 +178,7 @@ class PatchingEngine:
         noise: GaussianNoise | None,
     ) -> Baselines:
         measured = MetricSet(tuple(metrics))
-        samples = 1 if noise is None else noise.samples
+        samples = _samples(references, noise)
         n_runs = len(pairs) * samples
         patched = np.full((len(measured), len(patches), n_runs), np.nan)
         clean, corrupted = np.full((2, len(measured), n_runs), np.nan)
@@ -257,7 +257,8 @@ class PatchingEngine:
             placed = None
             if noise is not None:
                 placed = noise.placed(pairs, functools.partial(embedding_deviation, self.runner))
-                pairs, positions = _repeated(pairs, positions, noise.samples)
+                pairs = replace(pairs, corrupted=pairs.clean)
+            pairs, positions = _repeated(pairs, positions, _samples(references, noise))
             experiment = Experiment(
                 self.runner, pairs, patches, positions, direction, reads_all, vocabulary, references, placed
             )
@@ -601,13 +602,19 @@ def _embedded(runner: Runner, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "
     return seen[0]
 
 
+def _samples(references: References | None, noise: GaussianNoise | None) -> int:
+    """How many runs there are of each patch on each pair."""
+    if references is not None:
+        return references.samples
+    return 1 if noise is None else noise.samples
+
+
 def _repeated(
     pairs: EncodedPairs, positions: Sequence[Sequence[Int[Tensor, " pair"] | None]], samples: int
 ) -> tuple[EncodedPairs, list[list[Int[Tensor, " run"] | None]]]:
-    """Each pair's clean prompt, and its patched positions, once per sample of the noise."""
+    """Each pair, and its patched positions, once per sample."""
     fields = dataclasses.fields(pairs)
     runs = {field.name: tuple(v for v in getattr(pairs, field.name) for _ in range(samples)) for field in fields}
-    runs["corrupted"] = runs["clean"]
     per_run = [[None if at is None else at.repeat_interleave(samples) for at in patch] for patch in positions]
     return EncodedPairs(**runs), per_run
 

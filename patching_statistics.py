@@ -19,6 +19,7 @@ The methods, with sources and how often they were right in simulations, stand in
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -90,6 +91,12 @@ class SiteStatistics:
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:
         return self.p_corrected <= self.alpha
+
+    def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
+        """`significant`, with a warning where no site is, and a single one could not be whatever its effect."""
+        if not self.significant.any() and math.isnan(self.detectable_effect):
+            warnings.warn(f"nothing is significant at {self.alpha:g}: {'; '.join(self.notes)}", stacklevel=3)
+        return self.significant
 
     @property
     def detectable_effect(self) -> float:

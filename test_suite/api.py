@@ -36,9 +36,10 @@ from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset, 
 from head_patching import HeadPatcher, HeadPatchingResult, print_head_results
 from ioi_task import IOI_CORRUPTIONS
 from model_loading import TINY, can_be_loaded, load_model
-from patching_results import HeadResults, LayerResults, PositionResults, load_results
+from patching_results import HeadResults, LayerResults, PositionResults
 from patching_sites import PATCH_TYPES, SHORT_NAMES, Patch, Site
 from patching_tasks import encode_pairs
+from saved_results import load_results
 from task_templates import IOI_SCENE_TEMPLATES
 from test_suite.models import HAS_HOOKED, bundled, needs_hooked, smollm2
 
