@@ -42,6 +42,8 @@ from scipy import optimize, stats
 FEWEST_PAIRS = 5
 """With fewer pairs there is no interval: too many resamples repeat a single pair and have no spread."""
 N_FLIPS = 9_999
+ROUNDING = 1e-12
+"""Share of what is added up that a sum may be off by."""
 MOST_CELLS = 2**21
 """Most numbers of one temporary array: sites are worked through in portions."""
 
@@ -56,13 +58,13 @@ def ratio_intervals(
 ) -> tuple[Float[np.ndarray, " site"], Float[np.ndarray, " site"]]:
     """Lower and upper ends of intervals of mean(change) / mean(gap): the studentised bootstrap (module docstring).
 
-    NaN below `FEWEST_PAIRS` pairs, and where all pairs have exactly one effect: nothing then shows how much others
-    could differ. An end is infinite where the pairs set it no bound: where the gaps scatter about 0, or where so few
-    pairs change anything that resamples leave them out.
+    NaN below `FEWEST_PAIRS` pairs, where the gaps cancel, and where all pairs have exactly one effect: nothing then
+    shows how much others could differ. An end is infinite where the pairs set it no bound: where the gaps scatter about
+    0, or where so few pairs change anything that resamples leave them out.
     """
     n_sites, n_pairs = changes.shape
     low, high = np.full(n_sites, np.nan), np.full(n_sites, np.nan)
-    if n_pairs < FEWEST_PAIRS:
+    if n_pairs < FEWEST_PAIRS or gaps_cancel(gaps):
         return low, high
     shares = np.random.default_rng(seed).multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), n_resamples).T / n_pairs
     tail = math.floor((n_resamples + 1) * (1 - level) / 2 + 1e-9)
@@ -72,7 +74,7 @@ def ratio_intervals(
         effects = changes[rows].mean(axis=1) / gaps.mean()
         residuals = changes[rows] - effects[:, None] * gaps
         pivots = np.sort(_studentised_means(residuals, shares), axis=1)
-        differ = (np.abs(residuals) > 1e-12 * np.abs(gaps).max()).any(axis=1)
+        differ = (np.abs(residuals) > ROUNDING * np.abs(gaps).max()).any(axis=1)
         low[rows] = np.where(differ, effects + _shift(residuals, gaps, pivots[:, -tail]), np.nan)
         high[rows] = np.where(differ, effects + _shift(residuals, gaps, pivots[:, tail - 1]), np.nan)
     return low, high
@@ -89,7 +91,7 @@ def sign_flip_p_values(
     n_sites, n_pairs = changes.shape
     exact = _is_exact(n_pairs, n_flips)
     # The same sum in another order differs by rounding: it has to count as equal.
-    observed = np.abs(changes.sum(axis=1)) - 1e-12 * np.abs(changes).sum(axis=1)
+    observed = np.abs(changes.sum(axis=1)) - ROUNDING * np.abs(changes).sum(axis=1)
     reached = np.zeros(n_sites)
     for signs in _all_signs(n_pairs) if exact else _random_signs(n_pairs, n_flips, seed):
         for rows in _portions(n_sites, len(signs)):
@@ -102,7 +104,8 @@ def split_half_agreement(
 ) -> float:
     """Mean Spearman correlation across sites between the effects on two random halves of the pairs.
 
-    Of an odd number of pairs each split leaves one out. NaN for one pair, for one site, and where all sites tie.
+    Of an odd number of pairs each split leaves one out. NaN for one pair and for one site, and where in some half all
+    sites tie or the gaps cancel: effects that cannot be ranked agree with none.
     """
     n_sites, n_pairs = changes.shape
     half = n_pairs // 2
@@ -115,12 +118,20 @@ def split_half_agreement(
         for part in (order[rows, :half], order[rows, half : 2 * half]):
             member = np.zeros((len(part), n_pairs))
             np.put_along_axis(member, part, 1.0, axis=1)
+            cancelling = np.abs(gaps @ member.T) <= ROUNDING * (np.abs(gaps) @ member.T)
+            if cancelling.any():
+                return math.nan
             ranks.append(stats.rankdata((changes @ member.T) / (gaps @ member.T), axis=0))
         first, second = (rank - rank.mean(axis=0) for rank in ranks)
         scale = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
         found.append(np.divide((first * second).sum(axis=0), scale, out=np.full(len(scale), np.nan), where=scale > 0))
     correlations = np.concatenate(found)
     return math.nan if np.isnan(correlations).any() else float(correlations.mean())
+
+
+def gaps_cancel(gaps: Float[np.ndarray, " pair"]) -> bool:
+    """Whether the gaps' mean is 0 but for rounding, so that no effect can be divided by it."""
+    return bool(abs(gaps.sum()) <= ROUNDING * np.abs(gaps).sum())
 
 
 def detectable_size(n_pairs: int, alpha: float, *, power: float = 0.8, n_flips: int = N_FLIPS) -> float:
@@ -158,7 +169,7 @@ def _studentised_means(
     means = residuals @ shares
     squares = residuals**2 @ shares
     variances = squares - means**2
-    without_spread = variances <= 1e-12 * squares
+    without_spread = variances <= ROUNDING * squares
     with np.errstate(divide="ignore", invalid="ignore"):
         pivots = means * np.sqrt((residuals.shape[1] - 1) / variances)
     return np.where(without_spread, np.where(squares > 0, np.copysign(np.inf, means), 0.0), pivots)
@@ -176,8 +187,9 @@ def _shift(
     centred = gaps - gaps.mean()
     error = residuals.var(axis=1, ddof=1) / n
     shared = residuals @ centred / (n - 1) / n
-    bounded = gaps.mean() ** 2 > pivot**2 * (gaps.var(ddof=1) / n)
-    q = np.where(bounded, pivot, 0.0)
+    finite = np.where(np.isinf(pivot), 0.0, pivot)
+    bounded = np.isfinite(pivot) & (gaps.mean() ** 2 > finite**2 * (gaps.var(ddof=1) / n))
+    q = np.where(bounded, finite, 0.0)
     leading = gaps.mean() ** 2 - q**2 * gaps.var(ddof=1) / n
     root = -(q**2 * shared + q * np.sqrt(q**2 * shared**2 + leading * error)) / leading
     return np.where(bounded, root, np.copysign(np.inf, -pivot))

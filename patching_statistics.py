@@ -34,6 +34,7 @@ from patching_resampling import (
     FEWEST_PAIRS,
     N_FLIPS,
     detectable_size,
+    gaps_cancel,
     ratio_intervals,
     sign_flip_p_values,
     smallest_p_value,
@@ -109,9 +110,10 @@ class SiteStatistics:
         """Agreement to expect between the effects on all these pairs and on as many new ones.
 
         The split-half agreement, stepped up from half the pairs to all of them by Spearman and Brown's formula
-        2r / (1 + r) (1910); derived for Pearson's correlation, for ranks it is an approximation.
+        2r / (1 + |r|) (1910; the bars, for halves that disagree, are Krus & Helmstadter's, 1993); derived for Pearson's
+        correlation, for ranks it is an approximation.
         """
-        return 2 * self.split_half / (1 + self.split_half)
+        return 2 * self.split_half / (1 + abs(self.split_half))
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per site."""
@@ -162,6 +164,8 @@ def site_statistics(
     _check_values(patched, base, source, labels)
     # Sums over pairs round by where the numbers lie in memory: selected pairs and loaded files lie differently.
     changes, gaps = np.ascontiguousarray(patched - base), source - base
+    exponent = np.frexp(np.abs(gaps).max())[1]  # whatever the metric's unit: a power of two changes no digit
+    changes, gaps = np.ldexp(changes, -exponent), np.ldexp(gaps, -exponent)
     n_pairs = len(gaps)
     lone = _level_of_a_lone_site(alpha, len(labels), correction)
     n_flips = min(max(N_FLIPS, math.ceil(2 / lone)), MOST_FLIPS)
@@ -235,7 +239,10 @@ def _notes(
             f"significant: {remedy}"
         )
     if math.isnan(split_half):
-        yield "no split-half agreement: there is one site alone, or all sites have one effect"
+        yield (
+            "no split-half agreement: there is one site alone, or in some half of the pairs all sites have one effect, "
+            "or the gaps cancel"
+        )
 
 
 def _check_settings(seed: int, level: float, alpha: float, correction: str, power: float, n_resamples: int) -> None:
@@ -280,7 +287,7 @@ def _check_values(
         if not np.isfinite(values).all():
             at = np.flatnonzero(~np.isfinite(values)).tolist()
             raise ValueError(f"{name} is NaN or inf at {_count(len(at), 'pair')}, first {at[0]}: leave those pairs out")
-    if (source - base).mean() == 0:
+    if gaps_cancel(source - base):
         raise ValueError("the gaps between base and source cancel: their mean is 0, and no effect can be divided by it")
 
 
