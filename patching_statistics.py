@@ -47,8 +47,10 @@ CORRECTIONS: dict[Correction, str] = {"bh": "Benjamini-Hochberg", "by": "Benjami
 
 ROUGH_BELOW = 10
 """With fewer pairs intervals are wide, and of skewed changes they hold the true effect less often than they claim."""
+FLIPS_AT_LEVEL = 20
+"""How many random sign flips may reach a site's change while it alone is significant: with few, chance decides."""
 MOST_FLIPS = 99_999
-"""Sign flips for maps of so many sites that fewer could not single out one of them."""
+"""Most sign flips, for maps of many sites."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,7 +170,7 @@ def site_statistics(
     changes, gaps = np.ldexp(changes, -exponent), np.ldexp(gaps, -exponent)
     n_pairs = len(gaps)
     lone = _level_of_a_lone_site(alpha, len(labels), correction)
-    n_flips = min(max(N_FLIPS, math.ceil(2 / lone)), MOST_FLIPS)
+    n_flips = min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
     for_intervals, for_flips, for_splits = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     low, high = ratio_intervals(changes, gaps, level=level, n_resamples=n_resamples, seed=for_intervals)
     p = sign_flip_p_values(changes, n_flips=n_flips, seed=for_flips)
