@@ -21,7 +21,7 @@ from typing import Any, Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from baseline_checks import Finding, warn_about_baselines
+from baseline_checks import Finding, counted, warn_about_baselines
 from dataset_checks import DatasetCheck, check_dataset
 from ioi_task import IOIDataset
 from language_tasks import AgreementDataset, CapitalsDataset, GenderedPronounDataset
@@ -463,15 +463,16 @@ def summarize_results(results: LayerResults, top_k: int = 10) -> None:
 
 def _every_position(pairs: EncodedPairs) -> list[Site]:
     """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
-    lengths = sorted(set(pairs.lengths.tolist()))
-    if len(lengths) > 1:
+    lengths = pairs.lengths.numpy()
+    if len(each := sorted(set(lengths.tolist()))) > 1:
         named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
         by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
+        told = "; ".join(f"{length} tokens: {counted(lengths == length, pairs.indices)}" for length in each)
         raise ValueError(
-            f"the pairs have {' and '.join(map(str, lengths))} tokens, a map over all positions needs one length: "
-            f"align them by name ({by_name}), or choose pairs of one length with pair_indices"
+            f"the pairs have {' and '.join(map(str, each))} tokens, a map over all positions needs one length: align "
+            f"them by name ({by_name}), or choose pairs of one length with pair_indices ({told})"
         )
-    return [Site("", position=at) for at in range(lengths[0])]
+    return [Site("", position=at) for at in range(each[0])]
 
 
 class _Prompts(PatchingDataset):

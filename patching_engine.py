@@ -249,7 +249,7 @@ class PatchingEngine:
         """The experiment, checked, with the model made ready and put back afterwards."""
         if direction not in tuple(DIRECTIONS):
             raise ValueError(f"direction {direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
-        positions = [[self._checked_positions(site, pairs.lengths) for site in patch.sites] for patch in patches]
+        positions = [[self._checked_positions(site, pairs) for site in patch.sites] for patch in patches]
         if noise is not None and references is not None:
             raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
         names = {site.hook_point for patch in patches for site in patch.sites}
@@ -264,7 +264,7 @@ class PatchingEngine:
             )
             yield _Runs(experiment, self.batch_size)
 
-    def _checked_positions(self, site: Site, lengths: Int[Tensor, " pair"]) -> Int[Tensor, " pair"] | None:
+    def _checked_positions(self, site: Site, pairs: EncodedPairs) -> Int[Tensor, " pair"] | None:
         """The site's position in each pair; also checks its hook point and head."""
         names = expand_hook_points([site.hook_point], self.runner.hook_points, self.n_layers)
         if names != [site.hook_point]:
@@ -283,12 +283,11 @@ class PatchingEngine:
             self._check_neuron(site, site.neuron)
         if site.position is None:
             return None
-        per_pair = site.position if isinstance(site.position, tuple) else (site.position,) * len(lengths)
-        if len(per_pair) != len(lengths):
-            raise ValueError(f"{len(per_pair)} positions were given for {len(lengths)} pairs: give one per pair")
-        return torch.tensor(
-            [check_index(p, n, f"position (in a prompt of {n} tokens)") for p, n in zip(per_pair, lengths.tolist())]
-        )
+        per_pair = site.position if isinstance(site.position, tuple) else (site.position,) * len(pairs)
+        if len(per_pair) != len(pairs):
+            raise ValueError(f"{len(per_pair)} positions were given for {len(pairs)} pairs: give one per pair")
+        where = zip(per_pair, pairs.indices, pairs.lengths.tolist())
+        return torch.tensor([check_index(at, n, f"position (in pair {pair}, of {n} tokens)") for at, pair, n in where])
 
     def _check_neuron(self, site: Site, neuron: int) -> None:
         if site.layer is None or site.component not in NEURON_COMPONENTS:

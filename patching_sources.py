@@ -381,8 +381,10 @@ def positions_in_pairs(place: int | str, pairs: EncodedPairs) -> tuple[int, ...]
     """
     if isinstance(place, str):
         return named_positions(pairs, place)
-    lengths = pairs.lengths.tolist()
-    return tuple(check_index(place, n, f"position (in a prompt of {n} tokens)") for n in lengths)
+    return tuple(
+        check_index(place, n, f"position (in pair {pair}, of {n} tokens)")
+        for pair, n in zip(pairs.indices, pairs.lengths.tolist())
+    )
 
 
 def as_list(positions: Any) -> list[int | str]:

@@ -756,7 +756,8 @@ def test_noise_needs_no_corrupted_prompt() -> None:
         ({"window": 0}, r"window is 0, expected an odd number"),
         ({"position": "C"}, r"3 of 3 pairs have no position named 'C'"),
         ({"position": []}, r"position is empty"),
-        ({"position": [1, 50]}, r"50 is out of range"),
+        ({"position": [1, 50]}, r"position \(in pair 0, of 9 tokens\) 50 is out of range"),
+        ({"position": 8}, r"position \(in pair 1, of 7 tokens\) 8 is out of range"),
         ({"source": Resample(), "pair_indices": [1]}, r"pair 1 .*7 tokens.* has no other pair of the same"),
         (
             {"source": Resample(samples=2), "pair_indices": [0, 2]},
@@ -812,7 +813,9 @@ def test_more_than_can_be_patched_is_refused(mixed: Words) -> None:
         patcher.sweep(mixed, single([Site(block_hook(1, "mlp_post"), neuron=width)]))
     with pytest.raises(ValueError, match="hook_z has no axis of neurons"):
         patcher.sweep(mixed, single([Site(block_hook(1, "z"), neuron=1)]))
-    with pytest.raises(ValueError, match=r"7 and 9 tokens.*positions=\['A', 'B', 'END'\]"):
+    with pytest.raises(
+        ValueError, match=r"7 and 9 tokens.*positions=\['A', 'B', 'END'\].*7 tokens: 1 of 3 pairs \(pair 1\); 9"
+    ):
         patcher.run_position_experiment(mixed)
     with pytest.raises(ValueError, match="names 'A' twice"):
         patcher.run_position_experiment(mixed, positions=["A", "A"])
