@@ -21,7 +21,7 @@ from typing import Any, Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from baseline_checks import Finding, warn_about_baselines
+from baseline_checks import Finding, counted, warn_about_baselines
 from dataset_checks import DatasetCheck, check_dataset
 from ioi_task import IOIDataset
 from language_tasks import AgreementDataset, CapitalsDataset, GenderedPronounDataset
@@ -45,7 +45,6 @@ from patching_results import (
     NeuronResults,
     PatchingResult,
     PositionResults,
-    load_results,
     patch_key,
 )
 from patching_sites import Patch, Site, block_hook, check_index, check_indices
@@ -63,10 +62,11 @@ from patching_sources import (
     references,
 )
 from patching_sweep import Direction, MetricValues, Sweep
-from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs
+from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs, seed_of
 from prompt_files import PromptPair
 from prompt_pairs import PromptPairs
 from result_tables import results_text
+from saved_results import load_results
 from sequence_tasks import DocstringDataset, GreaterThanDataset, InductionDataset
 
 __all__ = [
@@ -386,6 +386,7 @@ class ActivationPatcher:
     ) -> Sweep:
         """`sweep`, of pairs that are tokens already."""
         check_source(source, noise)
+        seed = seed_of(dataset)
         way = direction_of(source, direction)
         chosen = dataset_metrics(self.model, dataset, pairs.indices, metrics)
         written = references(source, pairs, lambda other: encode_pairs(self.model, other or dataset))
@@ -405,6 +406,8 @@ class ActivationPatcher:
             corrupted_tokens=pairs.corrupted_tokens,
             source_of_values=source.label,
             noise="" if noise is None else noise.label,
+            varies=dataset.varies if noise is None else "",
+            dataset_seed=seed,
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
         warn_about_baselines(sweep)
@@ -460,15 +463,16 @@ def summarize_results(results: LayerResults, top_k: int = 10) -> None:
 
 def _every_position(pairs: EncodedPairs) -> list[Site]:
     """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
-    lengths = sorted(set(pairs.lengths.tolist()))
-    if len(lengths) > 1:
+    lengths = pairs.lengths.numpy()
+    if len(each := sorted(set(lengths.tolist()))) > 1:
         named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
         by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
+        told = "; ".join(f"{length} tokens: {counted(lengths == length, pairs.indices)}" for length in each)
         raise ValueError(
-            f"the pairs have {' and '.join(map(str, lengths))} tokens, a map over all positions needs one length: "
-            f"align them by name ({by_name}), or choose pairs of one length with pair_indices"
+            f"the pairs have {' and '.join(map(str, each))} tokens, a map over all positions needs one length: align "
+            f"them by name ({by_name}), or choose pairs of one length with pair_indices ({told})"
         )
-    return [Site("", position=at) for at in range(lengths[0])]
+    return [Site("", position=at) for at in range(each[0])]
 
 
 class _Prompts(PatchingDataset):

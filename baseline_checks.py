@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from patching_metrics import DatasetMetric
+from metric_sets import METRICS, metric_key
 from patching_sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
 
 Severity = Literal["fault", "care", "note"]
@@ -93,8 +93,6 @@ def wrong_answers(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
 def unbroken(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
     """Where the corruption does not make the metric worse, on average or in single pairs."""
     loss = values.clean - values.corrupted if values.more_is_better else values.corrupted - values.clean
-    if values.name == DatasetMetric.name and (loss < 0).mean() > 0.5:
-        loss = -loss  # which way is better is not known of a dataset's own metric: it is the way that most pairs go
     better = loss < -1e-6
     clean, corrupted = (np.array([run.mean()]) for run in (values.clean, values.corrupted))
     if loss.mean() > 0 and usable_pairs(clean, corrupted)[0]:
@@ -110,7 +108,11 @@ def unbroken(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
         )
         if better.any():
             what += f"; the corrupted run has the better one in {counted(better, pairs)}"
-    return Finding(severity, what, "Use a corruption that breaks the behaviour", chosen(better, pairs))
+    remedy = "Use a corruption that breaks the behaviour"
+    if severity == "fault" and metric_key(values.name) not in METRICS:
+        way = "less" if values.more_is_better else "more"
+        remedy += f", or, if {way} of it is better, declare more_is_better={not values.more_is_better}"
+    return Finding(severity, what, remedy, chosen(better, pairs))
 
 
 def unusable(

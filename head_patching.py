@@ -157,7 +157,8 @@ class HeadPatcher:
                     f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns: alpha "
                     "needs every pair and head of the experiment. Use threshold alone, or give the whole results"
                 )
-            significant, number = results.statistics(alpha=alpha).significant, _numbers_of_heads(results)
+            sure, number = results.statistics(alpha=alpha), _numbers_of_heads(results)
+            significant = sure.significant_or_warned()
             found = [r for r in found if significant[number[r.layer, r.head]]]
         return sorted(found, key=lambda r: abs(r.effect), reverse=True)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -20,10 +21,17 @@ from patching_results import SweepResults
 from patching_sites import Patch
 from patching_sources import Source
 from patching_sweep import Direction, common
+from result_files import write_csv, write_parquet, write_sweeps
 
 Results = TypeVar("Results", bound=SweepResults)
 
-Reading = Literal["both", "sufficient", "necessary", "neither"]
+READINGS = {
+    (True, True): "both",
+    (True, False): "sufficient",
+    (False, True): "necessary",
+    (False, False): "neither",
+}
+"""(whether the effect of denoising counts, that of noising) -> what the component is for the behaviour."""
 
 
 @dataclass(frozen=True)
@@ -43,31 +51,59 @@ class BothDirections(Generic[Results]):
         """Both long tables, one after the other; the column `direction` tells them apart."""
         return pd.concat([self.denoising.to_dataframe(), self.noising.to_dataframe()], ignore_index=True)
 
-    def reading(self, threshold: float = 0.1) -> pd.DataFrame:
+    def to_csv(self, path: str | Path) -> Path:
+        """Write both long tables as one CSV file (`result_files.write_csv`)."""
+        return write_csv(self.to_dataframe(), path)
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Write both long tables as one Parquet file, which needs pyarrow (`result_files.write_parquet`)."""
+        return write_parquet(self.to_dataframe(), path)
+
+    def save(self, path: str | Path) -> Path:
+        """Write both directions as one JSON file; `load_results` reads them back, equal to these."""
+        kind = type(self.denoising).__name__
+        return write_sweeps([self.denoising.sweep, self.noising.sweep], kind, path)
+
+    def reading(self, threshold: float | None = 0.1, *, alpha: float | None = None) -> pd.DataFrame:
         """What each patch is for the behaviour: a row per patch, in order.
 
         Args:
-            threshold: the least effect that counts. Negative effects count as none: a component that works against
-                the behaviour neither restores nor carries it.
+            threshold: the least effect that counts; None for any above 0. Negative effects count as none: a component
+                that works against the behaviour neither restores nor carries it.
+            alpha: an effect counts only where its p-value, corrected over all patches of its direction, is at most
+                this besides (`results.statistics(alpha=alpha)`); None does not ask how sure it is. `neither` then says
+                that nothing was shown, not that there is nothing.
 
         Returns:
             `site` (label), `layer`, `head`, `neuron` and `position` (or its name) of each patch, where it has one;
-            `denoising` and `noising`, the effects over the usable pairs; and `reading`: `both`, `sufficient`,
-            `necessary` or `neither`, and None where no pair is usable.
+            `denoising` and `noising`, the effects over the usable pairs; with `alpha` their corrected p-values as
+            `denoising_p` and `noising_p`; and `reading`: `both`, `sufficient`, `necessary` or `neither`, and None where
+            no pair is usable.
+
+        Raises:
+            ValueError: for a threshold that is not above 0, where neither is given, and for an `alpha` that is no level
+                or has no statistics to go by.
         """
-        if not isinstance(threshold, Real) or not threshold > 0:
+        if threshold is None and alpha is None:
+            raise ValueError("threshold and alpha are both None, so every patch counts: give at least one")
+        if threshold is not None and (not isinstance(threshold, Real) or not threshold > 0):
             raise ValueError(f"threshold is {threshold!r}, expected a number above 0: at 0 every patch counts")
-        effects = zip(self.denoising.sweep.effects.tolist(), self.noising.sweep.effects.tolist())
-        rows = [
-            {
-                **_columns(patch),
-                "denoising": suffices,
-                "noising": needed,
-                "reading": _reading(suffices, needed, threshold),
-            }
-            for patch, (suffices, needed) in zip(self.denoising.sweep.patches, effects)
+        table = pd.DataFrame([_columns(patch) for patch in self.denoising.sweep.patches])
+        counts, p_values = [], {}
+        for direction, results in (("denoising", self.denoising), ("noising", self.noising)):
+            effects = results.sweep.effects
+            table[direction] = effects
+            counting = effects >= threshold if threshold is not None else effects > 0
+            if alpha is not None and not np.isnan(effects).all():
+                sure = results.statistics(alpha=alpha)
+                counting, p_values[f"{direction}_p"] = counting & sure.significant_or_warned(), sure.p_corrected
+            counts.append(counting)
+        known = table["denoising"].notna() & table["noising"].notna()
+        readings = [
+            READINGS[bool(suffices), bool(needed)] if is_known else None
+            for suffices, needed, is_known in zip(*counts, known)
         ]
-        return pd.DataFrame(rows)
+        return table.assign(**p_values, reading=pd.Series(readings, dtype=object))
 
 
 def in_directions(
@@ -114,11 +150,3 @@ def _columns(patch: Patch) -> dict[str, Any]:
         "neuron": common(patch, lambda site: site.neuron),
         "position": common(patch, lambda site: site.position_name or site.position),
     }
-
-
-def _reading(suffices: float, needed: float, threshold: float) -> Reading | None:
-    if np.isnan(suffices) or np.isnan(needed):
-        return None
-    if suffices >= threshold:
-        return "both" if needed >= threshold else "sufficient"
-    return "necessary" if needed >= threshold else "neither"

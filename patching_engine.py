@@ -150,7 +150,7 @@ class PatchingEngine:
             direction: which run of each pair is patched.
             references: the prompts whose mean activations are written (`patching_sources.references`); None for the
                 pair's other run.
-            noise: makes the corrupted run out of the clean prompt; the metric is averaged over its samples.
+            noise: makes the corrupted run out of the clean prompt. The metric is averaged over the samples of either.
 
         Raises:
             ValueError: before any run, for an unknown direction or hook point and for a head, neuron or position out
@@ -178,7 +178,7 @@ class PatchingEngine:
         noise: GaussianNoise | None,
     ) -> Baselines:
         measured = MetricSet(tuple(metrics))
-        samples = 1 if noise is None else noise.samples
+        samples = _samples(references, noise)
         n_runs = len(pairs) * samples
         patched = np.full((len(measured), len(patches), n_runs), np.nan)
         clean, corrupted = np.full((2, len(measured), n_runs), np.nan)
@@ -250,7 +250,7 @@ class PatchingEngine:
         if direction not in tuple(DIRECTIONS):
             raise ValueError(f"direction {direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
         known = self.runner.hook_points
-        positions = [[self._checked_positions(site, pairs.lengths, known) for site in patch.sites] for patch in patches]
+        positions = [[self._checked_positions(site, pairs, known) for site in patch.sites] for patch in patches]
         if noise is not None and references is not None:
             raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
         names = {site.hook_point for patch in patches for site in patch.sites}
@@ -258,14 +258,15 @@ class PatchingEngine:
             placed = None
             if noise is not None:
                 placed = noise.placed(pairs, functools.partial(embedding_deviation, self.runner))
-                pairs, positions = _repeated(pairs, positions, noise.samples)
+                pairs = replace(pairs, corrupted=pairs.clean)
+            pairs, positions = _repeated(pairs, positions, _samples(references, noise))
             experiment = Experiment(
                 self.runner, pairs, patches, positions, direction, reads_all, vocabulary, references, placed
             )
             yield _Runs(experiment, self.batch_size)
 
     def _checked_positions(
-        self, site: Site, lengths: Int[Tensor, " pair"], known: Collection[str]
+        self, site: Site, pairs: EncodedPairs, known: Collection[str]
     ) -> Int[Tensor, " pair"] | None:
         """The site's position in each pair; also checks its hook point and head."""
         names = expand_hook_points([site.hook_point], known, self.n_layers)
@@ -285,12 +286,11 @@ class PatchingEngine:
             self._check_neuron(site, site.neuron)
         if site.position is None:
             return None
-        per_pair = site.position if isinstance(site.position, tuple) else (site.position,) * len(lengths)
-        if len(per_pair) != len(lengths):
-            raise ValueError(f"{len(per_pair)} positions were given for {len(lengths)} pairs: give one per pair")
-        return torch.tensor(
-            [check_index(p, n, f"position (in a prompt of {n} tokens)") for p, n in zip(per_pair, lengths.tolist())]
-        )
+        per_pair = site.position if isinstance(site.position, tuple) else (site.position,) * len(pairs)
+        if len(per_pair) != len(pairs):
+            raise ValueError(f"{len(per_pair)} positions were given for {len(pairs)} pairs: give one per pair")
+        where = zip(per_pair, pairs.indices, pairs.lengths.tolist())
+        return torch.tensor([check_index(at, n, f"position (in pair {pair}, of {n} tokens)") for at, pair, n in where])
 
     def _check_neuron(self, site: Site, neuron: int) -> None:
         if site.layer is None or site.component not in NEURON_COMPONENTS:
@@ -625,13 +625,19 @@ def _embedded(runner: Runner, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "
     return seen[0]
 
 
+def _samples(references: References | None, noise: GaussianNoise | None) -> int:
+    """How many runs there are of each patch on each pair."""
+    if references is not None:
+        return references.samples
+    return 1 if noise is None else noise.samples
+
+
 def _repeated(
     pairs: EncodedPairs, positions: Sequence[Sequence[Int[Tensor, " pair"] | None]], samples: int
 ) -> tuple[EncodedPairs, list[list[Int[Tensor, " run"] | None]]]:
-    """Each pair's clean prompt, and its patched positions, once per sample of the noise."""
+    """Each pair, and its patched positions, once per sample."""
     fields = dataclasses.fields(pairs)
     runs = {field.name: tuple(v for v in getattr(pairs, field.name) for _ in range(samples)) for field in fields}
-    runs["corrupted"] = runs["clean"]
     per_run = [[None if at is None else at.repeat_interleave(samples) for at in patch] for patch in positions]
     return EncodedPairs(**runs), per_run
 

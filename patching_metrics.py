@@ -270,7 +270,7 @@ class KLDivergence:
 class DatasetMetric:
     """A function of one's own, or a dataset's `compute_metric`: it is given all positions and the whole vocabulary.
 
-    Unless they are given, nothing is known of its unit, and it is taken to be the higher, the better the model does.
+    A dataset says by its `metric_name`, `metric_unit` and `more_is_better` what its own measures.
     """
 
     compute_metric: Callable[[Float[Tensor, "1 pos d_vocab"], int], float]

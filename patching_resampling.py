@@ -25,23 +25,33 @@ Exact for changes that are symmetric about 0, approximate for others.
 
 **Split halves.** The mean Spearman correlation across sites of the effects on two random halves of the pairs.
 
-**Reach.** The mean change, in standard errors, that a test finds with a given power: from the power of the two-sided t
-test (Cohen 1988, chapter 2). Far out in the tails sign flips have less power than t: what should be found with 0.8 was
-found with 0.78 to 0.80 at a level of 0.05, 0.74 to 0.80 at 0.05 / 16, and 0.7 to 0.8 at 0.05 / 144.
+**Reach.** The mean change, in standard errors, that the test finds with a given power: from 4,000 simulated
+experiments with normal changes, in each of which the observed sum is compared with the quantile of the sums with
+random signs. Where few patterns of signs attain the level these are looked at one by one; otherwise the quantile is
+Cornish and Fisher's. What should be found with 0.8 was found with 0.78 to 0.83, at 0.05 and at 0.05 divided by 16,
+144, 270 and 1,000, from 6 to 50 pairs. (The power of the t test promises too much far out in the tails: it gave 0.66
+to 0.75 at 0.05 / 144 with 14 to 24 pairs.)
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import optimize, stats
 
 FEWEST_PAIRS = 5
 """With fewer pairs there is no interval: too many resamples repeat a single pair and have no spread."""
 N_FLIPS = 9_999
+ROUNDING = 1e-12
+"""Share of what is added up that a sum may be off by."""
+N_SIMULATED = 4_000
+"""Experiments from which the power of the test is found."""
+FEW_PATTERNS = 8
+"""Up to so many patterns of signs that attain a level are looked at one by one."""
 MOST_CELLS = 2**21
 """Most numbers of one temporary array: sites are worked through in portions."""
 
@@ -56,13 +66,13 @@ def ratio_intervals(
 ) -> tuple[Float[np.ndarray, " site"], Float[np.ndarray, " site"]]:
     """Lower and upper ends of intervals of mean(change) / mean(gap): the studentised bootstrap (module docstring).
 
-    NaN below `FEWEST_PAIRS` pairs, and where all pairs have exactly one effect: nothing then shows how much others
-    could differ. An end is infinite where the pairs set it no bound: where the gaps scatter about 0, or where so few
-    pairs change anything that resamples leave them out.
+    NaN below `FEWEST_PAIRS` pairs, where the gaps cancel, and where all pairs have exactly one effect: nothing then
+    shows how much others could differ. An end is infinite where the pairs set it no bound: where the gaps scatter about
+    0, or where so few pairs change anything that resamples leave them out.
     """
     n_sites, n_pairs = changes.shape
     low, high = np.full(n_sites, np.nan), np.full(n_sites, np.nan)
-    if n_pairs < FEWEST_PAIRS:
+    if n_pairs < FEWEST_PAIRS or gaps_cancel(gaps):
         return low, high
     shares = np.random.default_rng(seed).multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), n_resamples).T / n_pairs
     tail = math.floor((n_resamples + 1) * (1 - level) / 2 + 1e-9)
@@ -72,7 +82,7 @@ def ratio_intervals(
         effects = changes[rows].mean(axis=1) / gaps.mean()
         residuals = changes[rows] - effects[:, None] * gaps
         pivots = np.sort(_studentised_means(residuals, shares), axis=1)
-        differ = (np.abs(residuals) > 1e-12 * np.abs(gaps).max()).any(axis=1)
+        differ = (np.abs(residuals) > ROUNDING * np.abs(gaps).max()).any(axis=1)
         low[rows] = np.where(differ, effects + _shift(residuals, gaps, pivots[:, -tail]), np.nan)
         high[rows] = np.where(differ, effects + _shift(residuals, gaps, pivots[:, tail - 1]), np.nan)
     return low, high
@@ -89,7 +99,7 @@ def sign_flip_p_values(
     n_sites, n_pairs = changes.shape
     exact = _is_exact(n_pairs, n_flips)
     # The same sum in another order differs by rounding: it has to count as equal.
-    observed = np.abs(changes.sum(axis=1)) - 1e-12 * np.abs(changes).sum(axis=1)
+    observed = np.abs(changes.sum(axis=1)) - ROUNDING * np.abs(changes).sum(axis=1)
     reached = np.zeros(n_sites)
     for signs in _all_signs(n_pairs) if exact else _random_signs(n_pairs, n_flips, seed):
         for rows in _portions(n_sites, len(signs)):
@@ -102,7 +112,8 @@ def split_half_agreement(
 ) -> float:
     """Mean Spearman correlation across sites between the effects on two random halves of the pairs.
 
-    Of an odd number of pairs each split leaves one out. NaN for one pair, for one site, and where all sites tie.
+    Of an odd number of pairs each split leaves one out. NaN for one pair and for one site, and where in some half all
+    sites tie or the gaps cancel: effects that cannot be ranked agree with none.
     """
     n_sites, n_pairs = changes.shape
     half = n_pairs // 2
@@ -115,6 +126,9 @@ def split_half_agreement(
         for part in (order[rows, :half], order[rows, half : 2 * half]):
             member = np.zeros((len(part), n_pairs))
             np.put_along_axis(member, part, 1.0, axis=1)
+            cancelling = np.abs(gaps @ member.T) <= ROUNDING * (np.abs(gaps) @ member.T)
+            if cancelling.any():
+                return math.nan
             ranks.append(stats.rankdata((changes @ member.T) / (gaps @ member.T), axis=0))
         first, second = (rank - rank.mean(axis=0) for rank in ranks)
         scale = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
@@ -123,27 +137,61 @@ def split_half_agreement(
     return math.nan if np.isnan(correlations).any() else float(correlations.mean())
 
 
+def gaps_cancel(gaps: Float[np.ndarray, " pair"]) -> bool:
+    """Whether the gaps' mean is 0 but for rounding, so that no effect can be divided by it."""
+    return bool(abs(gaps.sum()) <= ROUNDING * np.abs(gaps).sum())
+
+
+@functools.lru_cache
 def detectable_size(n_pairs: int, alpha: float, *, power: float = 0.8, n_flips: int = N_FLIPS) -> float:
     """Smallest mean change, in standard errors, that a sign-flip test at `alpha` finds with `power`.
 
-    For normal changes: from the power of the two-sided t test at the largest level that sign flips can attain, exactly
-    where only changes that all have one sign attain it. NaN where no pattern of signs does.
+    For normal changes, by simulation (module docstring). NaN where no pattern of signs attains the level.
     """
     step = smallest_p_value(n_pairs, n_flips)
     patterns = math.floor(alpha / step + 1e-9)
     if patterns < 1:
         return math.nan
-    if patterns == 1 and _is_exact(n_pairs, n_flips):
-        return math.sqrt(n_pairs) * float(stats.norm.ppf(power ** (1 / n_pairs)))
-    critical = stats.t.ppf(1 - patterns * step / 2, n_pairs - 1)
-    shares = (np.arange(2000) + 0.5) / 2000
-    deviations = np.sqrt(stats.chi2.ppf(shares, n_pairs - 1) / (n_pairs - 1))
+    few = patterns <= FEW_PATTERNS and _is_exact(n_pairs, n_flips)
+    found = _found_by_few_patterns if few else _found_by_quantile
+    draws = np.random.default_rng(0).standard_normal((N_SIMULATED, n_pairs))
 
     def missing(size: float) -> float:
-        found = stats.norm.sf(critical * deviations - size) + stats.norm.cdf(-critical * deviations - size)
-        return float(found.mean()) - power
+        changes = draws + size / math.sqrt(n_pairs)
+        return found(changes, patterns, patterns * step).mean() - power
 
-    return float(optimize.brentq(missing, 0.0, critical * deviations[-1] + 10))
+    return float(optimize.brentq(missing, 0.0, 1e3, xtol=1e-3)) if missing(1e3) > 0 else math.nan
+
+
+def _found_by_few_patterns(
+    changes: Float[np.ndarray, "draw pair"], patterns: int, alpha: float
+) -> Bool[np.ndarray, " draw"]:
+    """Whether the observed sum is among the largest: so many patterns of signs, a pattern and its opposite one, pass.
+
+    Those have equal signs but for a few of the smallest changes, so the observed pattern is one of them where its
+    negative changes come to no more than the last one leaves out. The nth smallest is left out by none of the first n:
+    each smaller one, and nothing, leave out less.
+    """
+    n_smallest = min(patterns - 1, changes.shape[1])
+    chosen = (np.arange(2**n_smallest)[:, None] >> np.arange(n_smallest)) & 1
+    smallest = np.sort(np.abs(changes), axis=1)[:, :n_smallest]
+    left_out = np.partition(smallest @ chosen.T, patterns - 1, axis=1)[:, patterns - 1]
+    return -np.minimum(changes, 0).sum(axis=1) <= left_out * (1 + ROUNDING)
+
+
+def _found_by_quantile(
+    changes: Float[np.ndarray, "draw pair"], patterns: int, alpha: float
+) -> Bool[np.ndarray, " draw"]:
+    """Whether the observed sum is beyond the quantile of the sums with random signs.
+
+    By Cornish and Fisher's expansion (1938), in the fourth and the sixth cumulant of these sums.
+    """
+    squares = (changes**2).sum(axis=1)
+    fourth, sixth = (changes**4).sum(axis=1) / squares**2, (changes**6).sum(axis=1) / squares**3
+    z = stats.norm.isf(alpha / 2)
+    quantile = z - fourth / 12 * (z**3 - 3 * z)
+    quantile += sixth / 45 * (z**5 - 10 * z**3 + 15 * z) - fourth**2 / 96 * (3 * z**5 - 24 * z**3 + 29 * z)
+    return np.abs(changes.sum(axis=1)) >= quantile * np.sqrt(squares)
 
 
 def smallest_p_value(n_pairs: int, n_flips: int) -> float:
@@ -158,7 +206,7 @@ def _studentised_means(
     means = residuals @ shares
     squares = residuals**2 @ shares
     variances = squares - means**2
-    without_spread = variances <= 1e-12 * squares
+    without_spread = variances <= ROUNDING * squares
     with np.errstate(divide="ignore", invalid="ignore"):
         pivots = means * np.sqrt((residuals.shape[1] - 1) / variances)
     return np.where(without_spread, np.where(squares > 0, np.copysign(np.inf, means), 0.0), pivots)
@@ -176,8 +224,9 @@ def _shift(
     centred = gaps - gaps.mean()
     error = residuals.var(axis=1, ddof=1) / n
     shared = residuals @ centred / (n - 1) / n
-    bounded = gaps.mean() ** 2 > pivot**2 * (gaps.var(ddof=1) / n)
-    q = np.where(bounded, pivot, 0.0)
+    finite = np.where(np.isinf(pivot), 0.0, pivot)
+    bounded = np.isfinite(pivot) & (gaps.mean() ** 2 > finite**2 * (gaps.var(ddof=1) / n))
+    q = np.where(bounded, finite, 0.0)
     leading = gaps.mean() ** 2 - q**2 * gaps.var(ddof=1) / n
     root = -(q**2 * shared + q * np.sqrt(q**2 * shared**2 + leading * error)) / leading
     return np.where(bounded, root, np.copysign(np.inf, -pivot))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from patching_sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, is_integer
 from patching_statistics import Correction, SiteStatistics
 from patching_sweep import Sweep
-from result_files import read_sweep, write_csv, write_parquet, write_sweep
+from result_files import write_csv, write_parquet, write_sweeps
 from result_html import escaped, results_html
 
 Item = TypeVar("Item")
@@ -146,7 +146,7 @@ class SweepResults:
 
     def save(self, path: str | Path) -> Path:
         """Write the results as JSON; `load_results` reads them back, equal to these."""
-        return write_sweep(self.sweep, type(self).__name__, path)
+        return write_sweeps([self.sweep], type(self).__name__, path)
 
 
 class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
@@ -375,22 +375,6 @@ class PositionResults(SweepResults):
             if site.component == component:
                 table[site.layer, site.position if names is None else names.index(str(site.position_name))] = effect
         return table
-
-
-def load_results(path: str | Path) -> LayerResults | HeadResults | NeuronResults | PositionResults | SweepResults:
-    """The results that `.save(path)` wrote, equal to those that were saved.
-
-    Raises:
-        OSError: where the file cannot be read.
-        ValueError: where it is no such file, one of another format version, or damaged.
-    """
-    kind, sweep = read_sweep(path)
-    kinds = {kind.__name__: kind for kind in (LayerResults, HeadResults, NeuronResults, PositionResults, SweepResults)}
-    if kind not in kinds:
-        raise ValueError(
-            f"{path} holds {kind!r}, expected one of {', '.join(kinds)}: read it with the version that wrote it"
-        )
-    return kinds[kind](sweep)
 
 
 def patch_key(patch: Patch) -> str:

@@ -40,7 +40,7 @@ class Experiment:
 
     runner: Runner
     pairs: EncodedPairs
-    """Under noise each pair stands here once per sample of the noise."""
+    """Each pair stands here once per sample, of the noise or of what is written."""
     patches: Sequence[Patch]
     positions: Sequence[Sequence[Int[Tensor, " pair"] | None]]
     """For each site of each patch its position in each pair; None for all positions."""

@@ -6,8 +6,8 @@ A patch writes, into the run that the direction says (denoising: the corrupted o
     Zero()       zero: zero ablation
     Mean()       its mean over reference prompts of the same template and length, position by position: mean ablation
                  (Wang et al. 2022, section 3.1)
-    Resample()   its value in another pair's prompt of the same template and length: resample ablation (Chan et al.
-                 2022, "Causal Scrubbing")
+    Resample()   its value in another pair's prompt of the same template and length, of one or several that are run
+                 one by one: resample ablation (Chan et al. 2022, "Causal Scrubbing")
 
 The last three remove what a component says about this prompt: *ablations*. The effect keeps its formula, with the same
 two baselines, and means: by which share of the way from the clean to the corrupted metric (noising) does the behaviour
@@ -42,12 +42,14 @@ Prompts = tuple[Int[Tensor, " _"], ...]
 
 @dataclass(frozen=True)
 class References:
-    """For each pair the prompts over which the written activations are averaged; none at all stands for zero."""
+    """For each run the prompts over which the written activations are averaged; none at all stands for zero."""
 
     groups: tuple[Prompts, ...]
     """Sets of prompts, all of one length in each."""
     of_pair: tuple[int, ...]
-    """Which of the groups is each pair's."""
+    """Which of the groups is each pair's, as often as there are samples, one after the other."""
+    samples: int = 1
+    """How many runs each patch has on each pair; the metric is averaged over them."""
 
     def first_change(self, base: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, " pair"]:
         """First position at which what is written may differ from the run of each of these prompts.
@@ -161,28 +163,38 @@ class Mean:
 class Resample:
     """Resample ablation: the activation's value in the corrupted prompt of another pair of the dataset.
 
-    The other pair has the same template (where the dataset names templates) and as many tokens. Which one it is
-    depends on the seed, the pair and the dataset alone.
+    The other pair has the same template (where the dataset names templates) and as many tokens. With several samples
+    each pair is run with as many others, no one twice, and the metric is averaged over these runs: not the activations,
+    whose mean is a value that none of the prompts has (`Mean`).
     """
 
     seed: int = 0
+    """Which others they are depends on the seed, the pair and the dataset alone. The first is the same, however many
+    samples there are."""
+    samples: int = 1
+    """How many other pairs each pair is run with."""
 
     def __post_init__(self) -> None:
         _check_seed(self.seed)
+        object.__setattr__(self, "samples", _checked_samples(self.samples, "Resample"))
 
     @property
     def label(self) -> str:
-        return f"another pair's corrupted run, of the same template and length (seed {self.seed})"
+        if self.samples == 1:
+            return f"another pair's corrupted run, of the same template and length (seed {self.seed})"
+        return (
+            f"other pairs' corrupted runs, of the same template and length ({self.samples} samples, seed {self.seed})"
+        )
 
     @property
     def is_ablation(self) -> bool:
         return True
 
     def references(self, pairs: EncodedPairs, pool: EncodedPairs) -> References:
-        """The donor of each pair, out of the pairs of `pool`, which are of the same dataset.
+        """The donors of each pair, out of the pairs of `pool`, which are of the same dataset.
 
         Raises:
-            ValueError: where a pair has none.
+            ValueError: where a pair has fewer than there are samples.
         """
         by_key: dict[tuple[str, int], list[int]] = {}
         for i, key in enumerate(_keys(pool)):
@@ -191,16 +203,21 @@ class Resample:
             [i for i in by_key.get(key, []) if pool.indices[i] != index]
             for index, key in zip(pairs.indices, _keys(pairs))
         ]
-        if lacking := [i for i, possible in enumerate(donors) if not possible]:
+        if lacking := [i for i, possible in enumerate(donors) if len(possible) < self.samples]:
+            found = min(len(donors[i]) for i in lacking)
             raise ValueError(
-                f"{_named(pairs, lacking)} no other pair of the same template and length whose value could be taken: "
-                "make the dataset larger, or leave the pair out with pair_indices"
+                f"{_named(pairs, lacking)} {f'fewer than {self.samples}' if self.samples > 1 else 'no'} other "
+                f"pair{'s' * (self.samples > 1)} of the same template and length whose value could be taken: make the "
+                f"dataset larger, {f'ask for at most {found} samples, ' if found else ''}or leave the pair out with "
+                "pair_indices"
             )
         chosen = [
-            possible[np.random.default_rng([self.seed, index]).integers(len(possible))]
+            possible[at]
             for index, possible in zip(pairs.indices, donors)
+            for at in np.random.default_rng([self.seed, index]).permutation(len(possible))[: self.samples]
         ]
-        return References(tuple((pool.corrupted[i],) for i in chosen), tuple(range(len(pairs))))
+        group = {i: number for number, i in enumerate(sorted(set(chosen)))}
+        return References(tuple((pool.corrupted[i],) for i in group), tuple(group[i] for i in chosen), self.samples)
 
 
 OTHER_RUN = OtherRun()
@@ -272,14 +289,12 @@ class GaussianNoise:
         multiple = self.multiple
         if isinstance(multiple, bool) or not isinstance(multiple, Real) or not 0 <= multiple < np.inf:
             raise ValueError(f"noise multiple is {multiple!r}, expected a number of at least 0, usually 3")
-        if not is_integer(self.samples) or self.samples < 1:
-            raise ValueError(f"noise samples is {self.samples!r}, expected at least 1, an integer")
+        object.__setattr__(self, "samples", _checked_samples(self.samples, "noise"))
         _check_seed(self.seed)
         places = as_list(self.positions)
         if not places:
             raise ValueError("noise positions is empty: give at least one token to put noise on")
         object.__setattr__(self, "positions", tuple(dict.fromkeys(places)))
-        object.__setattr__(self, "samples", operator.index(self.samples))
 
     @property
     def label(self) -> str:
@@ -366,8 +381,10 @@ def positions_in_pairs(place: int | str, pairs: EncodedPairs) -> tuple[int, ...]
     """
     if isinstance(place, str):
         return named_positions(pairs, place)
-    lengths = pairs.lengths.tolist()
-    return tuple(check_index(place, n, f"position (in a prompt of {n} tokens)") for n in lengths)
+    return tuple(
+        check_index(place, n, f"position (in pair {pair}, of {n} tokens)")
+        for pair, n in zip(pairs.indices, pairs.lengths.tolist())
+    )
 
 
 def as_list(positions: Any) -> list[int | str]:
@@ -394,6 +411,12 @@ def _named(pairs: EncodedPairs, lacking: Sequence[int]) -> str:
     template, length = _keys(pairs)[i]
     which = f"pair {pairs.indices[i]} ({f'template {template!r}, ' if template else ''}{length} tokens)"
     return which + (" has" if len(lacking) == 1 else f" and {len(lacking) - 1} more have")
+
+
+def _checked_samples(samples: int, whose: str) -> int:
+    if not is_integer(samples) or samples < 1:
+        raise ValueError(f"{whose} samples is {samples!r}, expected at least 1, an integer")
+    return operator.index(samples)
 
 
 def _check_seed(seed: int) -> None:

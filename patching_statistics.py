@@ -19,6 +19,7 @@ The methods, with sources and how often they were right in simulations, stand in
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -33,6 +34,7 @@ from patching_resampling import (
     FEWEST_PAIRS,
     N_FLIPS,
     detectable_size,
+    gaps_cancel,
     ratio_intervals,
     sign_flip_p_values,
     smallest_p_value,
@@ -45,8 +47,10 @@ CORRECTIONS: dict[Correction, str] = {"bh": "Benjamini-Hochberg", "by": "Benjami
 
 ROUGH_BELOW = 10
 """With fewer pairs intervals are wide, and of skewed changes they hold the true effect less often than they claim."""
+FLIPS_AT_LEVEL = 20
+"""How many random sign flips may reach a site's change while it alone is significant: with few, chance decides."""
 MOST_FLIPS = 99_999
-"""Sign flips for maps of so many sites that fewer could not single out one of them."""
+"""Most sign flips, for maps of many sites."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +95,12 @@ class SiteStatistics:
     def significant(self) -> Bool[np.ndarray, " site"]:
         return self.p_corrected <= self.alpha
 
+    def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
+        """`significant`, with a warning where no site is, and a single one could not be whatever its effect."""
+        if not self.significant.any() and math.isnan(self.detectable_effect):
+            warnings.warn(f"nothing is significant at {self.alpha:g}: {'; '.join(self.notes)}", stacklevel=3)
+        return self.significant
+
     @property
     def detectable_effect(self) -> float:
         """`detectable` of the median site, among those that change anything."""
@@ -102,9 +112,10 @@ class SiteStatistics:
         """Agreement to expect between the effects on all these pairs and on as many new ones.
 
         The split-half agreement, stepped up from half the pairs to all of them by Spearman and Brown's formula
-        2r / (1 + r) (1910); derived for Pearson's correlation, for ranks it is an approximation.
+        2r / (1 + |r|) (1910; the bars, for halves that disagree, are Krus & Helmstadter's, 1993); derived for Pearson's
+        correlation, for ranks it is an approximation.
         """
-        return 2 * self.split_half / (1 + self.split_half)
+        return 2 * self.split_half / (1 + abs(self.split_half))
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per site."""
@@ -155,9 +166,11 @@ def site_statistics(
     _check_values(patched, base, source, labels)
     # Sums over pairs round by where the numbers lie in memory: selected pairs and loaded files lie differently.
     changes, gaps = np.ascontiguousarray(patched - base), source - base
+    exponent = np.frexp(np.abs(gaps).max())[1]  # whatever the metric's unit: a power of two changes no digit
+    changes, gaps = np.ldexp(changes, -exponent), np.ldexp(gaps, -exponent)
     n_pairs = len(gaps)
     lone = _level_of_a_lone_site(alpha, len(labels), correction)
-    n_flips = min(max(N_FLIPS, math.ceil(2 / lone)), MOST_FLIPS)
+    n_flips = min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
     for_intervals, for_flips, for_splits = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     low, high = ratio_intervals(changes, gaps, level=level, n_resamples=n_resamples, seed=for_intervals)
     p = sign_flip_p_values(changes, n_flips=n_flips, seed=for_flips)
@@ -228,7 +241,10 @@ def _notes(
             f"significant: {remedy}"
         )
     if math.isnan(split_half):
-        yield "no split-half agreement: there is one site alone, or all sites have one effect"
+        yield (
+            "no split-half agreement: there is one site alone, or in some half of the pairs all sites have one effect, "
+            "or the gaps cancel"
+        )
 
 
 def _check_settings(seed: int, level: float, alpha: float, correction: str, power: float, n_resamples: int) -> None:
@@ -273,7 +289,7 @@ def _check_values(
         if not np.isfinite(values).all():
             at = np.flatnonzero(~np.isfinite(values)).tolist()
             raise ValueError(f"{name} is NaN or inf at {_count(len(at), 'pair')}, first {at[0]}: leave those pairs out")
-    if (source - base).mean() == 0:
+    if gaps_cancel(source - base):
         raise ValueError("the gaps between base and source cancel: their mean is 0, and no effect can be divided by it")
 
 

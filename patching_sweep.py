@@ -23,6 +23,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from metric_sets import metric_key
+from patching_resampling import gaps_cancel
 from patching_sites import Patch, Site
 from patching_statistics import Correction, SiteStatistics, site_statistics
 
@@ -96,6 +97,10 @@ class Sweep:
     """What was written: the other run's activation, or what an ablation puts in its place (`patching_sources`)."""
     noise: str = ""
     """The noise on the clean prompt's embeddings that makes the corrupted run; empty where the prompts differ."""
+    varies: str = ""
+    """Which signal the dataset's corruption changes; empty where it does not say, or noise makes the corrupted run."""
+    dataset_seed: int | None = None
+    """The seed that the dataset's pairs were drawn from; None where it has none."""
     min_relative_change: float = MIN_RELATIVE_CHANGE
     """A pair is left out of effects where |clean - corrupted| is below this share of max(|clean|, |corrupted|)."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -205,9 +210,10 @@ class Sweep:
         usable = self.usable
         if not usable.any():
             return np.full(len(self.patches), np.nan)
-        base = self.base[usable].mean()
-        gap = self.source[usable].mean() - base  # can be 0 although no pair's is: accuracies turn around both ways
-        return (self.patched[:, usable].mean(axis=1) - base) / (gap or np.nan)
+        base, source = self.base[usable], self.source[usable]
+        # The gaps can cancel although no pair's is 0: accuracies turn around both ways.
+        gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
+        return (self.patched[:, usable].mean(axis=1) - base.mean()) / gap
 
     def statistics(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metric_sets import MetricChoice, choose_metrics
 from patching_metrics import AnswerMetric, Answers, DatasetMetric, LogitDifference, Metric
-from patching_sites import check_index, check_indices
+from patching_sites import check_index, check_indices, is_integer
 
 MOST_LISTED = 5
 """How many offenders an error names; it counts them all."""
@@ -31,6 +31,15 @@ TargetTokens: TypeAlias = int | Sequence[int] | None
 
 class PatchingDataset(ABC):
     """Base class of tasks: subclass it and give pairs and target tokens; the rest has defaults."""
+
+    seed: int | None = None
+    """The seed that the pairs were drawn from, which results keep; None where they were not drawn."""
+    metric_name: str = "compute_metric"
+    """What the dataset's own `compute_metric` measures, for tables and figures; of no account where it has none."""
+    metric_unit: str = ""
+    """Its unit, for instance `nats`; empty where it has none."""
+    more_is_better: bool = True
+    """Whether it is the higher, the better the model does what the clean prompt asks for. False for a loss."""
 
     @property
     @abstractmethod
@@ -68,7 +77,8 @@ class PatchingDataset(ABC):
     def compute_metric(self, logits: Float[Tensor, "1 pos d_vocab"], pair_idx: int) -> float:
         """logit(correct) - logit(incorrect) at the last position, in logits. Override it to measure something else.
 
-        Several answers of one side count as one whose probability is the sum of theirs.
+        `metric_name`, `metric_unit` and `more_is_better` say then what it is. Several answers of one side count as one
+        whose probability is the sum of theirs.
         """
         correct, incorrect = (_token_ids(targets) for targets in self.get_target_tokens(pair_idx))
         metric = LogitDifference(Answers((correct,), (incorrect,), (pair_idx,)))
@@ -154,6 +164,20 @@ def check_is_dataset(dataset: object) -> None:
         )
 
 
+def seed_of(dataset: PatchingDataset) -> int | None:
+    """The seed of the dataset, as results keep it.
+
+    Raises:
+        ValueError: where it is neither an integer nor None.
+    """
+    if dataset.seed is not None and not is_integer(dataset.seed):
+        raise ValueError(
+            f"the dataset {dataset.name!r} has the seed {dataset.seed!r}, expected the integer that its pairs were "
+            "drawn from, or None"
+        )
+    return None if dataset.seed is None else operator.index(dataset.seed)
+
+
 def described(given: object) -> str:
     """What was given in the place of something else, for messages."""
     return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
@@ -206,7 +230,8 @@ def dataset_metrics(
 
     Raises:
         ValueError: for an unknown metric, where one needs an answer that a pair has not, where an answer is not one
-            token of the model's vocabulary, and where a `Metric` object was made for other pairs.
+            token of the model's vocabulary, where a `Metric` object was made for other pairs, and where the dataset
+            says of its own metric what is no name, no unit or no truth value.
     """
 
     @functools.cache
@@ -217,7 +242,7 @@ def dataset_metrics(
 
     def own() -> Metric:
         if has_own_metric(dataset):
-            return DatasetMetric(dataset.compute_metric, tuple(pair_indices))
+            return _own_metric(dataset, tuple(pair_indices))
         return LogitDifference(answers())
 
     chosen = [_of_pairs(metric, tuple(pair_indices)) for metric in choose_metrics(metrics, own, answers)]
@@ -369,6 +394,22 @@ def _checked_template(dataset: PatchingDataset, index: int) -> str:
     if not isinstance(template, str):
         raise ValueError(f"pair {index}: get_template returned {template!r}, expected a text, empty for no template")
     return template
+
+
+def _own_metric(dataset: PatchingDataset, pair_indices: tuple[int, ...]) -> DatasetMetric:
+    """The dataset's own metric, as the dataset declares it."""
+    name, unit, more_is_better = dataset.metric_name, dataset.metric_unit, dataset.more_is_better
+    if not isinstance(name, str) or not name.strip() or not isinstance(unit, str):
+        raise ValueError(
+            f"the dataset {dataset.name!r} has the metric_name {name!r} and the metric_unit {unit!r}, expected two "
+            "texts, the first not empty"
+        )
+    if not isinstance(more_is_better, bool):
+        raise ValueError(
+            f"the dataset {dataset.name!r} has more_is_better {more_is_better!r}, expected True, or False where its "
+            "compute_metric is the lower, the better the model does"
+        )
+    return DatasetMetric(dataset.compute_metric, pair_indices, name, unit, more_is_better)
 
 
 def _token_ids(targets: Any) -> tuple[int, ...]:

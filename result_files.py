@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from csv import QUOTE_NONNUMERIC
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,7 @@ import pandas as pd
 from patching_sites import Patch, Site
 from patching_sweep import MetricValues, Sweep
 
-FILE_FORMAT = 3
+FILE_FORMAT = 4
 """Raised whenever what is stored changes."""
 
 
@@ -60,19 +60,19 @@ def write_parquet(table: pd.DataFrame, path: str | Path) -> Path:
     return write_file(path, content.getvalue())
 
 
-def write_sweep(sweep: Sweep, kind: str, path: str | Path) -> Path:
-    """The sweep as JSON, with the name of the kind of results it is shown as.
+def write_sweeps(sweeps: Sequence[Sweep], kind: str, path: str | Path) -> Path:
+    """One sweep, or those of both directions, as JSON, with the name of the kind of results they are shown as.
 
     Raises:
         OSError: where the path cannot be written.
     """
-    stored = {"format": FILE_FORMAT, "kind": kind, "sweep": _to_json(sweep)}
+    stored = {"format": FILE_FORMAT, "kind": kind, "sweeps": [_to_json(sweep) for sweep in sweeps]}
     text = json.dumps(stored, ensure_ascii=False, allow_nan=False, default=_number)
     return write_file(path, text.encode())
 
 
-def read_sweep(path: str | Path) -> tuple[str, Sweep]:
-    """(kind of results, sweep) that `write_sweep` wrote, every number as it was.
+def read_sweeps(path: str | Path) -> tuple[str, list[Sweep]]:
+    """(kind of results, one sweep or two) that `write_sweeps` wrote, every number as it was.
 
     Raises:
         OSError: where the file cannot be read.
@@ -89,7 +89,10 @@ def read_sweep(path: str | Path) -> tuple[str, Sweep]:
             "wrote it, or run the experiment again"
         )
     try:
-        return stored["kind"], _from_json(stored["sweep"])
+        sweeps = [_from_json(fields) for fields in stored["sweeps"]]
+        if len(sweeps) not in (1, 2):
+            raise ValueError(f"{len(sweeps)} sweeps, expected one, or one of each direction")
+        return stored["kind"], sweeps
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run the experiment again") from error
 

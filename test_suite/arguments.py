@@ -319,6 +319,19 @@ def test_both_directions_have_every_metric_and_a_table(in_both: BothDirections) 
         pd.testing.assert_frame_equal(part, results.to_dataframe())
 
 
+def test_both_directions_are_read_back_as_they_were_saved(in_both: BothDirections, tmp_path: Path) -> None:
+    loaded = load_results(in_both.save(tmp_path / "both.json"))
+    assert isinstance(loaded, BothDirections) and loaded == in_both and loaded != BothDirections(*[in_both.noising] * 2)
+    assert loaded.reading().equals(in_both.reading())
+    selected = load_results(in_both.by_metric("rank").save(tmp_path / "both.json"))
+    assert selected == in_both.by_metric("rank") != in_both
+    table = in_both.to_dataframe()
+    pd.testing.assert_frame_equal(pd.read_parquet(in_both.to_parquet(tmp_path / "both.parquet")), table)
+    read = pd.read_csv(in_both.to_csv(tmp_path / "both.csv"))
+    assert read["effect"].tolist() == pytest.approx(table["effect"].tolist(), nan_ok=True, abs=0)
+    assert read["direction"].tolist() == table["direction"].tolist()
+
+
 def test_important_heads_are_looked_for_among_heads_alone(
     in_both: BothDirections, heads: HeadPatcher, layers: ActivationPatcher, names: IOIDataset
 ) -> None:
@@ -341,7 +354,7 @@ def test_important_heads_are_looked_for_among_heads_alone(
 def test_a_damaged_file_is_told_as_such(in_both: BothDirections, tmp_path: Path) -> None:
     path = in_both.noising.save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
-    stored["sweep"]["patches"][0]["sites"] = [["not", "a", "site"]]
+    stored["sweeps"][0]["patches"][0]["sites"] = [["not", "a", "site"]]
     path.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="is damaged"):
         load_results(path)

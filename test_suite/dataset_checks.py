@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from activation_patching import (
     PromptPairs,
     Zero,
     check_dataset,
+    summarize_results,
 )
 from docs import four_corruptions
 from patching_engine import PatchingEngine
@@ -60,7 +62,9 @@ class OwnTask(PatchingDataset):
 
 
 class Loss(OwnTask):
-    """The less the better, which nothing tells: cross entropy of the right answer."""
+    """The less the better: cross entropy of the right answer."""
+
+    metric_name, metric_unit, more_is_better = "loss", "nats", False
 
     def __init__(self, task: PatchingDataset) -> None:
         super().__init__(task.get_clean_corrupt_pairs())
@@ -242,11 +246,41 @@ def test_every_faulty_pair_is_named_and_the_others_are_checked():
 # --- all kinds of datasets --------------------------------------------------------------------------------------------
 
 
-def test_a_metric_of_ones_own_needs_no_answers_and_may_be_less_for_better():
-    check = check_dataset(bundled(), Loss(IOIDataset(bundled(), 5)))
-    assert check.verdict == "ready" and check.metric == "compute_metric" and check.clean_metric < check.corrupted_metric
+def test_a_metric_of_ones_own_needs_no_answers_and_may_be_less_for_better(capsys):
+    loss = Loss(IOIDataset(bundled(), 5))
+    check = check_dataset(bundled(), loss)
+    assert check.verdict == "ready" and check.clean_metric < check.corrupted_metric
+    assert (check.metric, check.unit, check.more_is_better) == ("loss", "nats", False)
+    assert "mean, nats, less is better" in str(check)
     assert check.clean_preference is None and check.clean_accuracy is None
     assert "How often the model is right cannot be said" in told(check, "note")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = patched(loss, metrics=["dataset", "kl_divergence"])
+    assert results.metrics == ("loss", "KL divergence") and results.by_metric("loss") == results
+    summarize_results(results)
+    assert re.search(r"loss: clean .* nats \(less is better\)", " ".join(capsys.readouterr().out.split()))
+
+
+def test_nothing_is_guessed_of_a_metric_of_ones_own():
+    """What is declared holds, against every pair too; and where that fits none, the user is asked."""
+    loss = Loss(IOIDataset(bundled(), 5))
+    loss.more_is_better = True
+    check = check_dataset(bundled(), loss)
+    assert check.verdict == "not usable" and "does not make the mean loss clearly worse" in told(check, "fault")
+    remedy = "Use a corruption that breaks the behaviour, or, if less of it is better, declare more_is_better=False"
+    assert remedy in [finding.remedy for finding in check.findings]
+    with pytest.warns(UserWarning, match="or, if less of it is better, declare more_is_better=False"):
+        patched(loss)
+    for changes, message in (
+        ({"metric_name": " "}, "the dataset 'own task' has the metric_name ' ' and .* expected two texts"),
+        ({"metric_unit": None}, "the metric_unit None, expected two texts"),
+        ({"more_is_better": "no"}, "has more_is_better 'no', expected True, or False where its compute_metric"),
+    ):
+        wrong = Loss(IOIDataset(bundled(), 1))
+        vars(wrong).update(changes)
+        with pytest.raises(ValueError, match=message):
+            patched(wrong)
 
 
 def test_without_a_wrong_answer_the_right_one_is_measured_alone():

@@ -27,7 +27,6 @@ from activation_patching import (
 from head_patching import HeadPatcher
 from model_runners import make_runner
 from patch_sets import layer_window
-from patching_directions import _reading
 from patching_engine import PatchingEngine, embedding_deviation
 from patching_metrics import Answers, LogitDifference
 from patching_results import HeadResults
@@ -120,8 +119,12 @@ def expected_prompts(source: Any, pairs: EncodedPairs) -> list[list[Tensor]]:
     if isinstance(source, Mean):
         return [[pairs.corrupted[j] for j in group] for group in alike]
     donors = [[j for j in group if j != i] for i, group in enumerate(alike)]
-    chosen = [group[np.random.default_rng([source.seed, i]).integers(len(group))] for i, group in enumerate(donors)]
-    return [[pairs.corrupted[j]] for j in chosen]
+    return [[pairs.corrupted[group[drawn(source.seed, i, len(group))[0]]]] for i, group in enumerate(donors)]
+
+
+def drawn(seed: int, pair: int, n_donors: int) -> list[int]:
+    """The donors of a pair in the order in which they are drawn, as documented."""
+    return np.random.default_rng([seed, pair]).permutation(n_donors).tolist()
 
 
 @falls_back
@@ -142,6 +145,30 @@ def test_every_source_agrees_with_plain_patching(name: str, source: Any) -> None
 def test_every_source_at_every_hook_point_agrees_with_plain_patching(name: str, source: Any, direction: str) -> None:
     for metric in (last_position_metric, everything_metric):
         assert_plain_patching_agrees(name, source, sites_for(source, name), metric, direction)
+
+
+@falls_back
+@pytest.mark.parametrize("direction", ["noising", pytest.param("denoising", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", model_parameters(PLAIN, slow=["hooked:grouped", "bridge:llama", "bridge:bloom"]))
+def test_several_donors_are_run_one_by_one_and_their_metrics_averaged(name: str, direction: str) -> None:
+    model, samples = small_model(name), 2
+    pairs = token_pairs([9, 7, 9, 7, 9, 7], [(3,), (2, 4), (3,), (), (5, 6), (0,)])
+    places = [Site(block_hook(1, "attn_out"), position=(4, 3, 6, 3, 4, 5)), Site(block_hook(2, "mlp_post"), neuron=3)]
+    patches = [*single([*sampled_sites(name, [None, 5, -1])[::3], *places]), Patch(tuple(places))]
+    metric = everything_metric(6) if direction == "noising" else last_position_metric(6)
+    found = sweep_with(model, pairs, patches, direction, source=Resample(2, samples), metric=metric)
+    others = [[j for j in range(6) if j != i and len(pairs.clean[j]) == len(pairs.clean[i])] for i in range(6)]
+    expected = np.zeros_like(found.patched)
+    for sample in range(samples):
+        donors = [others[i][drawn(2, i, len(others[i]))[sample]] for i in range(6)]
+        names = [site.hook_point for patch in patches for site in patch.sites]
+        written = [[pairs.corrupted[donor]] for donor in donors]
+        plain = PlainPatching(model, pairs, names, direction, written=written)
+        expected += np.array([measured(metric, logits) for logits in plain.logits(patches)]) / samples
+    np.testing.assert_allclose(found.patched, expected, atol=TOLERANCE, rtol=0)
+    one = sweep_with(model, pairs, patches, direction, source=Resample(2), metric=metric)
+    assert abs(found.patched - one.patched).max() > 1e-3
+    np.testing.assert_allclose([found.clean, found.corrupted], [one.clean, one.corrupted], atol=1e-6, rtol=0)
 
 
 def assert_plain_patching_agrees(name: str, source: Any, sites: Sequence[Site], metric: Any, direction: str) -> None:
@@ -229,6 +256,16 @@ def test_donors_are_other_pairs_of_the_same_template_and_depend_on_the_seed() ->
         assert all(i != j and pairs.templates[i] == pairs.templates[j] for i, j in enumerate(donors))
         seen.add(tuple(donors))
     assert len(seen) > 5
+
+
+def test_several_donors_are_different_and_begin_with_the_single_one() -> None:
+    pairs = token_pairs([9] * 7, [(3,)] * 7)
+    one, two = (references(Resample(5, samples), pairs, lambda dataset: pairs) for samples in (1, 2))
+    of_one, of_two = ([r.groups[group][0] for group in r.of_pair] for r in (one, two))
+    assert (one.samples, two.samples, len(of_two)) == (1, 2, 14)
+    for i in range(7):
+        first, second = of_two[2 * i : 2 * i + 2]
+        assert first is of_one[i] and second is not first and pairs.corrupted[i] is not second
 
 
 def test_a_patch_that_writes_what_is_there_is_not_run() -> None:
@@ -581,11 +618,57 @@ def test_the_heads_of_the_induction_model_are_sufficient_and_necessary() -> None
     assert found == {cell: "both" if cell in both else "neither" for cell in found} and len(found) == 12
 
 
+def in_two_ways(denoising: Sequence[float], noising: Sequence[float], n_pairs: int = 12) -> BothDirections:
+    """Heads of these effects, given exactly by the pairs' mean and varied over pairs by a tenth of the gap."""
+    heads = single([Site(block_hook(0, "z"), head=head) for head in range(len(denoising))])
+    tokens = ((" a",),) * n_pairs
+    sizes = {"n_layers": 1, "n_heads": len(denoising), "n_key_value_heads": len(denoising)}
+    about = {"model": "made-up", "task": "", "clean_tokens": tokens, "corrupted_tokens": tokens, **sizes}
+    scatter = np.random.default_rng(0).normal(0, 0.1, (len(denoising), n_pairs))
+    scatter -= scatter.mean(axis=1, keepdims=True)
+
+    def results(direction: Any, effects: Sequence[float]) -> HeadResults:
+        share = np.array(effects)[:, None] + scatter
+        patched = 4 * share if direction == "denoising" else 4 - 4 * share
+        values = MetricValues("logit difference", "logits", True, patched, np.full(n_pairs, 4.0), np.zeros(n_pairs))
+        return HeadResults(Sweep(tuple(heads), (values,), direction, pair_indices=tuple(range(n_pairs)), **about))
+
+    return BothDirections(results("denoising", denoising), results("noising", noising))
+
+
 def test_readings_name_the_four_cases() -> None:
-    cases = {(0.5, 0.5): "both", (0.5, 0.0): "sufficient", (-0.9, 0.1): "necessary", (0.0, -0.9): "neither"}
-    for effects, expected in cases.items():
-        assert _reading(*effects, 0.1) == expected
-    assert _reading(float("nan"), 1.0, 0.1) is None
+    reading = in_two_ways([0.5, 0.5, -0.9, 0.0], [0.5, 0.0, 0.2, -0.9]).reading(0.1)
+    assert reading["reading"].tolist() == ["both", "sufficient", "necessary", "neither"]
+    np.testing.assert_allclose(
+        reading[["denoising", "noising"]], [[0.5, 0.5], [0.5, 0], [-0.9, 0.2], [0, -0.9]], atol=1e-9
+    )
+    idle = in_two_ways([0.5], [0.5])
+    values = replace(idle.noising.sweep.measured[0], corrupted=np.full(12, 4.0))
+    unknown = BothDirections(idle.denoising, HeadResults(replace(idle.noising.sweep, measured=(values,))))
+    assert unknown.reading()["reading"].tolist() == unknown.reading(alpha=0.05)["reading"].tolist() == [None]
+
+
+def test_readings_may_ask_for_significance() -> None:
+    """0.02 is far from certain with this scatter, 0.08 is certain, and 0.5 is both large and certain."""
+    both = in_two_ways([0.02, 0.08, 0.5, -0.5], [0.5, 0.08, 0.02, -0.5])
+    for threshold, alpha, expected in (
+        (0.1, None, ["necessary", "neither", "sufficient", "neither"]),
+        (0.01, None, ["both", "both", "both", "neither"]),
+        (None, 0.05, ["necessary", "both", "sufficient", "neither"]),
+        (0.1, 0.05, ["necessary", "neither", "sufficient", "neither"]),
+        (0.01, 0.05, ["necessary", "both", "sufficient", "neither"]),
+    ):
+        assert both.reading(threshold, alpha=alpha)["reading"].tolist() == expected
+    sure = both.reading(None, alpha=0.01)
+    for direction, results in (("denoising", both.denoising), ("noising", both.noising)):
+        assert sure[f"{direction}_p"].tolist() == results.statistics(alpha=0.01).p_corrected.tolist()
+    with pytest.warns(UserWarning, match=r"nothing is significant at 0\.05: .*use at least"):
+        few = in_two_ways([0.5], [0.5], n_pairs=4).reading(alpha=0.05)
+    assert few["reading"].tolist() == ["neither"]
+    with pytest.raises(ValueError, match="threshold and alpha are both None"):
+        both.reading(None)
+    with pytest.raises(ValueError, match="alpha is 5, expected a number between 0 and 1"):
+        both.reading(alpha=5)
 
 
 # --- what results record -------------------------------------------------------------------------------------------
@@ -673,8 +756,14 @@ def test_noise_needs_no_corrupted_prompt() -> None:
         ({"window": 0}, r"window is 0, expected an odd number"),
         ({"position": "C"}, r"3 of 3 pairs have no position named 'C'"),
         ({"position": []}, r"position is empty"),
-        ({"position": [1, 50]}, r"50 is out of range"),
+        ({"position": [1, 50]}, r"position \(in pair 0, of 9 tokens\) 50 is out of range"),
+        ({"position": 8}, r"position \(in pair 1, of 7 tokens\) 8 is out of range"),
         ({"source": Resample(), "pair_indices": [1]}, r"pair 1 .*7 tokens.* has no other pair of the same"),
+        (
+            {"source": Resample(samples=2), "pair_indices": [0, 2]},
+            r"pair 0 \(9 tokens\) and 1 more have fewer than 2 other pairs of the same template and length whose value "
+            r"could be taken: make the dataset larger, ask for at most 1 samples, or leave",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_any_run(mixed: Words, options: Any, message: str) -> None:
@@ -692,6 +781,8 @@ def test_what_cannot_be_run_is_refused_before_any_run(mixed: Words, options: Any
         (lambda: Mean(run="both"), r"'both', expected 'corrupted' or 'clean'"),
         (lambda: Resample(seed=-1), r"seed is -1"),
         (lambda: Resample(seed=0.5), r"seed is 0\.5"),
+        (lambda: Resample(samples=0), r"Resample samples is 0, expected at least 1, an integer"),
+        (lambda: Resample(samples=1.5), r"Resample samples is 1\.5"),
         (lambda: GaussianNoise([]), r"noise positions is empty"),
         (lambda: GaussianNoise(1, multiple=-1), r"multiple is -1"),
         (lambda: GaussianNoise(1, multiple=float("nan")), r"multiple is nan"),
@@ -722,7 +813,9 @@ def test_more_than_can_be_patched_is_refused(mixed: Words) -> None:
         patcher.sweep(mixed, single([Site(block_hook(1, "mlp_post"), neuron=width)]))
     with pytest.raises(ValueError, match="hook_z has no axis of neurons"):
         patcher.sweep(mixed, single([Site(block_hook(1, "z"), neuron=1)]))
-    with pytest.raises(ValueError, match=r"7 and 9 tokens.*positions=\['A', 'B', 'END'\]"):
+    with pytest.raises(
+        ValueError, match=r"7 and 9 tokens.*positions=\['A', 'B', 'END'\].*7 tokens: 1 of 3 pairs \(pair 1\); 9"
+    ):
         patcher.run_position_experiment(mixed)
     with pytest.raises(ValueError, match="names 'A' twice"):
         patcher.run_position_experiment(mixed, positions=["A", "A"])

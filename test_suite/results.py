@@ -21,9 +21,10 @@ import result_files
 from activation_patching import summarize_results
 from baseline_checks import warn_about_baselines
 from head_patching import print_head_results
-from patching_results import HeadResults, LayerResults, PositionResults, SweepResults, load_results
+from patching_results import HeadResults, LayerResults, PositionResults, SweepResults
 from patching_sites import Patch, Site
 from patching_sweep import MetricValues, Sweep
+from saved_results import load_results
 from test_suite.figures import made_up_heads, made_up_layers, made_up_positions
 
 PAIRS = 4
@@ -336,15 +337,17 @@ def test_a_write_protected_file_is_left_alone(tmp_path: Path) -> None:
 def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
-    assert stored["format"] == 3
+    (sweep,) = stored["sweeps"]
+    assert stored["format"] == 4
     for changes, message in (
-        ({"format": 2}, "has result format 2, this version reads format 3: read it with the version that wrote it, or"),
-        ({"format": 4}, "has result format 4, this version reads format 3"),
+        ({"format": 3}, "has result format 3, this version reads format 4: read it with the version that wrote it, or"),
+        ({"format": 5}, "has result format 5, this version reads format 4"),
         ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
-        ({"sweep": {}}, "is damaged"),
-        ({"sweep": {**stored["sweep"], "direction": "up"}}, "is damaged .*direction 'up' is unknown"),
-        ({"sweep": {**stored["sweep"], "later": 1}}, "is damaged .*later"),
-        ({"sweep": {**stored["sweep"], "measured": [{**stored["sweep"]["measured"][0], "clean": [1]}]}}, "is damaged"),
+        ({"sweeps": [{}]}, "is damaged"),
+        ({"sweeps": []}, "is damaged .*0 sweeps, expected one, or one of each direction"),
+        ({"sweeps": [{**sweep, "direction": "up"}]}, "is damaged .*direction 'up' is unknown"),
+        ({"sweeps": [{**sweep, "later": 1}]}, "is damaged .*later"),
+        ({"sweeps": [{**sweep, "measured": [{**sweep["measured"][0], "clean": [1]}]}]}, "is damaged"),
     ):
         path.write_text(json.dumps({**stored, **changes}))
         with pytest.raises(ValueError, match=rf"results\.json {message}"):
