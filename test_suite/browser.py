@@ -21,9 +21,9 @@ import pytest
 from activation_patching import ActivationPatcher, IOIDataset
 from head_patching import HeadPatcher
 from model_loading import load_model
+from page_style import PAPER_WIDTH
 from patching_results import SweepResults
 from patching_sweep import Sweep
-from report_style import PAPER_WIDTH
 from task_templates import IOI_SCENE_TEMPLATES
 from test_suite.figures import made_up_heads, made_up_layers, made_up_positions
 from visualize import create_full_report
@@ -140,9 +140,9 @@ def drawn_map(page: Any, name: str) -> tuple[np.ndarray, list[str], list[str]]:
     effects, texts, ticks = page.evaluate(
         """(name) => {
             const figure = document.getElementById(name);
-            const texts = [...figure.querySelectorAll(".heatmap-label text")].map((t) => t.textContent);
+            const texts = [...figure.querySelectorAll(".textpoint text")].map((t) => t.textContent);
             const ticks = [...figure.querySelectorAll(".xtick text")].map((t) => t.textContent);
-            return [Array.from(figure.calcdata[0][0].z, (row) => Array.from(row)), texts.filter((t) => t), ticks];
+            return [Array.from(figure.calcdata[0][0].z, (row) => Array.from(row)), texts, ticks];
         }""",
         name,
     )

@@ -1,9 +1,15 @@
-"""How does a report look and behave?  Its style sheet and its script, in light and dark, on a phone and on paper."""
+"""How does a page look and behave?  Its style sheet and its script, in light and dark, on a phone and on paper."""
 
 from __future__ import annotations
 
+import json
+
+from figure_colours import DARK_PAPER
+
 FIGURE_PADDING = 8
 """Pixels around each figure."""
+CONFIG = {"responsive": True, "displaylogo": False}
+"""How Plotly behaves."""
 
 STYLE = """
 :root {
@@ -13,7 +19,7 @@ STYLE = """
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #1b1b1b; --card: #262626; --ink: #e4e4e4; --soft: #b4b4b4; --line: #444444; --link: #7ab8f5;
+    --page: #1b1b1b; --card: DARK_PAPER; --ink: #e4e4e4; --soft: #b4b4b4; --line: #444444; --link: #7ab8f5;
     --bad: #ff8f8f; --care: #f0b860; --good: #7fd49b;
   }
 }
@@ -33,8 +39,11 @@ nav a { display: inline-block; padding: 4px 0; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .card { background: var(--card); border-radius: 6px; padding: 10px 14px; margin: 8px 0 20px; overflow-x: auto; }
 .card { position: relative; width: fit-content; max-width: 100%; }
-figure.card { background: white; color: #222222; color-scheme: only light; padding: 8px; }
+figure.card { padding: 8px; }
 .drawn { width: 100%; }
+.drawn.bare .textpoint { display: none; }
+.scrolls::before { content: "Wider than the page: scroll sideways →"; position: sticky; left: 0; display: block; }
+.scrolls::before { width: fit-content; font-size: 13px; font-weight: 600; padding: 2px 8px; color: var(--link); }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 6px; }
 th, td { text-align: left; vertical-align: top; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
@@ -80,17 +89,17 @@ ol.strip .effect { font: 11px/1.3 system-ui, sans-serif; font-variant-numeric: t
   nav, .on-screen, section:has(> p > button) { display: none; }
   .card { overflow: visible; padding: 0; }
   .drawn { min-width: 0 !important; }
+  .scrolls::before { display: none; }
   figure, .card, tr, ol.strip, .verdict { break-inside: avoid; }
   h1, h2, h3, caption { break-after: avoid; }
   ol.strip > li, .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
-"""
+""".replace("DARK_PAPER", DARK_PAPER)
 
 PAPER_WIDTH = 660
 """Pixels between the margins of A4 and of US letter, with some to spare."""
 
-SCRIPT = (
-    """
+SCRIPT = """
 for (const button of document.querySelectorAll("button[data-file]")) {
   button.addEventListener("click", async () => {
     const packed = atob(document.getElementById(button.dataset.from).textContent);
@@ -103,13 +112,40 @@ for (const button of document.querySelectorAll("button[data-file]")) {
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   });
 }
-const drawn = () => document.querySelectorAll(".js-plotly-plot");
-// Browsers do not tell figures that paper is narrower than the window.
-window.addEventListener("beforeprint", () => {
-  for (const figure of drawn()) Plotly.relayout(figure, { width: Math.min(PAPER_WIDTH, figure.clientWidth) });
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const figures = [...document.querySelectorAll("script[data-draws]")].map((carrier) => ({
+  place: document.getElementById(carrier.dataset.draws),
+  ...JSON.parse(carrier.textContent),
+}));
+let onPaper = false;
+// Browsers do not tell figures that paper is narrower than the window. What needs more is made smaller.
+const paperWidth = (place) => {
+  const width = Math.max(Math.min(PAPER_WIDTH, place.clientWidth), parseFloat(place.style.minWidth));
+  place.style.zoom = Math.min(1, PAPER_WIDTH / width);
+  return width;
+};
+const draw = () => {
+  const isDark = dark.matches && !onPaper;
+  for (const { place, figure, colours } of figures) {
+    for (const [path, onLight, onDark] of colours) {
+      const part = path.slice(0, -1).reduce((whole, key) => whole[key], figure);
+      part[path.at(-1)] = isDark ? onDark : onLight;
+    }
+    place.style.zoom = "";
+    Plotly.newPlot(place, figure.data, { ...figure.layout, width: onPaper ? paperWidth(place) : undefined }, CONFIG);
+  }
+};
+draw();
+dark.addEventListener("change", draw);
+for (const [moment, isPaper] of [["beforeprint", true], ["afterprint", false]])
+  window.addEventListener(moment, () => {
+    onPaper = isPaper;
+    draw();
+  });
+const fit = new ResizeObserver(() => {
+  for (const card of document.querySelectorAll(".card"))
+    card.classList.toggle("scrolls", card.scrollWidth > card.clientWidth + 1);
+  for (const { place } of figures) place.classList.toggle("bare", place.clientWidth < place.dataset.numbers);
 });
-window.addEventListener("afterprint", () => {
-  for (const figure of drawn()) Plotly.relayout(figure, { width: null, autosize: true });
-});
-"""
-).replace("PAPER_WIDTH", str(PAPER_WIDTH))
+for (const card of document.querySelectorAll(".card")) fit.observe(card);
+""".replace("PAPER_WIDTH", str(PAPER_WIDTH)).replace("CONFIG", json.dumps(CONFIG))
