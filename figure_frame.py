@@ -63,14 +63,15 @@ def finish(figure: go.Figure, title: str, subtitle: str, *, narrowest: int = 0, 
     return figure
 
 
-def thinned_pairs(n_pairs: int) -> list[int]:
-    """The pairs that are drawn one by one: all or, of very many, `MOST_POINTS` at equal distances."""
-    return [number * n_pairs // min(n_pairs, MOST_POINTS) for number in range(min(n_pairs, MOST_POINTS))]
+def thinned_pairs(n_pairs: int, most: int = MOST_POINTS) -> list[int]:
+    """The pairs that are drawn one by one: all or, of very many, the most there may be, at equal distances."""
+    shown = min(n_pairs, most)
+    return [number * n_pairs // shown for number in range(shown)]
 
 
-def thinned_note(n_pairs: int) -> str:
+def thinned_note(n_pairs: int, most: int = MOST_POINTS) -> str:
     """For the subtitle: how many pairs are drawn, where not all are."""
-    return f"points: {MOST_POINTS} of {n_pairs:,} pairs" if n_pairs > MOST_POINTS else ""
+    return f"points: {most} of {n_pairs:,} pairs" if n_pairs > most else ""
 
 
 def height(rows: int, per_row: int) -> int:

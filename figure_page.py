@@ -35,10 +35,10 @@ def html_page(title: str, body: str, plotly: str | None = None) -> str:
 <title>{title}</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
-{script}
 </head>
 <body>
 {body}
+{script}
 <script>{SCRIPT}</script>
 </body>
 </html>

@@ -37,13 +37,15 @@ READINGS = {
 }
 """Reading -> colour, shape and what the quadrant is called."""
 MOST_LABELS = 12
+MOST_LINES = 40
+"""Pairs that have a line of their own in a band: lines of more run together."""
 HOLLOW_ARE = "hollow: significant in neither direction"
 
 
 def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str | None = None) -> go.Figure:
     """Raw metrics, in their unit, behind the largest effects: a band per component, in it a line per pair.
 
-    Of more than a hundred pairs a hundred are drawn, at equal distances.
+    Of more than 40 pairs 40 are drawn, at equal distances.
 
     A line runs from the pair's corrupted to its clean metric, the dot is the patched one: where the dots of a band sit
     at the same place of their lines, the effect holds for every pair. Pairs that no effect can be computed for are
@@ -55,7 +57,7 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
     sweep = checked_sweep(results, SweepResults, "create_metric_scatter")
     check_top_k(top_k)
     top, names = largest(sweep.effects, top_k), labels_of(results)
-    shown = thinned_pairs(len(sweep.pair_indices))
+    shown = thinned_pairs(len(sweep.pair_indices), MOST_LINES)
     n_pairs = len(shown)
     offsets = (np.arange(n_pairs) + 0.5) / n_pairs * 0.7 - 0.35
     y = np.concatenate([band + offsets for band in range(len(top))])
@@ -97,7 +99,7 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
     for edge in range(1, len(top)):
         figure.add_hline(y=edge - 0.5, line={"color": GRID, "width": 1})
     figure.update_layout(width=760, height=height(len(top), min(max(30, 7 * n_pairs), 90)), showlegend=True)
-    subtitle = context_line(sweep, thinned_note(len(sweep.pair_indices)))
+    subtitle = context_line(sweep, thinned_note(len(sweep.pair_indices), MOST_LINES))
     return finish(figure, title or "Clean, corrupted and patched metric", subtitle)
 
 

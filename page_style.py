@@ -104,9 +104,15 @@ for (const button of document.querySelectorAll("button[data-file]")) {
   button.addEventListener("click", async () => {
     const packed = atob(document.getElementById(button.dataset.from).textContent);
     const bytes = new Blob([Uint8Array.from(packed, (letter) => letter.charCodeAt(0))]);
-    const table = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+    const text = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    // The table's columns one below the other; a cell in quotes may hold ends of lines.
+    const cells = text.match(/(?:"(?:[^"]|"")*"|[^"\\n]*)\\n/g);
+    const columns = [...Array(Number(button.dataset.columns)).keys()];
+    const nRows = cells.length / columns.length;
+    const lineAt = (row) => columns.map((column) => cells[column * nRows + row].slice(0, -1)).join(",") + "\\n";
+    const lines = Array.from({ length: nRows }, (_, row) => lineAt(row));
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([table], { type: "text/csv" }));
+    link.href = URL.createObjectURL(new Blob(lines, { type: "text/csv" }));
     link.download = button.dataset.file;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
@@ -124,7 +130,9 @@ const paperWidth = (place) => {
   place.style.zoom = Math.min(1, PAPER_WIDTH / width);
   return width;
 };
-const draw = () => {
+let latest = 0;
+const draw = async () => {
+  const mine = ++latest;
   const isDark = dark.matches && !onPaper;
   for (const { place, figure, colours } of figures) {
     for (const [path, onLight, onDark] of colours) {
@@ -133,6 +141,9 @@ const draw = () => {
     }
     place.style.zoom = "";
     Plotly.newPlot(place, figure.data, { ...figure.layout, width: onPaper ? paperWidth(place) : undefined }, CONFIG);
+    if (onPaper) continue; // what is not drawn when the event ends is not printed
+    await new Promise((goOn) => setTimeout(goOn)); // the page can be read meanwhile
+    if (mine !== latest) return;
   }
 };
 draw();

@@ -13,7 +13,7 @@ from figure_words import metric_name, pairs_used
 from patching_results import HeadResults, SweepResults
 from patching_statistics import SiteStatistics
 from patching_sweep import Sweep
-from result_files import csv_content
+from result_files import csv_columns
 from result_tables import describe_statistics
 
 TOP_ROWS = 12
@@ -102,16 +102,18 @@ def pairs_section(sweep: Sweep, name: str) -> str:
 def data_section(shown: Mapping[str, SweepResults]) -> str:
     """A button per sweep that saves its long table, which the page carries packed: as CSV, what `to_csv` writes.
 
-    Packed text has no letter that HTML would read, whatever tokens there are.
+    The page's script puts its columns side by side. Packed text has no letter that HTML would read, whatever tokens
+    there are.
     """
     parts = []
     for name, results in shown.items():
-        content = csv_content(results.to_dataframe())
-        packed = base64.b64encode(gzip.compress(content, mtime=0)).decode()
+        table = results.to_dataframe()
+        columns = csv_columns(table)
+        packed = base64.b64encode(gzip.compress(columns, mtime=0)).decode()
         key = f"data-{name.lower()}"
         parts.append(
-            f'<button type="button" data-file="{name.lower()}.csv" data-from="{key}">Save {name.lower()}.csv '
-            f"({_size(len(content))})</button>"
+            f'<button type="button" data-file="{name.lower()}.csv" data-from="{key}" data-columns="{table.shape[1]}">'
+            f"Save {name.lower()}.csv ({_size(len(columns))})</button>"
             f'<script type="text/plain" id="{key}">{packed}</script>'
         )
     return (

@@ -24,6 +24,7 @@ from model_loading import load_model
 from page_style import PAPER_WIDTH
 from patching_results import SweepResults
 from patching_sweep import Sweep
+from result_files import csv_content
 from task_templates import IOI_SCENE_TEMPLATES
 from test_suite.figures import made_up_heads, made_up_layers, made_up_positions
 from visualize import create_full_report
@@ -227,6 +228,7 @@ def test_saved_data_are_the_long_table(opened, experiment):
         with opened.page.expect_download() as saving:
             opened.page.get_by_role("button", name=f"Save {name}.csv").press("Enter")
         assert saving.value.suggested_filename == f"{name}.csv"
+        assert saving.value.path().read_bytes() == csv_content(results.to_dataframe())
         assert_is_table(saving.value.path(), results.to_dataframe())
 
 

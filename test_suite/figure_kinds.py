@@ -307,19 +307,19 @@ def test_figures_of_two_results_take_the_statistics_of_both():
             create_comparison(both.denoising, both.noising, statistics=given)
 
 
-def test_of_very_many_pairs_a_hundred_have_points_and_the_figure_says_so():
+def test_of_very_many_pairs_some_have_points_and_the_figure_says_how_many():
     heads = made_up_heads(n_pairs=250)
     bars, distribution, scatter = (
         draw(heads, top_k=3) for draw in (create_top_heads_bar, create_effect_distribution, create_metric_scatter)
     )
-    for figure in (bars, distribution, scatter):
-        assert "points: 100 of 250 pairs" in subtitle(figure)
+    for figure, n in ((bars, 100), (distribution, 100), (scatter, 40)):
+        assert f"points: {n} of 250 pairs" in subtitle(figure)
     top = heads.top(3)
     expected = [head.pair_effects[j] for head in top for j in range(250) if j % 5 in (0, 2)]
     np.testing.assert_array_equal(bars.data[1].x, expected)
     np.testing.assert_array_equal(distribution.data[1].x, expected)
     assert len(distribution.data[0].x) == 3 * 250  # the boxes are of all
-    assert [len(trace.x) for trace in scatter.data] == [3 * 3 * 100, *[3 * 100] * 3]
+    assert [len(trace.x) for trace in scatter.data] == [3 * 3 * 40, *[3 * 40] * 3]
     assert "points:" not in subtitle(create_top_heads_bar(made_up_heads(n_pairs=100)))
 
 
