@@ -17,6 +17,8 @@ from figure_words import in_lines, token_at, token_labels
 
 SIDE = 240
 """Pixels of a pattern's side; tick labels are 14 pixels apart at least."""
+NARROWEST_SIDE = 190
+"""Pixels of its width at which tick labels still stay apart."""
 
 
 def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None = None) -> go.Figure:
@@ -55,7 +57,9 @@ def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None 
     differ = f"pair {patterns.pair_index}" + (", tokens that differ in bold" if differing else ", same tokens in both")
     parts = [patterns.model, patterns.task, differ, "rows: the token that looks", "columns: the token looked at"]
     subtitle = in_lines([*parts, "0 to 1 in each row, which sums to 1"])
-    return finish(figure, title or "Attention patterns", subtitle, narrowest=figure.layout.width)
+    return finish(
+        figure, title or "Attention patterns", subtitle, narrowest=figure.layout.width - 3 * (SIDE - NARROWEST_SIDE)
+    )
 
 
 def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure:

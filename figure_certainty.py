@@ -123,10 +123,10 @@ def certainty_of(statistics: SiteStatistics, kind: str, *, muted_are: str) -> Ce
         few = "" if n_pairs >= FEWEST_PAIRS else ", or for intervals"
         return Certainty(statistics, np.zeros(n_sites, dtype=bool), f"{count(n_pairs, 'pair')}: too few to test{few}")
     muted = ~statistics.significant
-    test = f"p > {statistics.alpha:g}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
+    test = f"p\xa0>\xa0{statistics.alpha:g}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
     if not muted.any():
         return Certainty(statistics, muted, f"all significant · none has {test}")
-    alone = f" · with {n_pairs} pairs no single one can be" if smallest * n_sites > statistics.alpha else ""
+    alone = f" · with {n_pairs} pairs none alone can be significant" if smallest * n_sites > statistics.alpha else ""
     return Certainty(statistics, muted, f"{muted_are} · {test}{alone}")
 
 

@@ -33,6 +33,8 @@ MapResults: TypeAlias = HeadResults | LayerResults | PositionResults
 
 PANEL_LINE = 38
 """Letters of a line above a panel."""
+NARROWEST_PANEL, SPACE = 220, 300
+"""Pixels of a panel that such a line fits, and of what is between and beside three of them."""
 
 
 def create_comparison(
@@ -178,9 +180,9 @@ def _notes(names: Sequence[str], sure: Sequence[Certainty]) -> list[str]:
 
 
 def _sizes(figure: go.Figure, drawn: EffectMap, beside: bool) -> dict[str, int]:
-    """What the figure needs: side by side all that it has, since the headings do not shrink."""
+    """What the figure needs: side by side as much as the headings, which do not shrink."""
     if beside:
-        return {"narrowest": figure.layout.width}
+        return {"narrowest": min(figure.layout.width, 3 * NARROWEST_PANEL + SPACE)}
     n_labels = len(drawn.axis["ticktext"]) if drawn.room else 0
     return {"narrowest": narrowest(drawn.effects.shape[1], n_labels)}
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from importlib.util import find_spec
 from pathlib import Path
 
 import plotly.graph_objects as go
 import plotly.io
 
-from figure_page import figure_html, html_page, plain_title
+from figure_page import figure_page
 from result_files import write_file
 
 HTML, IMAGES = ".html", (".png", ".svg", ".pdf")
@@ -34,8 +33,7 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
         got = f"the suffix {suffix!r}" if suffix else "no suffix"
         raise ValueError(f"{path} has {got}, expected {HTML} or, with the extra `images`, {', '.join(IMAGES)}")
     if suffix == HTML:
-        body = f"<main>{figure_html('figure', figure, level=1)}</main>"
-        return write_file(path, html_page(html.escape(plain_title(figure)), body).encode())
+        return write_file(path, figure_page("figure", figure).encode())
     return write_file(path, _image(figure, suffix.removeprefix(".")))
 
 

@@ -21,8 +21,16 @@ MODEBAR_WITHOUT = ["sendChartToCloud", "zoom", "pan", "select", "lasso", "zoomIn
 """Buttons left out: the first would upload the figure, the others hide titles on small screens."""
 MOST_POINTS = 100
 """Pairs that have a point of their own in a row: more lie on each other, and make the page slow."""
-_AXIS = {"automargin": True, "gridcolor": GRID, "linecolor": LINE, "ticks": "", "zerolinecolor": ZERO_LINE}
-_COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "right"}, "thickness": 12}
+_AXIS = {
+    "automargin": True,
+    "gridcolor": GRID,
+    "linecolor": LINE,
+    "ticks": "",
+    "ticklabelstandoff": 4,
+    "title": {"standoff": 15},
+    "zerolinecolor": ZERO_LINE,
+}
+_COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "top"}, "thickness": 12}
 LOOK = go.layout.Template(
     layout={
         "paper_bgcolor": PAPER,

@@ -18,13 +18,14 @@ WIDEST = 1150
 """Pixels of a figure that does not say how wide it is."""
 
 
-def html_page(title: str, body: str, plotly: str | None = None) -> str:
+def html_page(title: str, body: str, plotly: str | None = None, *, widest: int = WIDEST) -> str:
     """A page; title and body are HTML already.
 
     Args:
         title: in the window's frame.
         body: with the figures in it.
         plotly: the file beside the page that holds plotly.js; None puts it into the page.
+        widest: pixels of its widest figure, which the page has room for if the window has.
     """
     script = f"<script>{get_plotlyjs()}</script>" if plotly is None else f'<script src="{plotly}"></script>'
     return f"""<!DOCTYPE html>
@@ -36,7 +37,7 @@ def html_page(title: str, body: str, plotly: str | None = None) -> str:
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
 </head>
-<body>
+<body style="max-width: {widest + 2 * FIGURE_PADDING + 32}px">
 {body}
 {script}
 <script>{SCRIPT}</script>
@@ -67,6 +68,12 @@ def figure_html(name: str, figure: go.Figure, *, level: int = 3) -> str:
         f'style="min-width: {needs.get("narrowest", 0)}px; height: {height}px"></div></figure>'
         f'<script type="application/json" data-draws="{name}">{_drawing(figure)}</script>'
     )
+
+
+def figure_page(name: str, figure: go.Figure, plotly: str | None = None, *, above: str = "") -> str:
+    """A page for one figure: its name, `html_page`'s plotly, and HTML to stand above it."""
+    body = f"<main>{above}{figure_html(name, figure, level=1)}</main>"
+    return html_page(html.escape(plain_title(figure)), body, plotly, widest=figure.layout.width or WIDEST)
 
 
 def plain_title(figure: go.Figure) -> str:

@@ -24,7 +24,7 @@ STYLE = """
   }
 }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1182px; margin: 0 auto; padding: 16px; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 16px; }
 body { background: var(--page); color: var(--ink); overflow-wrap: break-word; }
 h1 { font-size: 26px; line-height: 1.2; margin: 8px 0; }
 h2 { font-size: 20px; margin: 36px 0 8px; padding-top: 8px; border-top: 1px solid var(--line); }
@@ -85,7 +85,7 @@ ol.strip .effect { font: 11px/1.3 system-ui, sans-serif; font-variant-numeric: t
     --page: #ffffff; --card: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --link: #000000;
     --bad: #8c0d1e; --care: #7a4700; --good: #14532b;
   }
-  body { padding: 0; max-width: none; font-size: 12px; }
+  body { padding: 0; max-width: none !important; font-size: 12px; }
   nav, .on-screen, section:has(> p > button) { display: none; }
   .card { overflow: visible; padding: 0; }
   .drawn { min-width: 0 !important; }

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from check_results import DatasetCheck
-from figure_page import figure_html, html_page, plain_title
+from figure_page import figure_html, figure_page, html_page
 from patching_results import PositionResults, SweepResults
 from patching_statistics import SiteStatistics
 from report_parts import HOW_TO_READ, data_section, effects_section, pairs_section, settings_section
@@ -51,8 +51,7 @@ def write_report(
     pages = {REPORT_FILE: report_page(figures, shown, sure, check)}
     for name, figure in figures.items():
         back = f'<p class="on-screen"><a href="{REPORT_FILE}">The whole report</a></p>'
-        body = f"<main>{back}{figure_html(name, figure, level=1)}</main>"
-        pages[f"{name}.html"] = html_page(html.escape(plain_title(figure)), body, PLOTLY_FILE)
+        pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, above=back)
     pages[PLOTLY_FILE] = get_plotlyjs()
     return write_files({folder / name: text.encode() for name, text in pages.items()})
 
@@ -74,16 +73,16 @@ def report_page(
         sections = {
             "Can these pairs carry a conclusion?": verdict_section(check, sweeps),
             "What was run": settings_section(shown, sure),
-            "How to read a score": HOW_TO_READ,
-            "Largest effects": "".join(effects_section(shown[name], sure[name], name) for name in shown),
             **sections,
+            "Largest effects": "".join(effects_section(shown[name], sure[name], name) for name in shown),
             "Prompts": strips + "".join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
+            "How to read a score": HOW_TO_READ,
             "Data": data_section(shown),
         }
         title = f"Activation patching: {first.task} on {first.model}"
     else:
         unknown = "<p>Drawn from a plain list of heads, which does not know what was run.</p>"
-        sections = {"What was run": unknown, "How to read a score": HOW_TO_READ, **sections}
+        sections = {"What was run": unknown, **sections, "How to read a score": HOW_TO_READ}
     keys = {heading: f"part-{number}" for number, heading in enumerate(sections, start=1)}
     links = "".join(f'<li><a href="#{key}">{heading}</a></li>' for heading, key in keys.items())
     parts = "".join(
