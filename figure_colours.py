@@ -12,7 +12,6 @@ black and white are equally easy to read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import plotly.graph_objects as go
@@ -77,7 +76,7 @@ DARK: dict[str, str] = {
 
 def on_dark(figure: go.Figure) -> go.Figure:
     """The figure for a dark page, notebook or slide; the figure given is left alone."""
-    dark = deepcopy(figure)
+    dark = go.Figure(figure)
     for (*parts, last), _, colour in changes_on_dark(figure):
         part: Any = dark
         for key in parts:

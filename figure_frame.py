@@ -30,7 +30,7 @@ _AXIS = {
     "title": {"standoff": 15},
     "zerolinecolor": ZERO_LINE,
 }
-_COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "top"}, "thickness": 12}
+_COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "right"}, "thickness": 12}
 LOOK = go.layout.Template(
     layout={
         "paper_bgcolor": PAPER,
