@@ -133,6 +133,19 @@ def test_report_opens_in_two_seconds(opened):
     assert opened.seconds < 2
 
 
+@pytest.mark.slow
+def test_a_report_of_a_thousand_pairs_opens_as_fast_and_saves_them_all(browser, tmp_path):
+    heads = made_up_heads(12, 12, n_pairs=1000)
+    report, *_ = create_full_report(heads, save_dir=tmp_path)
+    assert report.stat().st_size < 9e6
+    found = open_report(browser, report)
+    assert found.seconds < 2
+    with found.page.expect_download() as saving:
+        found.page.get_by_role("button", name="Save heads.csv").click()
+    assert saving.value.path().read_bytes() == csv_content(heads.to_dataframe())
+    found.page.context.close()
+
+
 # --- the figures hold the numbers ---
 
 
@@ -240,6 +253,7 @@ def assert_is_table(path: Path, table: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(read, table, check_exact=True)
 
 
+@pytest.mark.slow
 def test_largest_effects_are_those_of_the_results_with_their_intervals(opened, experiment):
     for name, results in zip(("Heads", "Layers", "Positions"), experiment.values()):
         sure = results.statistics()
@@ -372,6 +386,7 @@ def test_text_has_contrast(opened, scheme):
     assert background == {"light": "rgb(244, 244, 244)", "dark": "rgb(27, 27, 27)"}[scheme]
 
 
+@pytest.mark.slow
 def test_on_paper_figures_are_whole_and_the_ground_is_white(opened):
     page = opened.page
     resize(page, 1600)
@@ -389,6 +404,7 @@ def test_on_paper_figures_are_whole_and_the_ground_is_white(opened):
     assert ground == "rgb(255, 255, 255)"
 
 
+@pytest.mark.slow
 def test_headings_tables_and_figures_are_named(opened):
     page = opened.page
     levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(h => Number(h.tagName[1]))")
@@ -419,6 +435,7 @@ def test_details_open_by_keyboard(opened, experiment):
 # --- nothing in the results is taken for markup ---
 
 
+@pytest.mark.slow
 def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, experiment, tmp_path):
     def harmed(sweep: Sweep) -> Sweep:
         tokens = {
@@ -443,6 +460,7 @@ def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, expe
     page.context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["head_heatmap", "top_heads_bar", "layer_heatmap"])
 def test_pages_of_single_figures_open_without_a_network(browser, tmp_path, name):
     create_full_report(made_up_heads(), made_up_layers(), position_results=made_up_positions(4), save_dir=tmp_path)

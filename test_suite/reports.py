@@ -196,7 +196,7 @@ def test_very_many_pairs_are_cut_and_the_report_says_so(tmp_path):
     text = shown_text(written[0].read_text(encoding="utf-8").replace(get_plotlyjs(), ""))
     assert "the first 100 of 1,000 pairs" in text and "The first 10 of 1,000 pairs" in text
     assert "heads.csv (" in text
-    assert written[0].stat().st_size < len(get_plotlyjs()) + 8e6
+    assert written[0].stat().st_size < len(get_plotlyjs()) + 1e6
 
 
 def test_long_prompts_are_cut_and_the_report_says_so(tmp_path):
