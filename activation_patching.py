@@ -63,7 +63,7 @@ from patching_sources import (
     references,
 )
 from patching_sweep import Direction, MetricValues, Sweep
-from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs
+from patching_tasks import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs, seed_of
 from prompt_files import PromptPair
 from prompt_pairs import PromptPairs
 from result_tables import results_text
@@ -386,6 +386,7 @@ class ActivationPatcher:
     ) -> Sweep:
         """`sweep`, of pairs that are tokens already."""
         check_source(source, noise)
+        seed = seed_of(dataset)
         way = direction_of(source, direction)
         chosen = dataset_metrics(self.model, dataset, pairs.indices, metrics)
         written = references(source, pairs, lambda other: encode_pairs(self.model, other or dataset))
@@ -405,6 +406,8 @@ class ActivationPatcher:
             corrupted_tokens=pairs.corrupted_tokens,
             source_of_values=source.label,
             noise="" if noise is None else noise.label,
+            varies=dataset.varies if noise is None else "",
+            dataset_seed=seed,
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
         warn_about_baselines(sweep)

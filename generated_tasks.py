@@ -8,6 +8,7 @@ slots in tokens.
 
 from __future__ import annotations
 
+import operator
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -68,7 +69,7 @@ class GeneratedTask(PatchingDataset):
         if not is_integer(seed):
             raise ValueError(f"seed is {seed!r}, expected an integer: with a seed the same pairs come again")
         self.model = model
-        self.seed = seed
+        self.seed = operator.index(seed)
         self._pairs = self._distinct_pairs(n_pairs)
         answers = {answer for pair in self._pairs for answer in (*pair.correct, *pair.incorrect)}
         self._answer_ids = {answer: single_token(model, answer) for answer in answers}

@@ -96,6 +96,10 @@ class Sweep:
     """What was written: the other run's activation, or what an ablation puts in its place (`patching_sources`)."""
     noise: str = ""
     """The noise on the clean prompt's embeddings that makes the corrupted run; empty where the prompts differ."""
+    varies: str = ""
+    """Which signal the dataset's corruption changes; empty where it does not say, or noise makes the corrupted run."""
+    dataset_seed: int | None = None
+    """The seed that the dataset's pairs were drawn from; None where it has none."""
     min_relative_change: float = MIN_RELATIVE_CHANGE
     """A pair is left out of effects where |clean - corrupted| is below this share of max(|clean|, |corrupted|)."""
     versions: Mapping[str, str] = field(default_factory=dict)

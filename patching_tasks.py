@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metric_sets import MetricChoice, choose_metrics
 from patching_metrics import AnswerMetric, Answers, DatasetMetric, LogitDifference, Metric
-from patching_sites import check_index, check_indices
+from patching_sites import check_index, check_indices, is_integer
 
 MOST_LISTED = 5
 """How many offenders an error names; it counts them all."""
@@ -31,6 +31,9 @@ TargetTokens: TypeAlias = int | Sequence[int] | None
 
 class PatchingDataset(ABC):
     """Base class of tasks: subclass it and give pairs and target tokens; the rest has defaults."""
+
+    seed: int | None = None
+    """The seed that the pairs were drawn from, which results keep; None where they were not drawn."""
 
     @property
     @abstractmethod
@@ -146,6 +149,20 @@ def check_is_dataset(dataset: object) -> None:
             f"the dataset is {described(dataset)}, expected a PatchingDataset: a task (IOIDataset(model)), or pairs of "
             "your own (PromptPairs.from_dataframe(model, frame))"
         )
+
+
+def seed_of(dataset: PatchingDataset) -> int | None:
+    """The seed of the dataset, as results keep it.
+
+    Raises:
+        ValueError: where it is neither an integer nor None.
+    """
+    if dataset.seed is not None and not is_integer(dataset.seed):
+        raise ValueError(
+            f"the dataset {dataset.name!r} has the seed {dataset.seed!r}, expected the integer that its pairs were "
+            "drawn from, or None"
+        )
+    return None if dataset.seed is None else operator.index(dataset.seed)
 
 
 def described(given: object) -> str:

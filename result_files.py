@@ -25,7 +25,7 @@ import pandas as pd
 from patching_sites import Patch, Site
 from patching_sweep import MetricValues, Sweep
 
-FILE_FORMAT = 3
+FILE_FORMAT = 4
 """Raised whenever what is stored changes."""
 
 

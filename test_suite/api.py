@@ -460,6 +460,23 @@ def test_results_are_read_back_as_they_were_saved(patcher, layer_results, head_r
             assert loaded.top(5) == results.top(5)
 
 
+def test_results_keep_what_the_pairs_were_drawn_from(tiny, patcher, tmp_path):
+    drawn = IOIDataset(tiny, 2, seed=np.int64(7), corruption="flip_subject")
+    results = patcher.run_patching_experiment(drawn, "blocks.0.hook_mlp_out")
+    loaded = load_results(results.save(tmp_path / "results.json")).sweep
+    assert (loaded.dataset_seed, type(loaded.dataset_seed)) == (7, int)
+    assert loaded.varies == drawn.varies != "" and "subject" in loaded.task
+    noised = patcher.run_patching_experiment(
+        drawn, "blocks.0.hook_mlp_out", noise=activation_patching.GaussianNoise("S2", samples=1)
+    )
+    assert (noised.sweep.dataset_seed, noised.sweep.varies) == (7, ""), "noise makes the corrupted run"
+    own = Prompts(tiny, ANIMALS)
+    assert patcher.run_patching_experiment(own, "resid_pre", position=2).sweep.dataset_seed is None
+    own.seed = "today"
+    with refused("the dataset 'prompts' has the seed 'today', expected the integer that its pairs were drawn from, or"):
+        patcher.run_patching_experiment(own, "resid_pre", position=2)
+
+
 def test_a_file_that_holds_no_results_is_named(tmp_path):
     path = tmp_path / "other.json"
     for text in ("not json", "[1]", "{}"):
@@ -467,7 +484,7 @@ def test_a_file_that_holds_no_results_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"other\.json holds no saved patching results"):
             load_results(path)
     path.write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="has result format 99, this version reads format 3"):
+    with pytest.raises(ValueError, match="has result format 99, this version reads format 4"):
         load_results(path)
 
 

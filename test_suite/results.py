@@ -336,10 +336,10 @@ def test_a_write_protected_file_is_left_alone(tmp_path: Path) -> None:
 def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
-    assert stored["format"] == 3
+    assert stored["format"] == 4
     for changes, message in (
-        ({"format": 2}, "has result format 2, this version reads format 3: read it with the version that wrote it, or"),
-        ({"format": 4}, "has result format 4, this version reads format 3"),
+        ({"format": 3}, "has result format 3, this version reads format 4: read it with the version that wrote it, or"),
+        ({"format": 5}, "has result format 5, this version reads format 4"),
         ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
         ({"sweep": {}}, "is damaged"),
         ({"sweep": {**stored["sweep"], "direction": "up"}}, "is damaged .*direction 'up' is unknown"),
