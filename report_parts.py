@@ -39,11 +39,14 @@ def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteS
         "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
         "Task": lambda _, sweep: sweep.task,
         "Direction": lambda _, sweep: f"{sweep.direction} ({sweep.question})",
-        "Corrupted by": lambda _, sweep: sweep.noise or "another prompt",
+        "Patched": lambda _, sweep: ", ".join(
+            dict.fromkeys(s.component for patch in sweep.patches for s in patch.sites)
+        ),
+        "Corrupted by": _corruption,
         "Layers at once": lambda _, sweep: str(sweep.window),
         "Metric": lambda _, sweep: metric_name(sweep),
         "Also measured": lambda _, sweep: ", ".join(m for m in sweep.metrics if m != sweep.metric),
-        "Pairs": lambda _, sweep: pairs_used(sweep.usable),
+        "Pairs": _pairs,
         "Mean clean, corrupted": lambda _, sweep: f"{sweep.clean.mean():+.3f}, {sweep.corrupted.mean():+.3f}",
         "Intervals and tests": lambda name, _: _drawn(sure[name]),
         "Versions": lambda _, sweep: (
@@ -160,6 +163,15 @@ def _heads(sweep: Sweep) -> str:
     if sweep.n_key_value_heads == sweep.n_heads:
         return f"{sweep.n_heads} heads"
     return f"{sweep.n_heads} heads, {sweep.n_key_value_heads} key-value heads"
+
+
+def _corruption(_: str, sweep: Sweep) -> str:
+    return sweep.noise or f"another prompt{f', which varies {sweep.varies}' if sweep.varies else ''}"
+
+
+def _pairs(_: str, sweep: Sweep) -> str:
+    seed = "" if sweep.dataset_seed is None else f", drawn from seed {sweep.dataset_seed}"
+    return pairs_used(sweep.usable) + seed
 
 
 def _drawn(sure: SiteStatistics | str) -> str:

@@ -163,7 +163,8 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_drawn(tmp_p
 
 
 def test_report_tells_what_was_run(tmp_path):
-    text = shown_text(report_text(made_up_heads(), made_up_layers(direction="noising"), save_dir=tmp_path))
+    drawn = {"dataset_seed": 7, "varies": "names and their order"}
+    text = shown_text(report_text(made_up_heads(**drawn), made_up_layers(direction="noising"), save_dir=tmp_path))
     for setting in (
         "made-up, 4 layers × 3 heads",
         "IOI",
@@ -171,6 +172,9 @@ def test_report_tells_what_was_run(tmp_path):
         "noising (corrupted into clean",
         "logit difference (logits)",
         "5 pairs, 1999 resamples, seed 0",
+        "5 pairs, drawn from seed 7 5 pairs Mean",
+        "another prompt, which varies names and their order another prompt",
+        "Patched z attn_out, mlp_out",
         "torch 2.13.0",
     ):
         assert setting in text
