@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from ioi_task import IOI_CORRUPTIONS
 from model_loading import can_be_loaded, load_model
 from patching_results import LayerResults
 from patching_sweep import DIRECTIONS
+from result_tables import WIDTH
 from task_templates import IOI_SCENE_TEMPLATES
 from visualize import create_full_report
 
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     scene = IOI_SCENE_TEMPLATES[:1]
     alike = IOIDataset(model, args.pairs, corruption=args.corruption, seed=args.seed, templates=scene)
     positions = patcher.run_position_experiment(alike, "resid_pre", direction=args.direction)
-    print(f"\nResidual stream before a layer, one position at a time, on {len(alike)} pairs of one scene:")
+    say(f"\nResidual stream before a layer, one position at a time, on {len(alike)} pairs of one scene:")
     for patch, effect in positions.top(args.top_k):
         print(f"{patch.label:<16}  {effect:+.3f}")
 
@@ -106,16 +108,21 @@ def choose_model(name: str | None, device: str | None) -> Any:
         name = "tiny"
         reason = "the bundled one: gpt2-small is not in the local cache, and the Hugging Face hub cannot be reached"
     model = load_model(name or "gpt2-small", device=device)
-    print(f"Model: {name or 'gpt2-small'} ({reason}), {model.cfg.n_layers} layers × {model.cfg.n_heads} heads")
+    say(f"Model: {name or 'gpt2-small'} ({reason}), {model.cfg.n_layers} layers × {model.cfg.n_heads} heads")
     return model
+
+
+def say(text: str) -> None:
+    """Print within the width of the tables."""
+    print(*(textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in text.split("\n")), sep="\n")
 
 
 def introduce(dataset: IOIDataset) -> None:
     clean, corrupted = dataset.get_clean_corrupt_pairs()[0]
     answer, other = (dataset.model.to_string([token]) for token in dataset.get_target_tokens(0))
-    print(f"Task: {dataset.name}, {len(dataset)} pairs; it varies {dataset.varies}")
-    print(f"  clean:     {clean} ...{answer}, not{other}")
-    print(f"  corrupted: {corrupted} ...\n")
+    say(f"Task: {dataset.name}, {len(dataset)} pairs; it varies {dataset.varies}")
+    say(f"  clean:     {clean} ...{answer}, not{other}")
+    say(f"  corrupted: {corrupted} ...\n")
 
 
 def list_figures(paths: list[Path]) -> None:

@@ -6,9 +6,12 @@ mode where it does not (from 4.0 on): both then fold layer norms and centre weig
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformer_lens import supported_models
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 ModelClass = Literal["HookedTransformer", "TransformerBridge"]
 
@@ -65,12 +69,14 @@ def load_model(
                 f"the model {str(name_or_path)!r} is not in the local cache and the Hugging Face hub cannot be "
                 "reached. Without it, load_model('tiny') (the bundled model) and load_model(DIRECTORY) work"
             )
+        with _off_stdout(with_bars=sys.stderr.isatty()):  # a download may take long
+            if model_class == "HookedTransformer":
+                return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
+            return _bridge(name, device, dtype)
+    with _off_stdout(with_bars=False):
         if model_class == "HookedTransformer":
-            return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
-        return _bridge(name, device, dtype)
-    if model_class == "HookedTransformer":
-        return _hooked_from_directory(hooked, directory, device, dtype)
-    return _bridge(str(directory), device, dtype)
+            return _hooked_from_directory(hooked, directory, device, dtype)
+        return _bridge(str(directory), device, dtype)
 
 
 def can_be_loaded(name: str) -> bool:
@@ -78,6 +84,20 @@ def can_be_loaded(name: str) -> bool:
     name = _known_name(name)
     cached = try_to_load_from_cache(name, "config.json")
     return isinstance(cached, str) or _hub_answers(name)
+
+
+@contextlib.contextmanager
+def _off_stdout(*, with_bars: bool) -> Iterator[None]:
+    """What TransformerLens prints goes to stderr, since stdout is for results; with or without bars of progress."""
+    had_bars = logging.is_progress_bar_enabled()
+    if not with_bars:
+        logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def _directory(name_or_path: str | Path) -> Path | None:
@@ -149,7 +169,7 @@ def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: tor
     model.load_and_process_state_dict(get_pretrained_state_dict(path, config, hf_model=checkpoint, dtype=dtype))
     model.cfg.model_name = directory.name
     model.move_model_modules_to_device()
-    return model.to(dtype).eval()
+    return model.to(dtype, print_details=False).eval()
 
 
 def _bridge(name: str, device: Any, dtype: torch.dtype) -> Any:
