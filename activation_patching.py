@@ -109,7 +109,7 @@ class ActivationPatcher:
     Args:
         model: a TransformerLens `HookedTransformer` or `TransformerBridge`, for instance from `load_model`.
         batch_size: most patched prompts run at once; None adapts it to the free memory.
-        show_progress: whether a progress bar is drawn on stderr.
+        show_progress: whether a progress bar is drawn on stderr, where that is a terminal, and in notebooks.
 
     Raises:
         TypeError: for a model of another class.

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     scene = IOI_SCENE_TEMPLATES[:1]
     alike = IOIDataset(model, args.pairs, corruption=args.corruption, seed=args.seed, templates=scene)
     positions = patcher.run_position_experiment(alike, "resid_pre", direction=args.direction)
-    told(f"\nResidual stream before a layer, one position at a time, on {len(alike)} pairs of one scene:")
+    say(f"\nResidual stream before a layer, one position at a time, on {len(alike)} pairs of one scene:")
     for patch, effect in positions.top(args.top_k):
         print(f"{patch.label:<16}  {effect:+.3f}")
 
@@ -117,22 +117,21 @@ def choose_model(name: str | None, device: str | None) -> Any:
         reason = "the bundled one: gpt2-small is not in the local cache, and the Hugging Face hub cannot be reached"
     name = "gpt2-small" if name is None else name
     model = load_model(name, device=device)
-    told(f"Model: {name} ({reason}), {model.cfg.n_layers} layers × {model.cfg.n_heads} heads")
+    say(f"Model: {name} ({reason}), {model.cfg.n_layers} layers × {model.cfg.n_heads} heads")
     return model
+
+
+def say(text: str) -> None:
+    """Print within the width of the tables."""
+    print(*(textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in text.split("\n")), sep="\n")
 
 
 def introduce(dataset: IOIDataset) -> None:
     clean, corrupted = dataset.get_clean_corrupt_pairs()[0]
     answer, other = (dataset.model.to_string([token]) for token in dataset.get_target_tokens(0))
-    told(f"Task: {dataset.name}, {len(dataset)} pairs; it varies {dataset.varies}")
-    told(f"  clean:     {clean} ...{answer}, not{other}", indent=13)
-    told(f"  corrupted: {corrupted} ...", indent=13)
-    print()
-
-
-def told(sentence: str, *, indent: int = 2) -> None:
-    """Print it no wider than the tables are, its further lines indented."""
-    print(textwrap.fill(sentence, WIDTH, subsequent_indent=" " * indent, replace_whitespace=False))
+    say(f"Task: {dataset.name}, {len(dataset)} pairs; it varies {dataset.varies}")
+    say(f"  clean:     {clean} ...{answer}, not{other}")
+    say(f"  corrupted: {corrupted} ...\n")
 
 
 def list_figures(paths: list[Path]) -> None:

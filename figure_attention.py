@@ -11,11 +11,14 @@ from plotly.subplots import make_subplots
 from attention_patterns import AttentionPatterns
 from figure_cells import SMALLEST_COLOUR_RANGE
 from figure_checks import wrong_type
+from figure_colours import DIVERGING, LINE, SEQUENTIAL
 from figure_frame import finish, room_for, thin_out
 from figure_words import in_lines, token_at, token_labels
 
 SIDE = 240
 """Pixels of a pattern's side; tick labels are 14 pixels apart at least."""
+NARROWEST_SIDE = 190
+"""Pixels of its width at which tick labels still stay apart."""
 
 
 def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None = None) -> go.Figure:
@@ -48,12 +51,15 @@ def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None 
             axis = "coloraxis2" if column == 2 else "coloraxis"
             figure.add_trace(_panel(values[row], f"<b>{label}</b>, {name}", tokens, axis), **place)
             ticks = {"tickvals": shown, "ticktext": labels[column], "tickfont": {"size": 10}, "showgrid": False}
-            frame = {"zeroline": False, "showline": True, "linecolor": "#bbbbbb", "mirror": True}
+            frame = {"zeroline": False, "showline": True, "linecolor": LINE, "mirror": True}
             figure.update_xaxes(**ticks, **frame, range=[-0.5, len(clean) - 0.5], tickangle=-90, **place)
             figure.update_yaxes(**ticks, **frame, range=[len(clean) - 0.5, -0.5], **place)
     differ = f"pair {patterns.pair_index}" + (", tokens that differ in bold" if differing else ", same tokens in both")
     parts = [patterns.model, patterns.task, differ, "rows: the token that looks", "columns: the token looked at"]
-    return finish(figure, title or "Attention patterns", in_lines([*parts, "0 to 1 in each row, which sums to 1"]))
+    subtitle = in_lines([*parts, "0 to 1 in each row, which sums to 1"])
+    return finish(
+        figure, title or "Attention patterns", subtitle, narrowest=figure.layout.width - 3 * (SIDE - NARROWEST_SIDE)
+    )
 
 
 def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure:
@@ -72,12 +78,12 @@ def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure
     figure.update_xaxes(title="key", row=n_heads)
     figure.update_yaxes(title="query", col=1)
     limit = max(float(np.abs(patterns.difference).max()), SMALLEST_COLOUR_RANGE)
-    bar = {"thickness": 12, "len": 0.46, "x": 1.02}
+    bar = {"len": 0.46, "x": 1.02}
     figure.update_layout(
-        coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1},
-        coloraxis2={"colorscale": "RdBu", "cmin": -limit, "cmax": limit},
-        coloraxis_colorbar={**bar, "title": {"text": "attention", "side": "right"}, "y": 1, "yanchor": "top"},
-        coloraxis2_colorbar={**bar, "title": {"text": "difference", "side": "right"}, "y": 0, "yanchor": "bottom"},
+        coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1},
+        coloraxis2={"colorscale": DIVERGING, "cmin": -limit, "cmax": limit},
+        coloraxis_colorbar={**bar, "title": {"text": "attention"}, "y": 1, "yanchor": "top"},
+        coloraxis2_colorbar={**bar, "title": {"text": "difference"}, "y": 0, "yanchor": "bottom"},
         width=wide + room + 190,
         height=high + room + 110,
         margin={"t": 22},

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 
 from figure_certainty import Certainty, certainty
 from figure_checks import Heads, check_effects, check_top_k, checked_heads, checked_layers, checked_sweep
-from figure_frame import BLUE, FADED, INK, ORANGE, RED, ZERO_LINE, finish, height, step, width
+from figure_colours import BLUE, BLUE_AREA, INK, ORANGE, RED
+from figure_frame import FADED, finish, height, step, thinned_note, thinned_pairs, width
 from figure_words import context_line, effect_name, escaped, head_hover, head_kind, hovers, labels_of, plural
 from patching_results import HeadPatchingResult, HeadResults, LayerResults, SweepResults
 from patching_sites import block_hook
@@ -25,8 +26,8 @@ def create_top_heads_bar(
 ) -> go.Figure:
     """Heads of largest |effect| as bars with intervals, largest on top, and the effect on each usable pair as points.
 
-    Bars of heads that are not significant after correction are faded, unless there are too few pairs to tell. A plain
-    list has neither intervals nor fading.
+    Of more than a hundred pairs a hundred have points, at equal distances. Bars of heads that are not significant after
+    correction are faded, unless there are too few pairs to tell. A plain list has neither intervals nor fading.
 
     Args:
         results: what `run_all_heads_experiment` returned, or a list picked from it.
@@ -42,7 +43,7 @@ def create_top_heads_bar(
     check_top_k(top_k)
     measured = [head for head in heads if not math.isnan(head.effect)]
     top = sorted(measured, key=lambda head: abs(head.effect), reverse=True)[:top_k]
-    pairs = sweep.pair_indices if sweep else range(len(top[0].pair_effects))
+    pairs = sweep.pair_indices if sweep else range(max(len(head.pair_effects) for head in top))
     figure = go.Figure()
     bars: dict[str, Any] = {"hovertext": [head_hover(head) for head in top]}
     subtitle = ""
@@ -58,12 +59,11 @@ def create_top_heads_bar(
         **bars,
     )
     figure.update_traces(marker_color=colours)
-    points = [
-        (effect, row + 0.28, f"<b>{head.label}</b>, pair {pair}<br>effect {effect:+.3f}")
-        for row, head in enumerate(top)
-        for pair, effect in zip(pairs, head.pair_effects)
-        if not math.isnan(effect)
-    ]
+    points = []
+    for row, head in enumerate(top):
+        usable = [(pair, effect) for pair, effect in zip(pairs, head.pair_effects) if not math.isnan(effect)]
+        for pair, effect in (usable[j] for j in thinned_pairs(len(usable))):
+            points.append((effect, row + 0.28, f"<b>{head.label}</b>, pair {pair}<br>effect {effect:+.3f}"))
     figure.add_scatter(
         name="one pair each",
         x=[x for x, _, _ in points],
@@ -72,7 +72,7 @@ def create_top_heads_bar(
         marker={"size": 5, "color": ORANGE, "opacity": 0.7, "line": {"width": 0.5, "color": INK}},
         hovertext=[text for _, _, text in points],
     )
-    figure.update_xaxes(title=effect_name(sweep), zerolinecolor=ZERO_LINE)
+    figure.update_xaxes(title=effect_name(sweep))
     labels = [head.label for head in top]
     figure.update_yaxes(title=head_kind(heads), **_rows(labels))
     figure.update_layout(width=760, height=height(len(top), 26), showlegend=True)
@@ -120,7 +120,7 @@ def create_component_comparison(
             hovertext=[texts[i] for i in patches],
         )
     figure.update_xaxes(title="layer", dtick=step(sweep.n_layers, 16), range=[-0.6, sweep.n_layers - 0.4])
-    figure.update_yaxes(title=effect_name(sweep), zerolinecolor=ZERO_LINE)
+    figure.update_yaxes(title=effect_name(sweep))
     figure.update_layout(barmode="group", width=width(sweep.n_layers, 36), height=420, showlegend=True)
     subtitle = context_line(sweep, sure.bar_note(drawn))
     return finish(figure, title or "Attention against MLP in each layer", subtitle)
@@ -129,7 +129,9 @@ def create_component_comparison(
 def create_effect_distribution(
     results: SweepResults, *, top_k: int = 10, title: str | None = None, statistics: SiteStatistics | None = None
 ) -> go.Figure:
-    """How the largest effects are spread over pairs: a box and a point per usable pair, and the effect over all.
+    """How the largest effects are spread over pairs: a box, a point per usable pair, and the effect over all.
+
+    Of more than a hundred pairs a hundred have points, at equal distances; boxes are of all.
 
     A diamond is the effect over all pairs, hollow where it is not significant after correction; it is a ratio of means
     and need not lie at the box's middle.
@@ -150,23 +152,33 @@ def create_effect_distribution(
     sure = certainty(sweep, results.kind, statistics, muted_are="hollow: not significant")
     top = largest(sweep.effects, top_k)
     names, texts = [escaped(label) for label in labels_of(results)], hovers(labels_of(results), sweep, sure.told)
-    pairs = [pair for pair, is_usable in zip(sweep.pair_indices, sweep.usable) if is_usable]
-    effects = sweep.pair_effects[:, sweep.usable]
+    effects = sweep.pair_effects[:, sweep.usable][top]
+    usable = np.flatnonzero(sweep.usable)
+    shown = thinned_pairs(len(usable))
+    pairs = [sweep.pair_indices[usable[j]] for j in shown]
+    # Where in its row a point stands tells nothing: pairs are spread over it in an order that follows no other.
+    spread = np.random.default_rng(0).permutation(np.linspace(-0.28, 0.28, len(shown))) if len(shown) > 1 else [0.0]
     figure = go.Figure()
     figure.add_box(
         name="pairs",
-        x=effects[top].ravel(),
-        y=np.repeat(np.arange(len(top)), len(pairs)),
+        x=effects.ravel(),
+        y=np.repeat(np.arange(len(top)), len(usable)),
         orientation="h",
-        boxpoints="all",
-        jitter=0.6 if len(pairs) > 1 else 0,
-        pointpos=0,
-        fillcolor="rgba(33,102,172,0.15)",
+        boxpoints=False,
+        fillcolor=BLUE_AREA,
         line={"color": BLUE, "width": 1},
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        name="one pair each",
+        x=effects[:, shown].ravel(),
+        y=np.concatenate([row + np.asarray(spread) for row in range(len(top))]),
+        mode="markers",
         marker={"size": 5, "color": ORANGE, "opacity": 0.7, "line": {"width": 0.5, "color": INK}},
-        hoveron="points",
         hovertext=[
-            f"<b>{names[i]}</b>, pair {p}<br>effect {effects[i, j]:+.3f}" for i in top for j, p in enumerate(pairs)
+            f"<b>{names[i]}</b>, pair {pair}<br>effect {effects[row, j]:+.3f}"
+            for row, i in enumerate(top)
+            for j, pair in zip(shown, pairs)
         ],
     )
     figure.add_scatter(
@@ -182,10 +194,11 @@ def create_effect_distribution(
         },
         hovertext=[texts[i] for i in top],
     )
-    figure.update_xaxes(title=effect_name(sweep), zerolinecolor=ZERO_LINE)
+    figure.update_xaxes(title=effect_name(sweep))
     figure.update_yaxes(title=results.kind, **_rows([names[i] for i in top]))
     figure.update_layout(width=760, height=height(len(top), 34), showlegend=True)
-    return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", context_line(sweep, sure.note))
+    subtitle = context_line(sweep, sure.note, thinned_note(len(usable)))
+    return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", subtitle)
 
 
 def largest(effects: np.ndarray, top_k: int) -> list[int]:
@@ -207,7 +220,8 @@ def _sure_bars(
         "error_x": {**WHISKER, "array": above, "arrayminus": below, "visible": sure.has_intervals},
         "marker_opacity": _opacities(sure, patches),
     }
-    return bars, context_line(results.sweep, sure.bar_note(patches))
+    points = thinned_note(int(results.sweep.usable.sum()))
+    return bars, context_line(results.sweep, sure.bar_note(patches), points)
 
 
 def _rows(labels: Sequence[str]) -> dict[str, Any]:

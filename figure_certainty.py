@@ -75,14 +75,45 @@ def certainty(
     Raises:
         ValueError: where the statistics given are those of another sweep or metric.
     """
-    unknown = np.zeros(len(sweep.patches), dtype=bool)
     if statistics is None:
         try:
             statistics = sweep.statistics()
         except ValueError as error:
-            return Certainty(None, unknown, f"no intervals and no significance: {error}")
+            return unknown(len(sweep.patches), f"no intervals and no significance: {error}")
     else:
         _check_belongs(statistics, sweep)
+    return certainty_of(statistics, kind, muted_are=muted_are)
+
+
+def certainties(
+    sweeps: tuple[Sweep, Sweep],
+    kind: str,
+    statistics: tuple[SiteStatistics, SiteStatistics] | None,
+    *,
+    muted_are: str,
+) -> list[Certainty]:
+    """What can be said of two sweeps in one figure, where being faded has to mean the same.
+
+    Raises:
+        ValueError: where the statistics are not two, differ in level, alpha or correction, or are of other sweeps.
+    """
+    if statistics is None:
+        return [certainty(sweep, kind, muted_are=muted_are) for sweep in sweeps]
+    if isinstance(statistics, SiteStatistics) or len(statistics) != 2:
+        raise ValueError("statistics are not two, expected those of both results: (a.statistics(), b.statistics())")
+    settings = [f"level={one.level:g}, alpha={one.alpha:g}, correction={one.correction!r}" for one in statistics]
+    if settings[0] != settings[1]:
+        raise ValueError(f"the statistics have {settings[0]} and {settings[1]}, expected the same for both results")
+    return [certainty(sweep, kind, one, muted_are=muted_are) for sweep, one in zip(sweeps, statistics)]
+
+
+def unknown(n_patches: int, why: str) -> Certainty:
+    """What is said of effects without statistics."""
+    return Certainty(None, np.zeros(n_patches, dtype=bool), why)
+
+
+def certainty_of(statistics: SiteStatistics, kind: str, *, muted_are: str) -> Certainty:
+    """What these statistics say; `certainty` explains the arguments."""
     n_pairs, n_sites = statistics.n_pairs, len(statistics.sites)
     # All sites together at the smallest p there is are corrected to this; one of them alone to n_sites times as much.
     smallest = statistics.smallest_p
@@ -90,12 +121,12 @@ def certainty(
         smallest *= sum(1 / i for i in range(1, n_sites + 1))
     if smallest > statistics.alpha:
         few = "" if n_pairs >= FEWEST_PAIRS else ", or for intervals"
-        return Certainty(statistics, unknown, f"{count(n_pairs, 'pair')}: too few to test{few}")
+        return Certainty(statistics, np.zeros(n_sites, dtype=bool), f"{count(n_pairs, 'pair')}: too few to test{few}")
     muted = ~statistics.significant
-    test = f"p > {statistics.alpha:g}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
+    test = f"p\xa0>\xa0{statistics.alpha:g}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
     if not muted.any():
         return Certainty(statistics, muted, f"all significant · none has {test}")
-    alone = f" · with {n_pairs} pairs no single one can be" if smallest * n_sites > statistics.alpha else ""
+    alone = f" · with {n_pairs} pairs none alone can be significant" if smallest * n_sites > statistics.alpha else ""
     return Certainty(statistics, muted, f"{muted_are} · {test}{alone}")
 
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from figure_cells import MOST_COLUMNS_WITH_NUMBERS, MUTED_ARE, NOT_MEASURED, cells, colour_limit, column_axis, row_axis
-from figure_certainty import certainty
+from figure_cells import (
+    MOST_COLUMNS_WITH_NUMBERS,
+    MUTED_ARE,
+    cells,
+    colour_limit,
+    column_axis,
+    narrowest,
+    row_axis,
+)
+from figure_certainty import Certainty, certainties, certainty_of, unknown
 from figure_checks import check_effects, checked_sweep
+from figure_colours import NOT_MEASURED
 from figure_frame import finish
 from figure_places import Cell, EffectMap, head_map, layer_map, position_map
 from figure_words import context, count, escaped, hovers, in_lines, labels_of
+from patching_differences import difference_statistics
 from patching_results import HeadResults, LayerResults, PositionResults
+from patching_statistics import SiteStatistics
 from patching_sweep import Sweep
 
 MapResults: TypeAlias = HeadResults | LayerResults | PositionResults
 
 PANEL_LINE = 38
 """Letters of a line above a panel."""
+NARROWEST_PANEL, SPACE = 220, 300
+"""Pixels of a panel that such a line fits, and of what is between and beside three of them."""
 
 
 def create_comparison(
@@ -32,11 +46,13 @@ def create_comparison(
     same_model: bool = True,
     title: str | None = None,
     colour_range: float | None = None,
+    statistics: tuple[SiteStatistics, SiteStatistics] | None = None,
 ) -> go.Figure:
     """Two maps cell by cell: the first, the second, and the second minus the first, all on one colour scale.
 
     What the experiments share stands in the subtitle, in what they differ above each map. Cells that are not
-    significant are faded in the two maps; the difference is not tested.
+    significant are faded, in the difference too, where both have the same clean prompts: it is then tested pair by
+    pair (`patching_differences`); otherwise its heading says that it is not.
 
     Args:
         results_a, results_b: head, layer or position results, both of one kind.
@@ -45,40 +61,41 @@ def create_comparison(
         same_model: False allows results of two models of one shape, for instance before and after fine-tuning; head
             3 of one is then compared with head 3 of the other.
         title: in place of the figure's own.
-        colour_range: colours span ± this effect; None spans the largest of the two maps.
+        colour_range: colours span ± this effect; None spans the largest of the three maps.
+        statistics: `results.statistics(...)` of both, for another level or correction than its defaults, which the
+            difference then has too.
 
     Raises:
         ValueError: where the results are of different kinds, models or shapes, saying in what they differ; where one
-            is empty or holds no usable pair; for `component` with results that are no map over positions.
+            is empty or holds no usable pair; for `component` with results that are no map over positions; where
+            `statistics` are those of other results, or differ in level, alpha or correction.
     """
     first, second = (_map(results, component) for results in (results_a, results_b))
     _check_alike((results_a, first), (results_b, second), same_model)
     _check_names(names)
-    sure = [certainty(results.sweep, results.kind, muted_are=MUTED_ARE) for results in (results_a, results_b)]
+    sure = certainties((results_a.sweep, results_b.sweep), results_a.kind, statistics, muted_are=MUTED_ARE)
     texts = [
         drawn.texts(hovers(labels_of(results), results.sweep, one.told))
         for drawn, results, one in zip((first, second), (results_a, results_b), sure)
     ]
-    change = second.effects - first.effects
-    panels = [
-        (first.effects, texts[0], first.muted(sure[0].muted)),
-        (second.effects, texts[1], second.muted(sure[1].muted)),
-        (change, _change_texts(texts, change, names), set()),
-    ]
+    panels = [(drawn.effects, text, drawn.muted(one.muted)) for drawn, text, one in zip((first, second), texts, sure)]
+    matched = _matched(first, second)
+    sure.append(_sure_change(results_a, results_b, matched, sure[0]))
+    panels.append(_change(panels, matched, sure[2], names))
     limit = max(colour_limit(effects, colour_range) for effects, _, _ in panels if not np.isnan(effects).all())
     shared, apart = _told([results_a.sweep, results_b.sweep], [first, second])
     headings = [_heading(name, parts) for name, parts in zip(names, apart)]
-    beside = change.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
-    figure, with_numbers = _panels(
-        [first, second, first], [*headings, _heading(f"{names[1]} − {names[0]}", [])], beside
-    )
+    beside = first.effects.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
+    change = f"{names[1]} − {names[0]}"
+    headings.append(_heading(change, [_tested(sure[2])]))
+    figure, with_numbers = _panels([first, second, first], headings, beside)
     for number, (effects, hover, muted) in enumerate(panels):
         for trace in cells(effects, hover, muted, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
-    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect", "side": "right"}, "thickness": 12})
-    shared += [_agreement(first.effects, second.effects), *dict.fromkeys(one.note for one in sure)]
-    subtitle = in_lines([*shared, "the difference is not tested"])
-    return finish(figure, title or f"{escaped(names[0])} against {escaped(names[1])}", subtitle)
+    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}})
+    shared += [_agreement(first.effects, second.effects), *_notes([*names, change], sure)]
+    title = title or f"{escaped(names[0])} against {escaped(names[1])}"
+    return finish(figure, title, in_lines(shared), **_sizes(figure, first, beside))
 
 
 def _map(results: Any, component: str | None) -> EffectMap:
@@ -128,6 +145,48 @@ def _check_names(names: tuple[str, str]) -> None:
         raise ValueError(f"names is {names!r}, expected two different names, one for each of the results")
 
 
+def _matched(first: EffectMap, second: EffectMap) -> dict[Cell, tuple[int, int]]:
+    """Each cell that both maps have, with the number of its patch in either."""
+    numbers = [{place: i for i, place in enumerate(drawn.places) if place is not None} for drawn in (first, second)]
+    return {cell: (i, numbers[1][cell]) for cell, i in numbers[0].items() if cell in numbers[1]}
+
+
+def _sure_change(
+    first: MapResults, second: MapResults, matched: Mapping[Cell, tuple[int, int]], like: Certainty
+) -> Certainty:
+    """How sure the differences are, an entry per cell that is matched."""
+    if like.statistics is None:
+        return unknown(len(matched), like.note)
+    try:
+        found = difference_statistics(first.sweep, second.sweep, list(matched.values()), like=like.statistics)
+    except ValueError as error:
+        return unknown(len(matched), f"not tested: {error}")
+    return certainty_of(found, first.kind, muted_are=MUTED_ARE)
+
+
+def _tested(sure_change: Certainty) -> str:
+    found = sure_change.statistics
+    return "not tested" if found is None else f"tested pair by pair, {count(found.n_pairs, 'pair')}"
+
+
+def _notes(names: Sequence[str], sure: Sequence[Certainty]) -> list[str]:
+    """What is said of how sure each map is, once for those of which it is the same."""
+    of_note: dict[str, list[str]] = {}
+    for name, one in zip(names, sure):
+        of_note.setdefault(one.note, []).append(name)
+    if len(of_note) == 1:
+        return list(of_note)
+    return [f"{' and '.join(about)}: {note}" for note, about in of_note.items()]
+
+
+def _sizes(figure: go.Figure, drawn: EffectMap, beside: bool) -> dict[str, int]:
+    """What the figure needs: side by side as much as the headings, which do not shrink."""
+    if beside:
+        return {"narrowest": min(figure.layout.width, 3 * NARROWEST_PANEL + SPACE)}
+    n_labels = len(drawn.axis["ticktext"]) if drawn.room else 0
+    return {"narrowest": narrowest(drawn.effects.shape[1], n_labels)}
+
+
 def _told(sweeps: list[Sweep], maps: list[EffectMap]) -> tuple[list[str], list[list[str]]]:
     """What both experiments share, and what each is where they differ."""
     patched = [f"patched: {drawn.patched}" if drawn.patched else "" for drawn in maps]
@@ -148,19 +207,27 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> str:
     return f"correlation of the effects {np.corrcoef(first[both], second[both])[0, 1]:.2f}"
 
 
-def _change_texts(texts: list[dict[Cell, str]], change: np.ndarray, names: tuple[str, str]) -> dict[Cell, str]:
-    """Both texts, each under its name, and the difference of the effects."""
-    first, second = texts
-    return {
+def _change(
+    panels: Sequence[tuple[np.ndarray, dict[Cell, str], set[Cell]]],
+    matched: Mapping[Cell, tuple[int, int]],
+    sure: Certainty,
+    names: tuple[str, str],
+) -> tuple[np.ndarray, dict[Cell, str], set[Cell]]:
+    """The third panel: second minus first, what is told of each cell, and the cells that are not significant."""
+    (before, first, _), (after, second, _) = panels
+    change = after - before
+    texts = {
         cell: "<br>".join(
             [
                 f"<b>difference {change[cell]:+.3f}</b>",
+                *sure.told(i),
                 f"{escaped(names[0])}: {first[cell]}",
                 f"{escaped(names[1])}: {second[cell]}",
             ]
         )
-        for cell in first.keys() & second.keys()
+        for i, cell in enumerate(matched)
     }
+    return change, texts, {cell for cell, is_muted in zip(matched, sure.muted) if is_muted}
 
 
 def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[go.Figure, bool]:

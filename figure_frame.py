@@ -1,7 +1,6 @@
-"""What do all figures share?  Colours, sizes, titles, and where labels go so that none lies on another.
+"""What do all figures share?  Look, sizes, titles, and where labels go so that none lies on another.
 
-Ink on an opaque white, so that a figure reads the same on a light and on a dark page. Blue and red stay apart under
-every common colour blindness, and so do the colours of kinds, which differ in brightness or shape besides.
+Ink on opaque paper, so that a figure can be read wherever it is put; `figure_colours` has its look on a dark page.
 """
 
 from __future__ import annotations
@@ -12,41 +11,75 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-BLUE, RED, ORANGE, GREY, INK = "#2166ac", "#b2182b", "#e08214", "#767676", "#222222"
-ZERO_LINE = "#444444"
+from figure_colours import GRID, INK, LINE, PAPER, SOFT, ZERO_LINE
+
 FADED = 0.3
 """Opacity of marks that are not significant."""
 NARROW = 300
 """Pixels that a plot's area has on a phone: labels that keep apart there keep apart everywhere."""
 MODEBAR_WITHOUT = ["sendChartToCloud", "zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale"]
 """Buttons left out: the first would upload the figure, the others hide titles on small screens."""
+MOST_POINTS = 100
+"""Pairs that have a point of their own in a row: more lie on each other, and make the page slow."""
+_AXIS = {
+    "automargin": True,
+    "gridcolor": GRID,
+    "linecolor": LINE,
+    "ticks": "",
+    "ticklabelstandoff": 4,
+    "title": {"standoff": 15},
+    "zerolinecolor": ZERO_LINE,
+}
+_COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "right"}, "thickness": 12}
+LOOK = go.layout.Template(
+    layout={
+        "paper_bgcolor": PAPER,
+        "plot_bgcolor": PAPER,
+        "font": {"color": INK, "size": 12},
+        "hoverlabel": {"align": "left"},
+        "hovermode": "closest",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "coloraxis": {"colorbar": _COLOUR_BAR},
+    },
+    data={"heatmap": [{"colorbar": _COLOUR_BAR}]},
+)
 
 
-def finish(figure: go.Figure, title: str, subtitle: str) -> go.Figure:
+def finish(figure: go.Figure, title: str, subtitle: str, *, narrowest: int = 0, room_for_numbers: int = 0) -> go.Figure:
     """Give the figure its title and look.
 
     Args:
         figure: with its height and width set.
         title: of the figure, escaped.
         subtitle: what its numbers rest on (`figure_words.context_line`), lines broken; empty where nothing is known.
+        narrowest: pixels that the figure needs: on a narrower page it has to be scrolled. 0 where it shrinks at will.
+        room_for_numbers: pixels below which the numbers in a map's cells do not fit.
     """
     subtitle_height = 17 * len(subtitle.split("<br>")) if subtitle else 0
     figure.update_layout(
-        template="plotly_white",
-        paper_bgcolor="white",
-        plot_bgcolor=figure.layout.plot_bgcolor or "white",
-        font={"color": INK, "size": 12},
+        template=LOOK,
+        meta={"narrowest": narrowest, "room_for_numbers": room_for_numbers},
         title={"text": title, "font_size": 16, "x": 0, "y": 1, "yanchor": "top", "pad": {"l": 12, "t": 14}},
-        title_subtitle={"text": subtitle, "font": {"size": 12, "color": "#555555"}},
+        title_subtitle={"text": subtitle, "font": {"size": 12, "color": SOFT}},
         height=figure.layout.height + subtitle_height,
         margin={"l": 60, "r": 20, "t": 52 + (figure.layout.margin.t or 0) + subtitle_height, "b": 60},
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
         modebar={"orientation": "v", "remove": MODEBAR_WITHOUT},
     )
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
     figure.for_each_trace(lambda trace: trace.update(hoverinfo=trace.hoverinfo or "text"))
     return figure
+
+
+def thinned_pairs(n_pairs: int, most: int = MOST_POINTS) -> list[int]:
+    """The pairs that are drawn one by one: all or, of very many, the most there may be, at equal distances."""
+    shown = min(n_pairs, most)
+    return [number * n_pairs // shown for number in range(shown)]
+
+
+def thinned_note(n_pairs: int, most: int = MOST_POINTS) -> str:
+    """For the subtitle: how many pairs are drawn, where not all are."""
+    return f"points: {most} of {n_pairs:,} pairs" if n_pairs > most else ""
 
 
 def height(rows: int, per_row: int) -> int:

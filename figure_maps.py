@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from figure_cells import MUTED_ARE, cells_figure, colour_limit
+from figure_cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
 from figure_certainty import certainty
 from figure_checks import Heads, check_size, checked_heads, checked_layers, checked_sweep
 from figure_frame import finish
@@ -54,7 +54,7 @@ def create_head_heatmap(
     effects = _matrix(heads, n_layers, n_heads)
     hover = {(head.layer, head.head): head_hover(head) for head in heads}
     figure = cells_figure(effects, hover, set(), colour_limit(effects, colour_range))
-    return finish(figure.update_xaxes(title=kind), title, "")
+    return _finish(figure.update_xaxes(title=kind), title, "", effects.shape[1])
 
 
 def create_layer_heatmap(
@@ -118,7 +118,13 @@ def _map_figure(
     figure = cells_figure(drawn.effects, texts, drawn.muted(sure.muted), limit)
     figure.update_xaxes(**drawn.axis)
     figure.layout.height += drawn.room
-    return finish(figure, title, context_line(results.sweep, sure.note, note))
+    n_labels = len(drawn.axis["ticktext"]) if drawn.room else 0
+    return _finish(figure, title, context_line(results.sweep, sure.note, note), drawn.effects.shape[1], n_labels)
+
+
+def _finish(figure: go.Figure, title: str, subtitle: str, n_columns: int, n_labels: int = 0) -> go.Figure:
+    sizes = {"narrowest": narrowest(n_columns, n_labels), "room_for_numbers": room_for_numbers(n_columns)}
+    return finish(figure, title, subtitle, **sizes)
 
 
 def _matrix(

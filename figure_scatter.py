@@ -8,9 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from figure_bars import largest
-from figure_certainty import Certainty, certainty
+from figure_certainty import Certainty, certainties
 from figure_checks import check_effects, check_top_k, checked_sweep, wrong_type
-from figure_frame import BLUE, GREY, INK, NARROW, ORANGE, RED, ZERO_LINE, finish, height, label_points
+from figure_colours import BLUE, GREY, GRID, INK, LINE, ORANGE, RED, VIOLET, ZERO_LINE
+from figure_frame import NARROW, finish, height, label_points, thinned_note, thinned_pairs
 from figure_words import (
     context,
     context_line,
@@ -25,21 +26,26 @@ from figure_words import (
 )
 from patching_directions import BothDirections
 from patching_results import SweepResults
+from patching_statistics import SiteStatistics
 from patching_sweep import DIRECTIONS, Sweep
 
 READINGS = {
     "both": (BLUE, "circle", "sufficient and necessary"),
     "sufficient": (ORANGE, "diamond", "sufficient alone"),
-    "necessary": ("#6a3d9a", "square", "necessary alone"),
+    "necessary": (VIOLET, "square", "necessary alone"),
     "neither": (GREY, "circle", "neither"),
 }
 """Reading -> colour, shape and what the quadrant is called."""
 MOST_LABELS = 12
+MOST_LINES = 40
+"""Pairs that have a line of their own in a band: lines of more run together."""
 HOLLOW_ARE = "hollow: significant in neither direction"
 
 
 def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str | None = None) -> go.Figure:
     """Raw metrics, in their unit, behind the largest effects: a band per component, in it a line per pair.
+
+    Of more than 40 pairs 40 are drawn, at equal distances.
 
     A line runs from the pair's corrupted to its clean metric, the dot is the patched one: where the dots of a band sit
     at the same place of their lines, the effect holds for every pair. Pairs that no effect can be computed for are
@@ -51,25 +57,27 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
     sweep = checked_sweep(results, SweepResults, "create_metric_scatter")
     check_top_k(top_k)
     top, names = largest(sweep.effects, top_k), labels_of(results)
-    n_pairs = len(sweep.pair_indices)
+    shown = thinned_pairs(len(sweep.pair_indices), MOST_LINES)
+    n_pairs = len(shown)
     offsets = (np.arange(n_pairs) + 0.5) / n_pairs * 0.7 - 0.35
     y = np.concatenate([band + offsets for band in range(len(top))])
-    corrupted, clean = np.tile(sweep.corrupted, len(top)), np.tile(sweep.clean, len(top))
+    corrupted, clean = np.tile(sweep.corrupted[shown], len(top)), np.tile(sweep.clean[shown], len(top))
     gap = np.full(len(y), np.nan)
     figure = go.Figure()
     figure.add_scatter(
         x=np.column_stack([corrupted, clean, gap]).ravel(),
         y=np.column_stack([y, y, gap]).ravel(),
         mode="lines",
-        line={"color": "#bbbbbb", "width": 1 if n_pairs <= 12 else 0.5},
+        line={"color": LINE, "width": 1 if n_pairs <= 12 else 0.5},
         hoverinfo="skip",
         showlegend=False,
     )
-    pairs = [f"<b>{escaped(names[i])}</b>, pair {pair}" for i in top for pair in sweep.pair_indices]
+    indices = [sweep.pair_indices[j] for j in shown]
+    pairs = [f"<b>{escaped(names[i])}</b>, pair {pair}" for i in top for pair in indices]
     for run, x, symbol, colour in (
         ("corrupted", corrupted, "circle-open", RED),
         ("clean", clean, "diamond-open", BLUE),
-        ("patched", sweep.patched[top].ravel(), "circle", INK),
+        ("patched", sweep.patched[np.ix_(top, shown)].ravel(), "circle", INK),
     ):
         figure.add_scatter(
             name=run,
@@ -79,7 +87,7 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
             marker={"symbol": symbol, "color": colour, "size": 7 if n_pairs <= 12 else 5},
             hovertext=[f"{pair}<br>{run} {value:+.3f}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
         )
-    figure.update_xaxes(title=escaped(metric_name(sweep)), zerolinecolor="#cccccc")
+    figure.update_xaxes(title=escaped(metric_name(sweep)), zerolinecolor=LINE)
     figure.update_yaxes(
         title=results.kind,
         tickvals=list(range(len(top))),
@@ -89,13 +97,19 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
         zeroline=False,
     )
     for edge in range(1, len(top)):
-        figure.add_hline(y=edge - 0.5, line={"color": "#dddddd", "width": 1})
+        figure.add_hline(y=edge - 0.5, line={"color": GRID, "width": 1})
     figure.update_layout(width=760, height=height(len(top), min(max(30, 7 * n_pairs), 90)), showlegend=True)
-    return finish(figure, title or "Clean, corrupted and patched metric", context_line(sweep))
+    subtitle = context_line(sweep, thinned_note(len(sweep.pair_indices), MOST_LINES))
+    return finish(figure, title or "Clean, corrupted and patched metric", subtitle)
 
 
 def create_direction_quadrant(
-    both: BothDirections[Any], *, threshold: float = 0.1, top_k: int = MOST_LABELS, title: str | None = None
+    both: BothDirections[Any],
+    *,
+    threshold: float = 0.1,
+    top_k: int = MOST_LABELS,
+    title: str | None = None,
+    statistics: tuple[SiteStatistics, SiteStatistics] | None = None,
 ) -> go.Figure:
     """Denoising against noising effects, a point per component, in quadrants that say what it is for the behaviour.
 
@@ -108,17 +122,20 @@ def create_direction_quadrant(
         top_k: label at most so many points that are beyond the threshold in either direction; fewer where labels would
             lie on each other. Hovering tells the others.
         title: in place of the figure's own.
+        statistics: `results.statistics(...)` of denoising and of noising, for another level or correction than its
+            defaults.
 
     Raises:
         ValueError: where `both` is no `BothDirections`, its directions are exchanged or of different patches, they
-            are empty or hold no usable pair; for a threshold not above 0, and `top_k` below 1.
+            are empty or hold no usable pair; for a threshold not above 0, and `top_k` below 1; where `statistics` are
+            those of other results, or differ in level, alpha or correction.
     """
     if not isinstance(both, BothDirections):
         advice = "; run the experiment with direction='both'" if isinstance(both, SweepResults) else ""
         raise ValueError(f"{wrong_type(both, BothDirections, 'create_direction_quadrant')}{advice}")
     check_top_k(top_k)
     sweeps = _checked_directions(both)
-    sure = [certainty(sweep, both.denoising.kind, muted_are=HOLLOW_ARE) for sweep in sweeps]
+    sure = certainties(sweeps, both.denoising.kind, statistics, muted_are=HOLLOW_ARE)
     readings = both.reading(threshold)["reading"]
     names = labels_of(both.denoising)
     points = np.array([sweep.effects for sweep in sweeps])
@@ -145,8 +162,8 @@ def create_direction_quadrant(
         )
     _label(figure, points, names, threshold, top_k, ends)
     _quadrants(figure, threshold, ends)
-    figure.update_xaxes(title="denoising effect: how far it suffices", range=ends, zerolinecolor="#bbbbbb")
-    figure.update_yaxes(title="noising effect: how far it is necessary", range=ends, zerolinecolor="#bbbbbb")
+    figure.update_xaxes(title="denoising effect: how far it suffices", range=ends, zerolinecolor=LINE)
+    figure.update_yaxes(title="noising effect: how far it is necessary", range=ends, zerolinecolor=LINE)
     figure.update_layout(width=680, height=620, showlegend=True)
     title = title or f"Sufficient, necessary, or both: {plural(both.denoising.kind)}"
     return finish(figure, title, _both_line(sweeps, sure, threshold))
@@ -217,7 +234,7 @@ def _quadrants(figure: go.Figure, threshold: float, ends: tuple[float, float]) -
         add(threshold, line={"color": ZERO_LINE, "width": 1, "dash": "dash"})
     corners = {"both": (1, 1), "sufficient": (1, 0), "necessary": (0, 1), "neither": (0, 0)}
     for reading, (x, y) in corners.items():
-        colour, _, called = READINGS[reading]
+        _, _, called = READINGS[reading]
         figure.add_annotation(
             text=called,
             x=x,
@@ -227,5 +244,5 @@ def _quadrants(figure: go.Figure, threshold: float, ends: tuple[float, float]) -
             xanchor="right" if x else "left",
             yanchor="top" if y else "bottom",
             showarrow=False,
-            font={"size": 11, "color": colour},
+            font={"size": 11},
         )

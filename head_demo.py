@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from activation_patching import IOIDataset
-from demo import arguments, choose_model, guarded, introduce, list_figures, patch_layers, told, writable
+from demo import arguments, choose_model, guarded, introduce, list_figures, patch_layers, say, writable
 from head_patching import HeadPatcher, print_head_results
 from patching_sites import PATCH_TYPES
 from visualize import create_full_report
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     print_head_results(heads, top_k=args.top_k)
 
     important = patcher.find_important_heads(heads, threshold=IMPORTANT)
-    told(f"\n|effect| of at least {IMPORTANT}: {', '.join(head.label for head in important) or 'none'}")
+    say(f"\n|effect| of at least {IMPORTANT}: {', '.join(head.label for head in important) or 'none'}")
     if args.patch_type == "output" and not args.quiet:
         moved_by_what_they_read(patcher, dataset, args, [head.label for head in important])
 

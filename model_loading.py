@@ -6,9 +6,12 @@ mode where it does not (from 4.0 on): both then fold layer norms and centre weig
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformer_lens import supported_models
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 ModelClass = Literal["HookedTransformer", "TransformerBridge"]
 
@@ -67,13 +71,15 @@ def load_model(
                 f"the model {str(name_or_path)!r} is not in the local cache and the Hugging Face hub cannot be "
                 "reached. Without it, load_model('tiny') (the bundled model) and load_model(DIRECTORY) work"
             )
+        with _off_stdout(with_bars=sys.stderr.isatty()):  # a download may take long
+            if model_class == "HookedTransformer":
+                return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
+            return _bridge(name, device, dtype)
+    with _off_stdout(with_bars=False):
         if model_class == "HookedTransformer":
-            return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
-        return _bridge(name, device, dtype)
-    if model_class == "HookedTransformer":
-        model = _hooked_from_directory(hooked, directory, device, dtype)
-    else:
-        model = _bridge(str(directory), device, dtype)
+            model = _hooked_from_directory(hooked, directory, device, dtype)
+        else:
+            model = _bridge(str(directory), device, dtype)
     if len(model.tokenizer) <= len(model.tokenizer.all_special_tokens):  # what Transformers makes of missing files
         raise ValueError(
             f"{directory} holds no tokenizer: expected its files beside the checkpoint, as "
@@ -95,6 +101,20 @@ def _check_device(device: str | torch.device) -> None:
     except (RuntimeError, AssertionError) as error:
         told = str(error).splitlines()[0]
         raise ValueError(f"the device {str(device)!r} cannot be used ({told}): try 'cpu'") from None
+
+
+@contextlib.contextmanager
+def _off_stdout(*, with_bars: bool) -> Iterator[None]:
+    """What TransformerLens prints goes to stderr, since stdout is for results; with or without bars of progress."""
+    had_bars = logging.is_progress_bar_enabled()
+    if not with_bars:
+        logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def _directory(name_or_path: str | Path) -> Path | None:

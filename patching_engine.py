@@ -197,7 +197,7 @@ class PatchingEngine:
                 total=len(patches) * n_runs,
                 unit="run",
                 desc="Patching",
-                disable=not (self.show_progress and patches),
+                disable=None if self.show_progress and patches else True,  # None: not where stderr is no terminal
             ) as progress,
         ):
             for chunk in runs.chunks():

@@ -14,11 +14,10 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from check_results import DatasetCheck
-from figure_files import CONFIG, narrowest
+from figure_page import figure_html, figure_page, html_page
 from patching_results import PositionResults, SweepResults
 from patching_statistics import SiteStatistics
 from report_parts import HOW_TO_READ, data_section, effects_section, pairs_section, settings_section
-from report_style import FIGURE_PADDING, SCRIPT, STYLE
 from report_tokens import strips_section
 from report_verdict import apart, verdict_section
 from result_files import write_files
@@ -52,8 +51,7 @@ def write_report(
     pages = {REPORT_FILE: report_page(figures, shown, sure, check)}
     for name, figure in figures.items():
         back = f'<p class="on-screen"><a href="{REPORT_FILE}">The whole report</a></p>'
-        body = f"<main>{back}{figure_html(name, figure)}</main>"
-        pages[f"{name}.html"] = html_page(_title(figure), body, f'<script src="{PLOTLY_FILE}"></script>')
+        pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, above=back)
     pages[PLOTLY_FILE] = get_plotlyjs()
     return write_files({folder / name: text.encode() for name, text in pages.items()})
 
@@ -75,16 +73,16 @@ def report_page(
         sections = {
             "Can these pairs carry a conclusion?": verdict_section(check, sweeps),
             "What was run": settings_section(shown, sure),
-            "How to read a score": HOW_TO_READ,
-            "Largest effects": "".join(effects_section(shown[name], sure[name], name) for name in shown),
             **sections,
+            "Largest effects": "".join(effects_section(shown[name], sure[name], name) for name in shown),
             "Prompts": strips + "".join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
+            "How to read a score": HOW_TO_READ,
             "Data": data_section(shown),
         }
         title = f"Activation patching: {first.task} on {first.model}"
     else:
         unknown = "<p>Drawn from a plain list of heads, which does not know what was run.</p>"
-        sections = {"What was run": unknown, "How to read a score": HOW_TO_READ, **sections}
+        sections = {"What was run": unknown, **sections, "How to read a score": HOW_TO_READ}
     keys = {heading: f"part-{number}" for number, heading in enumerate(sections, start=1)}
     links = "".join(f'<li><a href="#{key}">{heading}</a></li>' for heading, key in keys.items())
     parts = "".join(
@@ -93,46 +91,6 @@ def report_page(
     )
     body = (
         f'<header><h1>{html.escape(title)}</h1><nav aria-label="Parts of the report"><ul>{links}</ul></nav></header>'
-        f"<main>{parts}</main><script>{SCRIPT}</script>"
+        f"<main>{parts}</main>"
     )
-    return html_page(html.escape(title), body, f"<script>{get_plotlyjs()}</script>")
-
-
-def figure_html(name: str, figure: go.Figure) -> str:
-    """The figure as a part of a page, as wide as designed or as the page, whichever is less.
-
-    A map whose cells would become too narrow scrolls.
-    """
-    fluid = go.Figure(figure).update_layout(width=None)
-    drawn = fluid.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, div_id=name)
-    title = html.escape(html.unescape(_title(figure)))
-    subtitle = html.escape(html.unescape((figure.layout.title.subtitle.text or "").replace("<br>", " ")))
-    width = figure.layout.width + 2 * FIGURE_PADDING
-    return (
-        f'<h3 class="unseen">{title}</h3>'
-        f'<figure class="card" style="width: {width}px" tabindex="0" aria-label="{title}. {subtitle}">'
-        f'<div class="drawn" style="min-width: {narrowest(figure)}px">{drawn}</div></figure>'
-    )
-
-
-def html_page(title: str, body: str, script: str) -> str:
-    """A page; title, body and script are HTML already."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>{STYLE}</style>
-{script}
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-
-def _title(figure: go.Figure) -> str:
-    return figure.layout.title.text
+    return html_page(html.escape(title), body)

@@ -13,7 +13,7 @@ from figure_words import metric_name, pairs_used
 from patching_results import HeadResults, SweepResults
 from patching_statistics import SiteStatistics
 from patching_sweep import Sweep
-from result_files import csv_content
+from result_files import csv_columns
 from result_tables import describe_statistics
 
 TOP_ROWS = 12
@@ -39,11 +39,14 @@ def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteS
         "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
         "Task": lambda _, sweep: sweep.task,
         "Direction": lambda _, sweep: f"{sweep.direction} ({sweep.question})",
-        "Corrupted by": lambda _, sweep: sweep.noise or "another prompt",
+        "Patched": lambda _, sweep: ", ".join(
+            dict.fromkeys(s.component for patch in sweep.patches for s in patch.sites)
+        ),
+        "Corrupted by": _corruption,
         "Layers at once": lambda _, sweep: str(sweep.window),
         "Metric": lambda _, sweep: metric_name(sweep),
         "Also measured": lambda _, sweep: ", ".join(m for m in sweep.metrics if m != sweep.metric),
-        "Pairs": lambda _, sweep: pairs_used(sweep.usable),
+        "Pairs": _pairs,
         "Mean clean, corrupted": lambda _, sweep: f"{sweep.clean.mean():+.3f}, {sweep.corrupted.mean():+.3f}",
         "Intervals and tests": lambda name, _: _drawn(sure[name]),
         "Versions": lambda _, sweep: (
@@ -102,16 +105,18 @@ def pairs_section(sweep: Sweep, name: str) -> str:
 def data_section(shown: Mapping[str, SweepResults]) -> str:
     """A button per sweep that saves its long table, which the page carries packed: as CSV, what `to_csv` writes.
 
-    Packed text has no letter that HTML would read, whatever tokens there are.
+    The page's script puts its columns side by side. Packed text has no letter that HTML would read, whatever tokens
+    there are.
     """
     parts = []
     for name, results in shown.items():
-        content = csv_content(results.to_dataframe())
-        packed = base64.b64encode(gzip.compress(content, mtime=0)).decode()
+        table = results.to_dataframe()
+        columns = csv_columns(table)
+        packed = base64.b64encode(gzip.compress(columns, mtime=0)).decode()
         key = f"data-{name.lower()}"
         parts.append(
-            f'<button type="button" data-file="{name.lower()}.csv" data-from="{key}">Save {name.lower()}.csv '
-            f"({_size(len(content))})</button>"
+            f'<button type="button" data-file="{name.lower()}.csv" data-from="{key}" data-columns="{table.shape[1]}">'
+            f"Save {name.lower()}.csv ({_size(len(columns))})</button>"
             f'<script type="text/plain" id="{key}">{packed}</script>'
         )
     return (
@@ -158,6 +163,15 @@ def _heads(sweep: Sweep) -> str:
     if sweep.n_key_value_heads == sweep.n_heads:
         return f"{sweep.n_heads} heads"
     return f"{sweep.n_heads} heads, {sweep.n_key_value_heads} key-value heads"
+
+
+def _corruption(_: str, sweep: Sweep) -> str:
+    return sweep.noise or f"another prompt{f', which varies {sweep.varies}' if sweep.varies else ''}"
+
+
+def _pairs(_: str, sweep: Sweep) -> str:
+    seed = "" if sweep.dataset_seed is None else f", drawn from seed {sweep.dataset_seed}"
+    return pairs_used(sweep.usable) + seed
 
 
 def _drawn(sure: SiteStatistics | str) -> str:

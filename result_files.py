@@ -43,6 +43,11 @@ def csv_content(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=False, quoting=QUOTE_NONNUMERIC, lineterminator="\n").encode()
 
 
+def csv_columns(table: pd.DataFrame) -> bytes:
+    """The cells of `csv_content` in another order, which packs to half the size: column below column, a line each."""
+    return b"".join(csv_content(table[[name]]) for name in table.columns)
+
+
 def write_parquet(table: pd.DataFrame, path: str | Path) -> Path:
     """The table as Parquet.
 

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import http.server
+import io
 import json
 import math
 import os
@@ -359,11 +360,17 @@ def test_two_runs_give_the_same_numbers(heads_patcher, ioi, head_results):
     np.testing.assert_array_equal(again.sweep.patched, head_results.sweep.patched)
 
 
-def test_progress_is_shown_on_stderr_unless_it_is_switched_off(tiny, ioi, capsys):
-    for shown in (True, False):
-        ActivationPatcher(tiny, show_progress=shown).run_patching_experiment(ioi, "attn_out", pair_indices=[0])
-        captured = capsys.readouterr()
-        assert ("Patching" in captured.err) == shown and not captured.out
+@pytest.mark.parametrize(("is_terminal", "switch", "shown"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_one_bar_of_progress_is_shown_on_a_terminal_unless_it_is_switched_off(
+    tiny, ioi, capsys, monkeypatch, is_terminal, switch, shown
+):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: is_terminal
+    monkeypatch.setattr("sys.stderr", stderr)
+    ActivationPatcher(tiny, show_progress=switch).run_patching_experiment(ioi, "attn_out", pair_indices=[0])
+    finished = re.findall(r"Patching: 100%.*?\d+/\d+ \[\d\d:\d\d<\d\d:\d\d, +[\d.]+run/s\]\n", stderr.getvalue())
+    assert len(finished) == shown and bool(stderr.getvalue()) == bool(shown)
+    assert not capsys.readouterr().out
 
 
 # --- single runs ------------------------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ import pytest
 from activation_patching import ActivationPatcher, IOIDataset
 from head_patching import HeadPatcher
 from model_loading import load_model
+from page_style import PAPER_WIDTH
 from patching_results import SweepResults
 from patching_sweep import Sweep
-from report_style import PAPER_WIDTH
+from result_files import csv_content
 from task_templates import IOI_SCENE_TEMPLATES
 from test_suite.figures import made_up_heads, made_up_layers, made_up_positions
 from visualize import create_full_report
@@ -132,6 +133,19 @@ def test_report_opens_in_two_seconds(opened):
     assert opened.seconds < 2
 
 
+@pytest.mark.slow
+def test_a_report_of_a_thousand_pairs_opens_as_fast_and_saves_them_all(browser, tmp_path):
+    heads = made_up_heads(12, 12, n_pairs=1000)
+    report, *_ = create_full_report(heads, save_dir=tmp_path)
+    assert report.stat().st_size < 9e6
+    found = open_report(browser, report)
+    assert found.seconds < 2
+    with found.page.expect_download() as saving:
+        found.page.get_by_role("button", name="Save heads.csv").click()
+    assert saving.value.path().read_bytes() == csv_content(heads.to_dataframe())
+    found.page.context.close()
+
+
 # --- the figures hold the numbers ---
 
 
@@ -140,9 +154,9 @@ def drawn_map(page: Any, name: str) -> tuple[np.ndarray, list[str], list[str]]:
     effects, texts, ticks = page.evaluate(
         """(name) => {
             const figure = document.getElementById(name);
-            const texts = [...figure.querySelectorAll(".heatmap-label text")].map((t) => t.textContent);
+            const texts = [...figure.querySelectorAll(".textpoint text")].map((t) => t.textContent);
             const ticks = [...figure.querySelectorAll(".xtick text")].map((t) => t.textContent);
-            return [Array.from(figure.calcdata[0][0].z, (row) => Array.from(row)), texts.filter((t) => t), ticks];
+            return [Array.from(figure.calcdata[0][0].z, (row) => Array.from(row)), texts, ticks];
         }""",
         name,
     )
@@ -227,6 +241,7 @@ def test_saved_data_are_the_long_table(opened, experiment):
         with opened.page.expect_download() as saving:
             opened.page.get_by_role("button", name=f"Save {name}.csv").press("Enter")
         assert saving.value.suggested_filename == f"{name}.csv"
+        assert saving.value.path().read_bytes() == csv_content(results.to_dataframe())
         assert_is_table(saving.value.path(), results.to_dataframe())
 
 
@@ -238,6 +253,7 @@ def assert_is_table(path: Path, table: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(read, table, check_exact=True)
 
 
+@pytest.mark.slow
 def test_largest_effects_are_those_of_the_results_with_their_intervals(opened, experiment):
     for name, results in zip(("Heads", "Layers", "Positions"), experiment.values()):
         sure = results.statistics()
@@ -284,9 +300,10 @@ OVERLAPS = """
   const found = [];
   for (const figure of document.querySelectorAll(".js-plotly-plot")) {
     const parts = [];
-    const sorts = [".gtitle", ".gtitle-subtitle", ".xtick text", ".ytick text", ".xtitle", ".ytitle", ".legend",
-      ".colorbar .cbaxis text", ".cbtitle text", ".nsewdrag"];
-    for (const sort of sorts) {
+    const around = [".gtitle", ".gtitle-subtitle", ".xtick text", ".ytick text", "[class^=g-x] text",
+      "[class^=g-y] text", ".legend", ".colorbar .cbaxis text", ".cbtitle text"];
+    const inside = [".textpoint text", ".annotation-text"];
+    for (const sort of [...around, ...inside, ".nsewdrag"]) {
       for (const part of figure.querySelectorAll(sort)) {
         const box = part.getBoundingClientRect();
         if (box.width && box.height) parts.push([`${sort} ${part.textContent.slice(0, 30)}`, box]);
@@ -297,7 +314,8 @@ OVERLAPS = """
       if (box.left < whole.left - 1 || box.right > whole.right + 1 || box.top < whole.top - 1
         || box.bottom > whole.bottom + 1) found.push(`${figure.id}: ${name} is cut off`);
       for (const [other, another] of parts.slice(i + 1))
-        if (near(box, another)) found.push(`${figure.id}: ${name} is on ${other}`);
+        if (near(box, another) && !(other.startsWith(".nsewdrag") && inside.some((sort) => name.startsWith(sort))))
+          found.push(`${figure.id}: ${name} is on ${other}`);
     });
   }
   for (const part of document.querySelectorAll("h1, h2, p, summary, button, td, th, li, figure")) {
@@ -309,15 +327,18 @@ OVERLAPS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_overlaps_or_is_cut_off(opened, width):
-    resize(opened.page, width)
-    assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert opened.page.evaluate(OVERLAPS) == []
+def test_nothing_overlaps_or_is_cut_off(browser, report_alone, width):
+    page = open_report(browser, report_alone, viewport={"width": width, "height": 900}).page
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.evaluate(OVERLAPS) == []
+    resize(page, 700)
+    assert page.evaluate(OVERLAPS) == []
+    page.context.close()
 
 
-CONTRASTS = """
-() => {
+CONTRAST = """
   // Colours are read off a canvas, whatever way they are written.
   const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
   const paint = canvas.getContext("2d", { willReadFrequently: true });
@@ -330,18 +351,28 @@ CONTRASTS = """
   const light = (colour) => rgba(colour).slice(0, 3)
     .map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = (one, other) => {
+    const [a, b] = [light(one), light(other)].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  };
+"""
+"""WCAG 2.2's contrast of two colours."""
+
+CONTRASTS = (
+    """
+() => {"""
+    + CONTRAST
+    + """
   const behind = (part) => {
     const colour = getComputedStyle(part).backgroundColor;
     return rgba(colour)[3] || !part.parentElement ? colour : behind(part.parentElement);
   };
   return [...document.querySelectorAll("h1, h2, p, a, th, td, caption, summary, button, li span, .key")]
     .filter((part) => part.textContent.trim() && !part.closest(".unseen"))
-    .map((part) => {
-      const [a, b] = [light(getComputedStyle(part).color), light(behind(part))].sort((x, y) => y - x);
-      return [(a + 0.05) / (b + 0.05), part.outerHTML.slice(0, 120)];
-    });
+    .map((part) => [contrast(getComputedStyle(part).color, behind(part)), part.outerHTML.slice(0, 120)]);
 }
 """
+)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -355,6 +386,7 @@ def test_text_has_contrast(opened, scheme):
     assert background == {"light": "rgb(244, 244, 244)", "dark": "rgb(27, 27, 27)"}[scheme]
 
 
+@pytest.mark.slow
 def test_on_paper_figures_are_whole_and_the_ground_is_white(opened):
     page = opened.page
     resize(page, 1600)
@@ -372,6 +404,7 @@ def test_on_paper_figures_are_whole_and_the_ground_is_white(opened):
     assert ground == "rgb(255, 255, 255)"
 
 
+@pytest.mark.slow
 def test_headings_tables_and_figures_are_named(opened):
     page = opened.page
     levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(h => Number(h.tagName[1]))")
@@ -402,6 +435,7 @@ def test_details_open_by_keyboard(opened, experiment):
 # --- nothing in the results is taken for markup ---
 
 
+@pytest.mark.slow
 def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, experiment, tmp_path):
     def harmed(sweep: Sweep) -> Sweep:
         tokens = {
@@ -426,6 +460,7 @@ def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, expe
     page.context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["head_heatmap", "top_heads_bar", "layer_heatmap"])
 def test_pages_of_single_figures_open_without_a_network(browser, tmp_path, name):
     create_full_report(made_up_heads(), made_up_layers(), position_results=made_up_positions(4), save_dir=tmp_path)

@@ -15,6 +15,7 @@ from activation_patching import BothDirections, IOIDataset, PromptPair, PromptPa
 from attention_patterns import AttentionPatterns
 from figure_frame import label_points
 from head_patching import HeadPatcher
+from patching_differences import difference_statistics
 from patching_results import HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
 from patching_sites import Site, block_hook
 from test_suite.figures import (
@@ -94,7 +95,7 @@ def test_cells_faded_on_maps_are_those_that_are_not_significant(make, draw, tabl
     results = clear(make)
     sure = results.statistics()
     figure = draw(results)
-    shown, veil, dots = figure.data
+    shown, veil, dots, numbers = figure.data
     is_faded = ~np.isnan(veil.z)
     np.testing.assert_array_equal(shown.z, table(results))
     found = {round(shown.z[cell], 12) for cell in zip(*np.nonzero(is_faded))}
@@ -103,8 +104,8 @@ def test_cells_faded_on_maps_are_those_that_are_not_significant(make, draw, tabl
     assert 0 < is_faded.sum() < is_faded.size
     assert found == {round(e, 12) for e in sure.effect[drawn & ~sure.significant]}
     assert len(dots.x) == is_faded.sum()
-    assert [[bool(text) for text in row] for row in veil.text] == is_faded.tolist()
-    assert [[bool(text) for text in row] for row in shown.text] == (~is_faded).tolist()
+    assert [float(text) for text in numbers.text] == [round(shown.z[y, x], 2) for x, y in zip(numbers.x, numbers.y)]
+    assert len(numbers.x) == shown.z.size
     assert "faded, with a dot: not significant" in subtitle(figure)
     assert f"p > 0.05, Benjamini-Hochberg over {len(sure.effect)} " in subtitle(figure)
 
@@ -124,7 +125,7 @@ def test_hover_tells_interval_and_corrected_p():
 )
 def test_too_few_pairs_fade_nothing_and_are_told(n_pairs, said):
     heads, layers = made_up_heads(n_pairs=n_pairs), made_up_layers(n_pairs=n_pairs)
-    assert len(create_head_heatmap(heads).data) == 1
+    assert [trace.name for trace in create_head_heatmap(heads).data] == [None, "effects"]
     bars = create_top_heads_bar(heads)
     for figure in (create_head_heatmap(heads), bars, create_component_comparison(layers)):
         assert said in subtitle(figure)
@@ -185,11 +186,13 @@ def test_distribution_shows_every_usable_pair_and_the_effect_over_all():
     corrupted = np.where(np.arange(N_PAIRS) == 2, 2.99, -3.0)
     results = clear(made_up_heads, clean=np.full(N_PAIRS, 3.0), corrupted=corrupted)
     figure = create_effect_distribution(results, top_k=4)
-    box, over_all = figure.data
+    box, points, over_all = figure.data
     top = results.top(4)
     assert list(over_all.x) == [head.effect for head in top]
     pairs = [effect for head in top for effect in head.pair_effects if not math.isnan(effect)]
     np.testing.assert_array_equal(box.x, pairs)
+    np.testing.assert_array_equal(points.x, pairs)
+    np.testing.assert_array_equal(np.round(points.y), box.y)
     assert len(pairs) == 4 * (N_PAIRS - 1)
     assert figure.layout.yaxis.ticktext == tuple(head.label for head in top)
     assert "11 usable of 12 pairs" in subtitle(figure)
@@ -263,11 +266,61 @@ def test_comparison_shows_both_maps_and_their_difference_on_one_scale(make):
     headings = [note.text for note in figure.layout.annotations]
     assert "<b>before</b>" in headings[0] and "denoising: clean into corrupted" in headings[0]
     assert "<b>after</b>" in headings[1] and "noising: corrupted into clean" in headings[1]
-    assert headings[2] == "<b>after − before</b>"
+    assert headings[2] == "<b>after − before</b><br>tested pair by pair, 12 pairs"
     assert "made-up" in subtitle(figure) and "denoising" not in subtitle(figure)
     r = np.corrcoef(table[0].ravel(), table[1].ravel())[0, 1]
     assert f"correlation of the effects {r:.2f}" in subtitle(figure)
     assert f"difference {maps[2].z[0, 0]:+.3f}" in maps[2].hovertext[0][0]
+
+
+def test_comparison_fades_the_differences_that_are_not_significant():
+    first, second = clear(made_up_heads), clear(made_up_heads, every=6)
+    figure = create_comparison(first, second)
+    matched = [(i, i) for i in range(len(first))]
+    sure = difference_statistics(first.sweep, second.sweep, matched, like=first.statistics())
+    assert sure.significant[[3, 9]].all() and not sure.significant.all()
+    *_, veil = (trace for trace in figure.data if trace.name == "not significant" and trace.type == "heatmap")
+    assert np.isnan(veil.z).ravel().tolist() == sure.significant.tolist()
+    assert f"corrected {sure.p_corrected[3]:.2g}" in figure.data[-4].hovertext[1][0].split("A: ")[0]
+    others = clear(made_up_heads, clean_tokens=(("<s>", "Other"),) * N_PAIRS)
+    untested = create_comparison(first, others)
+    assert untested.layout.annotations[2].text == "<b>B − A</b><br>not tested"
+    assert "B − A: not tested: the experiments have other pairs" in subtitle(untested)
+
+
+def test_figures_of_two_results_take_the_statistics_of_both():
+    both = both_ways()
+    strict = [results.statistics(alpha=1e-9) for results in (both.denoising, both.noising)]
+    for figure in (
+        create_direction_quadrant(both, statistics=tuple(strict)),
+        create_comparison(both.denoising, both.noising, statistics=tuple(strict)),
+    ):
+        assert "12 pairs: too few to test" in subtitle(figure)
+    for given, message in (
+        (strict[0], "not two, expected those of both results"),
+        ((strict[0], both.noising.statistics()), "alpha=1e-09.* and .*alpha=0.05.*, expected the same"),
+        (strict[::-1], "not those of these results"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            create_direction_quadrant(both, statistics=given)
+        with pytest.raises(ValueError, match=message):
+            create_comparison(both.denoising, both.noising, statistics=given)
+
+
+def test_of_very_many_pairs_some_have_points_and_the_figure_says_how_many():
+    heads = made_up_heads(n_pairs=250)
+    bars, distribution, scatter = (
+        draw(heads, top_k=3) for draw in (create_top_heads_bar, create_effect_distribution, create_metric_scatter)
+    )
+    for figure, n in ((bars, 100), (distribution, 100), (scatter, 40)):
+        assert f"points: {n} of 250 pairs" in subtitle(figure)
+    top = heads.top(3)
+    expected = [head.pair_effects[j] for head in top for j in range(250) if j % 5 in (0, 2)]
+    np.testing.assert_array_equal(bars.data[1].x, expected)
+    np.testing.assert_array_equal(distribution.data[1].x, expected)
+    assert len(distribution.data[0].x) == 3 * 250  # the boxes are of all
+    assert [len(trace.x) for trace in scatter.data] == [3 * 3 * 40, *[3 * 40] * 3]
+    assert "points:" not in subtitle(create_top_heads_bar(made_up_heads(n_pairs=100)))
 
 
 def test_comparison_of_two_models_of_one_shape_has_to_be_asked_for():

@@ -81,7 +81,7 @@ def same_metrics(n_pairs: int = 5) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(12, 12), (1, 4), (48, 25)])
 def test_head_heatmap_shows_the_effects_on_a_scale_symmetric_about_zero(n_layers, n_heads):
     results = made_up_heads(n_layers, n_heads)
-    (cells,) = create_head_heatmap(results, n_layers=n_layers, n_heads=n_heads).data
+    cells = create_head_heatmap(results, n_layers=n_layers, n_heads=n_heads).data[0]
     np.testing.assert_array_equal(cells.z, results.matrix())
     assert cells.zmax == -cells.zmin == np.abs(results.matrix()).max()
     assert [colour for _, colour in (cells.colorscale[0], cells.colorscale[-1])] == ["rgb(103,0,31)", "rgb(5,48,97)"]
@@ -112,13 +112,13 @@ def test_a_map_of_tiny_effects_looks_pale():
     results = made_up_heads()
     sweep = results.sweep
     still = HeadResults(made_up_heads(patched=np.tile(sweep.corrupted + 1e-9, (len(sweep.patches), 1))).sweep)
-    (cells,) = create_head_heatmap(still).data
+    cells = create_head_heatmap(still).data[0]
     assert cells.zmax == 0.05
 
 
 def test_heads_missing_from_a_plain_list_are_nan_and_the_others_keep_their_effects():
     results = made_up_heads()
-    (cells,) = create_head_heatmap([r for r in results if r.layer > 1], 4, 3).data
+    cells = create_head_heatmap([r for r in results if r.layer > 1], 4, 3).data[0]
     assert np.isnan(cells.z[:2]).all()
     np.testing.assert_array_equal(cells.z[2:], results.matrix()[2:])
     assert not cells.hoverongaps
@@ -145,7 +145,7 @@ def test_layer_heatmap_shows_the_matrix_and_names_what_it_leaves_out():
 def test_position_heatmap_shows_the_component_and_where_the_prompts_differ():
     results = made_up_positions()
     for component in ("resid_pre", "mlp_out"):
-        (cells,) = create_position_heatmap(results, component).data
+        cells = create_position_heatmap(results, component).data[0]
         np.testing.assert_array_equal(cells.z, results.matrix(component))
     figure = create_position_heatmap(results)
     np.testing.assert_array_equal(figure.data[0].z, results.matrix("resid_pre"))

@@ -1,9 +1,15 @@
-"""How does a report look and behave?  Its style sheet and its script, in light and dark, on a phone and on paper."""
+"""How does a page look and behave?  Its style sheet and its script, in light and dark, on a phone and on paper."""
 
 from __future__ import annotations
 
+import json
+
+from figure_colours import DARK_PAPER
+
 FIGURE_PADDING = 8
 """Pixels around each figure."""
+CONFIG = {"responsive": True, "displaylogo": False}
+"""How Plotly behaves."""
 
 STYLE = """
 :root {
@@ -13,12 +19,12 @@ STYLE = """
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #1b1b1b; --card: #262626; --ink: #e4e4e4; --soft: #b4b4b4; --line: #444444; --link: #7ab8f5;
+    --page: #1b1b1b; --card: DARK_PAPER; --ink: #e4e4e4; --soft: #b4b4b4; --line: #444444; --link: #7ab8f5;
     --bad: #ff8f8f; --care: #f0b860; --good: #7fd49b;
   }
 }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1182px; margin: 0 auto; padding: 16px; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 16px; }
 body { background: var(--page); color: var(--ink); overflow-wrap: break-word; }
 h1 { font-size: 26px; line-height: 1.2; margin: 8px 0; }
 h2 { font-size: 20px; margin: 36px 0 8px; padding-top: 8px; border-top: 1px solid var(--line); }
@@ -33,8 +39,11 @@ nav a { display: inline-block; padding: 4px 0; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .card { background: var(--card); border-radius: 6px; padding: 10px 14px; margin: 8px 0 20px; overflow-x: auto; }
 .card { position: relative; width: fit-content; max-width: 100%; }
-figure.card { background: white; color: #222222; color-scheme: only light; padding: 8px; }
+figure.card { padding: 8px; }
 .drawn { width: 100%; }
+.drawn.bare .textpoint { display: none; }
+.scrolls::before { content: "Wider than the page: scroll sideways →"; position: sticky; left: 0; display: block; }
+.scrolls::before { width: fit-content; font-size: 13px; font-weight: 600; padding: 2px 8px; color: var(--link); }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 6px; }
 th, td { text-align: left; vertical-align: top; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
@@ -76,40 +85,78 @@ ol.strip .effect { font: 11px/1.3 system-ui, sans-serif; font-variant-numeric: t
     --page: #ffffff; --card: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --link: #000000;
     --bad: #8c0d1e; --care: #7a4700; --good: #14532b;
   }
-  body { padding: 0; max-width: none; font-size: 12px; }
+  body { padding: 0; max-width: none !important; font-size: 12px; }
   nav, .on-screen, section:has(> p > button) { display: none; }
   .card { overflow: visible; padding: 0; }
   .drawn { min-width: 0 !important; }
+  .scrolls::before { display: none; }
   figure, .card, tr, ol.strip, .verdict { break-inside: avoid; }
   h1, h2, h3, caption { break-after: avoid; }
   ol.strip > li, .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
-"""
+""".replace("DARK_PAPER", DARK_PAPER)
 
 PAPER_WIDTH = 660
 """Pixels between the margins of A4 and of US letter, with some to spare."""
 
-SCRIPT = (
-    """
+SCRIPT = """
 for (const button of document.querySelectorAll("button[data-file]")) {
   button.addEventListener("click", async () => {
     const packed = atob(document.getElementById(button.dataset.from).textContent);
     const bytes = new Blob([Uint8Array.from(packed, (letter) => letter.charCodeAt(0))]);
-    const table = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+    const text = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    // The table's columns one below the other; a cell in quotes may hold ends of lines.
+    const cells = text.match(/(?:"(?:[^"]|"")*"|[^"\\n]*)\\n/g);
+    const columns = [...Array(Number(button.dataset.columns)).keys()];
+    const nRows = cells.length / columns.length;
+    const lineAt = (row) => columns.map((column) => cells[column * nRows + row].slice(0, -1)).join(",") + "\\n";
+    const lines = Array.from({ length: nRows }, (_, row) => lineAt(row));
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([table], { type: "text/csv" }));
+    link.href = URL.createObjectURL(new Blob(lines, { type: "text/csv" }));
     link.download = button.dataset.file;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   });
 }
-const drawn = () => document.querySelectorAll(".js-plotly-plot");
-// Browsers do not tell figures that paper is narrower than the window.
-window.addEventListener("beforeprint", () => {
-  for (const figure of drawn()) Plotly.relayout(figure, { width: Math.min(PAPER_WIDTH, figure.clientWidth) });
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const figures = [...document.querySelectorAll("script[data-draws]")].map((carrier) => ({
+  place: document.getElementById(carrier.dataset.draws),
+  ...JSON.parse(carrier.textContent),
+}));
+let onPaper = false;
+// Browsers do not tell figures that paper is narrower than the window. What needs more is made smaller.
+const paperWidth = (place) => {
+  const width = Math.max(Math.min(PAPER_WIDTH, place.clientWidth), parseFloat(place.style.minWidth));
+  place.style.zoom = Math.min(1, PAPER_WIDTH / width);
+  return width;
+};
+let latest = 0;
+const draw = async () => {
+  const mine = ++latest;
+  const isDark = dark.matches && !onPaper;
+  for (const { place, figure, colours } of figures) {
+    for (const [path, onLight, onDark] of colours) {
+      const part = path.slice(0, -1).reduce((whole, key) => whole[key], figure);
+      part[path.at(-1)] = isDark ? onDark : onLight;
+    }
+    place.style.zoom = "";
+    Plotly.newPlot(place, figure.data, { ...figure.layout, width: onPaper ? paperWidth(place) : undefined }, CONFIG);
+    if (onPaper) continue; // what is not drawn when the event ends is not printed
+    await new Promise((goOn) => setTimeout(goOn)); // the page can be read meanwhile
+    if (mine !== latest) return;
+  }
+};
+draw();
+dark.addEventListener("change", draw);
+for (const [moment, isPaper] of [["beforeprint", true], ["afterprint", false]])
+  window.addEventListener(moment, () => {
+    onPaper = isPaper;
+    draw();
+  });
+const fit = new ResizeObserver(() => {
+  for (const card of document.querySelectorAll(".card"))
+    card.classList.toggle("scrolls", card.scrollWidth > card.clientWidth + 1);
+  for (const { place } of figures) place.classList.toggle("bare", place.clientWidth < place.dataset.numbers);
 });
-window.addEventListener("afterprint", () => {
-  for (const figure of drawn()) Plotly.relayout(figure, { width: null, autosize: true });
-});
-"""
-).replace("PAPER_WIDTH", str(PAPER_WIDTH))
+for (const card of document.querySelectorAll(".card")) fit.observe(card);
+""".replace("PAPER_WIDTH", str(PAPER_WIDTH)).replace("CONFIG", json.dumps(CONFIG))
