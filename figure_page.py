@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -62,11 +63,11 @@ def figure_html(name: str, figure: go.Figure, *, level: int = 3) -> str:
     width = (figure.layout.width or WIDEST) + 2 * FIGURE_PADDING
     height = figure.layout.height or 450
     return (
-        f'<h{level} class="unseen">{title}</h{level}>'
+        f'<div class="figure"><h{level} class="unseen">{title}</h{level}>'
         f'<figure class="card" style="width: {width}px" tabindex="0" aria-label="{told}">'
         f'<div class="drawn" id="{name}" data-numbers="{needs.get("room_for_numbers", 0)}" '
         f'style="min-width: {needs.get("narrowest", 0)}px; height: {height}px"></div></figure>'
-        f'<script type="application/json" data-draws="{name}">{_drawing(figure)}</script>'
+        f'<script type="application/json" data-draws="{name}">{_drawing(figure)}</script></div>'
     )
 
 
@@ -74,6 +75,11 @@ def figure_page(name: str, figure: go.Figure, plotly: str | None = None, *, abov
     """A page for one figure: its name, `html_page`'s plotly, and HTML to stand above it."""
     body = f"<main>{above}{figure_html(name, figure, level=1)}</main>"
     return html_page(html.escape(plain_title(figure)), body, plotly, widest=figure.layout.width or WIDEST)
+
+
+def figures_html(figures: Mapping[str, go.Figure]) -> str:
+    """Figures by their ids, side by side where the page has room for it."""
+    return f'<div class="figures">{"".join(figure_html(name, figure) for name, figure in figures.items())}</div>'
 
 
 def plain_title(figure: go.Figure) -> str:

@@ -40,6 +40,8 @@ nav a { display: inline-block; padding: 4px 0; }
 .card { background: var(--card); border-radius: 6px; padding: 10px 14px; margin: 8px 0 20px; overflow-x: auto; }
 .card { position: relative; width: fit-content; max-width: 100%; }
 figure.card { padding: 8px; }
+.figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 20px; }
+.figure { max-width: 100%; }
 .drawn { width: 100%; }
 .drawn.bare .textpoint { display: none; }
 .scrolls::before { content: "Wider than the page: scroll sideways →"; position: sticky; left: 0; display: block; }
@@ -88,6 +90,7 @@ ol.strip .effect { font: 11px/1.3 system-ui, sans-serif; font-variant-numeric: t
   body { padding: 0; max-width: none !important; font-size: 12px; }
   nav, .on-screen, section:has(> p > button) { display: none; }
   .card { overflow: visible; padding: 0; }
+  .figures { display: block; }
   .drawn { min-width: 0 !important; }
   .scrolls::before { display: none; }
   figure, .card, tr, ol.strip, .verdict { break-inside: avoid; }

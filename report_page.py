@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from check_results import DatasetCheck
-from figure_page import figure_html, figure_page, html_page
+from figure_page import figure_page, figures_html, html_page
 from patching_results import PositionResults, SweepResults
 from patching_statistics import SiteStatistics
 from report_parts import HOW_TO_READ, data_section, effects_section, pairs_section, settings_section
@@ -63,7 +63,7 @@ def report_page(
     check: DatasetCheck | None,
 ) -> str:
     """The report as one HTML page; what `write_report` says of its arguments."""
-    sections = {"Figures": "".join(figure_html(name, figure) for name, figure in figures.items())}
+    sections = {"Figures": figures_html(figures)}
     title = "Activation patching report"
     if shown:
         sweeps = {name: results.sweep for name, results in shown.items()}

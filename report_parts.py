@@ -34,7 +34,7 @@ colour scale, symmetric about 0: compare colours within a map only.</p>
 
 
 def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteStatistics | str]) -> str:
-    """What was run; a column for each sweep where their settings differ."""
+    """What was run; a column for each sweep, and one cell across them all where they have the same setting."""
     rows: dict[str, Callable[[str, Sweep], str]] = {
         "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
         "Task": lambda _, sweep: sweep.task,
@@ -55,9 +55,8 @@ def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteS
     }
     told = {row: [value(name, results.sweep) for name, results in shown.items()] for row, value in rows.items()}
     told = {row: values for row, values in told.items() if any(values)}
-    if all(len(set(values)) == 1 for values in told.values()):
-        return table(["Setting", ", ".join(shown)], [[row, values[0]] for row, values in told.items()], "Settings")
-    return table(["Setting", *shown], [[row, *values] for row, values in told.items()], "Settings")
+    rows_told = [[row, *(values if len(set(values)) > 1 else values[:1])] for row, values in told.items()]
+    return table(["Setting", *shown], rows_told, "Settings")
 
 
 def effects_section(results: SweepResults, sure: SiteStatistics | str, name: str) -> str:
@@ -132,17 +131,22 @@ def table(
 
     Args:
         heads: of each column.
-        rows: their first cells are heads too.
+        rows: their first cells are heads too. The last cell of a row that has fewer than there are columns spans these.
         caption: what the table shows.
         numbers: whether all but the first column hold numbers, which stand on the right.
         kind: a class for its style.
     """
+
+    def across(row: Sequence[str], i: int) -> str:
+        missing = len(heads) - len(row)
+        return f' colspan="{missing + 1}"' if missing and i == len(row) - 1 else ""
+
     number = ' class="number"' if numbers else ""
     head = "".join(f'<th scope="col"{number if i else ""}>{html.escape(cell)}</th>' for i, cell in enumerate(heads))
     body = "".join(
         "<tr>"
         + f'<th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td{number}>{html.escape(cell)}</td>" for cell in row[1:])
+        + "".join(f"<td{number}{across(row, i)}>{html.escape(cell)}</td>" for i, cell in enumerate(row[1:], start=1))
         + "</tr>"
         for row in rows
     )

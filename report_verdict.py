@@ -14,7 +14,7 @@ from patching_sweep import Sweep
 def verdict_section(check: DatasetCheck | None, sweeps: Mapping[str, Sweep]) -> str:
     """The verdict: of the check where there is one, else of each sweep whose pairs are other ones."""
     if check is not None:
-        return _verdict("Verdict", check.findings)
+        return _verdict("Verdict", check.findings, _counted(next(iter(sweeps.values()))))
     parts = []
     groups = apart(sweeps)
     for names, sweep in groups.items():

@@ -216,7 +216,7 @@ def test_a_linters_verdict_takes_the_place_of_the_reports_own(tmp_path):
     check = linted(Finding("fault", "Answers <b> repeat", "Make others"))
     page = report_text(made_up_heads(), save_dir=tmp_path, check=check)
     text = shown_text(page)
-    assert "Verdict: not usable fault : Answers <b> repeat. Make others." in text
+    assert "Verdict: not usable Usable 5 of 5 pairs" in text and "fault : Answers <b> repeat. Make others." in text
     assert 'class="verdict fault"' in page and "the dataset itself was not checked" not in text
     assert "<b> repeat" not in page
 
