@@ -419,7 +419,8 @@ def test_a_seed_gives_the_same_numbers_and_another_seed_others(n_pairs):
 
 @pytest.mark.parametrize("n_pairs", [7, 30])
 def test_numbers_do_not_depend_on_the_order_of_sites(n_pairs):
-    patched, base, source = random_map(3, n_sites=24, n_pairs=n_pairs)  # few enough for no more sign flips than four have
+    # As few sites as need no more sign flips than four of them do.
+    patched, base, source = random_map(3, n_sites=24, n_pairs=n_pairs)
     order = np.random.default_rng(0).permutation(24)
     plain, shuffled = site_statistics(patched, base, source), site_statistics(patched[order], base, source)
     for name in PER_SITE:
