@@ -131,10 +131,8 @@ def print_top(name: str, results: HeadResults) -> None:
     print(f"\n### {name}\n\n| head | effect | 95 % interval | corrected p | change in logits |")
     print("|---" * 5 + "|")
     for row in table.itertuples():
-        print(
-            f"| {row.label} | {row.effect:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_corrected:.3f} | "
-            f"{row.change:+.2f} |"
-        )
+        p = "<0.001" if row.p_corrected < 0.0005 else f"{row.p_corrected:.3f}"
+        print(f"| {row.label} | {row.effect:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {p} | {row.change:+.2f} |")
 
 
 def print_readings(found: dict[str, BothDirections[HeadResults]]) -> None:
