@@ -24,6 +24,8 @@ from result_files import write_files
 
 REPORT_FILE = "report.html"
 PLOTLY_FILE = "plotly.min.js"
+SIDE_BY_SIDE = 1530
+"""Pixels of a map of twelve heads and bars beside each other."""
 
 
 def write_report(
@@ -93,4 +95,4 @@ def report_page(
         f'<header><h1>{html.escape(title)}</h1><nav aria-label="Parts of the report"><ul>{links}</ul></nav></header>'
         f"<main>{parts}</main>"
     )
-    return html_page(html.escape(title), body)
+    return html_page(html.escape(title), body, widest=SIDE_BY_SIDE)

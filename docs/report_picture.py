@@ -20,7 +20,7 @@ from model_loading import load_model
 from task_templates import IOI_SCENE_TEMPLATES
 from visualize import create_full_report
 
-WIDTH, HEIGHT = 1000, 1250
+WIDTH, HEIGHT = 1000, 1235
 """Pixels of the picture; each is two by two in the file."""
 PICTURES = {"light": "report.png", "dark": "report-dark.png"}
 DRAWN = "[...document.querySelectorAll('.drawn')].every((figure) => figure.querySelector('.main-svg .nsewdrag'))"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import figure_colours
-from figure_colours import DARK, DIVERGING, FLIP, changes_on_dark, on_dark
+from figure_colours import DARK, DIVERGING, FLIP, changes_on_dark
 from test_suite.figure_kinds import both_ways, clear, patterns
 from test_suite.figures import made_up_heads
 from visualize import (
@@ -20,6 +20,7 @@ from visualize import (
     create_head_heatmap,
     create_metric_scatter,
     create_top_heads_bar,
+    on_dark,
 )
 
 

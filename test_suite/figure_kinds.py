@@ -308,7 +308,7 @@ def test_figures_of_two_results_take_the_statistics_of_both():
 
 
 def test_of_very_many_pairs_some_have_points_and_the_figure_says_how_many():
-    heads = made_up_heads(n_pairs=250)
+    heads = made_up_heads(2, 2, n_pairs=250)
     bars, distribution, scatter = (
         draw(heads, top_k=3) for draw in (create_top_heads_bar, create_effect_distribution, create_metric_scatter)
     )
