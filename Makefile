@@ -32,7 +32,7 @@ test: $(READY)  ## the whole suite
 lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy $(wildcard *.py benchmarks/*.py)
+	$(RUN) -m mypy actpatch $(wildcard *.py benchmarks/*.py)
 
 bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md
 	$(RUN) -m benchmarks.run

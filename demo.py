@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from activation_patching import ActivationPatcher, IOIDataset, summarize_results
-from ioi_task import IOI_CORRUPTIONS
+from actpatch.results.shapes import LayerResults
+from actpatch.results.sweep import DIRECTIONS
+from actpatch.results.text import WIDTH
+from actpatch.tasks.ioi import IOI_CORRUPTIONS
+from actpatch.tasks.words import IOI_SCENE_TEMPLATES
 from model_loading import can_be_loaded, load_model
-from patching_results import LayerResults
-from patching_sweep import DIRECTIONS
-from result_tables import WIDTH
-from task_templates import IOI_SCENE_TEMPLATES
 from visualize import create_full_report
 
 

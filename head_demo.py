@@ -10,9 +10,9 @@ import argparse
 import sys
 
 from activation_patching import IOIDataset
+from actpatch.core.sites import PATCH_TYPES
 from demo import arguments, choose_model, guarded, introduce, list_figures, patch_layers, say, writable
 from head_patching import HeadPatcher, print_head_results
-from patching_sites import PATCH_TYPES
 from visualize import create_full_report
 
 IMPORTANT = 0.1

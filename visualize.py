@@ -1,4 +1,4 @@
-"""How does it look?  Results -> Plotly figures and an offline report; nothing here runs a model.
+"""How does a result look? The door to all figures and the report; nothing here runs a model.
 
 Every figure says which model, task, direction, metric and pairs it rests on. An effect is a share of the difference
 between the clean and the corrupted metric, so it has no unit; metrics carry theirs. Maps have layer 0 at the top, as
@@ -6,33 +6,20 @@ in Wang et al. (2022), and a diverging, colour-blind-safe scale that is symmetri
 towards the run the activation came from, red away from it, what is pale (dark, on dark) does nothing, grey was not
 measured. What is not significant after correction is faded, and where there are too few pairs to tell, nothing is and
 the subtitle says so.
-
-This module is the door to all figures; each kind has a module of its own, and so has the report.
 """
 
 from __future__ import annotations
 
-from figure_attention import create_attention_patterns
-from figure_bars import create_component_comparison, create_effect_distribution, create_top_heads_bar
-from figure_colours import on_dark
-from figure_comparison import create_comparison
-from figure_files import save_figure
-from figure_maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap
-from figure_scatter import create_direction_quadrant, create_metric_scatter
-from full_report import create_full_report
-
-__all__ = [
-    "create_attention_patterns",
-    "create_comparison",
-    "create_component_comparison",
-    "create_direction_quadrant",
-    "create_effect_distribution",
-    "create_full_report",
-    "create_head_heatmap",
-    "create_layer_heatmap",
-    "create_metric_scatter",
-    "create_position_heatmap",
-    "create_top_heads_bar",
-    "on_dark",
-    "save_figure",
-]
+from actpatch import create_attention_patterns as create_attention_patterns
+from actpatch import create_comparison as create_comparison
+from actpatch import create_component_comparison as create_component_comparison
+from actpatch import create_direction_quadrant as create_direction_quadrant
+from actpatch import create_effect_distribution as create_effect_distribution
+from actpatch import create_full_report as create_full_report
+from actpatch import create_head_heatmap as create_head_heatmap
+from actpatch import create_layer_heatmap as create_layer_heatmap
+from actpatch import create_metric_scatter as create_metric_scatter
+from actpatch import create_position_heatmap as create_position_heatmap
+from actpatch import create_top_heads_bar as create_top_heads_bar
+from actpatch import on_dark as on_dark
+from actpatch import save_figure as save_figure

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
+from actpatch.core.sites import Site
 from benchmarks.rows import Task
-from patching_sites import Site
 
 
 def floor_flops(cfg: Any, task: Task) -> float:

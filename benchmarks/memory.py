@@ -12,8 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 import psutil
 import torch
 
+from actpatch.engine.engine import PatchingEngine
 from benchmarks.rows import Row, loaded, task
-from patching_engine import PatchingEngine
 
 SAMPLING_SECONDS = 0.002
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformer_lens import patching
 from transformers import AutoModelForCausalLM
 
+from actpatch.core.sites import Patch, Site, head_axis
 from benchmarks.rows import Row, Task, checkpoint
-from patching_sites import Patch, Site, head_axis
 
 TRANSFORMER_LENS, LOOP, NNSIGHT = "TransformerLens", "plain loop", "nnsight"
 HAS_NNSIGHT = importlib.util.find_spec("nnsight") is not None

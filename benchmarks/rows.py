@@ -18,12 +18,12 @@ import transformer_lens
 import transformers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from ioi_task import IOIDataset
-from model_loading import TINY, ModelClass, load_model
-from patching_metrics import Answers, LogitDifference
-from patching_sites import Patch, Site, block_hook
-from patching_tasks import EncodedPairs, dataset_metrics, encode_pairs
-from test_suite.smol_model import converted_smol
+from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.metrics.base import Answers, LogitDifference
+from actpatch.models.load import TINY, ModelClass, load_model
+from actpatch.tasks.dataset import EncodedPairs, dataset_metrics, encode_pairs
+from actpatch.tasks.ioi import IOIDataset
+from test_suite.helpers.smol_model import converted_smol
 
 GPT2, SMOL, BUNDLED = "GPT-2 small's shape", "SmolLM2-135M", "tiny"
 FLIP, SWAP = "flip_subject", "swap_names"

@@ -33,11 +33,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actpatch.engine.engine import PatchingEngine
 from benchmarks.floor import floor_flops, matrix_product_rate
 from benchmarks.memory import peak_extra_memory
 from benchmarks.peers import HAS_NNSIGHT, LOOP, NNSIGHT, TRANSFORMER_LENS, Peer, peers
 from benchmarks.rows import SMOL, Row, Task, all_rows, checkpoint, loaded, task
-from patching_engine import PatchingEngine
 
 Result = TypeVar("Result")
 

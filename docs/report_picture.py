@@ -15,9 +15,9 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from activation_patching import ActivationPatcher, IOIDataset, check_dataset
+from actpatch.tasks.words import IOI_SCENE_TEMPLATES
 from head_patching import HeadPatcher
 from model_loading import load_model
-from task_templates import IOI_SCENE_TEMPLATES
 from visualize import create_full_report
 
 WIDTH, HEIGHT = 1000, 1235

@@ -1,0 +1,139 @@
+"""How sure is what a figure shows?  Intervals, p-values and which marks are faded, from a sweep's statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from actpatch.figures.words import count
+from actpatch.statistics.resampling import FEWEST_PAIRS
+from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
+from actpatch.results.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """What a figure says of how sure the effects of one sweep are, an entry per patch."""
+
+    statistics: SiteStatistics | None
+    """None where there are none; `note` then says why."""
+    muted: Bool[np.ndarray, " patch"]
+    """Patches that are not significant after correction; none where there are too few pairs to tell."""
+    note: str
+    """For the subtitle: what being faded means, or why nothing is."""
+
+    def told(self, patch: int) -> list[str]:
+        """Lines for the hover text of a patch: its interval and p-values, as far as there are any."""
+        found = self.statistics
+        if found is None or found.n_pairs < 2:
+            return []
+        lines = []
+        if found.n_pairs >= FEWEST_PAIRS:
+            low, high = found.low[patch], found.high[patch]
+            interval = "none" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+            lines.append(f"{found.level * 100:g}% interval {interval}")
+        lines.append(f"p {found.p[patch]:.2g}, corrected {found.p_corrected[patch]:.2g}")
+        return [*lines, "not significant"] if self.muted[patch] else lines
+
+    @property
+    def has_intervals(self) -> bool:
+        return self.statistics is not None and self.statistics.n_pairs >= FEWEST_PAIRS
+
+    def whiskers(self, patches: Sequence[int]) -> tuple[Float[np.ndarray, " patch"], Float[np.ndarray, " patch"]]:
+        """How far the intervals reach below and above the effects; NaN where there is none or it has no end there."""
+        if self.statistics is None or not self.has_intervals:
+            none = np.full(len(patches), np.nan)
+            return none, none
+        found, chosen = self.statistics, list(patches)
+        below, above = (found.effect - found.low)[chosen], (found.high - found.effect)[chosen]
+        return np.where(np.isfinite(below), below, np.nan), np.where(np.isfinite(above), above, np.nan)
+
+    def bar_note(self, patches: Sequence[int]) -> str:
+        """For the subtitle of a figure with error bars: what these are."""
+        if self.statistics is None or not self.has_intervals:
+            return self.note
+        found, chosen = self.statistics, list(patches)
+        endless = int((np.isinf(found.low[chosen]) | np.isinf(found.high[chosen])).sum())
+        lacking = f", {endless} without an end" if endless else ""
+        return f"bars: {found.level * 100:g}% intervals{lacking} · {self.note}"
+
+
+def certainty(
+    sweep: Sweep, kind: str, statistics: SiteStatistics | None = None, *, muted_are: str = "faded: not significant"
+) -> Certainty:
+    """What can be said of a sweep's effects.
+
+    Args:
+        sweep: the sweep.
+        kind: what each patch is, in a word.
+        statistics: those of the sweep; None computes them as `sweep.statistics()` does.
+        muted_are: how the figure shows what is not significant, in words.
+
+    Raises:
+        ValueError: where the statistics given are those of another sweep or metric.
+    """
+    if statistics is None:
+        try:
+            statistics = sweep.statistics()
+        except ValueError as error:
+            return unknown(len(sweep.patches), f"no intervals and no significance: {error}")
+    else:
+        _check_belongs(statistics, sweep)
+    return certainty_of(statistics, kind, muted_are=muted_are)
+
+
+def certainties(
+    sweeps: tuple[Sweep, Sweep],
+    kind: str,
+    statistics: tuple[SiteStatistics, SiteStatistics] | None,
+    *,
+    muted_are: str,
+) -> list[Certainty]:
+    """What can be said of two sweeps in one figure, where being faded has to mean the same.
+
+    Raises:
+        ValueError: where the statistics are not two, differ in level, alpha or correction, or are of other sweeps.
+    """
+    if statistics is None:
+        return [certainty(sweep, kind, muted_are=muted_are) for sweep in sweeps]
+    if isinstance(statistics, SiteStatistics) or len(statistics) != 2:
+        raise ValueError("statistics are not two, expected those of both results: (a.statistics(), b.statistics())")
+    settings = [f"level={one.level:g}, alpha={one.alpha:g}, correction={one.correction!r}" for one in statistics]
+    if settings[0] != settings[1]:
+        raise ValueError(f"the statistics have {settings[0]} and {settings[1]}, expected the same for both results")
+    return [certainty(sweep, kind, one, muted_are=muted_are) for sweep, one in zip(sweeps, statistics)]
+
+
+def unknown(n_patches: int, why: str) -> Certainty:
+    """What is said of effects without statistics."""
+    return Certainty(None, np.zeros(n_patches, dtype=bool), why)
+
+
+def certainty_of(statistics: SiteStatistics, kind: str, *, muted_are: str) -> Certainty:
+    """What these statistics say; `certainty` explains the arguments."""
+    n_pairs, n_sites = statistics.n_pairs, len(statistics.sites)
+    # All sites together at the smallest p there is are corrected to this; one of them alone to n_sites times as much.
+    smallest = statistics.smallest_p
+    if statistics.correction == "by":
+        smallest *= sum(1 / i for i in range(1, n_sites + 1))
+    if smallest > statistics.alpha:
+        few = "" if n_pairs >= FEWEST_PAIRS else ", or for intervals"
+        return Certainty(statistics, np.zeros(n_sites, dtype=bool), f"{count(n_pairs, 'pair')}: too few to test{few}")
+    muted = ~statistics.significant
+    test = f"p\xa0>\xa0{statistics.alpha:g}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
+    if not muted.any():
+        return Certainty(statistics, muted, f"all significant · none has {test}")
+    alone = f" · with {n_pairs} pairs none alone can be significant" if smallest * n_sites > statistics.alpha else ""
+    return Certainty(statistics, muted, f"{muted_are} · {test}{alone}")
+
+
+def _check_belongs(found: SiteStatistics, sweep: Sweep) -> None:
+    labels = tuple(patch.label for patch in sweep.patches)
+    if found.sites != labels or not np.allclose(found.effect, sweep.effects, equal_nan=True):
+        raise ValueError(
+            f"these statistics of {len(found.sites)} sites are not those of these results ({len(labels)} sites, "
+            f"{sweep.metric}): pass results.statistics(...) of the same results"
+        )

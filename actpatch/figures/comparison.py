@@ -1,0 +1,258 @@
+"""What changed between two experiments?  Two maps on one colour scale, and their difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from actpatch.figures.cells import (
+    MOST_COLUMNS_WITH_NUMBERS,
+    MUTED_ARE,
+    cells,
+    colour_limit,
+    column_axis,
+    narrowest,
+    row_axis,
+)
+from actpatch.figures.certainty import Certainty, certainties, certainty_of, unknown
+from actpatch.figures.checks import check_effects, checked_sweep
+from actpatch.figures.colours import NOT_MEASURED
+from actpatch.figures.frame import finish
+from actpatch.figures.places import Cell, EffectMap, head_map, layer_map, position_map
+from actpatch.figures.words import context, count, escaped, hovers, in_lines, labels_of
+from actpatch.results.differences import difference_statistics
+from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
+from actpatch.statistics.sites import SiteStatistics
+from actpatch.results.sweep import Sweep
+
+MapResults: TypeAlias = HeadResults | LayerResults | PositionResults
+
+PANEL_LINE = 38
+"""Letters of a line above a panel."""
+NARROWEST_PANEL, SPACE = 220, 300
+"""Pixels of a panel that such a line fits, and of what is between and beside three of them."""
+
+
+def create_comparison(
+    results_a: MapResults,
+    results_b: MapResults,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    component: str | None = None,
+    same_model: bool = True,
+    title: str | None = None,
+    colour_range: float | None = None,
+    statistics: tuple[SiteStatistics, SiteStatistics] | None = None,
+) -> go.Figure:
+    """Two maps cell by cell: the first, the second, and the second minus the first, all on one colour scale.
+
+    What the experiments share stands in the subtitle, in what they differ above each map. Cells that are not
+    significant are faded, in the difference too, where both have the same clean prompts: it is then tested pair by
+    pair (`results.differences`); otherwise its heading says that it is not.
+
+    Args:
+        results_a, results_b: head, layer or position results, both of one kind.
+        names: what the two are called.
+        component: of position results, which component; None for each one's first.
+        same_model: False allows results of two models of one shape, for instance before and after fine-tuning; head
+            3 of one is then compared with head 3 of the other.
+        title: in place of the figure's own.
+        colour_range: colours span ± this effect; None spans the largest of the three maps.
+        statistics: `results.statistics(...)` of both, for another level or correction than its defaults, which the
+            difference then has too.
+
+    Raises:
+        ValueError: where the results are of different kinds, models or shapes, saying in what they differ; where one
+            is empty or holds no usable pair; for `component` with results that are no map over positions; where
+            `statistics` are those of other results, or differ in level, alpha or correction.
+    """
+    first, second = (_map(results, component) for results in (results_a, results_b))
+    _check_alike((results_a, first), (results_b, second), same_model)
+    _check_names(names)
+    sure = certainties((results_a.sweep, results_b.sweep), results_a.kind, statistics, muted_are=MUTED_ARE)
+    texts = [
+        drawn.texts(hovers(labels_of(results), results.sweep, one.told))
+        for drawn, results, one in zip((first, second), (results_a, results_b), sure)
+    ]
+    panels = [(drawn.effects, text, drawn.muted(one.muted)) for drawn, text, one in zip((first, second), texts, sure)]
+    matched = _matched(first, second)
+    sure.append(_sure_change(results_a, results_b, matched, sure[0]))
+    panels.append(_change(panels, matched, sure[2], names))
+    limit = max(colour_limit(effects, colour_range) for effects, _, _ in panels if not np.isnan(effects).all())
+    shared, apart = _told([results_a.sweep, results_b.sweep], [first, second])
+    headings = [_heading(name, parts) for name, parts in zip(names, apart)]
+    beside = first.effects.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
+    change = f"{names[1]} − {names[0]}"
+    headings.append(_heading(change, [_tested(sure[2])]))
+    figure, with_numbers = _panels([first, second, first], headings, beside)
+    for number, (effects, hover, muted) in enumerate(panels):
+        for trace in cells(effects, hover, muted, limit, with_numbers=with_numbers):
+            figure.add_trace(trace, **_place(number, beside))
+    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}})
+    shared += [_agreement(first.effects, second.effects), *_notes([*names, change], sure)]
+    title = title or f"{escaped(names[0])} against {escaped(names[1])}"
+    return finish(figure, title, in_lines(shared), **_sizes(figure, first, beside))
+
+
+def _map(results: Any, component: str | None) -> EffectMap:
+    sweep = checked_sweep(results, (HeadResults, LayerResults, PositionResults), "create_comparison")
+    if component is not None and not isinstance(results, PositionResults):
+        raise ValueError(
+            f"component={component!r} was given with {type(results).__name__}: only position results take it"
+        )
+    check_effects(sweep.effects, sweep)
+    if isinstance(results, HeadResults):
+        return head_map(results)
+    return layer_map(results) if isinstance(results, LayerResults) else position_map(results, component)
+
+
+def _check_alike(first: tuple[Any, EffectMap], second: tuple[Any, EffectMap], same_model: bool) -> None:
+    """Both maps have the same cells; else an error with everything in which they differ."""
+    both = [_shape(*each) for each in (first, second)]
+    if not same_model:
+        both = [{part: told for part, told in shape.items() if part != "model"} for shape in both]
+    if type(first[0]) is not type(second[0]):
+        both = [{"kind": type(results).__name__} for results, _ in (first, second)]
+    differ = [part for part in both[0] if both[0][part] != both[1][part]]
+    if differ:
+        told = [" with ".join(shape[part] for part in differ) for shape in both]
+        ways = "draw each by itself, with the same colour_range"
+        if differ == ["model"]:
+            ways += ", or pass same_model=False for two models whose heads and layers correspond"
+        raise ValueError(
+            f"these results cannot be compared cell by cell: the first is {told[0]}, the second {told[1]}: {ways}"
+        )
+
+
+def _shape(results: Any, drawn: EffectMap) -> dict[str, str]:
+    sweep = results.sweep
+    n_columns = drawn.effects.shape[1]
+    if isinstance(results, HeadResults):
+        columns = count(n_columns, results.kind) + " per layer"
+    elif isinstance(results, LayerResults) or results.names is not None:
+        columns = f"columns {', '.join(drawn.axis['ticktext'])}"
+    else:
+        columns = count(n_columns, "position")
+    return {"model": f"of {sweep.model}", "layers": count(sweep.n_layers, "layer"), "columns": columns}
+
+
+def _check_names(names: tuple[str, str]) -> None:
+    if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
+        raise ValueError(f"names is {names!r}, expected two different names, one for each of the results")
+
+
+def _matched(first: EffectMap, second: EffectMap) -> dict[Cell, tuple[int, int]]:
+    """Each cell that both maps have, with the number of its patch in either."""
+    numbers = [{place: i for i, place in enumerate(drawn.places) if place is not None} for drawn in (first, second)]
+    return {cell: (i, numbers[1][cell]) for cell, i in numbers[0].items() if cell in numbers[1]}
+
+
+def _sure_change(
+    first: MapResults, second: MapResults, matched: Mapping[Cell, tuple[int, int]], like: Certainty
+) -> Certainty:
+    """How sure the differences are, an entry per cell that is matched."""
+    if like.statistics is None:
+        return unknown(len(matched), like.note)
+    try:
+        found = difference_statistics(first.sweep, second.sweep, list(matched.values()), like=like.statistics)
+    except ValueError as error:
+        return unknown(len(matched), f"not tested: {error}")
+    return certainty_of(found, first.kind, muted_are=MUTED_ARE)
+
+
+def _tested(sure_change: Certainty) -> str:
+    found = sure_change.statistics
+    return "not tested" if found is None else f"tested pair by pair, {count(found.n_pairs, 'pair')}"
+
+
+def _notes(names: Sequence[str], sure: Sequence[Certainty]) -> list[str]:
+    """What is said of how sure each map is, once for those of which it is the same."""
+    of_note: dict[str, list[str]] = {}
+    for name, one in zip(names, sure):
+        of_note.setdefault(one.note, []).append(name)
+    if len(of_note) == 1:
+        return list(of_note)
+    return [f"{' and '.join(about)}: {note}" for note, about in of_note.items()]
+
+
+def _sizes(figure: go.Figure, drawn: EffectMap, beside: bool) -> dict[str, int]:
+    """What the figure needs: side by side as much as the headings, which do not shrink."""
+    if beside:
+        return {"narrowest": min(figure.layout.width, 3 * NARROWEST_PANEL + SPACE)}
+    n_labels = len(drawn.axis["ticktext"]) if drawn.room else 0
+    return {"narrowest": narrowest(drawn.effects.shape[1], n_labels)}
+
+
+def _told(sweeps: list[Sweep], maps: list[EffectMap]) -> tuple[list[str], list[list[str]]]:
+    """What both experiments share, and what each is where they differ."""
+    patched = [f"patched: {drawn.patched}" if drawn.patched else "" for drawn in maps]
+    parts = [{**context(sweep), "patched": told} for sweep, told in zip(sweeps, patched)]
+    differ = [part for part in parts[0] if parts[0][part] != parts[1][part]]
+    shared = [text for part, text in parts[0].items() if part not in differ]
+    return shared, [[each[part] for part in differ] for each in parts]
+
+
+def _heading(name: str, parts: list[str]) -> str:
+    return "<br>".join([f"<b>{escaped(name)}</b>", *filter(None, [in_lines(parts, PANEL_LINE)])])
+
+
+def _agreement(first: np.ndarray, second: np.ndarray) -> str:
+    both = ~np.isnan(first) & ~np.isnan(second)
+    if both.sum() < 3 or np.ptp(first[both]) == 0 or np.ptp(second[both]) == 0:
+        return ""
+    return f"correlation of the effects {np.corrcoef(first[both], second[both])[0, 1]:.2f}"
+
+
+def _change(
+    panels: Sequence[tuple[np.ndarray, dict[Cell, str], set[Cell]]],
+    matched: Mapping[Cell, tuple[int, int]],
+    sure: Certainty,
+    names: tuple[str, str],
+) -> tuple[np.ndarray, dict[Cell, str], set[Cell]]:
+    """The third panel: second minus first, what is told of each cell, and the cells that are not significant."""
+    (before, first, _), (after, second, _) = panels
+    change = after - before
+    texts = {
+        cell: "<br>".join(
+            [
+                f"<b>difference {change[cell]:+.3f}</b>",
+                *sure.told(i),
+                f"{escaped(names[0])}: {first[cell]}",
+                f"{escaped(names[1])}: {second[cell]}",
+            ]
+        )
+        for i, cell in enumerate(matched)
+    }
+    return change, texts, {cell for cell, is_muted in zip(matched, sure.muted) if is_muted}
+
+
+def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[go.Figure, bool]:
+    """Three empty panels, side by side or, where they have many columns, one below the other; and room for numbers."""
+    n_rows, n_columns = maps[0].effects.shape
+    room = max(drawn.room for drawn in maps)
+    lines = max(heading.count("<br>") + 1 for heading in headings)
+    per_column = min(46, 300 / n_columns) if beside else min(44, 900 / n_columns)
+    wide, high = max(230, int(per_column * n_columns)), max(120, n_rows * 18)
+    across, down = 56, room + 84 + 16 * lines
+    area = (3 * wide + 2 * across, high) if beside else (wide, 3 * high + 2 * down)
+    grid = {"rows": 1, "cols": 3, "horizontal_spacing": across / area[0]}
+    if not beside:
+        grid = {"rows": 3, "cols": 1, "vertical_spacing": down / area[1]}
+    figure = make_subplots(**grid, subplot_titles=headings)
+    figure.update_annotations(font_size=12)
+    for number, drawn in enumerate(maps):
+        place = _place(number, beside)
+        figure.update_xaxes(**column_axis(n_columns), **place)
+        figure.update_xaxes(**drawn.axis, **place)
+        figure.update_yaxes(title="layer" if number == 0 or not beside else None, **row_axis(n_rows), **place)
+    figure.update_layout(plot_bgcolor=NOT_MEASURED, margin={"t": 16 * lines + 6})
+    figure.update_layout(width=area[0] + 190, height=area[1] + room + 130 + 16 * lines)
+    return figure, beside and per_column >= 34
+
+
+def _place(number: int, beside: bool) -> dict[str, int]:
+    return {"row": 1, "col": number + 1} if beside else {"row": number + 1, "col": 1}

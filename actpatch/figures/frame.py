@@ -1,0 +1,160 @@
+"""What do all figures share?  Look, sizes, titles, and where labels go so that none lies on another.
+
+Ink on opaque paper, so that a figure can be read wherever it is put; `figures.colours` has its look on a dark page.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from actpatch.figures.colours import GRID, INK, LINE, PAPER, SOFT, ZERO_LINE
+
+FADED = 0.3
+"""Opacity of marks that are not significant."""
+NARROW = 300
+"""Pixels that a plot's area has on a phone: labels that keep apart there keep apart everywhere."""
+MODEBAR_WITHOUT = ["sendChartToCloud", "zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale"]
+"""Buttons left out: the first would upload the figure, the others hide titles on small screens."""
+MOST_POINTS = 100
+"""Pairs that have a point of their own in a row: more lie on each other, and make the page slow."""
+_AXIS = {
+    "automargin": True,
+    "gridcolor": GRID,
+    "linecolor": LINE,
+    "ticks": "",
+    "ticklabelstandoff": 4,
+    "title": {"standoff": 15},
+    "zerolinecolor": ZERO_LINE,
+}
+_COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "right"}, "thickness": 12}
+LOOK = go.layout.Template(
+    layout={
+        "paper_bgcolor": PAPER,
+        "plot_bgcolor": PAPER,
+        "font": {"color": INK, "size": 12},
+        "hoverlabel": {"align": "left"},
+        "hovermode": "closest",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "coloraxis": {"colorbar": _COLOUR_BAR},
+    },
+    data={"heatmap": [{"colorbar": _COLOUR_BAR}]},
+)
+
+
+def finish(figure: go.Figure, title: str, subtitle: str, *, narrowest: int = 0, room_for_numbers: int = 0) -> go.Figure:
+    """Give the figure its title and look.
+
+    Args:
+        figure: with its height and width set.
+        title: of the figure, escaped.
+        subtitle: what its numbers rest on (`figures.words.context_line`), lines broken; empty where nothing is known.
+        narrowest: pixels that the figure needs: on a narrower page it has to be scrolled. 0 where it shrinks at will.
+        room_for_numbers: pixels below which the numbers in a map's cells do not fit.
+    """
+    subtitle_height = 17 * len(subtitle.split("<br>")) if subtitle else 0
+    figure.update_layout(
+        template=LOOK,
+        meta={"narrowest": narrowest, "room_for_numbers": room_for_numbers},
+        title={"text": title, "font_size": 16, "x": 0, "y": 1, "yanchor": "top", "pad": {"l": 12, "t": 14}},
+        title_subtitle={"text": subtitle, "font": {"size": 12, "color": SOFT}},
+        height=figure.layout.height + subtitle_height,
+        margin={"l": 60, "r": 20, "t": 52 + (figure.layout.margin.t or 0) + subtitle_height, "b": 60},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        modebar={"orientation": "v", "remove": MODEBAR_WITHOUT},
+    )
+    figure.for_each_trace(lambda trace: trace.update(hoverinfo=trace.hoverinfo or "text"))
+    return figure
+
+
+def thinned_pairs(n_pairs: int, most: int = MOST_POINTS) -> list[int]:
+    """The pairs that are drawn one by one: all or, of very many, the most there may be, at equal distances."""
+    shown = min(n_pairs, most)
+    return [number * n_pairs // shown for number in range(shown)]
+
+
+def thinned_note(n_pairs: int, most: int = MOST_POINTS) -> str:
+    """For the subtitle: how many pairs are drawn, where not all are."""
+    return f"points: {most} of {n_pairs:,} pairs" if n_pairs > most else ""
+
+
+def height(rows: int, per_row: int) -> int:
+    return 130 + max(rows * per_row, 120)
+
+
+def width(columns: int, per_column: int) -> int:
+    return min(max(480, 190 + columns * per_column), 1150)
+
+
+def step(n: int, room: int) -> int:
+    """Distance between labels, so that at most `room` of `n` are written."""
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100, n) if n <= step * room)
+
+
+def thin_out(n: int, first: Sequence[int], room: int = 45) -> list[int]:
+    """About `room` of n positions, well apart; those in `first` go before others."""
+    apart = math.ceil(n / room)
+    shown: list[int] = []
+    for position in [*first, *range(n)]:
+        if all(abs(position - other) >= apart for other in shown):
+            shown.append(position)
+    return sorted(shown)
+
+
+def room_for(labels: Sequence[str]) -> int:
+    """Pixels that the longest of these tick labels takes."""
+    return 6 * max((len(html.unescape(label).replace("<b>", "").replace("</b>", "")) for label in labels), default=0)
+
+
+def label_points(
+    points: Sequence[tuple[float, float]],
+    labels: Sequence[str],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    size: tuple[int, int] = (NARROW, NARROW),
+) -> list[str | None]:
+    """Where each label stands beside its point (Plotly's `textposition`), None where it would lie on something else.
+
+    Args:
+        points: all points, those with a label first, the most important before others.
+        labels: of the first points, in that order.
+        x_range, y_range: of the axes.
+        size: of the plot's area in pixels.
+    """
+    at = [
+        ((x - x_range[0]) / (x_range[1] - x_range[0]) * size[0], (y - y_range[0]) / (y_range[1] - y_range[0]) * size[1])
+        for x, y in points
+    ]
+    taken: list[tuple[float, float, float, float]] = []
+    placed: list[str | None] = []
+    for (x, y), label in zip(at, labels):
+        wide = 7 * len(html.unescape(label))
+        boxes = {
+            "middle right": (x + 5, y - 8, x + 5 + wide, y + 8),
+            "middle left": (x - 5 - wide, y - 8, x - 5, y + 8),
+            "top center": (x - wide / 2, y + 4, x + wide / 2, y + 20),
+            "bottom center": (x - wide / 2, y - 20, x + wide / 2, y - 4),
+        }
+        free = (name for name, box in boxes.items() if _is_free(box, size, taken, at))
+        placed.append(next(free, None))
+        if placed[-1] is not None:
+            taken.append(boxes[placed[-1]])
+    return placed
+
+
+def _is_free(
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    taken: Sequence[tuple[float, float, float, float]],
+    points: Sequence[tuple[float, float]],
+) -> bool:
+    left, low, right, high = box
+    if left < 0 or right > size[0] or low < 0 or high > size[1]:
+        return False
+    if any(left < r and right > x and low < t and high > b for x, b, r, t in taken):
+        return False
+    return not any(left - 3 < x < right + 3 and low - 3 < y < high + 3 for x, y in points)

@@ -1,0 +1,142 @@
+"""Where in the model?  Maps of effects: layer × head, layer × component, layer × position."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+
+from actpatch.figures.cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
+from actpatch.figures.certainty import certainty
+from actpatch.figures.checks import Heads, check_size, checked_heads, checked_layers, checked_sweep
+from actpatch.figures.frame import finish
+from actpatch.figures.places import EffectMap, head_map, layer_map, position_map
+from actpatch.figures.words import context_line, escaped, head_hover, head_kind, hovers, labels_of
+from actpatch.results.shapes import HeadPatchingResult, HeadResults, LayerResults, PositionResults, SweepResults, patch_key
+from actpatch.statistics.sites import SiteStatistics
+
+
+def create_head_heatmap(
+    results: Heads,
+    n_layers: int | None = None,
+    n_heads: int | None = None,
+    *,
+    title: str | None = None,
+    colour_range: float | None = None,
+    statistics: SiteStatistics | None = None,
+) -> go.Figure:
+    """Layer × head map of effects; under grouped-query attention k and v have a column per key-value head.
+
+    Heads that are not significant after correction are faded, unless there are too few pairs to tell.
+
+    Args:
+        results: what `run_all_heads_experiment` returned. A plain list (`[r for r in results if r.layer > 3]`) needs
+            `n_layers` and `n_heads`; heads it lacks stay grey, and it does not know what is significant.
+        n_layers, n_heads: of the model; checked where the results know them.
+        title: in place of the figure's own.
+        colour_range: colours span ± this effect, for maps that are to be compared; None spans the largest.
+        statistics: `results.statistics(...)`, for another level or correction than its defaults.
+
+    Raises:
+        ValueError: where `results` are no head results, are empty or hold no usable pair; where the sizes contradict
+            them, or are missing for a plain list; where a plain list mixes patch types or repeats a head; where
+            `statistics` are those of other results.
+    """
+    heads, _ = checked_heads(results, "create_head_heatmap")
+    kind = head_kind(heads)
+    title = title or f"Effect of each {kind}: {escaped(heads[0].patch_type)}"
+    if isinstance(results, HeadResults):
+        check_size("n_layers", n_layers, results.sweep.n_layers, "layers")
+        check_size("n_heads", n_heads, results.heads_per_layer, f"{kind}s per layer")
+        return _map_figure(results, head_map(results), title, colour_range, statistics)
+    if statistics is not None:
+        raise ValueError("statistics are of a whole experiment, a plain list of heads is a part: pass the results")
+    effects = _matrix(heads, n_layers, n_heads)
+    hover = {(head.layer, head.head): head_hover(head) for head in heads}
+    figure = cells_figure(effects, hover, set(), colour_limit(effects, colour_range))
+    return _finish(figure.update_xaxes(title=kind), title, "", effects.shape[1])
+
+
+def create_layer_heatmap(
+    results: LayerResults,
+    n_layers: int | None = None,
+    *,
+    title: str | None = None,
+    colour_range: float | None = None,
+    statistics: SiteStatistics | None = None,
+) -> go.Figure:
+    """Layer × component map of effects. What lies in no one layer is named in the subtitle, not drawn.
+
+    Arguments are those of `create_head_heatmap`, as is the fading.
+
+    Raises:
+        ValueError: where `results` are no layer results, are empty, hold no usable pair or no hook point of a layer,
+            or have another number of layers; where `statistics` are those of other results.
+    """
+    sweep = checked_layers(results, n_layers, "create_layer_heatmap")
+    drawn = layer_map(results)
+    outside = [patch_key(patch) for patch, place in zip(sweep.patches, drawn.places) if place is None]
+    note = f"in no one layer, not drawn: {', '.join(outside)}" if outside else ""
+    return _map_figure(results, drawn, title or "Effect of each layer's components", colour_range, statistics, note)
+
+
+def create_position_heatmap(
+    results: PositionResults,
+    component: str | None = None,
+    *,
+    title: str | None = None,
+    colour_range: float | None = None,
+    statistics: SiteStatistics | None = None,
+) -> go.Figure:
+    """Layer × position map of one component's effects (the first, if not named), labelled with the prompts' tokens.
+
+    A label reads `4: Mary→John`, in bold, where the corrupted prompt has another token than the clean one. Where pairs
+    have different tokens, the labels show the first pair's and the axis says so. Positions count the BOS token.
+    Positions that go by name are labelled with it. Other arguments are those of `create_head_heatmap`, as is the
+    fading; the correction counts the sites of all components.
+
+    Raises:
+        ValueError: where `results` are no position results, are empty, hold no usable pair, or lack the component;
+            where `statistics` are those of other results.
+    """
+    checked_sweep(results, PositionResults, "create_position_heatmap")
+    title = title or f"Effect of {escaped(component or results.components[0])} at each position"
+    return _map_figure(results, position_map(results, component), title, colour_range, statistics)
+
+
+def _map_figure(
+    results: SweepResults,
+    drawn: EffectMap,
+    title: str,
+    colour_range: float | None,
+    statistics: SiteStatistics | None,
+    note: str = "",
+) -> go.Figure:
+    sure = certainty(results.sweep, results.kind, statistics, muted_are=MUTED_ARE)
+    texts = drawn.texts(hovers(labels_of(results), results.sweep, sure.told))
+    limit = colour_limit(drawn.effects, colour_range)
+    figure = cells_figure(drawn.effects, texts, drawn.muted(sure.muted), limit)
+    figure.update_xaxes(**drawn.axis)
+    figure.layout.height += drawn.room
+    n_labels = len(drawn.axis["ticktext"]) if drawn.room else 0
+    return _finish(figure, title, context_line(results.sweep, sure.note, note), drawn.effects.shape[1], n_labels)
+
+
+def _finish(figure: go.Figure, title: str, subtitle: str, n_columns: int, n_labels: int = 0) -> go.Figure:
+    sizes = {"narrowest": narrowest(n_columns, n_labels), "room_for_numbers": room_for_numbers(n_columns)}
+    return finish(figure, title, subtitle, **sizes)
+
+
+def _matrix(
+    heads: list[HeadPatchingResult], n_layers: int | None, n_heads: int | None
+) -> Float[np.ndarray, "layer head"]:
+    if n_layers is None or n_heads is None:
+        raise ValueError("a plain list of heads does not know the model's size: pass n_layers and n_heads with it")
+    if outside := [h.label for h in heads if not (0 <= h.layer < n_layers and 0 <= h.head < n_heads)]:
+        raise ValueError(
+            f"{outside[0]} lies outside n_layers={n_layers}, n_heads={n_heads}: pass the model's own sizes"
+        )
+    effects = np.full((n_layers, n_heads), np.nan)
+    for head in heads:
+        effects[head.layer, head.head] = head.effect
+    return effects

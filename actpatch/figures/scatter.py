@@ -1,0 +1,248 @@
+"""What lies behind an effect?  Raw metrics of every pair, and what a component is in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from actpatch.figures.bars import largest
+from actpatch.figures.certainty import Certainty, certainties
+from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, wrong_type
+from actpatch.figures.colours import BLUE, GREY, GRID, INK, LINE, ORANGE, RED, VIOLET, ZERO_LINE
+from actpatch.figures.frame import NARROW, finish, height, label_points, thinned_note, thinned_pairs
+from actpatch.figures.words import (
+    context,
+    context_line,
+    count,
+    escaped,
+    hovers,
+    in_lines,
+    labels_of,
+    metric_name,
+    metric_unit,
+    plural,
+)
+from actpatch.results.both import BothDirections
+from actpatch.results.shapes import SweepResults
+from actpatch.statistics.sites import SiteStatistics
+from actpatch.results.sweep import DIRECTIONS, Sweep
+
+READINGS = {
+    "both": (BLUE, "circle", "sufficient and necessary"),
+    "sufficient": (ORANGE, "diamond", "sufficient alone"),
+    "necessary": (VIOLET, "square", "necessary alone"),
+    "neither": (GREY, "circle", "neither"),
+}
+"""Reading -> colour, shape and what the quadrant is called."""
+MOST_LABELS = 12
+MOST_LINES = 40
+"""Pairs that have a line of their own in a band: lines of more run together."""
+HOLLOW_ARE = "hollow: significant in neither direction"
+
+
+def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str | None = None) -> go.Figure:
+    """Raw metrics, in their unit, behind the largest effects: a band per component, in it a line per pair.
+
+    Of more than 40 pairs 40 are drawn, at equal distances.
+
+    A line runs from the pair's corrupted to its clean metric, the dot is the patched one: where the dots of a band sit
+    at the same place of their lines, the effect holds for every pair. Pairs that no effect can be computed for are
+    drawn too; their short line is the reason.
+
+    Raises:
+        ValueError: where `results` are none of an experiment or are empty, or `top_k` is below 1.
+    """
+    sweep = checked_sweep(results, SweepResults, "create_metric_scatter")
+    check_top_k(top_k)
+    top, names = largest(sweep.effects, top_k), labels_of(results)
+    shown = thinned_pairs(len(sweep.pair_indices), MOST_LINES)
+    n_pairs = len(shown)
+    offsets = (np.arange(n_pairs) + 0.5) / n_pairs * 0.7 - 0.35
+    y = np.concatenate([band + offsets for band in range(len(top))])
+    corrupted, clean = np.tile(sweep.corrupted[shown], len(top)), np.tile(sweep.clean[shown], len(top))
+    gap = np.full(len(y), np.nan)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=np.column_stack([corrupted, clean, gap]).ravel(),
+        y=np.column_stack([y, y, gap]).ravel(),
+        mode="lines",
+        line={"color": LINE, "width": 1 if n_pairs <= 12 else 0.5},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    indices = [sweep.pair_indices[j] for j in shown]
+    pairs = [f"<b>{escaped(names[i])}</b>, pair {pair}" for i in top for pair in indices]
+    for run, x, symbol, colour in (
+        ("corrupted", corrupted, "circle-open", RED),
+        ("clean", clean, "diamond-open", BLUE),
+        ("patched", sweep.patched[np.ix_(top, shown)].ravel(), "circle", INK),
+    ):
+        figure.add_scatter(
+            name=run,
+            x=x,
+            y=y,
+            mode="markers",
+            marker={"symbol": symbol, "color": colour, "size": 7 if n_pairs <= 12 else 5},
+            hovertext=[f"{pair}<br>{run} {value:+.3f}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
+        )
+    figure.update_xaxes(title=escaped(metric_name(sweep)), zerolinecolor=LINE)
+    figure.update_yaxes(
+        title=results.kind,
+        tickvals=list(range(len(top))),
+        ticktext=[escaped(names[i]) for i in top],
+        range=[len(top) - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+    )
+    for edge in range(1, len(top)):
+        figure.add_hline(y=edge - 0.5, line={"color": GRID, "width": 1})
+    figure.update_layout(width=760, height=height(len(top), min(max(30, 7 * n_pairs), 90)), showlegend=True)
+    subtitle = context_line(sweep, thinned_note(len(sweep.pair_indices), MOST_LINES))
+    return finish(figure, title or "Clean, corrupted and patched metric", subtitle)
+
+
+def create_direction_quadrant(
+    both: BothDirections[Any],
+    *,
+    threshold: float = 0.1,
+    top_k: int = MOST_LABELS,
+    title: str | None = None,
+    statistics: tuple[SiteStatistics, SiteStatistics] | None = None,
+) -> go.Figure:
+    """Denoising against noising effects, a point per component, in quadrants that say what it is for the behaviour.
+
+    To the right of the threshold a component suffices, above it is necessary (`BothDirections.reading`). Hollow points
+    are significant in neither direction.
+
+    Args:
+        both: what an experiment with `direction="both"` returned.
+        threshold: the least effect that counts.
+        top_k: label at most so many points that are beyond the threshold in either direction; fewer where labels would
+            lie on each other. Hovering tells the others.
+        title: in place of the figure's own.
+        statistics: `results.statistics(...)` of denoising and of noising, for another level or correction than its
+            defaults.
+
+    Raises:
+        ValueError: where `both` is no `BothDirections`, its directions are exchanged or of different patches, they
+            are empty or hold no usable pair; for a threshold not above 0, and `top_k` below 1; where `statistics` are
+            those of other results, or differ in level, alpha or correction.
+    """
+    if not isinstance(both, BothDirections):
+        advice = "; run the experiment with direction='both'" if isinstance(both, SweepResults) else ""
+        raise ValueError(f"{wrong_type(both, BothDirections, 'create_direction_quadrant')}{advice}")
+    check_top_k(top_k)
+    sweeps = _checked_directions(both)
+    sure = certainties(sweeps, both.denoising.kind, statistics, muted_are=HOLLOW_ARE)
+    readings = both.reading(threshold)["reading"]
+    names = labels_of(both.denoising)
+    points = np.array([sweep.effects for sweep in sweeps])
+    texts = _both_texts(names, sweeps, sure)
+    low, high = min(-0.1, np.nanmin(points)), max(2 * threshold, np.nanmax(points))
+    ends = (low - 0.08 * (high - low), high + 0.12 * (high - low))
+    figure = go.Figure()
+    for reading, (colour, symbol, called) in READINGS.items():
+        chosen = np.flatnonzero(readings == reading)
+        hollow = sure[0].muted[chosen] & sure[1].muted[chosen]
+        figure.add_scatter(
+            name=f"{called} ({len(chosen)})",
+            x=points[0, chosen],
+            y=points[1, chosen],
+            mode="markers",
+            marker={
+                "symbol": [f"{symbol}-open" if is_hollow else symbol for is_hollow in hollow],
+                "color": colour,
+                "size": 9 if reading != "neither" else 7,
+                "opacity": 0.85,
+                "line": {"width": 1.2, "color": colour},
+            },
+            hovertext=[texts[i] for i in chosen],
+        )
+    _label(figure, points, names, threshold, top_k, ends)
+    _quadrants(figure, threshold, ends)
+    figure.update_xaxes(title="denoising effect: how far it suffices", range=ends, zerolinecolor=LINE)
+    figure.update_yaxes(title="noising effect: how far it is necessary", range=ends, zerolinecolor=LINE)
+    figure.update_layout(width=680, height=620, showlegend=True)
+    title = title or f"Sufficient, necessary, or both: {plural(both.denoising.kind)}"
+    return finish(figure, title, _both_line(sweeps, sure, threshold))
+
+
+def _checked_directions(both: BothDirections[Any]) -> tuple[Sweep, Sweep]:
+    found: dict[str, Sweep] = {}
+    for direction in DIRECTIONS:
+        results = getattr(both, direction)
+        found[direction] = checked_sweep(results, SweepResults, "create_direction_quadrant")
+        check_effects(results.sweep.effects, results.sweep)
+        if results.sweep.direction != direction:
+            raise ValueError(f"{direction} holds results of {results.sweep.direction}: exchange the two")
+    denoising, noising = found["denoising"], found["noising"]
+    if denoising.patches != noising.patches or denoising.model != noising.model:
+        raise ValueError(
+            f"denoising has {count(len(denoising.patches), 'patch')} on {denoising.model}, noising "
+            f"{count(len(noising.patches), 'patch')} on {noising.model}, expected the same: run both with "
+            "direction='both'"
+        )
+    return denoising, noising
+
+
+def _both_texts(names: list[str], sweeps: tuple[Sweep, Sweep], sure: list[Certainty]) -> list[str]:
+    """Both directions' hover texts one below the other, the name once."""
+    parts = []
+    for sweep, one in zip(sweeps, sure):
+        bodies = [text.partition("<br>")[2] for text in hovers(names, sweep, one.told)]
+        parts.append([body.replace("effect", sweep.direction, 1) for body in bodies])
+    return [f"<b>{escaped(name)}</b><br>{first}<br>{second}" for name, first, second in zip(names, *parts)]
+
+
+def _both_line(sweeps: tuple[Sweep, Sweep], sure: list[Certainty], threshold: float) -> str:
+    first, second = (context(sweep) for sweep in sweeps)
+    shared = {part: text for part, text in first.items() if part not in ("direction", "scale")}
+    if first["pairs"] != second["pairs"]:
+        shared["pairs"] = f"{first['pairs']} (noising: {second['pairs']})"
+    notes = list(dict.fromkeys(one.note for one in sure))
+    return in_lines([*shared.values(), f"threshold {threshold:g}", *notes])
+
+
+def _label(
+    figure: go.Figure, points: np.ndarray, names: list[str], threshold: float, top_k: int, ends: tuple[float, float]
+) -> None:
+    size = np.nan_to_num(np.abs(points), nan=0.0).max(axis=0)
+    order = np.argsort(-size, kind="stable")
+    order = order[~np.isnan(points[:, order]).any(axis=0)]
+    chosen = [int(i) for i in order[:top_k] if size[i] >= threshold]
+    labels = [escaped(names[i]) for i in chosen]
+    at = label_points([tuple(points[:, i]) for i in order], labels, ends, ends, (NARROW, 420))
+    shown = [(i, label, where) for i, label, where in zip(chosen, labels, at) if where is not None]
+    figure.add_scatter(
+        x=points[0, [i for i, _, _ in shown]],
+        y=points[1, [i for i, _, _ in shown]],
+        mode="markers+text",
+        marker={"size": 11, "color": "rgba(0,0,0,0)"},
+        text=[label for _, label, _ in shown],
+        textposition=[where for _, _, where in shown],
+        textfont={"size": 11},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _quadrants(figure: go.Figure, threshold: float, ends: tuple[float, float]) -> None:
+    """Threshold lines, and what each quadrant means in its corner."""
+    for add in (figure.add_vline, figure.add_hline):
+        add(threshold, line={"color": ZERO_LINE, "width": 1, "dash": "dash"})
+    corners = {"both": (1, 1), "sufficient": (1, 0), "necessary": (0, 1), "neither": (0, 0)}
+    for reading, (x, y) in corners.items():
+        _, _, called = READINGS[reading]
+        figure.add_annotation(
+            text=called,
+            x=x,
+            y=y,
+            xref="x domain",
+            yref="y domain",
+            xanchor="right" if x else "left",
+            yanchor="top" if y else "bottom",
+            showarrow=False,
+            font={"size": 11},
+        )

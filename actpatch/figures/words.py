@@ -1,0 +1,145 @@
+"""How is it said?  The words of figures and of the report: labels, units, hover texts, all escaped for HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from actpatch.results.shapes import HeadPatchingResult, LayerResults, SweepResults
+from actpatch.core.sites import Patch, Site
+from actpatch.results.sweep import Sweep
+from actpatch.results.html import escaped
+
+LINE = 56
+"""Letters of a subtitle's line: as many as fit a phone."""
+
+
+def plural(what: str) -> str:
+    return f"{what}{'es' if what.endswith('ch') else 's'}"
+
+
+def count(n: int, what: str) -> str:
+    return f"{n} {what if n == 1 else plural(what)}"
+
+
+def head_kind(heads: Sequence[HeadPatchingResult]) -> str:
+    return "key-value head" if heads[0].is_key_value_head else "head"
+
+
+def labels_of(results: SweepResults) -> list[str]:
+    """What each patch is called on a figure: hook points by their short name, `L3 attn_out`."""
+    if isinstance(results, LayerResults):
+        return [_without_position(patch) for patch in results.sweep.patches]
+    return results.labels
+
+
+def _without_position(patch: Patch) -> str:
+    """The patch's label without its position, which the subtitle tells."""
+    sites = dict.fromkeys(dataclasses.replace(site, position=None, position_name=None) for site in patch.sites)
+    return dataclasses.replace(patch, sites=tuple(sites)).label
+
+
+def metric_name(sweep: Sweep) -> str:
+    told = [part for part in (sweep.unit, "" if sweep.more_is_better else "less is better") if part]
+    return f"{sweep.metric} ({', '.join(told)})" if told else sweep.metric
+
+
+def metric_unit(sweep: Sweep | None) -> str:
+    return f" {escaped(sweep.unit)}" if sweep and sweep.unit else ""
+
+
+def pairs_used(usable: Any) -> str:
+    pairs = count(len(usable), "pair")
+    return pairs if all(usable) else f"{sum(usable)} usable of {pairs}"
+
+
+def _scale(sweep: Sweep) -> str:
+    return "0 = corrupted, 1 = clean" if sweep.direction == "denoising" else "0 = clean, 1 = corrupted"
+
+
+def effect_name(sweep: Sweep | None) -> str:
+    return f"effect ({_scale(sweep)})" if sweep else "effect"
+
+
+def context(sweep: Sweep) -> dict[str, str]:
+    """What the numbers rest on, by part; a part is empty where there is nothing to tell."""
+    places = {tuple(dict.fromkeys(map(_place, patch.sites))) for patch in sweep.patches}
+    where = places.pop() if len(places) == 1 else ("",)
+    return {
+        "model": sweep.model,
+        "direction": f"{sweep.direction}: {sweep.intervention}",
+        "noise": f"corrupted by {sweep.noise}" if sweep.noise else "",
+        "scale": f"effect {_scale(sweep)}",
+        "task": sweep.task,
+        "pairs": pairs_used(sweep.usable),
+        "metric": metric_name(sweep),
+        "window": f"windows of {sweep.window} layers" if sweep.window > 1 else "",
+        "place": " and ".join(where),
+    }
+
+
+def context_line(sweep: Sweep, *notes: str) -> str:
+    """Subtitle: what the numbers rest on."""
+    return in_lines([*context(sweep).values(), *notes])
+
+
+def in_lines(parts: Sequence[str], width: int = LINE) -> str:
+    """The parts, which ` · ` divides further, escaped, in lines that break between parts where they can."""
+    told = " · ".join(part for part in parts if part).split(" · ")
+    unbroken = [part.replace(" ", "\xa0") if len(part) <= width - 4 else part for part in told]
+    lines = textwrap.wrap(" · ".join(unbroken), width, break_on_hyphens=False)
+    return "<br>".join(escaped(line.replace("\xa0", " ").strip(" ·")) for line in lines)
+
+
+def _place(site: Site) -> str:
+    if site.position_name is not None:
+        return f"position {site.position_name}"
+    if isinstance(site.position, tuple):
+        return "one position per pair"
+    return "" if site.position is None else f"position {site.position}"
+
+
+def hovers(labels: Sequence[str], sweep: Sweep, told: Callable[[int], list[str]]) -> list[str]:
+    """A text per patch: effect, what `told` says of how sure it is, and metrics, means over the usable pairs."""
+    usable = sweep.usable
+    clean, corrupted = sweep.clean[usable].mean(), sweep.corrupted[usable].mean()
+    rows = zip(labels, sweep.effects, sweep.patched[:, usable].mean(axis=1))
+    return [
+        _hover(label, effect, told(i), (clean, corrupted, patched), metric_unit(sweep), pairs_used(usable))
+        for i, (label, effect, patched) in enumerate(rows)
+    ]
+
+
+def head_hover(head: HeadPatchingResult) -> str:
+    """The text of a head of which nothing else is known."""
+    metrics = (head.clean_metric, head.corrupted_metric, head.patched_metric)
+    return _hover(head.label, head.effect, [], metrics, "", pairs_used(~np.isnan(head.pair_effects)))
+
+
+def _hover(label: str, effect: float, sure: list[str], metrics: Sequence[float], unit: str, pairs: str) -> str:
+    raw = [f"{name} {value:+.3f}{unit}" for name, value in zip(("clean", "corrupted", "patched"), metrics)]
+    return "<br>".join([f"<b>{escaped(label)}</b>", f"effect {effect:+.3f}", *sure, *raw, pairs])
+
+
+def token_labels(
+    clean: Sequence[str], corrupted: Sequence[str], shown: Sequence[int], differing: Sequence[int]
+) -> list[str]:
+    """A tick label per position shown, with the tokens of both prompts; bold where the prompts differ."""
+    labels = [f"{at}: {token_at(at, clean, corrupted, short_token)}" for at in shown]
+    return [f"<b>{label}</b>" if at in differing else label for at, label in zip(shown, labels)]
+
+
+def token_at(position: int, clean: Sequence[str], corrupted: Sequence[str], show: Callable[[str], str]) -> str:
+    """The clean token, with the corrupted one where that is another."""
+    before, after = (tokens[position] if position < len(tokens) else "" for tokens in (clean, corrupted))
+    return escaped(show(before) if before == after else f"{show(before)}→{show(after)}")
+
+
+def short_token(token: str) -> str:
+    """Fit for a tick label; blank tokens become visible."""
+    text = token.strip() or repr(token)
+    return text if len(text) <= 14 else f"{text[:13]}…"

@@ -1,0 +1,111 @@
+"""Which patches does an experiment run?  From hook points, positions and windows as they are asked for to patches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from actpatch.core.sites import Patch, Site, expand_hook_points, is_integer, names_asked_for
+from actpatch.interventions.sources import as_list, positions_in_pairs
+from actpatch.tasks.dataset import EncodedPairs
+
+HookPoints: TypeAlias = str | Sequence[str | Sequence[str]]
+"""Names of hook points; a sequence of names within the sequence is a set that is patched together."""
+Position: TypeAlias = int | str | Sequence[int | str] | None
+"""A position, a name of one, several that are patched together, or None for all."""
+
+
+def hook_point_patches(
+    hook_points: HookPoints, available: Collection[str], places: Sequence[Site], window: int, n_layers: int
+) -> list[Patch]:
+    """A patch per hook point, or window of layers around it, and one per set of hook points.
+
+    Args:
+        hook_points: names as the user wrote them; short names expand over all layers.
+        available: the model's hook points.
+        places: the positions that are patched together (`at_positions`).
+        window: number of adjacent layers patched together.
+        n_layers: number of the model's layers.
+
+    Raises:
+        ValueError: for an unknown hook point, and for a window that is none or has no middle.
+    """
+    check_window(window)
+    patches: dict[str, Patch] = {}
+    for one in names_asked_for(hook_points):
+        together = names_asked_for(one)
+        names = expand_hook_points(together, available, n_layers)
+        if not isinstance(one, str):
+            label = " + ".join(together)
+            if window > 1:
+                raise ValueError(f"the set {label} has no layer in its middle: leave out window, or the set")
+            sites = tuple(replace(place, hook_point=name) for name in names for place in places)
+            patches[label] = Patch(sites, name=label)
+            continue
+        for name in names:
+            patches[name] = layer_window([replace(place, hook_point=name) for place in places], window, n_layers)
+    return list(patches.values())
+
+
+def at_positions(position: Position, pairs: EncodedPairs) -> list[Site]:
+    """The positions that are patched together, as sites whose hook point is still to be filled in.
+
+    Raises:
+        ValueError: for a position out of range, no position at all, or a name that a pair lacks.
+    """
+    if position is None:
+        return [Site("")]
+    asked = as_list(position)
+    if not asked:
+        raise ValueError("position is empty: give a position, several, a name, or None for all positions")
+    return [_at(place, pairs) for place in dict.fromkeys(asked)]
+
+
+def at_named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> list[Site]:
+    """The columns of a map over positions, each under its name, as sites whose hook point is still to be filled in.
+
+    Raises:
+        ValueError: for a position out of range, no position at all, or a name that a pair lacks.
+    """
+    columns = as_list(positions)
+    if not columns:
+        raise ValueError("positions is empty: give at least one position or name, or None for every position")
+    if twice := [column for i, column in enumerate(columns) if str(column) in map(str, columns[:i])]:
+        raise ValueError(f"positions names {twice[0]!r} twice: a map has one column for each")
+    return [Site("", position=positions_in_pairs(column, pairs), position_name=str(column)) for column in columns]
+
+
+def check_window(window: int) -> None:
+    """Raises ValueError where the window is no odd number of layers."""
+    if not is_integer(window) or window < 1 or window % 2 == 0:
+        raise ValueError(
+            f"window is {window!r}, expected an odd number of layers (1 for single layers, 3 for a layer and both its "
+            "neighbours): results belong to the layer in the middle"
+        )
+
+
+def layer_window(sites: Sequence[Site], window: int, n_layers: int) -> Patch:
+    """Sites of one hook point together with those of the adjacent layers: `window` layers, their own in the middle.
+
+    At the first and last layers the window is cut off, so that each layer of the model is the middle of one.
+
+    Raises:
+        ValueError: where the hook point lies in no layer.
+    """
+    if window == 1:
+        return Patch(tuple(sites))
+    name, middle = sites[0].hook_point, sites[0].layer
+    if middle is None:
+        raise ValueError(f"{name} lies in no layer, so it has no window of layers: leave out window")
+    around = range(max(0, middle - window // 2), min(n_layers, middle + window // 2 + 1))
+    tail = name.removeprefix(f"blocks.{middle}.")
+    names = [f"blocks.{layer}.{tail}" for layer in around if layer != middle]
+    return Patch((*sites, *(replace(site, hook_point=other) for other in names for site in sites)), window=window)
+
+
+def _at(place: int | str, pairs: EncodedPairs) -> Site:
+    if isinstance(place, str):
+        return Site("", position=positions_in_pairs(place, pairs), position_name=place)
+    positions_in_pairs(place, pairs)
+    return Site("", position=place)

@@ -1,0 +1,200 @@
+"""Which model?  `load_model("tiny")`, a name that TransformerLens knows, or a local Hugging Face directory.
+
+The class is `HookedTransformer` where TransformerLens has it (up to 3.x) and `TransformerBridge` in its compatibility
+mode where it does not (from 4.0 on): both then fold layer norms and centre weights alike, so activations agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformer_lens
+from huggingface_hub import constants, try_to_load_from_cache
+from transformer_lens import supported_models
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+ModelClass = Literal["HookedTransformer", "TransformerBridge"]
+
+TINY = Path(__file__).resolve().parent / "tiny"
+"""The bundled model: a small GPT-2 trained on the tasks of this library, see its README.md."""
+
+HUB_TIMEOUT = 4.0
+"""Seconds after which the Hugging Face hub counts as out of reach."""
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    model_class: ModelClass | None = None,
+) -> Any:
+    """A model to patch, in evaluation mode.
+
+    Args:
+        name_or_path: `tiny` for the bundled model, a model name (`gpt2-small`), or a directory that holds a Hugging
+            Face checkpoint with its tokenizer.
+        device: where to put it; None for CUDA where there is one, else the CPU.
+        dtype: type of its weights.
+        model_class: `HookedTransformer` or `TransformerBridge`; None for the former where TransformerLens has it.
+
+    Raises:
+        ValueError: for a directory without a checkpoint or without its tokenizer, a name that TransformerLens does not
+            know, a device that is not there, or a class that the installed TransformerLens does not have.
+        ConnectionError: where the model would have to be downloaded and the hub cannot be reached.
+    """
+    hooked: Any = vars(transformer_lens).get("HookedTransformer")  # asking 4.x for the attribute raises ImportError
+    if model_class is None:
+        model_class = "TransformerBridge" if hooked is None else "HookedTransformer"
+    if model_class not in ("HookedTransformer", "TransformerBridge"):
+        raise ValueError(f"model_class {model_class!r} is unknown: expected HookedTransformer or TransformerBridge")
+    if model_class == "HookedTransformer" and hooked is None:
+        raise ValueError("this TransformerLens has no HookedTransformer (4.0 removed it): use TransformerBridge")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check_device(device)
+    directory = _directory(name_or_path)
+    if directory is None:
+        name = _known_name(str(name_or_path))
+        if not can_be_loaded(name):
+            raise ConnectionError(
+                f"the model {str(name_or_path)!r} is not in the local cache and the Hugging Face hub cannot be "
+                "reached. Without it, load_model('tiny') (the bundled model) and load_model(DIRECTORY) work"
+            )
+        with _off_stdout(with_bars=sys.stderr.isatty()):  # a download may take long
+            if model_class == "HookedTransformer":
+                return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
+            return _bridge(name, device, dtype)
+    with _off_stdout(with_bars=False):
+        if model_class == "HookedTransformer":
+            model = _hooked_from_directory(hooked, directory, device, dtype)
+        else:
+            model = _bridge(str(directory), device, dtype)
+    if len(model.tokenizer) <= len(model.tokenizer.all_special_tokens):  # what Transformers makes of missing files
+        raise ValueError(
+            f"{directory} holds no tokenizer: expected its files beside the checkpoint, as "
+            "tokenizer.save_pretrained(DIRECTORY) writes them"
+        )
+    return model
+
+
+def can_be_loaded(name: str) -> bool:
+    """Whether a model is in the local cache or the hub answers; decided within five seconds."""
+    name = _known_name(name)
+    cached = try_to_load_from_cache(name, "config.json")
+    return isinstance(cached, str) or _hub_answers(name)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        told = str(error).splitlines()[0]
+        raise ValueError(f"the device {str(device)!r} cannot be used ({told}): try 'cpu'") from None
+
+
+@contextlib.contextmanager
+def _off_stdout(*, with_bars: bool) -> Iterator[None]:
+    """What TransformerLens prints goes to stderr, since stdout is for results; with or without bars of progress."""
+    had_bars = logging.is_progress_bar_enabled()
+    if not with_bars:
+        logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _directory(name_or_path: str | Path) -> Path | None:
+    """The directory that is meant, or None where a name is meant."""
+    if not isinstance(name_or_path, (str, Path)):
+        raise ValueError(f"name_or_path is {name_or_path!r}, expected 'tiny', a name such as 'gpt2-small', or a path")
+    if name_or_path == "tiny":
+        if not (TINY / "config.json").exists():
+            raise ValueError(
+                f"the bundled model is not in {TINY}: it comes with the repository, run from a clone of it"
+            )
+        return TINY
+    path = Path(name_or_path).expanduser()
+    if (path / "config.json").exists():
+        return path.resolve()
+    looks_like_path = (
+        isinstance(name_or_path, Path) or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    )
+    if looks_like_path or path.is_dir():
+        raise ValueError(f"{path} holds no Hugging Face checkpoint: expected a directory with a config.json")
+    return None
+
+
+def _known_name(name: str) -> str:
+    """The hub's name for a model or its alias."""
+    aliases = supported_models.MODEL_ALIASES
+    for official, short in aliases.items():
+        if name.lower() in {official.lower(), *(alias.lower() for alias in short)}:
+            return official
+    if name in supported_models.OFFICIAL_MODEL_NAMES or "/" in name:
+        return name
+    raise ValueError(
+        f"TransformerLens knows no model {name!r}: expected 'tiny', a name such as 'gpt2-small' or "
+        "'EleutherAI/pythia-160m', or a directory"
+    )
+
+
+def _hub_answers(name: str) -> bool:
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+            answered.set()
+        except urllib.error.HTTPError:
+            answered.set()  # an error of the hub's own: it can be reached, and loading will say what is wrong
+        except OSError:
+            pass
+
+    # A thread, because looking up a host name does not heed the timeout.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT)
+    return answered.is_set()
+
+
+def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: torch.dtype) -> Any:
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
+
+    path = str(directory)
+    checkpoint = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    config = get_pretrained_model_config(path, fold_ln=True, device=device, dtype=dtype)
+    architecture = type(checkpoint).__name__
+    if config.original_architecture != architecture:  # it goes by words such as "llama" anywhere in the path
+        raise ValueError(
+            f"TransformerLens takes {path} for {config.original_architecture} because of its name, but it holds "
+            f"{architecture}: rename the directory, or use model_class='TransformerBridge'"
+        )
+    model = hooked(config, AutoTokenizer.from_pretrained(path), move_to_device=False)
+    model.load_and_process_state_dict(get_pretrained_state_dict(path, config, hf_model=checkpoint, dtype=dtype))
+    model.cfg.model_name = directory.name
+    model.move_model_modules_to_device()
+    return model.to(dtype, print_details=False).eval()
+
+
+def _bridge(name: str, device: Any, dtype: torch.dtype) -> Any:
+    model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+    model.enable_compatibility_mode(disable_warnings=True)
+    model.cfg.model_name = Path(name).name
+    return model.eval()

@@ -1,0 +1,496 @@
+"""Which layers cause a behaviour?  Replace one activation of a run by that of another run, and measure what comes back.
+
+Run a prompt on which the model behaves (clean) and one on which it does not (corrupted). Put a single activation of
+the clean run into the corrupted one (*denoising*: does it suffice to restore the behaviour?), or one of the corrupted
+run into the clean one (*noising*: is it necessary?). The effect of the patch is
+
+    (patched metric - corrupted metric) / (clean metric - corrupted metric)
+
+for denoising: 0 where nothing comes back, 1 where the clean metric does; below 0 and above 1 both happen and mean
+something. See Heimersheim & Nanda 2024, "How to use and interpret activation patching"; Vig et al. 2020; Meng et al.
+2022; Wang et al. 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any, Literal, overload
+
+from jaxtyping import Float
+from torch import Tensor
+
+from actpatch.core.sites import Patch, Site, block_hook, check_index, check_indices
+from actpatch.engine.engine import PatchingEngine
+from actpatch.interventions.places import (
+    HookPoints,
+    Position,
+    at_named_columns,
+    at_positions,
+    check_window,
+    hook_point_patches,
+    layer_window,
+)
+from actpatch.interventions.sources import (
+    OTHER_RUN,
+    CleanPrompts,
+    GaussianNoise,
+    Mean,
+    OtherRun,
+    Resample,
+    Source,
+    Zero,
+    check_source,
+    direction_of,
+    references,
+)
+from actpatch.metrics.chosen import MetricChoice
+from actpatch.patchers.check import DatasetCheck, check_dataset
+from actpatch.results.baselines import Finding, counted, warn_about_baselines
+from actpatch.results.both import BothDirections, check_kind, in_directions
+from actpatch.results.saved import load_results
+from actpatch.results.shapes import (
+    HeadPatchingResult,
+    HeadResults,
+    LayerResults,
+    NeuronPatchingResult,
+    NeuronResults,
+    PatchingResult,
+    PositionResults,
+    patch_key,
+)
+from actpatch.results.sweep import Direction, MetricValues, Sweep
+from actpatch.results.text import results_text
+from actpatch.tasks.dataset import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs, seed_of
+from actpatch.tasks.files import PromptPair
+from actpatch.tasks.ioi import IOIDataset
+from actpatch.tasks.language import AgreementDataset, CapitalsDataset, GenderedPronounDataset
+from actpatch.tasks.own import PromptPairs
+from actpatch.tasks.sequence import DocstringDataset, GreaterThanDataset, InductionDataset
+
+__all__ = [
+    "ActivationPatcher",
+    "AgreementDataset",
+    "BothDirections",
+    "CapitalsDataset",
+    "DatasetCheck",
+    "Direction",
+    "DocstringDataset",
+    "Finding",
+    "GaussianNoise",
+    "GenderedPronounDataset",
+    "GreaterThanDataset",
+    "HeadPatchingResult",
+    "HeadResults",
+    "IOIDataset",
+    "InductionDataset",
+    "LayerResults",
+    "Mean",
+    "NeuronPatchingResult",
+    "NeuronResults",
+    "OtherRun",
+    "PatchingDataset",
+    "PatchingResult",
+    "PositionResults",
+    "PromptPair",
+    "PromptPairs",
+    "Resample",
+    "Zero",
+    "check_dataset",
+    "load_results",
+    "summarize_results",
+]
+
+
+class ActivationPatcher:
+    """Patches activations of one model.
+
+    Args:
+        model: a TransformerLens `HookedTransformer` or `TransformerBridge`, for instance from `load_model`.
+        batch_size: most patched prompts run at once; None adapts it to the free memory.
+        show_progress: whether a progress bar is drawn on stderr, where that is a terminal, and in notebooks.
+
+    Raises:
+        TypeError: for a model of another class.
+    """
+
+    def __init__(self, model: Any, *, batch_size: int | None = None, show_progress: bool = True) -> None:
+        self.model = model
+        self.engine = PatchingEngine(model, batch_size=batch_size, show_progress=show_progress)
+
+    def list_hook_points(self, containing: str = "", *, layer: int | None = None) -> list[str]:
+        """Names of the model's hook points, those that contain a text and those of one layer if these are given."""
+        names = [name for name in self.engine.runner.hook_points if containing in name]
+        if layer is None:
+            return names
+        at = check_index(layer, self.engine.n_layers, "layer")
+        return [name for name in names if Site(name).layer == at]
+
+    @overload
+    def run_patching_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: HookPoints,
+        *,
+        direction: Literal["both"],
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        window: int = 1,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> BothDirections[LayerResults]: ...
+
+    @overload
+    def run_patching_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: HookPoints,
+        *,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        window: int = 1,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> LayerResults: ...
+
+    def run_patching_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: HookPoints,
+        *,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        window: int = 1,
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> LayerResults | BothDirections[LayerResults]:
+        """Patch each hook point on each pair.
+
+        Args:
+            dataset: prompt pairs and metric.
+            hook_points: full names (`blocks.3.hook_attn_out`), or short names that expand over all layers:
+                `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`, `v`, `pattern`, `mlp_pre`,
+                `mlp_post`. A tuple of names within the list is a set: all its hook points are patched together, and
+                the result stands under the names joined by ` + `.
+            pair_indices: which pairs of the dataset; None for all.
+            position: token position to patch, counting the BOS token, negative from each prompt's end; or a name that
+                the task gives one (`"S2"`); or a list of such, patched together; None for all positions at once. For
+                patterns it is the query's position.
+            window: patch so many adjacent layers together, an odd number; each result belongs to the layer in the
+                middle. At the first and last layers the window is cut off.
+            direction: `denoising` (clean into corrupted), `noising` (corrupted into clean) or `both`. None stands for
+                denoising, and for noising where `source` is an ablation: of the clean run.
+            source: what is written: `OtherRun()`, or an ablation, `Zero()`, `Mean()` or `Resample()`. The effect keeps
+                its formula, so that in noising it is by how much the ablation moves the clean metric, as a share of
+                how much the corruption does (`interventions.sources`).
+            noise: makes the corrupted run out of the clean prompt, whose partner in the pair is then not looked at.
+            metrics: what to measure, all in the same runs: names (`METRICS`) and `Metric` objects, one or a
+                list; None for the dataset's own. Results show the first; `results.by_metric(name)` shows another.
+
+        Returns:
+            A mapping hook point -> list of `PatchingResult`, one per pair; for `both` a `BothDirections` of two such.
+
+        Raises:
+            ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
+        """
+        pairs = self.encoded(dataset, pair_indices, noise)
+        engine = self.engine
+        places = at_positions(position, pairs)
+        patches = hook_point_patches(hook_points, engine.runner.hook_points, places, window, engine.n_layers)
+        return in_directions(
+            lambda way: LayerResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
+            direction,
+            source,
+        )
+
+    @overload
+    def run_position_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: str | Sequence[str] = "resid_pre",
+        *,
+        direction: Literal["both"],
+        positions: Sequence[int | str] | None = None,
+        pair_indices: Sequence[int] | None = None,
+        window: int = 1,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> BothDirections[PositionResults]: ...
+
+    @overload
+    def run_position_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: str | Sequence[str] = "resid_pre",
+        *,
+        positions: Sequence[int | str] | None = None,
+        pair_indices: Sequence[int] | None = None,
+        window: int = 1,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> PositionResults: ...
+
+    def run_position_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: str | Sequence[str] = "resid_pre",
+        *,
+        positions: Sequence[int | str] | None = None,
+        pair_indices: Sequence[int] | None = None,
+        window: int = 1,
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> PositionResults | BothDirections[PositionResults]:
+        """Patch each hook point at each position, one at a time: a layer × position map.
+
+        Args:
+            positions: which positions, as numbers or by the names that the task gives them
+                (`["IO", "S1", "S2", "END"]`): a column each, in which pairs are aligned by the name. None for every
+                position of the prompts, which then need the same number of tokens.
+
+        The other arguments and the errors are those of `run_patching_experiment`.
+        """
+        names = self.engine.hook_points(hook_points)
+        if outside := [name for name in names if Site(name).layer is None]:
+            raise ValueError(f"{outside[0]} lies in no layer, so it has no place in a layer × position map")
+        check_window(window)
+        pairs = self.encoded(dataset, pair_indices, noise)
+        columns = _every_position(pairs) if positions is None else at_named_columns(positions, pairs)
+        patches = [
+            layer_window([replace(column, hook_point=name)], window, self.engine.n_layers)
+            for name in names
+            for column in columns
+        ]
+        return in_directions(
+            lambda way: PositionResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
+            direction,
+            source,
+        )
+
+    @overload
+    def run_neurons_experiment(
+        self,
+        dataset: PatchingDataset,
+        layer: int,
+        neurons: Sequence[int] | None = None,
+        *,
+        direction: Literal["both"],
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> BothDirections[NeuronResults]: ...
+
+    @overload
+    def run_neurons_experiment(
+        self,
+        dataset: PatchingDataset,
+        layer: int,
+        neurons: Sequence[int] | None = None,
+        *,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> NeuronResults: ...
+
+    def run_neurons_experiment(
+        self,
+        dataset: PatchingDataset,
+        layer: int,
+        neurons: Sequence[int] | None = None,
+        *,
+        pair_indices: Sequence[int] | None = None,
+        position: Position = None,
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> NeuronResults | BothDirections[NeuronResults]:
+        """Patch each neuron of a layer's MLP (`mlp.hook_post`) on each pair.
+
+        Args:
+            layer: the layer, negative from the end.
+            neurons: which neurons, negative ones from the end; None for all.
+
+        The other arguments and the errors are those of `run_patching_experiment`.
+
+        Returns:
+            A list of `NeuronPatchingResult`, one per neuron, in order.
+        """
+        at = check_index(layer, self.engine.n_layers, "layer")
+        name = self.engine.hook_points(block_hook(at, "mlp_post"))[0]
+        every = range(self.engine.n_neurons(at))
+        chosen = sorted(set(check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")))
+        pairs = self.encoded(dataset, pair_indices, noise)
+        places = at_positions(position, pairs)
+        patches = [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
+        return in_directions(
+            lambda way: NeuronResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
+            direction,
+            source,
+        )
+
+    def sweep(
+        self,
+        dataset: PatchingDataset,
+        patches: Sequence[Patch],
+        *,
+        pair_indices: Sequence[int] | None = None,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        noise: GaussianNoise | None = None,
+        metrics: MetricChoice = None,
+    ) -> Sweep:
+        """Run any patches: sets of sites that are replaced together, each on each pair.
+
+        Arguments and errors are those of `run_patching_experiment`.
+
+        Returns:
+            The raw numbers with all that is needed to read them.
+        """
+        if isinstance(patches, (str, Patch)) or not isinstance(patches, Iterable):
+            raise ValueError(f"patches is {patches!r}, expected a list of Patch: [Patch((site,))]")
+        patches = list(patches)
+        if wrong := [patch for patch in patches if not isinstance(patch, Patch)]:
+            raise ValueError(f"patches holds {wrong[0]!r}, expected Patch: Patch((site,))")
+        pairs = self.encoded(dataset, pair_indices, noise)
+        return self.sweep_encoded(dataset, pairs, patches, direction, source, noise, metrics)
+
+    def encoded(
+        self, dataset: PatchingDataset, pair_indices: Sequence[int] | None, noise: GaussianNoise | None
+    ) -> EncodedPairs:
+        """The pairs of an experiment as tokens; under noise with the clean prompt on both sides."""
+        return encode_pairs(self.model, dataset if noise is None else CleanPrompts(dataset), pair_indices)
+
+    def sweep_encoded(
+        self,
+        dataset: PatchingDataset,
+        pairs: EncodedPairs,
+        patches: Sequence[Patch],
+        direction: Direction | None,
+        source: Source,
+        noise: GaussianNoise | None,
+        metrics: MetricChoice,
+    ) -> Sweep:
+        """`sweep`, of pairs that are tokens already."""
+        check_source(source, noise)
+        seed = seed_of(dataset)
+        way = direction_of(source, direction)
+        chosen = dataset_metrics(self.model, dataset, pairs.indices, metrics)
+        written = references(source, pairs, lambda other: encode_pairs(self.model, other or dataset))
+        baselines = self.engine.sweep(pairs, patches, chosen, way, references=written, noise=noise)
+        runs = zip(chosen, baselines.patched, baselines.clean, baselines.corrupted)
+        sweep = Sweep(
+            patches=tuple(patches),
+            measured=tuple(MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs),
+            direction=way,
+            model=self.engine.model_name,
+            n_layers=self.engine.n_layers,
+            n_heads=self.engine.n_heads,
+            n_key_value_heads=self.engine.n_key_value_heads,
+            task=dataset.name,
+            pair_indices=pairs.indices,
+            clean_tokens=pairs.clean_tokens,
+            corrupted_tokens=pairs.corrupted_tokens,
+            source_of_values=source.label,
+            noise="" if noise is None else noise.label,
+            varies=dataset.varies if noise is None else "",
+            dataset_seed=seed,
+            versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
+        )
+        warn_about_baselines(sweep)
+        return sweep
+
+    def run_with_cache(
+        self, prompt: str, hook_points: str | Sequence[str]
+    ) -> tuple[Float[Tensor, "1 pos d_vocab"], dict[str, Tensor]]:
+        """One run of a prompt: its logits, and its activations by hook point, each with a leading axis of 1."""
+        names = self.engine.hook_points(hook_points)
+        recorded = self.engine.record(_one_prompt(self.model, prompt).clean[0][None], names)
+        return recorded.logits, {name: recorded.activations[name] for name in names}
+
+    def run_patched(
+        self,
+        clean_prompt: str,
+        corrupted_prompt: str,
+        hook_point: str,
+        *,
+        head: int | None = None,
+        position: int | None = None,
+        direction: Direction = "denoising",
+    ) -> Float[Tensor, "1 pos d_vocab"]:
+        """Logits of a single patched run, at all positions.
+
+        Args:
+            clean_prompt: prompt of the clean run.
+            corrupted_prompt: prompt of the corrupted run, of as many tokens.
+            hook_point: full name of the hook point.
+            head: head to patch; None for all.
+            position: position to patch; None for all.
+            direction: which run's activation goes into the other.
+        """
+        pairs = _one_prompt(self.model, clean_prompt, corrupted_prompt)
+        names = self.engine.hook_points(hook_point)
+        if len(names) > 1:
+            raise ValueError(f"{hook_point!r} stands for all {len(names)} layers: name one, for instance {names[0]!r}")
+        patch = Patch((Site(names[0], head=head, position=position),))
+        return self.engine.patched_logits(pairs, patch, direction)[0][None]
+
+
+def summarize_results(results: LayerResults, top_k: int = 10) -> None:
+    """Print the experiment, its baselines and the hook points of largest |effect|, a column per metric.
+
+    Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
+    how both were found (`statistics.sites`).
+    """
+    check_kind(results, LayerResults, "run_patching_experiment", "; for heads use print_head_results")
+    number = {patch_key(patch): i for i, patch in enumerate(results.sweep.patches)}
+    rows = [(name, number[name]) for name, _ in results.top(top_k)]
+    print(results_text(results.sweep, rows, kind="hook point", of=len(results)))
+
+
+def _every_position(pairs: EncodedPairs) -> list[Site]:
+    """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
+    lengths = pairs.lengths.numpy()
+    if len(each := sorted(set(lengths.tolist()))) > 1:
+        named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
+        by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
+        told = "; ".join(f"{length} tokens: {counted(lengths == length, pairs.indices)}" for length in each)
+        raise ValueError(
+            f"the pairs have {' and '.join(map(str, each))} tokens, a map over all positions needs one length: align "
+            f"them by name ({by_name}), or choose pairs of one length with pair_indices ({told})"
+        )
+    return [Site("", position=at) for at in range(each[0])]
+
+
+class _Prompts(PatchingDataset):
+    """One pair of prompts, for single runs."""
+
+    def __init__(self, clean: str, corrupted: str) -> None:
+        self.prompts = (clean, corrupted)
+
+    @property
+    def name(self) -> str:
+        return "single run"
+
+    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
+        return [self.prompts]
+
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
+        raise ValueError("a single run has no targets")
+
+
+def _one_prompt(model: Any, clean: str, corrupted: str | None = None) -> EncodedPairs:
+    return encode_pairs(model, _Prompts(clean, clean if corrupted is None else corrupted))

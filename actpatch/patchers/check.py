@@ -1,0 +1,317 @@
+"""Is this dataset fit for this model?  What to know before a sweep: does the model do the task, and is the data sound?
+
+`check_dataset` runs the clean and the corrupted prompts once, patches nothing, and answers: are prompts and answers
+well formed, does the model do the task, does the corruption break it, can each pair's effect be divided by its
+baselines, which tokens does the corruption change, do pairs align, do they repeat. What a sweep would refuse is told
+of all pairs at once. What it finds in the baselines is what sweeps warn of (`results.baselines`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from actpatch.engine.engine import PatchingEngine
+from actpatch.interventions.sources import CleanPrompts, GaussianNoise
+from actpatch.metrics.base import Accuracy, Answers, LogitDifference, Metric
+from actpatch.metrics.chosen import ANSWER_METRICS, metric_key
+from actpatch.results.baselines import (
+    MOST_LISTED,
+    RIGHT_ABOVE,
+    SEVERITIES,
+    Finding,
+    chosen,
+    counted,
+    repeated,
+    unbroken,
+    unusable,
+    wrong_answers,
+)
+from actpatch.results.check import Change, DatasetCheck, PairCheck
+from actpatch.results.sweep import MetricValues, usable_pairs
+from actpatch.statistics.resampling import FEWEST_PAIRS
+from actpatch.tasks.dataset import (
+    EncodedPairs,
+    PatchingDataset,
+    checked_targets,
+    chosen_indices,
+    dataset_metrics,
+    encode_pairs,
+    has_own_metric,
+)
+
+STILL_RIGHT = 0.75
+"""Where so large a share of the corrupted runs is right, the corruption does not change the answer."""
+
+
+def check_dataset(
+    model: Any,
+    dataset: PatchingDataset,
+    *,
+    pair_indices: Sequence[int] | None = None,
+    metric: str | Metric | None = None,
+    noise: GaussianNoise | None = None,
+) -> DatasetCheck:
+    """Check a dataset for a model: `print(check_dataset(model, dataset))`.
+
+    Each prompt is run once, and nothing is patched. Pairs that a sweep would refuse are named all together, and the
+    others are checked without them.
+
+    Args:
+        model: the model, as for `ActivationPatcher`.
+        dataset: prompt pairs and metric.
+        pair_indices: which pairs of the dataset; None for all.
+        metric: what effects are going to be computed from, a name (`METRICS`) or a `Metric`. None for the
+            dataset's own, and for the log-probability where it has neither one nor wrong answers.
+        noise: makes the corrupted run out of the clean prompt, whose partner in the pair is then not looked at.
+
+    Raises:
+        TypeError: for a model or a dataset of another class.
+        ValueError: for an empty dataset, a pair index out of range or given twice, and a metric that cannot be
+            measured.
+    """
+    if not isinstance(dataset, PatchingDataset):
+        raise TypeError(
+            f"dataset is {dataset!r:.60}, expected a PatchingDataset: one of the tasks, or PromptPairs for pairs of "
+            "your own"
+        )
+    engine = PatchingEngine(model, show_progress=False)
+    prompts = dataset if noise is None else CleanPrompts(dataset)
+    asked = chosen_indices(dataset.name, len(prompts), pair_indices)
+    faults = _faults(model, prompts, asked, answers_needed=_reads_answers(dataset, metric))
+    sound = tuple(i for i in asked if i not in faults)
+    told: list[Finding | None] = [_refused(faults, asked)]
+    checked = {i: PairCheck(i, fault=fault) for i, fault in faults.items()}
+    measured: MetricValues | None = None
+    if sound:
+        pairs = encode_pairs(model, prompts, sound)
+        answers, unknown = _answers(model, dataset, sound)
+        told.append(unknown)
+        if metric is None and answers and not has_own_metric(dataset) and not all(answers.incorrect):
+            metric = "log_probability"
+            told.append(_no_wrong_answer(answers))
+        runs = _run(engine, dataset, pairs, answers, metric, noise)
+        measured = runs.metric
+        told += [*_about_runs(runs, pairs, noise), *_about_prompts(pairs, noise)]
+        checked |= {i: _pair_check(pairs, runs, j) for j, i in enumerate(sound)}
+    return DatasetCheck(
+        task=dataset.name,
+        model=engine.model_name,
+        metric=measured.name if measured else "",
+        unit=measured.unit if measured else "",
+        more_is_better=measured.more_is_better if measured else True,
+        varies=dataset.varies if noise is None else "",
+        noise=noise.label if noise else "",
+        pairs=tuple(checked[i] for i in asked),
+        findings=tuple(sorted(filter(None, told), key=lambda finding: SEVERITIES.index(finding.severity))),
+    )
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """What was measured on the pairs that can be run."""
+
+    metric: MetricValues
+    preference: MetricValues | None
+    """Logit difference; None where a pair lacks an answer."""
+    accuracy: MetricValues | None
+
+
+def _run(
+    engine: PatchingEngine,
+    dataset: PatchingDataset,
+    pairs: EncodedPairs,
+    answers: Answers | None,
+    metric: str | Metric | None,
+    noise: GaussianNoise | None,
+) -> _Runs:
+    chosen: list[Metric] = [dataset_metrics(engine.runner.model, dataset, pairs.indices, metric)[0]]
+    if answers:
+        chosen += [Accuracy(answers, "accuracy")]
+    if answers and all(answers.incorrect):
+        chosen += [LogitDifference(answers)]
+    found = engine.baselines(pairs, chosen, noise=noise)
+    runs = zip(chosen, found.patched, found.clean, found.corrupted)
+    first, *more = (MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs)
+    return _Runs(first, more[1] if len(more) > 1 else None, more[0] if more else None)
+
+
+def _reads_answers(dataset: PatchingDataset, metric: str | Metric | None) -> bool:
+    if metric is None:
+        return not has_own_metric(dataset)
+    return isinstance(metric, str) and metric_key(metric) in ANSWER_METRICS
+
+
+def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], *, answers_needed: bool) -> dict[int, str]:
+    """Pair -> why a sweep would refuse it."""
+    faults = {}
+    try:
+        encode_pairs(model, dataset, indices)
+    except ValueError:
+        for i in indices:
+            try:
+                encode_pairs(model, dataset, [i])
+            except ValueError as error:
+                faults[i] = str(error)
+    for i in indices if answers_needed else ():
+        try:
+            correct, _ = checked_targets(model, dataset, i)
+            if not correct:
+                faults.setdefault(i, "get_target_tokens gives no right answer")
+        except ValueError as error:
+            faults.setdefault(i, str(error))
+    return {i: fault.removeprefix(f"pair {i}: ") for i, fault in faults.items()}
+
+
+def _refused(faults: Mapping[int, str], asked: Sequence[int]) -> Finding | None:
+    if not faults:
+        return None
+    listed = [f"pair {i}: {faults[i]}" for i in asked if i in faults]
+    more = f"; and {len(listed) - MOST_LISTED} more" if len(listed) > MOST_LISTED else ""
+    return Finding(
+        "fault",
+        f"A sweep would refuse {len(faults)} of {len(asked)} pairs: {'; '.join(listed[:MOST_LISTED])}{more}",
+        "Mend them, or leave them out with pair_indices=check.sound_pairs",
+        tuple(i for i in asked if i in faults),
+    )
+
+
+def _answers(model: Any, dataset: PatchingDataset, indices: Sequence[int]) -> tuple[Answers | None, Finding | None]:
+    """The answers, or why it is not known how often the model is right: a metric of the dataset's own needs none."""
+    try:
+        correct, incorrect = zip(*(checked_targets(model, dataset, i) for i in indices))
+        if all(correct):
+            return Answers(correct, incorrect, tuple(indices)), None
+        reason = "there are pairs without a right answer"
+    except (ValueError, NotImplementedError) as error:
+        reason = str(error) or "get_target_tokens is not implemented"
+    return None, Finding("note", f"How often the model is right cannot be said: {reason}")
+
+
+def _no_wrong_answer(answers: Answers) -> Finding:
+    lacking = np.array([not ids for ids in answers.incorrect])
+    return Finding(
+        "note",
+        f"{counted(lacking, answers.pair_indices)} have no wrong answer, so the metric is the "
+        "log-probability of the right one",
+        "Give the sweep metrics='log_probability' too: its default needs a wrong answer",
+        chosen(lacking, answers.pair_indices),
+    )
+
+
+def _about_runs(runs: _Runs, pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Finding | None]:
+    judged = runs.preference or runs.accuracy
+    found = [unbroken(runs.metric, pairs.indices), unusable(runs.metric, pairs.indices)]
+    if judged is None:
+        return found
+    unlikely = wrong_answers(runs.accuracy, pairs.indices) if runs.preference and runs.accuracy else None
+    return [
+        wrong_answers(judged, pairs.indices),
+        _same_answer(judged, pairs, noise),
+        *found,
+        dataclasses.replace(unlikely, severity="note", remedy="") if unlikely else None,
+    ]
+
+
+def _same_answer(judged: MetricValues, pairs: EncodedPairs, noise: GaussianNoise | None) -> Finding | None:
+    """Where the corrupted runs are right as well: what answers the clean prompt answers the corrupted one."""
+    right = judged.corrupted > RIGHT_ABOVE[judged.name]
+    if right.mean() < STILL_RIGHT:
+        return None
+    kept = judged.corrupted.mean() / judged.clean.mean() > 0.5 if judged.clean.mean() > 0 else True
+    told = "the right answer is the likeliest" if judged.name == "accuracy" else "the model prefers the right answer"
+    return Finding(
+        "fault" if kept else "care",
+        f"The answer does not change: {told} in {counted(right, pairs.indices, 'corrupted runs')} too",
+        "Use more noise, or put it on tokens that decide the answer"
+        if noise
+        else "Use a corruption to which another answer is right; of IOIDataset, swap_names or flip_subject",
+        chosen(right, pairs.indices),
+    )
+
+
+def _about_prompts(pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Finding | None]:
+    clean, corrupted = ([tuple(prompt.tolist()) for prompt in run] for run in (pairs.clean, pairs.corrupted))
+    again = repeated(list(zip(clean, corrupted)), pairs.indices)
+    if noise:  # which is another one in each run
+        found = [dataclasses.replace(again, severity="note") if again else None]
+    else:
+        same = np.array([one == other for one, other in zip(clean, corrupted)])
+        found = [again, _same_prompts(same, pairs.indices), _same_clean(clean, corrupted, pairs.indices)]
+    lengths = sorted(set(pairs.lengths.tolist()))
+    if len(lengths) > 1:
+        found.append(
+            Finding(
+                "note",
+                f"The pairs have {', '.join(map(str, lengths[:-1]))} and {lengths[-1]} tokens",
+                "A map over all positions needs one length: align pairs by the names of positions, or choose some "
+                "with pair_indices",
+            )
+        )
+    if len(pairs) < FEWEST_PAIRS:
+        found.append(Finding("note", f"Intervals need at least {FEWEST_PAIRS} pairs, here are {len(pairs)}"))
+    return found
+
+
+def _same_prompts(same: Bool[np.ndarray, " pair"], indices: Sequence[int]) -> Finding | None:
+    if not same.any():
+        return None
+    return Finding(
+        "fault" if same.all() else "care",
+        f"Clean and corrupted prompt are the same in {counted(same, indices)}",
+        "Give these pairs another corrupted prompt",
+        chosen(same, indices),
+    )
+
+
+def _same_clean(clean: Sequence[Hashable], corrupted: Sequence[Hashable], indices: Sequence[int]) -> Finding | None:
+    """Clean prompts that come again with another corrupted one."""
+    distinct = list(dict.fromkeys(zip(clean, corrupted)))
+    again = len(distinct) - len({one for one, _ in distinct})
+    if not again:
+        return None
+    return Finding(
+        "note", f"{again} of {len(indices)} pairs have the clean prompt of an earlier one, corrupted otherwise"
+    )
+
+
+def _pair_check(pairs: EncodedPairs, runs: _Runs, j: int) -> PairCheck:
+    clean, corrupted = runs.metric.clean[j : j + 1], runs.metric.corrupted[j : j + 1]
+    prefers_right, corrupted_prefers_right = _right(runs.preference, j)
+    says_right, corrupted_says_right = _right(runs.accuracy, j)
+    positions = pairs.positions[j]
+    return PairCheck(
+        pair=pairs.indices[j],
+        clean=float(clean[0]),
+        corrupted=float(corrupted[0]),
+        usable=bool(usable_pairs(clean, corrupted)[0]),
+        prefers_right=prefers_right,
+        corrupted_prefers_right=corrupted_prefers_right,
+        says_right=says_right,
+        corrupted_says_right=corrupted_says_right,
+        n_tokens=len(pairs.clean[j]),
+        template=pairs.templates[j],
+        positions=tuple(positions),
+        changes=tuple(
+            Change(
+                position=at,
+                names=tuple(name for name, place in positions.items() if place == at),
+                clean=pairs.clean_tokens[j][at],
+                corrupted=pairs.corrupted_tokens[j][at],
+            )
+            for at in (pairs.clean[j] != pairs.corrupted[j]).nonzero().flatten().tolist()
+        ),
+    )
+
+
+def _right(values: MetricValues | None, j: int) -> tuple[bool | None, bool | None]:
+    """Whether the clean and the corrupted run of a pair are right."""
+    if values is None:
+        return None, None
+    above = RIGHT_ABOVE[values.name]
+    return bool(values.clean[j] > above), bool(values.corrupted[j] > above)

@@ -1,0 +1,192 @@
+"""What does a report tell besides figures?  Settings, the largest effects with their intervals, pairs, and the data."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from actpatch.figures.words import metric_name, pairs_used
+from actpatch.results.files import csv_columns
+from actpatch.results.shapes import HeadResults, SweepResults
+from actpatch.results.sweep import Sweep
+from actpatch.results.text import describe_statistics
+from actpatch.statistics.sites import SiteStatistics
+
+TOP_ROWS = 12
+MOST_PAIRS = 100
+"""Rows of the table of pairs."""
+
+HOW_TO_READ = """
+<p>A patch copies one activation from the source run into the base run. <b>Denoising</b> copies from the clean run into
+the corrupted one and asks whether the component suffices to restore the behaviour; <b>noising</b> copies from the
+corrupted run into the clean one and asks whether the component is necessary for it.</p>
+<p><code>effect = (patched &minus; base) / (source &minus; base)</code>, over pairs as a ratio of means. <b>0</b>: the
+patch changes nothing. <b>1</b>: it moves the metric all the way to the source run. <b>Below 0</b>: it moves the metric
+the other way. <b>Above 1</b>: it overshoots. Effects of single components need not add up to 1.</p>
+<p>Pairs whose clean and corrupted metric barely differ are left out. Grey cells were not measured; faded ones are not
+significant after correction. Each map has its own
+colour scale, symmetric about 0: compare colours within a map only.</p>
+"""
+
+
+def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteStatistics | str]) -> str:
+    """What was run; a column for each sweep, and one cell across them all where they have the same setting."""
+    rows: dict[str, Callable[[str, Sweep], str]] = {
+        "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
+        "Task": lambda _, sweep: sweep.task,
+        "Direction": lambda _, sweep: f"{sweep.direction} ({sweep.question})",
+        "Patched": lambda _, sweep: ", ".join(
+            dict.fromkeys(s.component for patch in sweep.patches for s in patch.sites)
+        ),
+        "Corrupted by": _corruption,
+        "Layers at once": lambda _, sweep: str(sweep.window),
+        "Metric": lambda _, sweep: metric_name(sweep),
+        "Also measured": lambda _, sweep: ", ".join(m for m in sweep.metrics if m != sweep.metric),
+        "Pairs": _pairs,
+        "Mean clean, corrupted": lambda _, sweep: f"{sweep.clean.mean():+.3f}, {sweep.corrupted.mean():+.3f}",
+        "Intervals and tests": lambda name, _: _drawn(sure[name]),
+        "Versions": lambda _, sweep: (
+            ", ".join(f"{library} {v}" for library, v in sweep.versions.items()) or "not recorded"
+        ),
+    }
+    told = {row: [value(name, results.sweep) for name, results in shown.items()] for row, value in rows.items()}
+    told = {row: values for row, values in told.items() if any(values)}
+    rows_told = [[row, *(values if len(set(values)) > 1 else values[:1])] for row, values in told.items()]
+    return table(["Setting", *shown], rows_told, "Settings")
+
+
+def effects_section(results: SweepResults, sure: SiteStatistics | str, name: str) -> str:
+    """The patches of largest |effect|, with intervals and corrected p-values as far as there are any."""
+    sweep = results.sweep
+    order = np.argsort(-np.nan_to_num(np.abs(sweep.effects), nan=-1.0), kind="stable")[:TOP_ROWS]
+    heads = ["Patched", "Effect"]
+    columns = [_labels(results), [f"{effect:+.3f}" for effect in sweep.effects]]
+    if isinstance(sure, SiteStatistics) and not np.isnan(sure.low).all():
+        heads.append(f"{sure.level * 100:g} % interval")
+        columns.append([_interval(low, high) for low, high in zip(sure.low, sure.high)])
+    if isinstance(sure, SiteStatistics) and sure.n_pairs > 1:
+        heads.append("p, corrected")
+        columns.append([f"{p:.2g}{'' if p <= sure.alpha else ' n.s.'}" for p in sure.p_corrected])
+    heads.append(f"{metric_name(sweep)}, patched")
+    usable = sweep.usable
+    columns.append([f"{row[usable].mean():+.3f}" for row in sweep.patched])
+    caption = f"{name}: the largest {len(order)} of {len(sweep.patches):,} effects"
+    told = f'<p class="soft">{html.escape(describe_statistics({sweep.metric: sure}, "site"))}</p>'
+    return table(heads, [[column[i] for column in columns] for i in order], caption, numbers=True) + told
+
+
+def pairs_section(sweep: Sweep, name: str) -> str:
+    """Every pair's prompts and baselines, folded away; the first ones, where there are very many."""
+    n = len(sweep.pair_indices)
+    rows = [
+        [
+            str(sweep.pair_indices[j]),
+            "".join(sweep.clean_tokens[j]),
+            "".join(sweep.corrupted_tokens[j]),
+            f"{sweep.clean[j]:+.3f}",
+            f"{sweep.corrupted[j]:+.3f}",
+            "yes" if sweep.usable[j] else "no",
+        ]
+        for j in range(min(n, MOST_PAIRS))
+    ]
+    heads = ["Pair", "Clean prompt", "Corrupted prompt", "Clean metric", "Corrupted metric", "Usable"]
+    caption = f"{name}: prompts, and {metric_name(sweep)} of both runs"
+    if n > MOST_PAIRS:
+        caption += f"; the first {MOST_PAIRS} of {n:,} pairs"
+    shown = table(heads, rows, caption, kind="prompts")
+    return f"<details><summary>{name}: {pairs_used(sweep.usable)}</summary>{shown}</details>"
+
+
+def data_section(shown: Mapping[str, SweepResults]) -> str:
+    """A button per sweep that saves its long table, which the page carries packed: as CSV, what `to_csv` writes.
+
+    The page's script puts its columns side by side. Packed text has no letter that HTML would read, whatever tokens
+    there are.
+    """
+    parts = []
+    for name, results in shown.items():
+        table = results.to_dataframe()
+        columns = csv_columns(table)
+        packed = base64.b64encode(gzip.compress(columns, mtime=0)).decode()
+        key = f"data-{name.lower()}"
+        parts.append(
+            f'<button type="button" data-file="{name.lower()}.csv" data-from="{key}" data-columns="{table.shape[1]}">'
+            f"Save {name.lower()}.csv ({_size(len(columns))})</button>"
+            f'<script type="text/plain" id="{key}">{packed}</script>'
+        )
+    return (
+        "<p>A row per site, pair and metric, as <code>results.to_dataframe()</code> gives it.</p>"
+        f"<p>{''.join(parts)}</p>"
+    )
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, numbers: bool = False, kind: str = ""
+) -> str:
+    """A table that scrolls by itself where it is too wide; every cell is escaped.
+
+    Args:
+        heads: of each column.
+        rows: their first cells are heads too. The last cell of a row that has fewer than there are columns spans these.
+        caption: what the table shows.
+        numbers: whether all but the first column hold numbers, which stand on the right.
+        kind: a class for its style.
+    """
+
+    def across(row: Sequence[str], i: int) -> str:
+        missing = len(heads) - len(row)
+        return f' colspan="{missing + 1}"' if missing and i == len(row) - 1 else ""
+
+    number = ' class="number"' if numbers else ""
+    head = "".join(f'<th scope="col"{number if i else ""}>{html.escape(cell)}</th>' for i, cell in enumerate(heads))
+    body = "".join(
+        "<tr>"
+        + f'<th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td{number}{across(row, i)}>{html.escape(cell)}</td>" for i, cell in enumerate(row[1:], start=1))
+        + "</tr>"
+        for row in rows
+    )
+    told = html.escape(caption)
+    return (
+        f'<div class="card {kind}" tabindex="0" role="region" aria-label="{told}"><table><caption>{told}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _labels(results: SweepResults) -> list[str]:
+    if isinstance(results, HeadResults):
+        return [head.label for head in results]
+    return [patch.label for patch in results.sweep.patches]
+
+
+def _heads(sweep: Sweep) -> str:
+    if sweep.n_key_value_heads == sweep.n_heads:
+        return f"{sweep.n_heads} heads"
+    return f"{sweep.n_heads} heads, {sweep.n_key_value_heads} key-value heads"
+
+
+def _corruption(_: str, sweep: Sweep) -> str:
+    return sweep.noise or f"another prompt{f', which varies {sweep.varies}' if sweep.varies else ''}"
+
+
+def _pairs(_: str, sweep: Sweep) -> str:
+    seed = "" if sweep.dataset_seed is None else f", drawn from seed {sweep.dataset_seed}"
+    return pairs_used(sweep.usable) + seed
+
+
+def _drawn(sure: SiteStatistics | str) -> str:
+    if isinstance(sure, str):
+        return sure
+    return f"from {sure.n_pairs} pairs, {sure.n_resamples} resamples, seed {sure.seed}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "none" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{max(n_bytes / 1e3, 0.1):.0f} kB"

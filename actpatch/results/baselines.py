@@ -1,0 +1,191 @@
+"""Do the baselines carry a conclusion?  What the clean and the corrupted runs say about the data of an experiment.
+
+An effect divides by what the corruption does to the metric, and statistics take pairs for independent. Where the model
+does not do the task, the corruption does not break it, or pairs repeat, the numbers of a sweep mean little, however
+precise they look. These questions are asked of every sweep, of the runs that it has made anyway
+(`warn_about_baselines`), and together with others before one (`patchers.check`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from actpatch.metrics.chosen import METRICS, metric_key
+from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
+
+Severity = Literal["fault", "care", "note"]
+"""`fault`: results would say nothing; `care`: they say less than they seem to; `note`: good to know."""
+
+Verdict = Literal["ready", "usable with care", "not usable"]
+
+SEVERITIES: tuple[Severity, ...] = ("fault", "care", "note")
+
+MOST = 0.5
+"""What is wrong with at least this share of the pairs is a fault: wrong answers are then no rarer than by guessing."""
+MANY = 0.1
+"""What is wrong with at least this share needs care."""
+MOST_LISTED = 5
+"""How many pairs a sentence names; it counts them all."""
+
+RIGHT_ABOVE = {"logit difference": 0.0, "probability difference": 0.0, "accuracy": 0.5}
+"""The metrics that tell whether a run is right, and above what it is."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that one should know of the data before reading results."""
+
+    severity: Severity
+    what: str
+    """A sentence, without its full stop."""
+    remedy: str = ""
+    """What to do about it, likewise; empty where nothing needs to be done."""
+    pairs: tuple[int, ...] = ()
+    """Index in the dataset of each pair that it is true of; empty where it is not about single pairs."""
+
+
+def baseline_findings(sweep: Sweep) -> list[Finding]:
+    """All that a sweep's baselines and prompts say of its pairs."""
+    return [finding for finding, _ in _found(sweep)]
+
+
+def verdict_of(findings: Iterable[Finding]) -> Verdict:
+    """The verdict that the worst finding gives."""
+    severities = {finding.severity for finding in findings}
+    return "not usable" if "fault" in severities else "usable with care" if "care" in severities else "ready"
+
+
+def warn_about_baselines(sweep: Sweep) -> None:
+    """One warning of all that a sweep's baselines and prompts say against its results; none where they say nothing.
+
+    It is about what makes results worthless, and names the pairs that no effect can be computed for in any case.
+    """
+    if told := [finding for finding, makes_worthless in _found(sweep) if makes_worthless]:
+        remedies = dict.fromkeys(finding.remedy for finding in told)
+        sentences = [*(finding.what for finding in told), *remedies, "check_dataset(model, dataset) tells more"]
+        warnings.warn(". ".join(sentences), stacklevel=3)
+
+
+def wrong_answers(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
+    """The clean prompts that the model gets wrong, as far as this metric tells."""
+    if values.name not in RIGHT_ABOVE:
+        return None
+    wrong = ~(values.clean > RIGHT_ABOVE[values.name])
+    if not wrong.any():
+        return None
+    told = "The model prefers the wrong answer"
+    if values.name == "accuracy":
+        told = "The right answer is not the likeliest next token"
+    return Finding(
+        _severity(wrong),
+        f"{told} on {counted(wrong, pairs, 'clean prompts')}",
+        "Choose a model that does the task, or leave these pairs out with pair_indices",
+        chosen(wrong, pairs),
+    )
+
+
+def unbroken(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
+    """Where the corruption does not make the metric worse, on average or in single pairs."""
+    loss = values.clean - values.corrupted if values.more_is_better else values.corrupted - values.clean
+    better = loss < -1e-6
+    clean, corrupted = (np.array([run.mean()]) for run in (values.clean, values.corrupted))
+    if loss.mean() > 0 and usable_pairs(clean, corrupted)[0]:
+        if not better.any():
+            return None
+        severity = _severity(better)
+        what = f"The corrupted run has the better {values.name} in {counted(better, pairs)}"
+    else:
+        severity = "fault"
+        what = (
+            f"The corruption does not make the mean {values.name} clearly worse: clean {clean[0]:+.3f}, corrupted "
+            f"{corrupted[0]:+.3f}"
+        )
+        if better.any():
+            what += f"; the corrupted run has the better one in {counted(better, pairs)}"
+    remedy = "Use a corruption that breaks the behaviour"
+    if severity == "fault" and metric_key(values.name) not in METRICS:
+        way = "less" if values.more_is_better else "more"
+        remedy += f", or, if {way} of it is better, declare more_is_better={not values.more_is_better}"
+    return Finding(severity, what, remedy, chosen(better, pairs))
+
+
+def unusable(
+    values: MetricValues, pairs: Sequence[int], min_relative_change: float = MIN_RELATIVE_CHANGE
+) -> Finding | None:
+    """The pairs whose clean and corrupted metric differ too little to divide by the difference."""
+    idle = ~usable_pairs(values.clean, values.corrupted, min_relative_change)
+    if not idle.any():
+        return None
+    listed = [
+        f"pair {pairs[j]} (clean {values.clean[j]:+.3f}, corrupted {values.corrupted[j]:+.3f})"
+        for j in np.flatnonzero(idle)[:MOST_LISTED].tolist()
+    ]
+    more = f" and {idle.sum() - MOST_LISTED} more" if idle.sum() > MOST_LISTED else ""
+    return Finding(
+        _severity(idle),
+        f"{idle.sum()} of {len(pairs)} pairs have a clean and a corrupted {values.name} that barely differ; their "
+        f"effect is NaN and the average leaves them out: {', '.join(listed)}{more}",
+        "Use a corruption that breaks the behaviour",
+        chosen(idle, pairs),
+    )
+
+
+def repeated(prompts: Sequence[Hashable], pairs: Sequence[int]) -> Finding | None:
+    """The pairs whose prompts are those of an earlier one."""
+    first: dict[Hashable, int] = {}
+    again = np.array([first.setdefault(prompt, i) < i for i, prompt in enumerate(prompts)])
+    if not again.any():
+        return None
+    return Finding(
+        "care",
+        f"{counted(again, pairs)} repeat the prompts of an earlier one",
+        "Leave them out with pair_indices: intervals and p-values take pairs for independent",
+        chosen(again, pairs),
+    )
+
+
+def counted(which: Bool[np.ndarray, " pair"], pairs: Sequence[int], of: str = "pairs") -> str:
+    """`3 of 20 pairs (pairs 4, 7 and 9)`."""
+    found = chosen(which, pairs)
+    total = f"{len(found)} of {len(pairs)} {of}"
+    if len(found) == len(pairs):
+        return total
+    listed = [str(pair) for pair in found[:MOST_LISTED]]
+    if len(found) > MOST_LISTED:
+        listed.append(f"{len(found) - MOST_LISTED} more")
+    named = f"pairs {', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else f"pair {listed[0]}"
+    return f"{total} ({named})"
+
+
+def chosen(which: Bool[np.ndarray, " pair"], pairs: Sequence[int]) -> tuple[int, ...]:
+    """Index in the dataset of these pairs."""
+    return tuple(pair for pair, is_one in zip(pairs, which) if is_one)
+
+
+def _found(sweep: Sweep) -> Iterator[tuple[Finding, bool]]:
+    """Each finding, and whether a sweep warns of it."""
+    pairs = sweep.pair_indices
+    for values in sweep.measured:
+        if wrong := wrong_answers(values, pairs):
+            yield wrong, wrong.severity == "fault"
+        if unchanged := unbroken(values, pairs):
+            yield unchanged, unchanged.severity != "note"
+        if idle := unusable(values, pairs, sweep.min_relative_change):
+            yield idle, True
+    prompts = list(zip(sweep.clean_tokens, sweep.corrupted_tokens))
+    # Under noise only the clean prompts count, and each run has noise of its own.
+    if not sweep.noise and (again := repeated(prompts, pairs)):
+        yield again, True
+
+
+def _severity(wrong: Bool[np.ndarray, " pair"]) -> Severity:
+    share = wrong.mean()
+    if share >= MOST:
+        return "fault"
+    return "care" if share >= MANY else "note"

@@ -1,0 +1,221 @@
+"""What did the check of a dataset find?  Its values, pair by pair, and the table that they print as."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from actpatch.results.baselines import Finding, Verdict, verdict_of
+
+WIDTH = 80
+MOST_SHOWN = 4
+"""How many kinds of changes, and how many changes of the pair that is shown, a table lists."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One token that the corruption changes."""
+
+    position: int
+    names: tuple[str, ...]
+    """What the task calls the position."""
+    clean: str
+    corrupted: str
+
+    @property
+    def place(self) -> str:
+        """Its name, where it has one, else its number."""
+        return "/".join(self.names) or str(self.position)
+
+    def __str__(self) -> str:
+        told = " ".join([str(self.position), *self.names])
+        return f"{told} {self.clean!r} -> {self.corrupted!r}"
+
+
+@dataclass(frozen=True)
+class PairCheck:
+    """What one pair came to. What could not be measured is None."""
+
+    pair: int
+    """Index in the dataset."""
+    clean: float | None = None
+    """Metric of the clean run."""
+    corrupted: float | None = None
+    usable: bool = False
+    """Whether an effect can be computed for it (`Sweep.usable`)."""
+    prefers_right: bool | None = None
+    """Whether the clean run gives the right answer a higher logit than the wrong one; None without a wrong answer."""
+    corrupted_prefers_right: bool | None = None
+    """Likewise the corrupted run; right is still what answers the clean prompt."""
+    says_right: bool | None = None
+    """Whether a right answer is the clean run's likeliest next token."""
+    corrupted_says_right: bool | None = None
+    n_tokens: int | None = None
+    template: str = ""
+    positions: tuple[str, ...] = ()
+    """Names of its named positions."""
+    changes: tuple[Change, ...] = ()
+    fault: str = ""
+    """Why a sweep would refuse the pair; empty where it would not."""
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What a check of a dataset found; printed, it is a table of at most 80 columns."""
+
+    task: str
+    model: str
+    metric: str
+    """Name of the metric that effects would be computed from; empty where no pair could be run."""
+    unit: str
+    more_is_better: bool
+    varies: str
+    """Which signal the corruption changes, as the dataset says it."""
+    noise: str
+    """The noise that makes the corrupted run; empty where the prompts differ."""
+    pairs: tuple[PairCheck, ...]
+    findings: tuple[Finding, ...]
+    """The worst first."""
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict_of(self.findings)
+
+    @property
+    def usable(self) -> tuple[bool, ...]:
+        """For each pair whether an effect can be computed for it."""
+        return tuple(pair.usable for pair in self.pairs)
+
+    @property
+    def sound_pairs(self) -> tuple[int, ...]:
+        """The pairs that no finding names but for a note: `pair_indices=check.sound_pairs` leaves out the others."""
+        named = {pair for finding in self.findings if finding.severity != "note" for pair in finding.pairs}
+        return tuple(pair.pair for pair in self.pairs if pair.pair not in named)
+
+    @property
+    def clean_metric(self) -> float | None:
+        """Mean over the pairs that could be run."""
+        return _mean([pair.clean for pair in self.pairs])
+
+    @property
+    def corrupted_metric(self) -> float | None:
+        return _mean([pair.corrupted for pair in self.pairs])
+
+    @property
+    def clean_accuracy(self) -> float | None:
+        """Share of the clean runs whose likeliest next token is a right answer; None where there are no answers."""
+        return _mean([pair.says_right for pair in self.pairs])
+
+    @property
+    def corrupted_accuracy(self) -> float | None:
+        """Share of the corrupted runs whose likeliest next token still answers the clean prompt."""
+        return _mean([pair.corrupted_says_right for pair in self.pairs])
+
+    @property
+    def clean_preference(self) -> float | None:
+        """Share of the clean runs that prefer the right answer to the wrong one; None where there are none."""
+        return _mean([pair.prefers_right for pair in self.pairs])
+
+    @property
+    def corrupted_preference(self) -> float | None:
+        return _mean([pair.corrupted_prefers_right for pair in self.pairs])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per pair; `changes` as text."""
+        columns = [field.name for field in dataclasses.fields(PairCheck)]
+        rows = [
+            {**vars(pair), "positions": ", ".join(pair.positions), "changes": "; ".join(map(str, pair.changes))}
+            for pair in self.pairs
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Verdict, findings and pairs as plain values that can be stored as JSON."""
+        return {"verdict": self.verdict, **dataclasses.asdict(self)}
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None where nothing was measured."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _table(check: DatasetCheck) -> str:
+    parts = [textwrap.fill(f"{check.task} on {check.model}: {check.verdict}", WIDTH), _baselines_table(check)]
+    facts = [
+        f"{heading if i == 0 else '':<11}{line}"
+        for heading, lines in _facts(check).items()
+        for i, line in enumerate(lines)
+    ]
+    parts.append("\n".join(textwrap.fill(fact, WIDTH, subsequent_indent=" " * 11) for fact in facts))
+    parts += [
+        textwrap.fill(
+            f"{finding.severity.upper():<7}" + ". ".join(filter(None, (finding.what, finding.remedy))),
+            WIDTH,
+            subsequent_indent=" " * 7,
+        )
+        for finding in check.findings
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _baselines_table(check: DatasetCheck) -> str:
+    rows: list[tuple[str, ...]] = []
+    if check.clean_metric is not None and check.corrupted_metric is not None:
+        told = ["mean", check.unit, "" if check.more_is_better else "less is better"]
+        values = (f"{value:+.3f}" for value in (check.clean_metric, check.corrupted_metric))
+        rows.append((check.metric, *values, ", ".join(filter(None, told))))
+    for what, clean, corrupted in (
+        ("right over wrong answer", check.clean_preference, check.corrupted_preference),
+        ("right answer likeliest", check.clean_accuracy, check.corrupted_accuracy),
+    ):
+        if clean is not None and corrupted is not None:
+            rows.append((what, f"{clean:.0%}", f"{corrupted:.0%}", "of pairs"))
+    if not rows:
+        return ""
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'':{width}}  {'clean':>10}  {'corrupted':>10}"]
+    lines += [f"{what:{width}}  {clean:>10}  {corrupted:>10}  {unit}" for what, clean, corrupted, unit in rows]
+    return "\n".join(lines)
+
+
+def _facts(check: DatasetCheck) -> dict[str, list[str]]:
+    """Heading -> lines about the prompts."""
+    run = [pair for pair in check.pairs if pair.n_tokens is not None]
+    facts = {"pairs": [f"{len(check.pairs)}, {sum(check.usable)} of them with baselines that an effect can divide by"]}
+    if not run:
+        return facts
+    lengths = Counter(pair.n_tokens or 0 for pair in run)
+    facts["tokens"] = [_counts({f"{length}": n for length, n in sorted(lengths.items())}, len(run))]
+    templates = {pair.template for pair in run if pair.template}
+    facts["templates"] = [str(len(templates))] if templates else []
+    facts["named"] = [_counts(Counter(name for pair in run for name in pair.positions), len(run))]
+    facts["varies"] = [check.varies or check.noise]
+    changed = Counter(_places(pair.changes) for pair in run if pair.changes)
+    facts["changed"] = [
+        f"{textwrap.shorten(places, 50)} in {n} of {len(run)} pairs" for places, n in changed.most_common(MOST_SHOWN)
+    ]
+    if shown := next((pair for pair in run if pair.changes), None):
+        more = len(shown.changes) - MOST_SHOWN
+        facts[f"pair {shown.pair}"] = [*map(str, shown.changes[:MOST_SHOWN]), f"and {more} more" if more > 0 else ""]
+    headings = {heading: [line for line in lines if line] for heading, lines in facts.items()}
+    return {heading: lines for heading, lines in headings.items() if lines}
+
+
+def _places(changes: Iterable[Change]) -> str:
+    """Names in an order of their own: they may stand in another one in every pair."""
+    return ", ".join(c.place for c in sorted(changes, key=lambda c: (c.names, 0 if c.names else c.position)))
+
+
+def _counts(numbers: dict[str, int], of: int) -> str:
+    """What all pairs have stands alone, what some have with their number."""
+    return ", ".join(name if n == of else f"{name} ({n} pairs)" for name, n in numbers.items())

@@ -1,0 +1,63 @@
+"""Do two experiments differ, component by component?  Intervals and p-values of the difference of their effects.
+
+Both experiments need the same clean prompts, so that each pair says by itself how much the effects differ. With the
+change c = patched - base and the gap g = source - base of a pair, the effect over pairs is e = mean(c) / mean(g), and
+to first order a pair contributes e + (c - e·g) / mean(g) to it (the delta method, which puts the mean gap's own scatter
+among the pairs'). Subtracted pair by pair, these contributions have the difference of the effects as their mean, and
+are tested as the changes of one experiment are (`statistics.sites`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from actpatch.results.sweep import Sweep
+from actpatch.statistics.sites import SiteStatistics, site_statistics
+
+
+def difference_statistics(
+    first: Sweep, second: Sweep, matched: Sequence[tuple[int, int]], *, like: SiteStatistics
+) -> SiteStatistics:
+    """Second minus first: statistics of the difference of the effects, from the pairs usable in both.
+
+    Args:
+        first, second: the sweeps.
+        matched: which patch of the first is compared with which of the second, by number.
+        like: level, alpha, correction, power, seed and resamples are those of these statistics.
+
+    Raises:
+        ValueError: where the sweeps have other clean prompts, no pair is usable in both, or nothing is matched.
+    """
+    if not same_pairs(first, second):
+        raise ValueError("the experiments have other pairs, so their effects cannot be compared pair by pair")
+    usable = first.usable & second.usable
+    firsts, seconds = ([match[side] for match in matched] for side in (0, 1))
+    difference = _contributions(second, seconds, usable) - _contributions(first, firsts, usable)
+    return site_statistics(
+        difference,
+        np.zeros(difference.shape[1]),
+        np.ones(difference.shape[1]),
+        sites=[first.patches[patch].label for patch in firsts],
+        seed=like.seed,
+        level=like.level,
+        alpha=like.alpha,
+        correction=like.correction,
+        power=like.power,
+        n_resamples=like.n_resamples,
+    )
+
+
+def same_pairs(first: Sweep, second: Sweep) -> bool:
+    """Whether pair i is the same clean prompt in both, as text: models may cut it into other tokens."""
+    prompts = [["".join(tokens) for tokens in sweep.clean_tokens] for sweep in (first, second)]
+    return first.pair_indices == second.pair_indices and prompts[0] == prompts[1]
+
+
+def _contributions(sweep: Sweep, patches: Sequence[int], usable: np.ndarray) -> Float[np.ndarray, "patch pair"]:
+    """What each pair says of each effect; their mean is the effect over these pairs."""
+    changes, gaps = (sweep.patched[patches] - sweep.base)[:, usable], (sweep.source - sweep.base)[usable]
+    effects = changes.mean(axis=1, keepdims=True) / gaps.mean()
+    return effects + (changes - effects * gaps) / gaps.mean()

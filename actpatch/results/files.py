@@ -1,0 +1,197 @@
+"""How are results kept?  Sweeps as JSON, which is read back exactly, and their long table as CSV and Parquet.
+
+A file is written beside its target and then put in its place, so that no failure leaves half a file or takes a good
+one away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from csv import QUOTE_NONNUMERIC
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from actpatch.core.sites import Patch, Site
+from actpatch.results.sweep import MetricValues, Sweep
+
+FILE_FORMAT = 4
+"""Raised whenever what is stored changes."""
+
+
+def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
+    """The table as a file of `csv_content`.
+
+    Raises:
+        OSError: where the path cannot be written.
+    """
+    return write_file(path, csv_content(table))
+
+
+def csv_content(table: pd.DataFrame) -> bytes:
+    """The table as CSV in UTF-8, numbers exact and texts in quotes."""
+    return table.to_csv(index=False, quoting=QUOTE_NONNUMERIC, lineterminator="\n").encode()
+
+
+def csv_columns(table: pd.DataFrame) -> bytes:
+    """The cells of `csv_content` in another order, which packs to half the size: column below column, a line each."""
+    return b"".join(csv_content(table[[name]]) for name in table.columns)
+
+
+def write_parquet(table: pd.DataFrame, path: str | Path) -> Path:
+    """The table as Parquet.
+
+    Raises:
+        ImportError: where pyarrow is not installed.
+        OSError: where the path cannot be written.
+    """
+    if find_spec("pyarrow") is None:
+        raise ImportError(
+            "writing Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or write CSV "
+            "with to_csv"
+        )
+    content = io.BytesIO()
+    table.to_parquet(content, engine="pyarrow", index=False)
+    return write_file(path, content.getvalue())
+
+
+def write_sweeps(sweeps: Sequence[Sweep], kind: str, path: str | Path) -> Path:
+    """One sweep, or those of both directions, as JSON, with the name of the kind of results they are shown as.
+
+    Raises:
+        OSError: where the path cannot be written.
+    """
+    stored = {"format": FILE_FORMAT, "kind": kind, "sweeps": [_to_json(sweep) for sweep in sweeps]}
+    text = json.dumps(stored, ensure_ascii=False, allow_nan=False, default=_number)
+    return write_file(path, text.encode())
+
+
+def read_sweeps(path: str | Path) -> tuple[str, list[Sweep]]:
+    """(kind of results, one sweep or two) that `write_sweeps` wrote, every number as it was.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: where it is no such file, one of another format version, or damaged.
+    """
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = stored["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no saved patching results: expected a file written by .save()") from error
+    if found != FILE_FORMAT:
+        raise ValueError(
+            f"{path} has result format {found}, this version reads format {FILE_FORMAT}: read it with the version that "
+            "wrote it, or run the experiment again"
+        )
+    try:
+        sweeps = [_from_json(fields) for fields in stored["sweeps"]]
+        if len(sweeps) not in (1, 2):
+            raise ValueError(f"{len(sweeps)} sweeps, expected one, or one of each direction")
+        return stored["kind"], sweeps
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run the experiment again") from error
+
+
+def write_file(path: str | Path, content: bytes) -> Path:
+    """Write the file, or leave what stood there as it was.
+
+    Raises:
+        OSError: where it cannot be written, saying so.
+    """
+    return write_files({Path(path): content})[0]
+
+
+def write_files(contents: Mapping[Path, bytes]) -> list[Path]:
+    """Write all the files, or leave what stood there as it was.
+
+    Raises:
+        OSError: where one cannot be written, saying so.
+    """
+    beside = {path: path.resolve().with_name(f".{uuid.uuid4().hex}.tmp") for path in contents}
+    path = Path()
+    try:
+        for path, content in contents.items():
+            _write_beside(path.resolve(), beside[path], content)
+        for path in contents:
+            beside[path].replace(path.resolve())
+    except OSError as error:
+        raise OSError(
+            f"cannot write {str(path)!r} ({error.strerror or error}): nothing was changed; give a file name in a "
+            "folder that exists and can be written"
+        ) from error
+    finally:
+        for unfinished in beside.values():
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+    return list(contents)
+
+
+def _write_beside(target: Path, beside: Path, content: bytes) -> None:
+    if target.exists():
+        if not target.is_file():
+            raise OSError("it is no plain file")
+        if not os.access(target, os.W_OK):
+            raise OSError("it is write-protected")
+    with beside.open("xb") as file:
+        file.write(content)
+    if target.exists():
+        shutil.copymode(target, beside)
+
+
+def _to_json(sweep: Sweep) -> dict[str, Any]:
+    fields = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep)}
+    fields["patches"] = [dataclasses.asdict(patch) for patch in sweep.patches]
+    fields["measured"] = [
+        {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)} for values in sweep.measured
+    ]
+    fields["versions"] = dict(sweep.versions)
+    return fields
+
+
+def _from_json(fields: dict[str, Any]) -> Sweep:
+    fields["patches"] = tuple(_patch(patch) for patch in fields["patches"])
+    fields["pair_indices"] = tuple(fields["pair_indices"])
+    for name in ("clean_tokens", "corrupted_tokens"):
+        fields[name] = tuple(tuple(tokens) for tokens in fields[name])
+    n_patches, n_pairs = len(fields["patches"]), len(fields["pair_indices"])
+    shapes = {"patched": (n_patches, n_pairs), "clean": (n_pairs,), "corrupted": (n_pairs,)}
+    for values in fields["measured"]:
+        for run, shape in shapes.items():
+            values[run] = np.array(values[run], dtype=np.float64).reshape(shape)
+    fields["measured"] = tuple(MetricValues(**values) for values in fields["measured"])
+    return Sweep(**fields)
+
+
+def _patch(stored: dict[str, Any]) -> Patch:
+    return Patch(**{**stored, "sites": tuple(_site(site) for site in stored["sites"])})
+
+
+def _site(stored: dict[str, Any]) -> Site:
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
+    return Site(**fields)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as nested lists; JSON knows no numbers that are not finite, so these are written as texts."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if np.isfinite(value).all():
+        return value.tolist()
+    return np.where(np.isfinite(value), value.astype(object), value.astype(str)).tolist()
+
+
+def _number(value: Any) -> Any:
+    """A NumPy scalar, for instance a position that was taken from an array, as a plain number."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} cannot be stored: {value!r}")

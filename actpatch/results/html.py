@@ -1,0 +1,85 @@
+"""How do results show in a notebook?  A short HTML table: what was run, the baselines, and the largest effects."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+
+from actpatch.results.sweep import Sweep
+from actpatch.statistics.resampling import FEWEST_PAIRS
+from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
+
+ROWS = 10
+"""Most effects that are shown."""
+
+
+def escaped(text: str) -> str:
+    """Plotly and browsers show it as it is: no tags, no entities, and no `$`, which starts TeX in notebooks."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
+    """The patches of largest |effect|, with the experiment and its baselines as the caption.
+
+    Args:
+        sweep: the sweep of these patches.
+        labels: what each patch is called.
+        kind: what a patch is, `hook point` or `head`.
+    """
+    effects = sweep.effects
+    top = sorted(range(len(effects)), key=lambda i: -1.0 if np.isnan(effects[i]) else abs(effects[i]), reverse=True)
+    top = top[:ROWS]
+    sure, note = _statistics(sweep)
+    columns = {kind: [labels[i] for i in top], "effect": [f"{effects[i]:+.3f}" for i in top]}
+    if sure is not None and sure.n_pairs >= FEWEST_PAIRS:
+        intervals = [(sure.low[i], sure.high[i]) for i in top]
+        columns[f"{sure.level * 100:g}% interval"] = [
+            "none" if np.isnan(low) else f"[{low:+.3f}, {high:+.3f}]" for low, high in intervals
+        ]
+    if sure is not None:
+        columns[""] = ["" if sure.significant[i] else "n.s." for i in top]
+    if sweep.usable.any():
+        columns[sweep.metric] = [f"{sweep.patched[i, sweep.usable].mean():+.3f}" for i in top]
+    if len(effects) > ROWS:
+        note = " ".join([f"{len(effects) - ROWS} more with smaller effects.", note])
+    rows = "".join(f"<tr>{_cells('td', cells)}</tr>" for cells in zip(*columns.values()))
+    return (
+        f'<table><caption style="text-align: left">{_caption(sweep)}</caption>'
+        f"<thead><tr>{_cells('th', list(columns))}</tr></thead><tbody>{rows}</tbody></table><p>{escaped(note)}</p>"
+    )
+
+
+def _caption(sweep: Sweep) -> str:
+    n_pairs = len(sweep.pair_indices)
+    excluded = int((~sweep.usable).sum())
+    unit = f" {sweep.unit}" if sweep.unit else ""
+    told = [
+        f"{sweep.task} on {sweep.model}",
+        f"{sweep.direction}: {sweep.question}",
+        f"corrupted: the clean prompt with {sweep.noise}" if sweep.noise else "",
+        f"{n_pairs} pair{'' if n_pairs == 1 else 's'}" + (f", {excluded} left out of the effects" if excluded else ""),
+    ]
+    if n_pairs:
+        worse = "" if sweep.more_is_better else " (less is better)"
+        means = f"clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f}{unit}{worse}"
+        told.append(f"{sweep.metric}: {means}")
+    return "<br>".join(escaped(line) for line in told if line)
+
+
+def _statistics(sweep: Sweep) -> tuple[SiteStatistics | None, str]:
+    """The statistics, and what a reader of intervals and marks has to know."""
+    try:
+        found = sweep.statistics()
+    except ValueError as error:
+        return None, f"No intervals and no significance: {error}."
+    notes = [f"{note[:1].upper()}{note[1:]}." for note in found.notes]
+    if found.n_pairs == 1:
+        return None, " ".join(notes)
+    tested = f"p > {found.alpha:g} after {CORRECTIONS[found.correction]} correction over {len(found.sites)} patches"
+    return found, " ".join([f"n.s.: {tested}.", *notes])
+
+
+def _cells(tag: str, texts: Sequence[str]) -> str:
+    return "".join(f'<{tag} style="text-align: left">{escaped(text)}</{tag}>' for text in texts)

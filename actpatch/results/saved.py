@@ -1,0 +1,32 @@
+"""How do saved results come back?  As what was saved, by the name of its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from actpatch.results.both import BothDirections
+from actpatch.results.files import read_sweeps
+from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
+
+KINDS: dict[str, type[SweepResults]] = {
+    kind.__name__: kind for kind in (LayerResults, HeadResults, NeuronResults, PositionResults, SweepResults)
+}
+
+
+def load_results(
+    path: str | Path,
+) -> LayerResults | HeadResults | NeuronResults | PositionResults | SweepResults | BothDirections[Any]:
+    """The results that `.save(path)` wrote, equal to those that were saved.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: where it is no such file, one of another format version, or damaged.
+    """
+    kind, sweeps = read_sweeps(path)
+    if kind not in KINDS:
+        raise ValueError(
+            f"{path} holds {kind!r}, expected one of {', '.join(KINDS)}: read it with the version that wrote it"
+        )
+    results = [KINDS[kind](sweep) for sweep in sweeps]
+    return results[0] if len(results) == 1 else BothDirections(*results)

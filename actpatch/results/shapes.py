@@ -1,0 +1,418 @@
+"""In which shape are results handed out?  A mapping by hook point, a list by head, a map over positions.
+
+Each rests on one `Sweep`, which has every number; the shapes are ways to look at the selected metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from actpatch.core.sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, is_integer
+from actpatch.results.files import write_csv, write_parquet, write_sweeps
+from actpatch.results.html import escaped, results_html
+from actpatch.results.sweep import Sweep
+from actpatch.statistics.sites import Correction, SiteStatistics
+
+Item = TypeVar("Item")
+Results = TypeVar("Results", bound="SweepResults")
+
+
+@dataclass(frozen=True)
+class PatchingResult:
+    """One hook point patched on one pair."""
+
+    hook_point: str
+    pair_index: int
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Share of the behaviour that the patch moved (`results.sweep`); NaN where the baselines barely differ."""
+    position: int | tuple[int, ...] | None = None
+    """The position that was patched, or several that were patched together; None for all."""
+
+
+@dataclass(frozen=True)
+class HeadPatchingResult:
+    """One attention head patched on every pair. Metrics are means over the usable pairs."""
+
+    layer: int
+    head: int
+    patch_type: str
+    """`output`, `pattern`, `q`, `k` or `v`."""
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    is_key_value_head: bool = False
+    """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
+
+    @property
+    def label(self) -> str:
+        return _head_label(self.layer, self.head, self.is_key_value_head)
+
+
+class SweepResults:
+    """What every shape of results has: the sweep it rests on, the metrics to choose from, a table, files.
+
+    By itself it is the shape of sweeps that have no other: `SweepResults(patcher.sweep(...)).save(path)`.
+    """
+
+    sweep: Sweep
+    _rows = "patches"
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+
+    def __repr__(self) -> str:
+        sweep = self.sweep
+        others = f" and {len(sweep.metrics) - 1} more metrics" if len(sweep.metrics) > 1 else ""
+        return (
+            f"{type(self).__name__}({len(sweep.patches)} {self._rows} × {len(sweep.pair_indices)} pairs, "
+            f"{sweep.task}, {sweep.direction}, {sweep.metric} clean {_mean(sweep.clean):+.2f}, "
+            f"corrupted {_mean(sweep.corrupted):+.2f}{others})"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of results that are the last line of a cell (`results.html`)."""
+        if not self.sweep.patches:
+            return f"<p>{escaped(repr(self))}</p>"
+        return results_html(self.sweep, self.labels, self.kind)
+
+    @property
+    def kind(self) -> str:
+        """What each patch is, in a word."""
+        return "patch"
+
+    @property
+    def labels(self) -> list[str]:
+        """What each patch of `sweep` is called in tables and figures."""
+        return [patch.label for patch in self.sweep.patches]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether shape, settings and every number are the same; NaN is the same as NaN."""
+        if not isinstance(other, SweepResults):
+            return NotImplemented
+        return type(self) is type(other) and self.sweep == other.sweep
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that were measured; what results show is of the selected one, at first the first."""
+        return self.sweep.metrics
+
+    def by_metric(self: Results, name: str) -> Results:
+        """The same results with another metric selected: by its name, or as it was asked for (`kl_divergence`)."""
+        return type(self)(self.sweep.by_metric(name))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long form, a row per site, pair and metric (`Sweep.to_dataframe`)."""
+        return self.sweep.to_dataframe()
+
+    def statistics(
+        self,
+        *,
+        seed: int = 0,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        correction: Correction = "bh",
+        power: float = 0.8,
+        n_resamples: int = 1999,
+    ) -> SiteStatistics:
+        """How sure the effects are (`Sweep.statistics`), one entry per patch of `sweep`."""
+        return self.sweep.statistics(
+            seed=seed, level=level, alpha=alpha, correction=correction, power=power, n_resamples=n_resamples
+        )
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the long table as CSV (`results.files.write_csv`)."""
+        return write_csv(self.to_dataframe(), path)
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Write the long table as Parquet, which needs pyarrow (`results.files.write_parquet`)."""
+        return write_parquet(self.to_dataframe(), path)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the results as JSON; `load_results` reads them back, equal to these."""
+        return write_sweeps([self.sweep], type(self).__name__, path)
+
+
+class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
+    """Hook point -> one `PatchingResult` per pair, with the whole sweep in `.sweep`.
+
+    A window of layers stands under the hook point in its middle, a set of hook points under its name.
+    """
+
+    _rows = "hook points"
+
+    def __init__(self, sweep: Sweep) -> None:
+        SweepResults.__init__(self, sweep)
+        effects = sweep.pair_effects
+        dict.__init__(
+            self,
+            {
+                patch_key(patch): [
+                    PatchingResult(
+                        hook_point=patch_key(patch),
+                        pair_index=pair,
+                        clean_metric=float(sweep.clean[j]),
+                        corrupted_metric=float(sweep.corrupted[j]),
+                        patched_metric=float(sweep.patched[i, j]),
+                        effect=float(effects[i, j]),
+                        position=_position_of(patch, j),
+                    )
+                    for j, pair in enumerate(sweep.pair_indices)
+                ]
+                for i, patch in enumerate(sweep.patches)
+            },
+        )
+
+    @property
+    def kind(self) -> str:
+        return "hook point"
+
+    @property
+    def labels(self) -> list[str]:
+        return [patch_key(patch) for patch in self.sweep.patches]
+
+    @property
+    def effects(self) -> dict[str, float]:
+        """Hook point -> effect over the usable pairs."""
+        return {patch_key(patch): float(e) for patch, e in zip(self.sweep.patches, self.sweep.effects)}
+
+    def top(self, k: int = 10) -> list[tuple[str, float]]:
+        """The k hook points of largest |effect|, largest first."""
+        return _largest(self.effects.items(), k)
+
+    def matrix(self) -> pd.DataFrame:
+        """Effects as a layer × component table; NaN where a cell was not measured. Named sets have no cell."""
+        cells = [
+            (patch.sites[0].layer, patch.sites[0].component, effect)
+            for patch, effect in zip(self.sweep.patches, self.sweep.effects)
+            if patch.sites[0].layer is not None and patch.name is None
+        ]
+        if not cells:
+            raise ValueError("none of these hook points lies in a layer, so there is no layer × component table")
+        table = pd.DataFrame(cells, columns=["layer", "component", "effect"])
+        order = list(dict.fromkeys(table["component"]))
+        wide = table.pivot(index="layer", columns="component", values="effect")
+        return wide.reindex(index=range(self.sweep.n_layers), columns=order)
+
+
+class HeadResults(SweepResults, list[HeadPatchingResult]):
+    """One `HeadPatchingResult` per head, in order of layer and head, with the whole sweep in `.sweep`."""
+
+    _rows = "heads"
+
+    def __init__(self, sweep: Sweep) -> None:
+        SweepResults.__init__(self, sweep)
+        usable = sweep.usable
+        effects = sweep.pair_effects
+        results = (
+            HeadPatchingResult(
+                layer=_head_of(patch)[0],
+                head=_head_of(patch)[1],
+                patch_type=self.patch_type,
+                clean_metric=_mean(sweep.clean[usable]),
+                corrupted_metric=_mean(sweep.corrupted[usable]),
+                patched_metric=_mean(sweep.patched[i, usable]),
+                effect=float(effect),
+                pair_effects=tuple(effects[i].tolist()),
+                is_key_value_head=self.counts_key_value_heads,
+            )
+            for i, (patch, effect) in enumerate(zip(sweep.patches, sweep.effects))
+        )
+        list.__init__(self, results)
+
+    @property
+    def kind(self) -> str:
+        return "key-value head" if self.counts_key_value_heads else "head"
+
+    @property
+    def labels(self) -> list[str]:
+        return [_head_label(*_head_of(patch), self.counts_key_value_heads) for patch in self.sweep.patches]
+
+    @property
+    def patch_type(self) -> str:
+        """`output`, `pattern`, `q`, `k` or `v`."""
+        component = self.sweep.patches[0].sites[0].component
+        return next((name for name, short in PATCH_TYPES.items() if short == component), component)
+
+    @property
+    def counts_key_value_heads(self) -> bool:
+        """True where rows are key-value heads: patch type k or v under grouped-query attention."""
+        return self.patch_type in KEY_VALUE_COMPONENTS and self.sweep.n_key_value_heads != self.sweep.n_heads
+
+    @property
+    def heads_per_layer(self) -> int:
+        return self.sweep.n_key_value_heads if self.counts_key_value_heads else self.sweep.n_heads
+
+    def top(self, k: int = 10) -> list[HeadPatchingResult]:
+        """The k heads of largest |effect|, largest first."""
+        ranked = _largest(((result, result.effect) for result in self), k)
+        return [result for result, _ in ranked]
+
+    def matrix(self) -> Float[np.ndarray, "layer head"]:
+        """Effects by layer and head; NaN where a head was not measured."""
+        table = np.full((self.sweep.n_layers, self.heads_per_layer), np.nan)
+        for result in self:
+            table[result.layer, result.head] = result.effect
+        return table
+
+
+@dataclass(frozen=True)
+class NeuronPatchingResult:
+    """One neuron of an MLP patched on every pair. Metrics are means over the usable pairs."""
+
+    layer: int
+    neuron: int
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+
+    @property
+    def label(self) -> str:
+        return f"L{self.layer}N{self.neuron}"
+
+
+class NeuronResults(SweepResults, list[NeuronPatchingResult]):
+    """One `NeuronPatchingResult` per neuron, in order, with the whole sweep in `.sweep`."""
+
+    _rows = "neurons"
+
+    def __init__(self, sweep: Sweep) -> None:
+        SweepResults.__init__(self, sweep)
+        usable, effects = sweep.usable, sweep.pair_effects
+        results = (
+            NeuronPatchingResult(
+                layer=layer,
+                neuron=neuron,
+                clean_metric=_mean(sweep.clean[usable]),
+                corrupted_metric=_mean(sweep.corrupted[usable]),
+                patched_metric=_mean(sweep.patched[i, usable]),
+                effect=float(effect),
+                pair_effects=tuple(effects[i].tolist()),
+            )
+            for i, ((layer, neuron), effect) in enumerate(zip(map(_neuron_of, sweep.patches), sweep.effects))
+        )
+        list.__init__(self, results)
+
+    @property
+    def kind(self) -> str:
+        return "neuron"
+
+    def top(self, k: int = 10) -> list[NeuronPatchingResult]:
+        """The k neurons of largest |effect|, largest first."""
+        return [result for result, _ in _largest(((result, result.effect) for result in self), k)]
+
+
+class PositionResults(SweepResults):
+    """Every layer of one component patched at every position: a layer × position map.
+
+    Positions are counted in the prompts themselves, so all pairs need the same number of tokens; or they go by name,
+    and pairs in which a name stands elsewhere are aligned by it.
+    """
+
+    _rows = "sites"
+
+    def __init__(self, sweep: Sweep) -> None:
+        for site in (patch.sites[0] for patch in sweep.patches):
+            if site.layer is None or not (isinstance(site.position, int) or site.position_name):
+                raise ValueError(
+                    f"{site.label} has no place in a layer × position map: it needs a layer and a position"
+                )
+        super().__init__(sweep)
+
+    @property
+    def kind(self) -> str:
+        return "site"
+
+    @property
+    def names(self) -> list[str] | None:
+        """The positions' names, one per column; None where the columns are the prompts' own positions."""
+        found = list(dict.fromkeys(patch.sites[0].position_name for patch in self.sweep.patches))
+        named = [name for name in found if name is not None]
+        return named if len(named) == len(found) else None
+
+    @property
+    def components(self) -> list[str]:
+        """Short names of the components that were patched."""
+        return list(dict.fromkeys(patch.sites[0].component for patch in self.sweep.patches))
+
+    def top(self, k: int = 10) -> list[tuple[Patch, float]]:
+        """The k patches of largest |effect|, largest first."""
+        return _largest(zip(self.sweep.patches, self.sweep.effects.tolist()), k)
+
+    def matrix(self, component: str | None = None) -> Float[np.ndarray, "layer pos"]:
+        """Effects of a component (the first, if not named) by layer and position; NaN where not measured.
+
+        The columns are the positions from 0 on, or `names`.
+        """
+        component = self.components[0] if component is None else component
+        if component not in self.components:
+            raise ValueError(f"component {component!r} was not patched: expected one of {', '.join(self.components)}")
+        names = self.names
+        width = len(self.sweep.clean_tokens[0]) if names is None else len(names)
+        table = np.full((self.sweep.n_layers, width), np.nan)
+        for patch, effect in zip(self.sweep.patches, self.sweep.effects):
+            site = patch.sites[0]
+            if site.component == component:
+                table[site.layer, site.position if names is None else names.index(str(site.position_name))] = effect
+        return table
+
+
+def patch_key(patch: Patch) -> str:
+    """Under what a patch stands in layer results: its name, or its first site's hook point."""
+    return patch.name or patch.sites[0].hook_point
+
+
+def _position_of(patch: Patch, pair: int) -> int | tuple[int, ...] | None:
+    """Where the patch writes into a pair: one position, all several of them, or None for the whole prompt."""
+    each = (site.position[pair] if isinstance(site.position, tuple) else site.position for site in patch.sites)
+    found = tuple(dict.fromkeys(each))
+    return found[0] if len(found) == 1 else tuple(at for at in found if at is not None)
+
+
+def _neuron_of(patch: Patch) -> tuple[int, int]:
+    site = patch.sites[0]
+    if site.layer is None or site.neuron is None:
+        raise ValueError(f"{patch.label} is not a neuron: neuron results need a layer and a neuron")
+    return site.layer, site.neuron
+
+
+def _head_of(patch: Patch) -> tuple[int, int]:
+    site = patch.sites[0]
+    if site.layer is None or site.head is None:
+        raise ValueError(f"{patch.label} is not an attention head: head results need a layer and a head")
+    return site.layer, site.head
+
+
+def _head_label(layer: int, head: int, is_key_value_head: bool) -> str:
+    return f"L{layer}{'KV' if is_key_value_head else 'H'}{head}"
+
+
+def _mean(values: Float[np.ndarray, " pair"]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _largest(items: Iterable[tuple[Item, float]], k: int) -> list[tuple[Item, float]]:
+    """The k items of largest |value|; NaN comes last."""
+    if not is_integer(k) or k < 1:
+        raise ValueError(f"k is {k!r}, expected at least 1")
+    return sorted(items, key=lambda item: -np.inf if np.isnan(item[1]) else abs(item[1]), reverse=True)[:k]

@@ -1,0 +1,327 @@
+"""What was measured?  The raw metrics of one experiment, the effects derived from them, and both as a long table.
+
+A `Sweep` holds every metric of each patched run, both baselines, the tokens, the direction and the settings. Effects
+are derived, never stored, and by the same formula for every metric: it works out also where less is better. With
+`base` the run that is patched and `source` the run that is copied from, the effect of one patch on one pair is
+
+    effect = (patched - base) / (source - base)
+
+For denoising (clean into corrupted) this is `(patched - corrupted) / (clean - corrupted)`. Over pairs it is the ratio
+of the means, `(mean patched - mean base) / (mean source - mean base)`: the mean of the ratios is dominated by pairs
+with a small denominator (Miller et al. 2024, "Transformer Circuit Faithfulness Metrics are not Robust").
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from actpatch.core.sites import Patch, Site
+from actpatch.metrics.chosen import metric_key
+from actpatch.statistics.resampling import gaps_cancel
+from actpatch.statistics.sites import Correction, SiteStatistics, site_statistics
+
+Direction = Literal["denoising", "noising"]
+"""`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
+
+DIRECTIONS: dict[Direction, str] = {
+    "denoising": "clean into corrupted: does the component suffice to restore the behaviour?",
+    "noising": "corrupted into clean: is the component necessary for the behaviour?",
+}
+
+OTHER_RUN = "the other run"
+"""Where patches take their values from by default: the activation of the pair's other run."""
+
+MIN_RELATIVE_CHANGE = 0.1
+"""Below this share of the larger metric, the difference of a pair's two runs is too small to divide by."""
+
+Value = TypeVar("Value", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class MetricValues:
+    """What one metric came to in every run of an experiment."""
+
+    name: str
+    """For instance `logit difference`."""
+    unit: str
+    """For instance `logits`; empty where it has none, or none is known."""
+    more_is_better: bool
+    """Whether it is the higher, the better the model does what the clean prompt asks for."""
+    patched: Float[np.ndarray, "patch pair"]
+    """Of each patched run, in `unit`."""
+    clean: Float[np.ndarray, " pair"]
+    """Of each clean run, in `unit`."""
+    corrupted: Float[np.ndarray, " pair"]
+    """Of each corrupted run, in `unit`."""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether names and every number are the same; NaN is the same as NaN."""
+        if not isinstance(other, MetricValues):
+            return NotImplemented
+        told = (self.name, self.unit, self.more_is_better) == (other.name, other.unit, other.more_is_better)
+        return told and all(
+            np.array_equal(getattr(self, run), getattr(other, run), equal_nan=True)
+            for run in ("patched", "clean", "corrupted")
+        )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One experiment: every patch applied to every pair, with all that is needed to read its numbers."""
+
+    patches: tuple[Patch, ...]
+    """What was replaced, one entry per row of `patched`."""
+    measured: tuple[MetricValues, ...]
+    """Every metric. What the sweep says of `patched`, `effects` and so on is of the selected one (`by_metric`)."""
+    direction: Direction
+    model: str
+    """Name of the model."""
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    task: str
+    """Name of the dataset, with its corruption."""
+    pair_indices: tuple[int, ...]
+    """Index of each pair in its dataset."""
+    clean_tokens: tuple[tuple[str, ...], ...]
+    """Token strings of each clean prompt, BOS included."""
+    corrupted_tokens: tuple[tuple[str, ...], ...]
+    source_of_values: str = OTHER_RUN
+    """What was written: the other run's activation, or what an ablation puts in its place (`interventions.sources`)."""
+    noise: str = ""
+    """The noise on the clean prompt's embeddings that makes the corrupted run; empty where the prompts differ."""
+    varies: str = ""
+    """Which signal the dataset's corruption changes; empty where it does not say, or noise makes the corrupted run."""
+    dataset_seed: int | None = None
+    """The seed that the dataset's pairs were drawn from; None where it has none."""
+    min_relative_change: float = MIN_RELATIVE_CHANGE
+    """A pair is left out of effects where |clean - corrupted| is below this share of max(|clean|, |corrupted|)."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the libraries that computed it."""
+    selected: int = 0
+    """Which of `measured` is shown."""
+
+    def __post_init__(self) -> None:
+        n_patches, n_pairs = len(self.patches), len(self.pair_indices)
+        for values in self.measured:
+            if values.patched.shape != (n_patches, n_pairs):
+                raise ValueError(
+                    f"patched has shape {values.patched.shape}, expected (patches, pairs) = {(n_patches, n_pairs)}"
+                )
+        for name in ("clean_tokens", "corrupted_tokens"):
+            if (given := len(getattr(self, name))) != n_pairs:
+                raise ValueError(f"{name} has {given} entries, expected one per pair ({n_pairs})")
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"direction {self.direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
+        if not 0 <= self.selected < len(self.measured):
+            raise ValueError(f"metric number {self.selected} of {len(self.measured)} cannot be selected")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, in the order in which they were asked for."""
+        return tuple(values.name for values in self.measured)
+
+    def by_metric(self, name: str) -> Sweep:
+        """The same sweep with another metric selected: by its name, or as it was asked for (`kl_divergence`)."""
+        keys = [metric_key(metric) for metric in self.metrics]
+        if metric_key(name) not in keys:
+            nearest = difflib.get_close_matches(metric_key(name), keys, n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise ValueError(
+                f"the metric {name!r} was not measured: {hint}These results have {', '.join(keys)}; ask for more with "
+                "metrics=[...] in the run"
+            )
+        return replace(self, selected=keys.index(metric_key(name)))
+
+    @property
+    def metric(self) -> str:
+        """Name of the selected metric."""
+        return self.measured[self.selected].name
+
+    @property
+    def unit(self) -> str:
+        return self.measured[self.selected].unit
+
+    @property
+    def more_is_better(self) -> bool:
+        return self.measured[self.selected].more_is_better
+
+    @property
+    def patched(self) -> Float[np.ndarray, "patch pair"]:
+        return self.measured[self.selected].patched
+
+    @property
+    def clean(self) -> Float[np.ndarray, " pair"]:
+        return self.measured[self.selected].clean
+
+    @property
+    def corrupted(self) -> Float[np.ndarray, " pair"]:
+        return self.measured[self.selected].corrupted
+
+    @property
+    def intervention(self) -> str:
+        """What was written into which run, in words."""
+        if self.source_of_values == OTHER_RUN:
+            return DIRECTIONS[self.direction].partition(":")[0]
+        return f"{self.source_of_values} into {'corrupted' if self.direction == 'denoising' else 'clean'}"
+
+    @property
+    def question(self) -> str:
+        """What was written into which run, and what that asks where it is the other run's activation."""
+        return DIRECTIONS[self.direction] if self.source_of_values == OTHER_RUN else self.intervention
+
+    @property
+    def window(self) -> int:
+        """Number of adjacent layers that were patched together around each site; 1 where layers were patched singly."""
+        return max((patch.window for patch in self.patches), default=1)
+
+    @property
+    def base(self) -> Float[np.ndarray, " pair"]:
+        """Metric of the run that is patched."""
+        return self.corrupted if self.direction == "denoising" else self.clean
+
+    @property
+    def source(self) -> Float[np.ndarray, " pair"]:
+        """Metric of the other run, whose activations are copied unless an ablation writes something else."""
+        return self.clean if self.direction == "denoising" else self.corrupted
+
+    @property
+    def usable(self) -> Bool[np.ndarray, " pair"]:
+        """Pairs whose clean and corrupted metric differ enough to divide by the difference."""
+        return usable_pairs(self.clean, self.corrupted, self.min_relative_change)
+
+    @property
+    def pair_effects(self) -> Float[np.ndarray, "patch pair"]:
+        """Effect of each patch on each pair; NaN for pairs that are not usable."""
+        denominator = np.where(self.usable, self.source - self.base, np.nan)
+        return (self.patched - self.base) / denominator
+
+    @property
+    def effects(self) -> Float[np.ndarray, " patch"]:
+        """Effect of each patch over the usable pairs, as a ratio of means; NaN where no pair is usable,
+        and where their gaps cancel."""
+        usable = self.usable
+        if not usable.any():
+            return np.full(len(self.patches), np.nan)
+        base, source = self.base[usable], self.source[usable]
+        # The gaps can cancel although no pair's is 0: accuracies turn around both ways.
+        gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
+        return (self.patched[:, usable].mean(axis=1) - base.mean()) / gap
+
+    def statistics(
+        self,
+        *,
+        seed: int = 0,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        correction: Correction = "bh",
+        power: float = 0.8,
+        n_resamples: int = 1999,
+    ) -> SiteStatistics:
+        """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
+
+        Args and errors are those of `statistics.sites.site_statistics`.
+        """
+        usable = self.usable
+        return site_statistics(
+            self.patched[:, usable],
+            self.base[usable],
+            self.source[usable],
+            sites=[patch.label for patch in self.patches],
+            seed=seed,
+            level=level,
+            alpha=alpha,
+            correction=correction,
+            power=power,
+            n_resamples=n_resamples,
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long form, a row per patch, pair and metric.
+
+        Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `neuron`, `position` and `position_name`,
+        each missing where the patch has none or several, and those of its middle for a window of layers; `token` and
+        `corrupted_token` at that position; `pair` (index in the dataset); `metric`, `unit`, `direction`; `source` (what
+        was written), `noise` and `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`;
+        the `effect`, NaN where the pair is not `usable`. Positions count from the prompt's start.
+        """
+        n_patches, n_pairs, n_metrics = len(self.patches), len(self.pair_indices), len(self.measured)
+        patch, pair, metric = (
+            index.ravel() for index in np.indices((n_patches, n_pairs, n_metrics)).astype(np.int64, copy=False)
+        )
+        sweeps = [replace(self, selected=i) for i in range(n_metrics)]
+        position = np.array([_positions(p, self.clean_tokens) for p in self.patches], dtype=object)
+        position = position.reshape(n_patches, n_pairs)
+        cell = patch * n_pairs + pair
+        columns: dict[str, Any] = {
+            "site": _text([p.label for p in self.patches], patch),
+            "hook_point": _text([common(p, lambda site: site.hook_point) for p in self.patches], patch),
+            "layer": _integers([common(p, lambda site: site.layer) for p in self.patches], patch),
+            "head": _integers([common(p, lambda site: site.head) for p in self.patches], patch),
+            "neuron": _integers([common(p, lambda site: site.neuron) for p in self.patches], patch),
+            "position": _integers(position.ravel(), cell),
+            "position_name": _text([common(p, lambda site: site.position_name) for p in self.patches], patch),
+            "token": _text(_tokens_at(position, self.clean_tokens), cell),
+            "corrupted_token": _text(_tokens_at(position, self.corrupted_tokens), cell),
+            "pair": np.array(self.pair_indices, dtype=np.int64)[pair],
+            "metric": _text(self.metrics, metric),
+            "unit": _text([values.unit for values in self.measured], metric),
+            "direction": _text([self.direction], np.zeros_like(patch)),
+            "source": _text([self.source_of_values], np.zeros_like(patch)),
+            "noise": _text([self.noise], np.zeros_like(patch)),
+            "window": _integers([p.window for p in self.patches], patch),
+            "clean": _stacked([s.clean for s in sweeps])[pair, metric],
+            "corrupted": _stacked([s.corrupted for s in sweeps])[pair, metric],
+            "patched": _stacked([s.patched for s in sweeps]).ravel(),
+            "effect": _stacked([s.pair_effects for s in sweeps]).ravel(),
+            "usable": _stacked([s.usable for s in sweeps])[pair, metric],
+        }
+        return pd.DataFrame(columns)
+
+
+def usable_pairs(
+    clean: Float[np.ndarray, " pair"],
+    corrupted: Float[np.ndarray, " pair"],
+    min_relative_change: float = MIN_RELATIVE_CHANGE,
+) -> Bool[np.ndarray, " pair"]:
+    """Which pairs have a clean and a corrupted metric that differ enough to divide by the difference."""
+    difference = np.abs(clean - corrupted)
+    scale = np.maximum(np.abs(clean), np.abs(corrupted))
+    return (difference > 1e-6) & (difference >= min_relative_change * scale)
+
+
+def common(patch: Patch, of: Callable[[Site], Value]) -> Value | None:
+    """What is the same for all of the patch's sites; None where it is not. A window is where its middle is."""
+    values = {of(site) for site in patch.centre}
+    return values.pop() if len(values) == 1 else None
+
+
+def _positions(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[int | None]:
+    """The patch's position in each pair, counted from the start; None where it has none or several."""
+    at = common(patch, lambda site: site.position)
+    per_pair = at if isinstance(at, tuple) else (at,) * len(tokens)
+    return [None if p is None else p % len(prompt) for p, prompt in zip(per_pair, tokens)]
+
+
+def _tokens_at(position: np.ndarray, tokens: Sequence[Sequence[str]]) -> list[str | None]:
+    return [None if p is None else tokens[pair][p] for row in position for pair, p in enumerate(row)]
+
+
+def _text(values: Sequence[str | None], rows: Int[np.ndarray, " row"]) -> Any:
+    return pd.array(values, dtype="string").take(rows)
+
+
+def _integers(values: Iterable[int | None], rows: Int[np.ndarray, " row"]) -> Any:
+    return pd.array(list(values), dtype="Int64").take(rows)
+
+
+def _stacked(by_metric: Sequence[np.ndarray]) -> np.ndarray:
+    """One array per metric as one array, with the metrics on its last axis."""
+    return np.stack(by_metric, axis=-1)

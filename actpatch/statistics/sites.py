@@ -1,0 +1,297 @@
+"""How sure is a number?  Intervals, p-values, agreement and reach of the effects of one sweep, from arrays alone.
+
+Two numbers per pair carry everything: the *change* that a patch makes, patched - base, and the *gap* that could be
+closed, source - base. The effect over pairs is mean change / mean gap, and pairs are what varies: each statistic asks
+what other pairs of the same task would have given. None of them says anything about other tasks, corruptions or models.
+
+- *Intervals* are a studentised bootstrap over pairs, with the same resamples for all sites.
+- *p-values* are those of a sign-flip test, *corrected* over the whole map: at most the share alpha of the sites called
+  significant is expected to be so by chance (Benjamini & Hochberg 1995). `by` makes no assumption about how sites
+  depend on each other (Benjamini & Yekutieli 2001).
+- *Split-half agreement* says whether other pairs would rank the sites alike.
+- The *detectable effect* of a site is what it would have needed to be found, with the stated power and after
+  correction, if it alone had an effect: `size × standard deviation(change) / (√n × |mean gap|)`, `size` being the reach
+  of the test at the level alpha / sites.
+
+The methods, with sources and how often they were right in simulations, stand in `statistics.resampling`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from scipy import stats
+
+from actpatch.statistics.resampling import (
+    FEWEST_PAIRS,
+    N_FLIPS,
+    detectable_size,
+    gaps_cancel,
+    ratio_intervals,
+    sign_flip_p_values,
+    smallest_p_value,
+    split_half_agreement,
+)
+
+Correction = Literal["bh", "by"]
+
+CORRECTIONS: dict[Correction, str] = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
+
+ROUGH_BELOW = 10
+"""With fewer pairs intervals are wide, and of skewed changes they hold the true effect less often than they claim."""
+FLIPS_AT_LEVEL = 20
+"""How many random sign flips may reach a site's change while it alone is significant: with few, chance decides."""
+MOST_FLIPS = 99_999
+"""Most sign flips, for maps of many sites."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteStatistics:
+    """How sure the effects of one sweep are. Arrays have one entry per site, in the order of the sweep's patches."""
+
+    sites: tuple[str, ...]
+    """Label of each site."""
+    effect: Float[np.ndarray, " site"]
+    """Ratio of means over the pairs."""
+    low: Float[np.ndarray, " site"]
+    """Lower end of the interval; -inf where the pairs set it no bound, NaN where there are too few pairs or all have
+    exactly one effect."""
+    high: Float[np.ndarray, " site"]
+    p: Float[np.ndarray, " site"]
+    """Sign-flip p-value, two-sided; 1 for a site that changes nothing on any pair."""
+    p_corrected: Float[np.ndarray, " site"]
+    """p-value corrected for the number of sites."""
+    detectable: Float[np.ndarray, " site"]
+    """Smallest |effect| that would have been found with `power`; NaN for a site that changes nothing, and where no
+    effect of any size could have been found."""
+    split_half: float
+    """Mean Spearman correlation between the effects on two halves of the pairs."""
+    n_pairs: int
+    """Pairs that the statistics rest on: the usable ones."""
+    level: float
+    """Share of intervals meant to hold the true effect."""
+    alpha: float
+    """A site is significant where `p_corrected` is at most this."""
+    correction: Correction
+    power: float
+    """Chance with which an effect of size `detectable` is found."""
+    smallest_p: float
+    """No p-value can be below this, before correction."""
+    seed: int
+    n_resamples: int
+    """Resamples of the pairs that the intervals rest on."""
+    notes: tuple[str, ...]
+    """What could not be computed or is weak, and why."""
+
+    @property
+    def significant(self) -> Bool[np.ndarray, " site"]:
+        return self.p_corrected <= self.alpha
+
+    def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
+        """`significant`, with a warning where no site is, and a single one could not be whatever its effect."""
+        if not self.significant.any() and math.isnan(self.detectable_effect):
+            warnings.warn(f"nothing is significant at {self.alpha:g}: {'; '.join(self.notes)}", stacklevel=3)
+        return self.significant
+
+    @property
+    def detectable_effect(self) -> float:
+        """`detectable` of the median site, among those that change anything."""
+        known = self.detectable[~np.isnan(self.detectable)]
+        return float(np.median(known)) if len(known) else math.nan
+
+    @property
+    def reliability(self) -> float:
+        """Agreement to expect between the effects on all these pairs and on as many new ones.
+
+        The split-half agreement, stepped up from half the pairs to all of them by Spearman and Brown's formula
+        2r / (1 + |r|) (1910; the bars, for halves that disagree, are Krus & Helmstadter's, 1993); derived for Pearson's
+        correlation, for ranks it is an approximation.
+        """
+        return 2 * self.split_half / (1 + abs(self.split_half))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per site."""
+        columns = ("effect", "low", "high", "p", "p_corrected", "significant", "detectable")
+        table = pd.DataFrame({"site": self.sites, **{name: getattr(self, name) for name in columns}})
+        return table.assign(n_pairs=self.n_pairs)
+
+    def __repr__(self) -> str:
+        return (
+            f"SiteStatistics({_count(len(self.sites), 'site')} × {_count(self.n_pairs, 'pair')}, "
+            f"{int(self.significant.sum())} significant at {self.alpha:g} ({CORRECTIONS[self.correction]}), "
+            f"split-half {self.split_half:.2f}, detectable effect {self.detectable_effect:.3f})"
+        )
+
+
+def site_statistics(
+    patched: Float[np.ndarray, "site pair"],
+    base: Float[np.ndarray, " pair"],
+    source: Float[np.ndarray, " pair"],
+    *,
+    sites: Sequence[str] | None = None,
+    seed: int = 0,
+    level: float = 0.95,
+    alpha: float = 0.05,
+    correction: Correction = "bh",
+    power: float = 0.8,
+    n_resamples: int = 1999,
+) -> SiteStatistics:
+    """All statistics of a map of sites.
+
+    Args:
+        patched: metric of each patched run.
+        base: metric of the runs that were patched.
+        source: metric of the runs whose activations were copied.
+        sites: labels; None numbers the sites.
+        seed: seed of everything that is drawn. The same seed gives the same numbers, bit for bit.
+        level: share of intervals meant to hold the true effect.
+        alpha: sites are significant where their corrected p-value is at most this.
+        correction: `bh` or `by`, over all the sites given (module docstring).
+        power: chance of being found that defines the detectable effect.
+        n_resamples: resamples of the pairs for the intervals.
+
+    Raises:
+        ValueError: for no pairs, for values that are not finite, and for settings out of range.
+    """
+    labels = tuple(map(str, range(len(patched)))) if sites is None else tuple(sites)
+    _check_settings(seed, level, alpha, correction, power, n_resamples)
+    _check_values(patched, base, source, labels)
+    # Sums over pairs round by where the numbers lie in memory: selected pairs and loaded files lie differently.
+    changes, gaps = np.ascontiguousarray(patched - base), source - base
+    exponent = np.frexp(np.abs(gaps).max())[1]  # whatever the metric's unit: a power of two changes no digit
+    changes, gaps = np.ldexp(changes, -exponent), np.ldexp(gaps, -exponent)
+    n_pairs = len(gaps)
+    lone = _level_of_a_lone_site(alpha, len(labels), correction)
+    n_flips = min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
+    for_intervals, for_flips, for_splits = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+    low, high = ratio_intervals(changes, gaps, level=level, n_resamples=n_resamples, seed=for_intervals)
+    p = sign_flip_p_values(changes, n_flips=n_flips, seed=for_flips)
+    size = detectable_size(n_pairs, lone, power=power, n_flips=n_flips)
+    spread = changes.std(axis=1, ddof=1) if n_pairs > 1 else np.full(len(labels), np.nan)
+    reach = size * spread / np.sqrt(n_pairs) / abs(gaps.mean())
+    split_half = split_half_agreement(changes, gaps, seed=for_splits)
+    step = smallest_p_value(n_pairs, n_flips)
+    return SiteStatistics(
+        sites=labels,
+        effect=changes.mean(axis=1) / gaps.mean(),
+        low=low,
+        high=high,
+        p=p,
+        p_corrected=stats.false_discovery_control(p, method=correction),
+        detectable=np.where(changes.any(axis=1), reach, np.nan),
+        split_half=split_half,
+        n_pairs=n_pairs,
+        level=level,
+        alpha=alpha,
+        correction=correction,
+        power=power,
+        smallest_p=step,
+        seed=seed,
+        n_resamples=n_resamples,
+        notes=tuple(_notes(low, high, changes, lone, step, split_half)),
+    )
+
+
+def _level_of_a_lone_site(alpha: float, n_sites: int, correction: Correction) -> float:
+    """The p-value that is corrected to `alpha` where all other sites have p = 1."""
+    return alpha / n_sites / (sum(1 / i for i in range(1, n_sites + 1)) if correction == "by" else 1)
+
+
+def _notes(
+    low: Float[np.ndarray, " site"],
+    high: Float[np.ndarray, " site"],
+    changes: Float[np.ndarray, "site pair"],
+    lone: float,
+    step: float,
+    split_half: float,
+) -> Iterator[str]:
+    n_sites, n_pairs = changes.shape
+    if n_pairs == 1:
+        yield (
+            "one pair does not show how much pairs differ, so there are no intervals and no significance: use at "
+            f"least {FEWEST_PAIRS} pairs"
+        )
+        return
+    if n_pairs < FEWEST_PAIRS:
+        yield f"{n_pairs} pairs are too few for intervals: use at least {FEWEST_PAIRS}"
+    elif n_pairs < ROUGH_BELOW:
+        yield f"below {ROUGH_BELOW} pairs intervals are rough, and too short where a few pairs change the most"
+    if n_pairs >= FEWEST_PAIRS and (agreeing := int(np.isnan(low).sum())):
+        yield f"no interval for {_count(agreeing, 'site')} with exactly one effect on all pairs"
+    if unbounded := int((np.isinf(low) | np.isinf(high)).sum()):
+        yield f"{_count(unbounded, 'interval')} without an end: too few pairs change, or gaps are near 0"
+    if not changes.any():
+        yield "no site changes anything on any pair, so it is not known which effects could have been found"
+    if lone < step:
+        remedy = (
+            f"use at least {math.ceil(1 - math.log2(lone))} pairs"
+            if n_pairs < 1 + math.log2(MOST_FLIPS)
+            else "choose fewer sites"
+        )
+        yield (
+            f"no p can be below {step:.2g} with {n_pairs} pairs, so one site alone among {n_sites} cannot be "
+            f"significant: {remedy}"
+        )
+    if math.isnan(split_half):
+        yield (
+            "no split-half agreement: there is one site alone, or in some half of the pairs all sites have one effect, "
+            "or the gaps cancel"
+        )
+
+
+def _check_settings(seed: int, level: float, alpha: float, correction: str, power: float, n_resamples: int) -> None:
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
+        raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")
+    for name, value in (("level", level), ("alpha", alpha), ("power", power)):
+        if not isinstance(value, Real) or not 0 < value < 1:
+            raise ValueError(f"{name} is {value!r}, expected a number between 0 and 1, for instance 0.95, 0.05 or 0.8")
+    if power <= alpha:
+        raise ValueError(f"power is {power}, expected more than alpha ({alpha})")
+    if correction not in CORRECTIONS:
+        raise ValueError(f"correction {correction!r} is unknown: expected one of {', '.join(CORRECTIONS)}")
+    fewest = math.ceil(2 / (1 - level) - 1e-9) - 1
+    if not hasattr(n_resamples, "__index__") or n_resamples < fewest:
+        raise ValueError(
+            f"n_resamples is {n_resamples!r}, expected an integer of at least {fewest} for a level of {level}"
+        )
+
+
+def _check_values(
+    patched: Float[np.ndarray, "site pair"],
+    base: Float[np.ndarray, " pair"],
+    source: Float[np.ndarray, " pair"],
+    labels: tuple[str, ...],
+) -> None:
+    if patched.shape != (len(labels), len(base)) or len(source) != len(base):
+        raise ValueError(
+            f"patched has shape {patched.shape}, expected (sites, pairs) = {(len(labels), len(base))}, and source has "
+            f"{len(source)} entries, expected one per pair"
+        )
+    if not len(labels):
+        raise ValueError("there are no sites, so there is nothing to compute statistics of")
+    if not len(base):
+        raise ValueError("no pair is usable: use a corruption that breaks the behaviour")
+    broken = [label for label, row in zip(labels, patched, strict=True) if not np.isfinite(row).all()]
+    if broken:
+        raise ValueError(
+            f"{_count(len(broken), 'site')} of {len(labels)} hold NaN or inf, first {broken[0]}: leave those sites, "
+            "or the pairs they lack, out"
+        )
+    for name, values in (("base", base), ("source", source)):
+        if not np.isfinite(values).all():
+            at = np.flatnonzero(~np.isfinite(values)).tolist()
+            raise ValueError(f"{name} is NaN or inf at {_count(len(at), 'pair')}, first {at[0]}: leave those pairs out")
+    if gaps_cancel(source - base):
+        raise ValueError("the gaps between base and source cancel: their mean is 0, and no effect can be divided by it")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

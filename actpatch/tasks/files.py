@@ -1,0 +1,216 @@
+"""How is a table of prompts read?  CSV, JSONL and DataFrames to pairs, with every fault named by its row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from actpatch.tasks.dataset import MOST_LISTED
+
+POSITION_PREFIX = "position:"
+"""What the names of columns with named positions begin with."""
+ANSWER_SEPARATOR = "|"
+"""What stands between several acceptable answers in a CSV cell."""
+_QUOTING = 'a cell with a comma or a line break stands in double quotes, and a quote inside such a cell is doubled ("")'
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """One pair of one's own."""
+
+    clean: str
+    corrupted: str
+    correct: tuple[str, ...]
+    """Acceptable answers to the clean prompt, each as it stands after it, with the space if it begins with one."""
+    incorrect: tuple[str, ...] = ()
+    template: str = ""
+    """Key that pairs share if they may be averaged position by position; see `PatchingDataset.get_template`."""
+    positions: Mapping[str, int] = field(default_factory=dict)
+    """Named positions in tokens, BOS included where the model prepends one; negative ones count from the end."""
+    row: str = ""
+    """Where the pair comes from, for messages."""
+
+    def __post_init__(self) -> None:
+        for which, prompt in (("clean", self.clean), ("corrupted", self.corrupted)):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise ValueError(f"the {which} prompt is {prompt!r}, expected a text")
+        for side, answers in (("correct", self.correct), ("incorrect", self.incorrect)):
+            if isinstance(answers, str):
+                raise ValueError(f"{side} is {answers!r}, expected a tuple of answers: ({answers!r},)")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what, and how a row becomes a pair."""
+
+    clean: str
+    corrupted: str
+    correct: str
+    incorrect: str | None
+    template: str
+    separator: str | None = None
+    """What stands between several answers in one text; None where they are a list."""
+
+    def read(self, frame: pd.DataFrame, rows: Sequence[str], source: str) -> list[PromptPair]:
+        self._check(frame, source)
+        positions = [name for name in frame.columns if str(name).startswith(POSITION_PREFIX)]
+        pairs, empty, wrong = [], [], []
+        for row, cells in zip(rows, frame.to_dict("records")):
+            if missing := [column for column in self._filled if _is_empty(cells[column])]:
+                empty.append((row, ", ".join(missing)))
+                continue
+            try:
+                pairs.append(self._pair(cells, positions, row))
+            except ValueError as error:
+                wrong.append((row, str(error)))
+        refuse(empty, len(rows), source, "empty cells", "fill them, or take the rows out")
+        refuse(wrong, len(rows), source, "cells that cannot be read")
+        return pairs
+
+    @property
+    def _filled(self) -> list[str]:
+        return [name for name in (self.clean, self.corrupted, self.correct, self.incorrect) if name is not None]
+
+    def _check(self, frame: pd.DataFrame, source: str) -> None:
+        found = list(frame.columns)
+        if twice := sorted({str(name) for name in found if found.count(name) > 1}):
+            raise ValueError(f"{source} has the column {twice[0]!r} twice: give each column its own name")
+        needed = self._filled + ([self.template] if self.template != "template" else [])
+        missing = [name for name in needed if name not in found]
+        if not missing:
+            return
+        without = (
+            ". Without incorrect answers, for metrics that read the right answer alone, say incorrect=None"
+            if self.incorrect in missing
+            else ""
+        )
+        raise ValueError(
+            f"{source} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, found)) or 'none'}. "
+            f"Rename the columns, or say which they are with {self._argument(missing[0])}='...'{without}"
+        )
+
+    def _argument(self, column: str) -> str:
+        return next(name for name, value in vars(self).items() if value == column)
+
+    def _pair(self, cells: Mapping[Any, Any], positions: Sequence[str], row: str) -> PromptPair:
+        template = cells.get(self.template)
+        return PromptPair(
+            clean=_text(cells[self.clean], self.clean),
+            corrupted=_text(cells[self.corrupted], self.corrupted),
+            correct=self._answers(cells[self.correct], self.correct),
+            incorrect=() if self.incorrect is None else self._answers(cells[self.incorrect], self.incorrect),
+            template="" if _is_empty(template) else str(template),
+            positions={
+                column.removeprefix(POSITION_PREFIX): _position(cells[column], column)
+                for column in positions
+                if not _is_empty(cells[column])
+            },
+            row=row,
+        )
+
+    def _answers(self, cell: Any, column: str) -> tuple[str, ...]:
+        if isinstance(cell, str):
+            several: Iterable[Any] = [cell] if self.separator is None else cell.split(self.separator)
+        else:
+            several = cell if isinstance(cell, Iterable) else [cell]
+        return tuple(_text(answer, column) for answer in several)
+
+
+def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Every cell as the text it is, and the line of the file on which each row begins.
+
+    Read with Python's own reader: that of pandas loses the lines, because cells may hold line breaks.
+    """
+    records: list[list[str]] = []
+    rows: list[str] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        begins = 1
+        try:
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    records.append(cells)
+                    rows.append(f"row {begins}")
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{path.name}, row {begins} cannot be read ({error}): {_QUOTING}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path.name} is not in UTF-8 ({error}): save it in that encoding") from None
+    if not records:
+        raise ValueError(f"{path.name} is empty: its first line names the columns")
+    header, *records = records
+    width = len(header)
+    overfull = [
+        (row, f"{len(cells)} cells under {width} columns")
+        for row, cells in zip(rows[1:], records)
+        if len(cells) > width
+    ]
+    refuse(overfull, len(records), path.name, "more cells than the header", _QUOTING)
+    filled = [cells + [""] * (width - len(cells)) for cells in records]
+    return pd.DataFrame(filled, columns=[name.strip() for name in header]), rows[1:]
+
+
+def read_jsonl(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """One record per line. pandas' own reader names no line in its errors and turns text into numbers and dates."""
+    records, rows = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path.name}, row {number} is not JSON ({error}): give one object per line") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path.name}, row {number} is {line.strip()[:40]}, expected an object {{...}} per line")
+        records.append(record)
+        rows.append(f"row {number}")
+    if not records:
+        raise ValueError(f"{path.name} is empty: give one JSON object per line")
+    return pd.DataFrame(records, dtype=object), rows
+
+
+def refuse(faults: Sequence[tuple[str, str]], n_rows: int, source: str, what: str, remedy: str = "") -> None:
+    """Raise a `ValueError` where there are faults, with the first rows that have one and how many there are.
+
+    Args:
+        faults: (row, what is wrong with it).
+        n_rows: number of rows in all.
+        source: file or dataset.
+        what: what the rows have.
+        remedy: what to do about it.
+    """
+    if not faults:
+        return
+    rows: dict[str, list[str]] = {}
+    for row, fault in faults:
+        rows.setdefault(row, []).append(fault)
+    told = "; ".join(f"{row}: {', '.join(found)}" for row, found in list(rows.items())[:MOST_LISTED])
+    more = f"; and {len(rows) - MOST_LISTED} more" if len(rows) > MOST_LISTED else ""
+    raise ValueError(
+        f"{source}: {len(rows)} of {n_rows} rows have {what}. {told}{more}" + (f". {remedy}" if remedy else "")
+    )
+
+
+def _is_empty(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return not cell.strip()
+    return bool(pd.isna(cell)) if pd.api.types.is_scalar(cell) else len(cell) == 0
+
+
+def _text(cell: Any, column: str) -> str:
+    if not isinstance(cell, str) or not cell.strip():
+        raise ValueError(f"{column} holds {cell!r}, expected text")
+    return cell
+
+
+def _position(cell: Any, column: str) -> int:
+    try:
+        return int(str(cell).strip().removesuffix(".0"))  # pandas makes 7.0 of 7 in a column with empty cells
+    except ValueError:
+        raise ValueError(f"{column} holds {cell!r}, expected a whole number") from None

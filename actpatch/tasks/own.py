@@ -1,0 +1,255 @@
+"""How do prompts of one's own become a dataset?  Pairs from a CSV or JSONL file or a DataFrame, without a class.
+
+One row is one pair: clean prompt, corrupted prompt, correct and incorrect answers, and if wanted a template key and
+named positions. Everything that is wrong with a file is found when it is read, and named by row.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from actpatch.core.sites import check_index
+from actpatch.tasks.dataset import (
+    PatchingDataset,
+    TargetTokens,
+    checked_targets,
+    compare_lengths,
+    encode_prompt,
+    one_or_several,
+    single_token,
+)
+from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
+
+
+class PromptPairs(PatchingDataset):
+    """Prompt pairs of one's own: from a file or a DataFrame, or as a list of `PromptPair`.
+
+    Columns are `clean`, `corrupted`, `correct` and `incorrect`, and if wanted `template` and one `position:NAME` for
+    each named position (a whole number, or empty where the pair has none); others are ignored. Both prompts of a row
+    have the same number of tokens. Answers are taken as they are written: after "... gave a drink to" comes " Mary",
+    with its space. In a CSV file several acceptable answers are separated by `|`; in JSONL and DataFrames they are a
+    list. Pairs may repeat; `repeated_pairs` tells which do.
+
+    Args:
+        model: the model whose tokenizer the prompts and answers are for.
+        pairs: the pairs.
+        name: what the task is called in tables and figures.
+        varies: which signal of the clean prompt the corruption changes.
+
+    Raises:
+        ValueError: for no pairs, answers that are not one token each, or on both sides, prompts of different token
+            lengths, with unknown words or longer than the context, and positions outside their prompt: up to five
+            rows, and their number.
+    """
+
+    def __init__(self, model: Any, pairs: Iterable[PromptPair], *, name: str = "own prompts", varies: str = "") -> None:
+        if not isinstance(pairs, Iterable):
+            raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
+        self.model = model
+        self.pairs = tuple(pairs)
+        if not self.pairs:
+            raise ValueError(f"{name} has no pairs: give at least one row")
+        if wrong := [pair for pair in self.pairs if not isinstance(pair, PromptPair)]:
+            raise ValueError(f"pairs holds a {type(wrong[0]).__name__}, expected PromptPair(clean, corrupted, ...)")
+        self._name, self._varies = name, varies
+        self._rows = [pair.row or f"pair {i}" for i, pair in enumerate(self.pairs)]
+        self._targets = self._single_token_answers()
+        self._check_targets()
+        self._check_prompts()
+        self._warn_about_missing_spaces()
+
+    @classmethod
+    def from_csv(
+        cls,
+        model: Any,
+        path: str | Path,
+        *,
+        clean: str = "clean",
+        corrupted: str = "corrupted",
+        correct: str = "correct",
+        incorrect: str | None = "incorrect",
+        template: str = "template",
+        name: str | None = None,
+        varies: str = "",
+    ) -> PromptPairs:
+        """Pairs from a CSV file in UTF-8, commas between cells, with a header. Cells with commas stand in quotes.
+
+        Rows are named in errors by their line in the file; the header is line 1.
+
+        Args:
+            model: the model whose tokenizer the prompts and answers are for.
+            path: the file.
+            clean: name of the column of clean prompts.
+            corrupted: name of the column of corrupted prompts.
+            correct: name of the column of correct answers.
+            incorrect: name of the column of incorrect answers; None for a dataset without them, which serves metrics
+                that read the right answer alone.
+            template: name of the column of template keys; there need be none called `template`.
+            name: what the task is called; None for the file's name.
+            varies: which signal of the clean prompt the corruption changes.
+
+        Raises:
+            ValueError: for missing columns, rows with more cells than the header, empty cells, and what the class
+                refuses.
+        """
+        frame, rows = read_csv(Path(path))
+        columns = Columns(clean, corrupted, correct, incorrect, template, separator=ANSWER_SEPARATOR)
+        return cls(model, columns.read(frame, rows, Path(path).name), name=name or Path(path).stem, varies=varies)
+
+    @classmethod
+    def from_jsonl(
+        cls,
+        model: Any,
+        path: str | Path,
+        *,
+        clean: str = "clean",
+        corrupted: str = "corrupted",
+        correct: str = "correct",
+        incorrect: str | None = "incorrect",
+        template: str = "template",
+        name: str | None = None,
+        varies: str = "",
+    ) -> PromptPairs:
+        """Pairs from a file with one JSON object per line. Arguments and errors are those of `from_csv`.
+
+        Rows are named in errors by their line in the file; the first is line 1.
+        """
+        frame, rows = read_jsonl(Path(path))
+        columns = Columns(clean, corrupted, correct, incorrect, template)
+        return cls(model, columns.read(frame, rows, Path(path).name), name=name or Path(path).stem, varies=varies)
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        model: Any,
+        frame: pd.DataFrame,
+        *,
+        clean: str = "clean",
+        corrupted: str = "corrupted",
+        correct: str = "correct",
+        incorrect: str | None = "incorrect",
+        template: str = "template",
+        name: str = "own prompts",
+        varies: str = "",
+    ) -> PromptPairs:
+        """Pairs from the rows of a DataFrame. Arguments and errors are those of `from_csv`.
+
+        Rows are named in errors by their index label.
+        """
+        if not isinstance(frame, pd.DataFrame):
+            raise ValueError(f"frame is a {type(frame).__name__}, expected a pandas DataFrame: pd.DataFrame(rows)")
+        columns = Columns(clean, corrupted, correct, incorrect, template)
+        pairs = columns.read(frame, [f"row {label}" for label in frame.index], "the DataFrame")
+        return cls(model, pairs, name=name, varies=varies)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def varies(self) -> str:
+        return self._varies
+
+    @property
+    def repeated_pairs(self) -> tuple[int, ...]:
+        """Indices of the pairs whose prompts and answers are those of an earlier one."""
+        first: dict[Any, int] = {}
+        said = [(pair.clean, pair.corrupted, pair.correct, pair.incorrect) for pair in self.pairs]
+        return tuple(i for i, pair in enumerate(said) if first.setdefault(pair, i) < i)
+
+    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
+        return [(pair.clean, pair.corrupted) for pair in self.pairs]
+
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
+        """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids."""
+        correct, incorrect = self._targets[pair_idx]
+        return one_or_several(correct), one_or_several(incorrect)
+
+    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
+        return self.pairs[pair_idx].positions
+
+    def get_template(self, pair_idx: int) -> str:
+        return self.pairs[pair_idx].template
+
+    def _single_token_answers(self) -> list[tuple[list[int], list[int]]]:
+        known: dict[str, int] = {}
+        faults = []
+        for row, pair in zip(self._rows, self.pairs):
+            for answer in (*pair.correct, *pair.incorrect):
+                try:
+                    known[answer] = known[answer] if answer in known else single_token(self.model, answer)
+                except ValueError as error:
+                    faults.append((row, f"{error}{_space_hint(self.model, answer)}{_list_hint(answer)}"))
+        self._refuse(faults, "answers that are not one token each")
+        return [
+            ([known[text] for text in pair.correct], [known[text] for text in pair.incorrect]) for pair in self.pairs
+        ]
+
+    def _check_targets(self) -> None:
+        faults = []
+        for i, row in enumerate(self._rows):
+            try:
+                checked_targets(self.model, self, i)
+            except ValueError as error:
+                faults.append((row, str(error).removeprefix(f"pair {i}: ")))
+        self._refuse(faults, "answers that do not go together")
+
+    def _check_prompts(self) -> None:
+        unreadable, unequal, outside = [], [], []
+        for row, pair in zip(self._rows, self.pairs):
+            try:
+                clean, corrupted = (encode_prompt(self.model, prompt) for prompt in (pair.clean, pair.corrupted))
+            except ValueError as error:
+                unreadable.append((row, str(error)))
+                continue
+            if len(clean) != len(corrupted):
+                unequal.append((row, compare_lengths(self.model, clean, corrupted)))
+            for name, position in pair.positions.items():
+                try:
+                    check_index(position, len(clean), f"position {name!r} (in a prompt of {len(clean)} tokens)")
+                except ValueError as error:
+                    outside.append((row, str(error)))
+        self._refuse(unreadable, "prompts that the model cannot read")
+        self._refuse(unequal, "prompts of different token lengths", "replace words by words of as many tokens")
+        self._refuse(outside, "positions outside their prompt", "positions count tokens, from 0, and BOS is one")
+
+    def _refuse(self, faults: Sequence[tuple[str, str]], what: str, remedy: str = "") -> None:
+        refuse(faults, len(self.pairs), self.name, what, remedy)
+
+    def _warn_about_missing_spaces(self) -> None:
+        """After "... gave a drink to", "Mary" makes "toMary", which may be a token: only the user knows."""
+        joined = [
+            (row, answer)
+            for row, pair in zip(self._rows, self.pairs)
+            for answer in (*pair.correct, *pair.incorrect)
+            if pair.clean[-1:].isalpha() and answer[:1].isalpha() and _space_hint(self.model, answer)
+        ]
+        if joined:
+            row, answer = joined[0]
+            warnings.warn(
+                f"{self.name}: {len({row for row, _ in joined})} of {len(self.pairs)} rows have answers that go on in "
+                f"the prompt's last word, the first is {row}, {answer!r}. They are measured as they are written; if a "
+                f"new word was meant, write {' ' + answer!r}",
+                stacklevel=4,
+            )
+
+
+def _space_hint(model: Any, answer: str) -> str:
+    """Where the answer with a space before it is one token, a sentence that says so."""
+    try:
+        single_token(model, f" {answer}")
+    except ValueError:
+        return ""
+    return f", or write it with the space: {' ' + answer!r} is one token"
+
+
+def _list_hint(answer: str) -> str:
+    """In a DataFrame, which may have come from a CSV file, and in JSONL the separator is part of the answer."""
+    if ANSWER_SEPARATOR not in answer:
+        return ""
+    return f". Several answers are a list here: {answer.split(ANSWER_SEPARATOR)}"

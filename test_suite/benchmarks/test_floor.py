@@ -1,0 +1,75 @@
+"""Is the floor of the benchmarks what it claims to be?  Counted from shapes there, by torch's own counter here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.engine.engine import PatchingEngine
+from benchmarks.floor import floor_flops
+from benchmarks.rows import BY_POSITION, Task
+from test_suite.helpers.models import fresh_hooked, last_position_metric, needs_hooked, small_model, token_pairs
+
+LENGTH = 14
+
+
+def counted(run: Callable[[], Any]) -> int:
+    """Operations of the matrix products in a run."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+@needs_hooked
+@pytest.mark.parametrize("name", ["hooked:learned", "hooked:grouped"])
+def test_the_floor_of_no_patches_is_two_forward_passes_less_what_nothing_reads(name: str) -> None:
+    model = small_model(name)
+    cfg, last = model.cfg, model.blocks[-1]
+    todo = Task(token_pairs([LENGTH], [(0,)]), [], last_position_metric(1))
+    mlp = [last.mlp.W_in, last.mlp.W_out, *([last.mlp.W_gate] if cfg.gated_mlp else [])]
+    unread = sum(weight.numel() for weight in (last.attn.W_Q, last.attn.W_O, *mlp)) * 2 * (LENGTH - 1)
+    per_key = 4 * cfg.n_heads * cfg.d_head
+    masked = per_key * (cfg.n_layers - 1) * (LENGTH * (LENGTH - 1) // 2) + per_key * LENGTH * (LENGTH - 1)
+    unembedded = 2 * cfg.d_model * (LENGTH * cfg.d_vocab - 2)
+    forward_pass = counted(lambda: model(todo.pairs.clean[0][None]))
+    assert floor_flops(cfg, todo) == 2 * (forward_pass - unread - masked - unembedded)
+
+
+@functools.cache
+def deep_model() -> Any:
+    """Twelve layers, narrow: as many as GPT-2 small has, so that the share of the layer of entry is that of a sweep."""
+    return fresh_hooked(n_layers=12, d_model=128, n_heads=8, d_head=16, d_mlp=512)
+
+
+MOST_BEYOND = {"z": 0.04, "pattern": 0.10, "resid_pre": 0.07, "attn_out": 0.18, "mlp_out": 0.08}
+"""Share of the floor that the engine may compute beyond it for one more patch. It computes scores that the causal mask
+hides, all queries of the last layer and, in the layer where a row enters, also the tokens that its patch leaves alone;
+of attn_out by position those are most of an MLP."""
+
+
+@needs_hooked
+@pytest.mark.parametrize(
+    "component",
+    ["z", "resid_pre", *(pytest.param(c, marks=pytest.mark.slow) for c in ("pattern", "attn_out", "mlp_out"))],
+)
+def test_the_engine_computes_all_of_the_floor_and_little_beyond(component: str) -> None:
+    model, pairs = deep_model(), token_pairs([LENGTH] * 8, [(2, 4, 9)] * 8)
+    by_position = component in BY_POSITION
+
+    def counts(where: Sequence[int]) -> tuple[float, float]:
+        narrowed = [{"position" if by_position else "head": at} for at in where]
+        patches = [Patch((Site(block_hook(layer, component), **at),)) for layer in range(12) for at in narrowed]
+        todo = Task(pairs, patches, last_position_metric(len(pairs)))
+        engine = PatchingEngine(model, show_progress=False)
+        return counted(lambda: engine.sweep(pairs, patches, [todo.metric])), floor_flops(model.cfg, todo)
+
+    ours, floor = counts((1, 4, 10, 12, 13) if by_position else (0, 2, 4, 5))
+    few, floor_of_few = counts((13,) if by_position else (0,))  # recorded and checked alike, which is no floor's matter
+    assert 1 <= (ours - few) / (floor - floor_of_few) <= 1 + MOST_BEYOND[component]
+    assert few > floor_of_few

@@ -1,0 +1,81 @@
+"""What every test finds: no hub, few threads, and the library with its shape annotations turned into checks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+# Before anything reads them: nothing here needs the Hugging Face hub, and looking for it takes half a minute a time.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The models are small: two threads on a busy machine were ten times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest
+
+pytest.register_assert_rewrite("test_suite.helpers")
+
+import torch
+
+from test_suite.helpers.shape_checks import check_arrays_of
+
+torch.set_num_threads(1)
+check_arrays_of("actpatch")
+
+from actpatch import ActivationPatcher, HeadPatcher, HeadResults, IOIDataset, LayerResults
+from actpatch.tasks.words import IOI_SCENE_TEMPLATES
+from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled
+
+
+@pytest.fixture(
+    scope="module", params=[CLASSES[0], pytest.param(CLASSES[1], marks=pytest.mark.slow if HAS_HOOKED else ())]
+)
+def tiny(request) -> Any:
+    """The bundled model, as each class; where there are two, as the second one among the slow tests."""
+    return bundled(request.param)
+
+
+@pytest.fixture(scope="module")
+def patcher(tiny) -> ActivationPatcher:
+    return ActivationPatcher(tiny, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def heads_patcher(tiny) -> HeadPatcher:
+    return HeadPatcher(tiny, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def ioi(tiny) -> IOIDataset:
+    """Six pairs, of two lengths."""
+    templates = [*IOI_SCENE_TEMPLATES[:2], "{A} and {B} met, and {S2} gave a book to"]
+    return IOIDataset(tiny, 6, corruption="flip_subject", templates=templates)
+
+
+@pytest.fixture(scope="module")
+def layer_results(patcher, ioi) -> LayerResults:
+    return patcher.run_patching_experiment(ioi, ["attn_out", "mlp_out", "hook_embed"])
+
+
+@pytest.fixture(scope="module")
+def head_results(heads_patcher, ioi) -> HeadResults:
+    return heads_patcher.run_all_heads_experiment(ioi)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    if path is None or sync_playwright is None:
+        what = "chromium (apt-get install chromium)" if path is None else "playwright (pip install playwright)"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"opening reports needs {what}")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--disable-gpu"])
+        yield started
+        started.close()

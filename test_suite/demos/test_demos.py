@@ -1,0 +1,207 @@
+"""The two demo scripts: what they print, what they write, and how they refuse."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from huggingface_hub import constants
+
+import demo
+import head_demo
+from activation_patching import IOIDataset, LayerResults
+from head_patching import HeadPatcher
+from test_suite.helpers.models import bundled
+from test_suite.patchers.test_experiments import home_with_gpt2
+
+ROOT = Path(demo.__file__).resolve().parent
+TINY = ["--model", "tiny", "--device", "cpu"]
+
+
+def run_script(name: str, *options: str, home: Path, cwd: Path) -> subprocess.CompletedProcess:
+    """The script in a process of its own, out of reach of the hub, with the models downloaded to `home`."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(home),
+        "PYTHONIOENCODING": "utf-8",
+    }
+    return subprocess.run(
+        [sys.executable, ROOT / name, *options],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+def listed_figures(printed: str) -> list[Path]:
+    return [Path(line.strip()) for line in printed.partition("Figures:")[2].splitlines() if line.strip()]
+
+
+SCRIPTS = {demo: "position_heatmap", head_demo: "head_heatmap"}
+"""The demos, and a figure that each draws and the other does not."""
+
+
+def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path) -> None:
+    """What a demo prints and writes without arguments where GPT-2 small cannot be had."""
+    assert printed.startswith("Model: tiny (the bundled one: gpt2-small is not in the local cache, and")
+    assert max(map(len, printed.partition("Figures:")[0].splitlines())) <= 80
+    row = r"^blocks\.\d\.hook_\w+ +[+-]\d" if script is demo else r"^L\d+H\d+ +[+-]\d"
+    assert re.search(row, printed, re.MULTILINE)
+    assert "Task: IOI (names swapped throughout), 10 pairs" in printed
+    figures = listed_figures(printed)
+    assert figures[0] == Path("figures/report.html")
+    assert all((folder / figure).stat().st_size > 1000 for figure in figures)
+    expected = {"layer_heatmap", "component_comparison", "layer_metric_scatter", SCRIPTS[script]}
+    assert expected <= {figure.stem for figure in figures}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_demos_without_arguments_fall_back_to_the_bundled_model_and_say_why(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.chdir(tmp_path)
+    assert script.main([]) == 0
+    printed = capsys.readouterr()
+    assert_the_defaults_are_shown(script, printed.out, tmp_path)
+    assert "Patching" not in printed.err, "no terminal"
+
+
+@pytest.mark.slow
+def test_demos_run_from_the_shell_within_a_minute(tmp_path):
+    before = os.times()
+    for script in SCRIPTS:
+        done = run_script(f"{script.__name__}.py", home=tmp_path, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert_the_defaults_are_shown(script, done.stdout, tmp_path)
+        assert "%|" not in done.stderr + done.stdout, "a bar in what is no terminal"
+        assert "Traceback" not in done.stderr and "dtype" not in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 80 and "\x1b" not in done.stdout
+    after = os.times()  # of the processor, which other programs do not change
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 60
+
+
+@pytest.mark.slow
+def test_demo_takes_gpt2_small_where_it_can_be_had(tmp_path):
+    done = run_script("demo.py", "--pairs", "2", "--corruption", "unrelated_names", home=home_with_gpt2(), cwd=tmp_path)
+    assert "Model: gpt2-small (the default), 12 layers × 12 heads" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_they_print_is_what_the_library_measures(tmp_path, capsys):
+    chosen = [*TINY, "--pairs", "4", "--corruption", "flip_subject", "--seed", "3", "--direction", "noising"]
+    assert head_demo.main([*chosen, "--patch-type", "q", "--top-k", "5", "--out", str(tmp_path), "--quiet"]) == 0
+    printed = capsys.readouterr()
+    model = bundled()
+    dataset = IOIDataset(model, 4, corruption="flip_subject", seed=3)
+    heads = HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset, "q", direction="noising")
+    rows = re.findall(r"^(L\d+H\d+) +([+-][\d.]+) ", printed.out, re.MULTILINE)
+    assert rows == [(head.label, f"{head.effect:+.3f}") for head in heads.top(5)]
+    assert "noising: corrupted into clean" in printed.out and "mean of 4 pairs" in printed.out
+    assert "Patching" not in printed.err and "Task:" not in printed.out
+    assert all(figure.parent == tmp_path and figure.exists() for figure in listed_figures(printed.out))
+
+
+def test_layer_demo_shows_layers_and_positions(tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    assert demo.main([*TINY, "--pairs", "3", "--top-k", "2", "--out", str(out), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^blocks\.\d\.hook_(?:attn|mlp)_out ", printed, re.MULTILINE)) == 2
+    assert len(re.findall(r"^L\d resid_pre @\d+ ", printed, re.MULTILINE)) == 2
+    page = (out / "position_heatmap.html").read_text(encoding="utf-8")
+    assert 'src="plotly.min.js"' in page and "gave" in page
+
+
+@pytest.mark.parametrize("script", [demo, head_demo])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "gpt2-smal"], "TransformerLens knows no model 'gpt2-smal'"),
+        (["--model", "./nowhere"], "nowhere holds no Hugging Face checkpoint"),
+        (["--model", "nobody/nothing"], "cannot be reached.*load_model"),
+        (["--model", ""], r"\. holds no Hugging Face checkpoint"),
+        ([*TINY, "--pairs", "0"], "n_pairs is 0, expected at least 1"),
+        (["--model", "tiny", "--device", "gpu"], r"the device 'gpu' cannot be used \(.*\): try 'cpu'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(script, options, message, tmp_path, capsys):
+    assert script.main([*options, "--out", str(tmp_path)]) == 2
+    complaint = [line for line in capsys.readouterr().err.splitlines() if re.search(message, line)]
+    assert len(complaint) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", [demo, head_demo])
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_model_runs(script, tmp_path, capsys, monkeypatch):
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    monkeypatch.setattr(demo, "load_model", None)  # loading would fail
+    for folder in (taken, taken / "below"):
+        assert script.main(["--out", str(folder)]) == 2
+        captured = capsys.readouterr()
+        assert re.search(rf"cannot write to --out {folder} \(.+\): give a folder that can be written", captured.err)
+        assert len(captured.err.splitlines()) == 1 and not captured.out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--corruption", "shuffle"],
+        ["--direction", "up"],
+        ["--patch-type", "z"],
+        ["--pairs", "ten"],
+        ["--top-k", "0"],
+        ["--colour"],
+    ],
+)
+def test_unknown_options_end_with_exit_code_two(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        head_demo.main(options)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_refusals_reach_the_shell(tmp_path):
+    done = run_script("demo.py", "--model", "gpt2-smal", home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.splitlines()[-1].startswith("demo.py: TransformerLens knows no model 'gpt2-smal'")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_corruption_that_breaks_nothing_is_called_that(tmp_path, capsys):
+    code = demo.main([*TINY, "--corruption", "swap_order", "--out", str(tmp_path), "--quiet"])
+    printed = capsys.readouterr()
+    assert "barely differ" in printed.err and code in (0, 2)
+    assert "Use a corruption that breaks the behaviour" in printed.err
+
+
+def test_demos_patch_the_same_layers(tmp_path, monkeypatch):
+    drawn: list[LayerResults] = []
+    for script in (demo, head_demo):
+        draw = script.create_full_report
+        monkeypatch.setattr(
+            script,
+            "create_full_report",
+            lambda draw=draw, **given: drawn.append(given["layer_results"]) or draw(**given),
+        )
+        assert script.main([*TINY, "--pairs", "2", "--out", str(tmp_path), "--quiet"]) == 0
+    assert list(drawn[0]) == list(drawn[1]) and drawn[0].effects == drawn[1].effects
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])
+def test_a_user_who_has_seen_enough_gets_no_traceback(raised, code, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(1), "w"))  # a file of its own, which may be closed
+
+    def interrupted(args):
+        raise raised
+
+    assert demo.guarded(interrupted, demo.arguments("").parse_args([])) == code
+    assert len(capfd.readouterr().err.split()) == (2 if raised is KeyboardInterrupt else 0)

