@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from activation_patching import ActivationPatcher, IOIDataset, summarize_results
+from actpatch.core.direction import DIRECTIONS
 from actpatch.results.shapes import LayerResults
-from actpatch.results.sweep import DIRECTIONS
 from actpatch.results.text import WIDTH
 from actpatch.tasks.ioi import IOI_CORRUPTIONS
 from actpatch.tasks.words import IOI_SCENE_TEMPLATES

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from activation_patching import IOIDataset
-from actpatch.core.sites import PATCH_TYPES
+from actpatch.core.components import PATCH_TYPES
 from demo import arguments, choose_model, guarded, introduce, list_figures, patch_layers, say, writable
 from head_patching import HeadPatcher, print_head_results
 from visualize import create_full_report

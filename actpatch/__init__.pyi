@@ -1,5 +1,6 @@
 # The public names, and where each comes from. `__init__.py` reads this file: a name that stands here can be imported.
 
+from .core.direction import Direction as Direction
 from .core.sites import Patch as Patch
 from .core.sites import Site as Site
 from .core.sites import block_hook as block_hook
@@ -42,7 +43,6 @@ from .results.shapes import NeuronResults as NeuronResults
 from .results.shapes import PatchingResult as PatchingResult
 from .results.shapes import PositionResults as PositionResults
 from .results.shapes import SweepResults as SweepResults
-from .results.sweep import Direction as Direction
 from .results.sweep import Sweep as Sweep
 from .tasks.dataset import PatchingDataset as PatchingDataset
 from .tasks.files import PromptPair as PromptPair

@@ -1,50 +1,20 @@
-"""Where can an activation be replaced?  Names of places in a transformer, and nothing that runs one.
+"""Sites and patches: names of places in a transformer where an activation can be replaced.
 
 A *hook point* is TransformerLens' name for one activation tensor of the model (`blocks.3.attn.hook_z`). A `Site` is a
 hook point narrowed to one head or MLP neuron and to one position, and a `Patch` is the set of sites that are replaced
-together in one run. Both are values: they are described first and executed later, by `engine.engine`.
+together in one run. Both are values: they are described first and executed later, by the engine. Nothing here runs
+a model.
 """
 
 from __future__ import annotations
 
-import difflib
-import operator
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-SHORT_NAMES = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "z": "attn.hook_z",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "mlp_pre": "mlp.hook_pre",
-    "mlp_post": "mlp.hook_post",
-}
-"""Short name -> the part of a hook point's name after `blocks.{layer}.`"""
-
-PATCH_TYPES = {"output": "z", "pattern": "pattern", "q": "q", "k": "k", "v": "v"}
-"""What `HeadPatcher` calls a patch -> the short name of the hook point it replaces."""
-
-KEY_VALUE_COMPONENTS = ("k", "v", "attn.hook_rot_k", "hook_k_input", "hook_v_input")
-"""Under grouped-query attention these have one entry per key-value head, every other one an entry per query head."""
-
-NEURON_COMPONENTS = ("mlp_pre", "mlp.hook_pre_linear", "mlp_post")
-"""Their last axis counts the MLP's neurons: before the nonlinearity, a gated MLP's other factor, and after it."""
+from actpatch.core.components import SHORT_NAMES, Component, component_of
+from actpatch.core.indices import as_integer
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-_HEAD_AXIS = {
-    **dict.fromkeys(("hook_z", "hook_q", "hook_k", "hook_v", "hook_result", "hook_rot_q", "hook_rot_k"), 2),
-    **dict.fromkeys(("hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in"), 2),
-    **dict.fromkeys(("hook_pattern", "hook_attn_scores"), 1),
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +38,7 @@ class Site:
         # NumPy's and PyTorch's integers become Python's: a tensor would index otherwise, and JSON takes neither.
         for field in ("head", "neuron", "position"):
             given = getattr(self, field)
-            plain = tuple(map(_as_integer, given)) if isinstance(given, tuple) else _as_integer(given)
+            plain = tuple(map(as_integer, given)) if isinstance(given, tuple) else as_integer(given)
             object.__setattr__(self, field, plain)
 
     @property
@@ -78,11 +48,14 @@ class Site:
         return int(match[1]) if match else None
 
     @property
+    def kind(self) -> Component:
+        """All that is known about what is replaced."""
+        return kind_of(self.hook_point)
+
+    @property
     def component(self) -> str:
         """Short name of the hook point (`attn_out`, `z`), or what follows `blocks.{layer}.` where it has none."""
-        match = _BLOCK.fullmatch(self.hook_point)
-        tail = match[2] if match else self.hook_point
-        return next((short for short, long in SHORT_NAMES.items() if long == tail), tail)
+        return self.kind.name
 
     @property
     def label(self) -> str:
@@ -135,9 +108,15 @@ class Patch:
         return tuple(site for site in self.sites if site.hook_point == self.sites[0].hook_point)
 
 
+def kind_of(hook_point: str) -> Component:
+    """The component that a hook point is one of."""
+    match = _BLOCK.fullmatch(hook_point)
+    return component_of(match[2] if match else hook_point)
+
+
 def head_axis(hook_point: str) -> int | None:
     """Axis of the heads in the hook point's tensor; None where it has none."""
-    return _HEAD_AXIS.get(hook_point.rsplit(".", 1)[-1])
+    return kind_of(hook_point).head_axis
 
 
 def position_axis(hook_point: str) -> int:
@@ -148,102 +127,3 @@ def position_axis(hook_point: str) -> int:
 def block_hook(layer: int, short_name: str) -> str:
     """Full hook-point name of a short name: `block_hook(3, "z")` is `blocks.3.attn.hook_z`."""
     return f"blocks.{layer}.{SHORT_NAMES[short_name]}"
-
-
-def expand_hook_points(hook_points: str | Sequence[str], available: Iterable[str], n_layers: int) -> list[str]:
-    """Full names for what the user wrote: full names stay, short names expand over all layers.
-
-    Raises:
-        ValueError: where no name was given or the model has no such hook point, with the nearest names.
-    """
-    asked = names_asked_for(hook_points)
-    if wrong := [name for name in asked if not isinstance(name, str)]:
-        raise ValueError(f"hook_points holds {wrong[0]!r}, expected the name of a hook point, for instance 'attn_out'")
-    known = set(available)
-    expanded: list[str] = []
-    for name in asked:
-        names = [block_hook(layer, name) for layer in range(n_layers)] if name in SHORT_NAMES else [name]
-        if missing := [full for full in names if full not in known]:
-            raise ValueError(_unknown_hook_point(name, missing[0], known))
-        expanded += [full for full in names if full not in expanded]
-    return expanded
-
-
-def names_asked_for(hook_points: Any) -> list[Any]:
-    """One name, or several of them or of their sets, as a list.
-
-    Raises:
-        ValueError: for what is no list of names, and for an empty one.
-    """
-    if not isinstance(hook_points, Iterable):
-        raise ValueError(f"hook_points is {hook_points!r}, expected names, for instance 'attn_out' or ['z', 'mlp_out']")
-    asked = [hook_points] if isinstance(hook_points, str) else list(hook_points)
-    if not asked:
-        raise ValueError("hook_points is empty: give at least one hook point, for instance 'attn_out'")
-    return asked
-
-
-def is_integer(number: Any) -> bool:
-    """Whether this is a whole number, NumPy's own included; a truth value is none."""
-    if isinstance(number, bool):
-        return False
-    try:
-        operator.index(number)
-    except TypeError:
-        return False
-    return True
-
-
-def check_index(index: int, size: int, what: str) -> int:
-    """`index` counted from the front; negative counts from the end.
-
-    Raises:
-        ValueError: where it is no integer or out of range.
-    """
-    if not is_integer(index):
-        raise ValueError(f"{what} {index!r} is not an integer")
-    index = operator.index(index)
-    if not -size <= index < size:
-        raise ValueError(f"{what} {index} is out of range: expected {-size} to {size - 1}")
-    return index % size
-
-
-def check_indices(indices: Iterable[int], size: int, name: str, what: str) -> list[int]:
-    """Several indices, each as `check_index` gives it.
-
-    Args:
-        indices: what was given.
-        size: how many there are to choose from.
-        name: the argument that they were given as.
-        what: what each of them counts.
-
-    Raises:
-        ValueError: where they are no list of integers in range, or none at all.
-    """
-    try:
-        given = None if isinstance(indices, str) else list(indices)
-    except TypeError:  # also for a tensor that holds a single number
-        given = None
-    if given is None:
-        raise ValueError(f"{name} is {indices!r}, expected a list of integers, or None for all")
-    checked = [check_index(index, size, what) for index in given]
-    if not checked:
-        raise ValueError(f"{name} is empty: give at least one {what}, or None for all")
-    return checked
-
-
-def _as_integer(number: Any) -> Any:
-    return operator.index(number) if is_integer(number) else number
-
-
-def _unknown_hook_point(asked: str, missing: str, known: set[str]) -> str:
-    without_layer = {tail: short for short, long in SHORT_NAMES.items() for tail in (short, long, long.split(".")[-1])}
-    meant = {**{name: name for name in known}, **without_layer}
-    nearest = list(dict.fromkeys(meant[name] for name in difflib.get_close_matches(missing, meant, n=3, cutoff=0.6)))
-    hint = f"The nearest names are {', '.join(nearest)}" if nearest else "No name of this model comes near"
-    via = "" if asked == missing else f" (from {asked!r})"
-    shorts = ", ".join(SHORT_NAMES)
-    return (
-        f"this model has no hook point {missing!r}{via}. {hint}. "
-        f"Short names that expand over all layers: {shorts}; list_hook_points() shows every name"
-    )

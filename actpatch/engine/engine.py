@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,19 +31,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from actpatch.core.sites import (
-    KEY_VALUE_COMPONENTS,
-    NEURON_COMPONENTS,
-    Patch,
-    Site,
-    block_hook,
-    check_index,
-    expand_hook_points,
-    head_axis,
-    is_integer,
-    position_axis,
-)
-from actpatch.engine.exactness import ADDED, FULL_RUNS, Exactness, check_writing, error_of_adding, error_of_resuming
+from actpatch.core.direction import DIRECTIONS, Direction
+from actpatch.core.hook_points import expand_hook_points
+from actpatch.core.indices import check_index, is_integer
+from actpatch.core.sites import Patch, Site, block_hook, head_axis, position_axis
+from actpatch.core.warn import warn_user
+from actpatch.engine.exactness import FULL_RUNS, Exactness, check_writing, error_of_adding, error_of_resuming
 from actpatch.engine.plan import Batch, Route, plan, route
 from actpatch.engine.resume import (
     Chunk,
@@ -59,7 +51,6 @@ from actpatch.interventions.sources import GaussianNoise, Prompts, References
 from actpatch.metrics.base import Metric
 from actpatch.metrics.chosen import MetricSet
 from actpatch.models.runner import Recording, Runner, make_runner
-from actpatch.results.sweep import DIRECTIONS, Direction
 from actpatch.tasks.dataset import EncodedPairs
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768, "mps": 8192}
@@ -277,7 +268,7 @@ class PatchingEngine:
         if site.head is not None:
             if head_axis(site.hook_point) is None:
                 raise ValueError(f"{site.hook_point} has no head axis, so head {site.head} cannot be patched there")
-            is_key_value = site.component in KEY_VALUE_COMPONENTS
+            is_key_value = site.kind.per_key_value_head
             size = self.n_key_value_heads if is_key_value else self.n_heads
             if not is_integer(site.head) or not 0 <= site.head < size:
                 kind = "key-value head" if is_key_value and size != self.n_heads else "head"
@@ -293,7 +284,7 @@ class PatchingEngine:
         return torch.tensor([check_index(at, n, f"position (in pair {pair}, of {n} tokens)") for at, pair, n in where])
 
     def _check_neuron(self, site: Site, neuron: int) -> None:
-        if site.layer is None or site.component not in NEURON_COMPONENTS:
+        if site.layer is None or not site.kind.has_neurons:
             raise ValueError(f"{site.hook_point} has no axis of neurons, so neuron {neuron} cannot be patched there")
         size = self.n_neurons(site.layer)
         if not is_integer(neuron) or not 0 <= neuron < size:
@@ -467,7 +458,7 @@ class _Runs:
         for taken in routes:
             base |= {site.hook_point for site in taken.on_entry}
             for site in taken.on_entry:
-                if site.layer is not None and site.component in ADDED:
+                if site.layer is not None and site.kind.is_added:
                     base |= {block_hook(site.layer, "attn_out"), block_hook(site.layer, "mlp_out")} & hook_points
         return base, source
 
@@ -488,10 +479,9 @@ class _Runs:
             self.exactness = self.exactness.weakened()
             chunk = self._record(chunk.pairs)
         if reason is not None:
-            warnings.warn(
+            warn_user(
                 f"this model's blocks cannot be resumed exactly ({reason}), so every patch is a full run: the numbers "
-                "are right, only slower",
-                stacklevel=5,
+                "are right, only slower"
             )
         hooked = [taken.hooked for taken in self.routes] or [patch.sites for patch in self.patches]
         check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
@@ -561,7 +551,7 @@ def _difference(site: Site, n_layers: int, chunk: Chunk) -> Tensor | None:
     differs = base != source
     if head_axis(name) == 1:
         differs = differs.movedim(1, 2)
-    if site.component not in NEURON_COMPONENTS:
+    if not site.kind.has_neurons:
         differs = differs.flatten(2 if head_axis(name) is None else 3).any(dim=-1)
     differs = differs.cpu()
     real = torch.arange(differs.shape[1]) < chunk.lengths[:, None]

@@ -16,7 +16,6 @@ from torch import Tensor
 from actpatch.core.sites import Site, block_hook
 from actpatch.engine.plan import Batch, Route
 from actpatch.engine.resume import (
-    PER_HEAD,
     Chunk,
     Experiment,
     Resumption,
@@ -28,9 +27,6 @@ from actpatch.models.runner import Hook, Recording
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Largest error of a resumed run, relative to the largest value, that the self-check accepts."""
-
-ADDED = (*PER_HEAD, "attn_out", "resid_mid", "mlp_post", "mlp_out")
-"""Components whose change is added to the recorded residual stream, which is checked against the layer's attn_out."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def _is_used(experiment: Experiment, name: str, chunk: Chunk, exactness: Exactne
 def _adding_error(experiment: Experiment, site: Site, recorded: dict[str, Tensor]) -> tuple[float, float]:
     """(error, allowed error) of what the site's activation should add up to."""
     layer, component = site.layer, site.component
-    if layer is None or component not in ADDED or component == "attn_out":
+    if layer is None or not site.kind.is_added or component == "attn_out":
         return 0.0, 0.0
     before = recorded[block_hook(layer, "resid_pre")]
     attn_out = recorded[block_hook(layer, "attn_out")]

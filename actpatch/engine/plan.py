@@ -15,6 +15,7 @@ from enum import IntEnum
 from jaxtyping import Int
 from torch import Tensor
 
+from actpatch.core.components import Entry, in_forward_order
 from actpatch.core.sites import Patch, Site
 
 MERGE_TOKENS = 64
@@ -75,12 +76,6 @@ class Batch:
         ]
 
 
-_BLOCK_ENTRIES = {"resid_pre": 0, "resid_post": 1, "mlp_out": 1, "mlp_post": 1}
-"""Component -> how many layers further on a row enters that changes it."""
-_ATTENTION_ENTRIES = ("z", "attn.hook_result", "attn_out", "resid_mid")
-_UPSTREAM_FIRST = (*_ATTENTION_ENTRIES, "mlp_post", "mlp_out", "resid_post", "resid_pre")
-
-
 def route(patch: Patch, linear: bool) -> Route:
     """How a patch is run.
 
@@ -94,21 +89,21 @@ def route(patch: Patch, linear: bool) -> Route:
     on_entry = [site for site, entry in entries.items() if entry == (layer, stage, True)]
     if {"z", "attn.hook_result"} <= {site.component for site in on_entry}:  # a result overwrites what its z added
         return route(patch, linear=False)
-    on_entry.sort(key=lambda site: _UPSTREAM_FIRST.index(site.component))
+    on_entry.sort(key=lambda site: (site.layer, in_forward_order(site.kind)))
     hooked = tuple(site for site in patch.sites if site not in on_entry)
     return Route(layer, stage, tuple(on_entry), hooked)
 
 
 def _entry(site: Site, linear: bool) -> tuple[int, Stage, bool]:
     """(layer, stage, whether the change is made on entering rather than by a hook)."""
-    layer, component = site.layer, site.component
+    layer, entry = site.layer, site.kind.entry
     if layer is None:
         raise ValueError(f"{site.hook_point} lies outside the blocks: a resumed run cannot change it")
-    if component in ("resid_pre", "resid_post") or (component in ("mlp_post", "mlp_out") and linear):
-        return layer + _BLOCK_ENTRIES[component], Stage.BLOCK, True
-    if component in _ATTENTION_ENTRIES and linear:
+    if entry is None or (site.kind.is_added and not linear):
+        return layer, Stage.BLOCK, False
+    if entry is Entry.AFTER_ATTENTION:
         return layer, Stage.ATTENTION, True
-    return layer, Stage.BLOCK, False
+    return layer + (entry is Entry.AFTER_BLOCK), Stage.BLOCK, True
 
 
 def plan(

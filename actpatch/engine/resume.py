@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from actpatch.core.components import COMPONENTS, SHORT_NAMES, component_of, in_forward_order
+from actpatch.core.direction import Direction
 from actpatch.core.sites import Patch, Site, block_hook, head_axis, position_axis
 from actpatch.engine.plan import Batch, Route, Stage
 from actpatch.interventions.sources import PlacedNoise, References
 from actpatch.models.runner import Hook, Recording, Runner, at_positions, outputs_at, reading, replaced_forward
-from actpatch.results.sweep import Direction
 from actpatch.tasks.dataset import EncodedPairs
 
 Written = tuple[slice, int, Site]
@@ -29,9 +30,6 @@ Written = tuple[slice, int, Site]
 Where = tuple[Tensor, Tensor | None, int, int]
 """Pairs of the rows, their positions or None for all, first position, length."""
 WhereWritten = Callable[[Site], Where]
-
-PER_HEAD = ("z", "attn.hook_result")
-"""Components that the attention output is the sum of, head by head."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ class Resumption:
         name = block_hook(layer, "attn_out")
         outputs = self._slice(base[name], begin, end)
         for rows, sites, written in self._on_entry(begin, end):
-            if heads := [site for site in sites if site.component in PER_HEAD]:
+            if heads := [site for site in sites if site.kind.head_axis is not None]:
                 outputs[rows] += self._change_by_heads(heads, slice(begin + rows.start, begin + rows.stop), written)
             for site in sites[len(heads) :]:
                 value = source[site.hook_point]
@@ -250,9 +248,9 @@ class Resumption:
         last = self.runner.n_layers - 1
         if block_hook(last, "z") not in self.runner.hook_points:
             return False
-        before_z = ("q", "k", "v", "z", "pattern", "resid_pre")
-        sites = [site for taken in self.routes for site in taken.hooked]
-        return all(site.layer != last or site.component in before_z for site in sites)
+        z = in_forward_order(component_of(SHORT_NAMES["z"]))
+        sites = [site for taken in self.routes for site in taken.hooked if site.layer == last]
+        return all(site.kind in COMPONENTS and in_forward_order(site.kind) <= z for site in sites)
 
 
 def run_in_full(experiment: Experiment, batch: Batch, chunk: Chunk) -> Float[Tensor, "row read token"]:

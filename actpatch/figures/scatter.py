@@ -27,7 +27,8 @@ from actpatch.figures.words import (
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
 from actpatch.statistics.sites import SiteStatistics
-from actpatch.results.sweep import DIRECTIONS, Sweep
+from actpatch.results.sweep import Sweep
+from actpatch.core.direction import DIRECTIONS
 
 READINGS = {
     "both": (BLUE, "circle", "sufficient and necessary"),

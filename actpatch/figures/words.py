@@ -12,7 +12,7 @@ import numpy as np
 from actpatch.results.shapes import HeadPatchingResult, LayerResults, SweepResults
 from actpatch.core.sites import Patch, Site
 from actpatch.results.sweep import Sweep
-from actpatch.results.html import escaped
+from actpatch.core.text import escaped
 
 LINE = 56
 """Letters of a subtitle's line: as many as fit a phone."""

@@ -6,7 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from actpatch.core.sites import Patch, Site, expand_hook_points, is_integer, names_asked_for
+from actpatch.core.hook_points import expand_hook_points, names_asked_for
+from actpatch.core.indices import is_integer
+from actpatch.core.sites import Patch, Site
 from actpatch.interventions.sources import as_list, positions_in_pairs
 from actpatch.tasks.dataset import EncodedPairs
 

@@ -21,7 +21,6 @@ the model has seen.
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -32,17 +31,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.core.sites import check_index, is_integer
+from actpatch.core.direction import Direction
+from actpatch.core.indices import check_index, is_integer
+from actpatch.core.text import described
+from actpatch.core.warn import warn_user
 from actpatch.results.sweep import OTHER_RUN as OTHER_RUN_LABEL
-from actpatch.results.sweep import Direction
-from actpatch.tasks.dataset import (
-    EncodedPairs,
-    PatchingDataset,
-    TargetTokens,
-    check_is_dataset,
-    described,
-    named_positions,
-)
+from actpatch.tasks.dataset import EncodedPairs, PatchingDataset, TargetTokens, check_is_dataset, named_positions
 
 Prompts = tuple[Int[Tensor, " _"], ...]
 
@@ -157,10 +151,9 @@ class Mean:
             )
         if lone := [i for i, key in enumerate(wanted) if len(by_key[key]) == 1]:
             which = ", the pair's own" if self.dataset is None else ""
-            warnings.warn(
+            warn_user(
                 f"{_named(pairs, lone)} a single reference prompt{which}: what is written is no mean, only the "
-                "activation of that prompt. Give Mean a dataset that has more pairs of each template",
-                stacklevel=4,
+                "activation of that prompt. Give Mean a dataset that has more pairs of each template"
             )
         order = {key: i for i, key in enumerate(by_key)}
         return References(tuple(tuple(group) for group in by_key.values()), tuple(order[key] for key in wanted))

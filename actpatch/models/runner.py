@@ -19,19 +19,11 @@ from transformer_lens.utilities.activation_functions import gelu_fast, gelu_new
 from transformers import DynamicCache
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
+from actpatch.core.sites import kind_of
+
 KeysValues = tuple[Tensor, Tensor]
 Hook = tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]
 """A hook point's name, or a filter of names, and what is called with its activation."""
-
-_SWITCHES = {
-    "hook_result": "use_attn_result",
-    "hook_q_input": "use_split_qkv_input",
-    "hook_k_input": "use_split_qkv_input",
-    "hook_v_input": "use_split_qkv_input",
-    "hook_attn_in": "use_attn_in",
-    "hook_mlp_in": "use_hook_mlp_in",
-}
-"""Hook points that TransformerLens computes only while a switch of the model's cfg is on."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +143,7 @@ class Runner:
         Afterwards modes and switches are as they were, also after an exception.
         """
         in_training = [module for module in self.model.modules() if module.training]
-        needed = {_SWITCHES[tail] for name in hook_points if (tail := name.rsplit(".", 1)[-1]) in _SWITCHES}
+        needed = {switch for name in hook_points if (switch := kind_of(name).switch) is not None}
         switches = {name: bool(getattr(self.model.cfg, name, False)) for name in needed}
         try:
             for module in in_training:

@@ -21,7 +21,9 @@ from typing import Any, Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from actpatch.core.sites import Patch, Site, block_hook, check_index, check_indices
+from actpatch.core.direction import Direction
+from actpatch.core.indices import check_index, check_indices
+from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.places import (
     HookPoints,
@@ -60,7 +62,7 @@ from actpatch.results.shapes import (
     PositionResults,
     patch_key,
 )
-from actpatch.results.sweep import Direction, MetricValues, Sweep
+from actpatch.results.sweep import MetricValues, Sweep
 from actpatch.results.text import results_text
 from actpatch.tasks.dataset import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs, seed_of
 from actpatch.tasks.files import PromptPair

@@ -19,7 +19,10 @@ from typing import Any, Literal, overload
 
 import torch
 
-from actpatch.core.sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, block_hook, check_indices
+from actpatch.core.components import PATCH_TYPES
+from actpatch.core.direction import Direction
+from actpatch.core.indices import check_indices
+from actpatch.core.sites import Patch, block_hook
 from actpatch.interventions.places import Position, at_positions
 from actpatch.interventions.sources import OTHER_RUN, GaussianNoise, Source
 from actpatch.metrics.chosen import MetricChoice
@@ -27,7 +30,6 @@ from actpatch.patchers.activation import ActivationPatcher
 from actpatch.results.attention import AttentionPatterns, chosen_heads
 from actpatch.results.both import BothDirections, check_kind, in_directions
 from actpatch.results.shapes import HeadPatchingResult, HeadResults
-from actpatch.results.sweep import Direction
 from actpatch.results.text import results_text
 from actpatch.tasks.dataset import PatchingDataset
 
@@ -112,13 +114,13 @@ class HeadPatcher:
         if patch_type not in tuple(PATCH_TYPES):
             raise ValueError(f"patch_type {patch_type!r} is unknown: expected one of {', '.join(PATCH_TYPES)}")
         component = PATCH_TYPES[patch_type]
-        n_heads = engine.n_key_value_heads if component in KEY_VALUE_COMPONENTS else engine.n_heads
+        n_heads = engine.n_key_value_heads if component.per_key_value_head else engine.n_heads
         every = range(engine.n_layers)
         chosen = check_indices(every if layers is None else layers, len(every), "layers", "layer")
         pairs = self.patcher.encoded(dataset, pair_indices, noise)
         places = at_positions(position, pairs)
         patches = [
-            Patch(tuple(replace(place, hook_point=block_hook(layer, component), head=head) for place in places))
+            Patch(tuple(replace(place, hook_point=block_hook(layer, component.name), head=head) for place in places))
             for layer in sorted(set(chosen))
             for head in range(n_heads)
         ]

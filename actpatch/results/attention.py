@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from actpatch.core.sites import check_index
+from actpatch.core.indices import check_index
 from actpatch.results.shapes import HeadPatchingResult
 
 

@@ -8,7 +8,6 @@ precise they look. These questions are asked of every sweep, of the runs that it
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
+from actpatch.core.warn import warn_user
 from actpatch.metrics.chosen import METRICS, metric_key
 from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
 
@@ -69,7 +69,7 @@ def warn_about_baselines(sweep: Sweep) -> None:
     if told := [finding for finding, makes_worthless in _found(sweep) if makes_worthless]:
         remedies = dict.fromkeys(finding.remedy for finding in told)
         sentences = [*(finding.what for finding in told), *remedies, "check_dataset(model, dataset) tells more"]
-        warnings.warn(". ".join(sentences), stacklevel=3)
+        warn_user(". ".join(sentences))
 
 
 def wrong_answers(values: MetricValues, pairs: Sequence[int]) -> Finding | None:

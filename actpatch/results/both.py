@@ -17,11 +17,12 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from actpatch.core.direction import Direction
 from actpatch.core.sites import Patch
 from actpatch.interventions.sources import Source
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.shapes import SweepResults
-from actpatch.results.sweep import Direction, common
+from actpatch.results.sweep import common
 
 Results = TypeVar("Results", bound=SweepResults)
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
 
+from actpatch.core.text import escaped
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
 
 ROWS = 10
 """Most effects that are shown."""
-
-
-def escaped(text: str) -> str:
-    """Plotly and browsers show it as it is: no tags, no entities, and no `$`, which starts TeX in notebooks."""
-    return html.escape(text, quote=False).replace("$", "&#36;")
 
 
 def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from actpatch.core.sites import KEY_VALUE_COMPONENTS, PATCH_TYPES, Patch, is_integer
+from actpatch.core.indices import is_integer
+from actpatch.core.sites import Patch
+from actpatch.core.text import escaped
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
-from actpatch.results.html import escaped, results_html
+from actpatch.results.html import results_html
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import Correction, SiteStatistics
 
@@ -247,13 +249,14 @@ class HeadResults(SweepResults, list[HeadPatchingResult]):
     @property
     def patch_type(self) -> str:
         """`output`, `pattern`, `q`, `k` or `v`."""
-        component = self.sweep.patches[0].sites[0].component
-        return next((name for name, short in PATCH_TYPES.items() if short == component), component)
+        site = self.sweep.patches[0].sites[0]
+        return site.kind.patch_type or site.component
 
     @property
     def counts_key_value_heads(self) -> bool:
         """True where rows are key-value heads: patch type k or v under grouped-query attention."""
-        return self.patch_type in KEY_VALUE_COMPONENTS and self.sweep.n_key_value_heads != self.sweep.n_heads
+        kind = self.sweep.patches[0].sites[0].kind
+        return kind.per_key_value_head and self.sweep.n_key_value_heads != self.sweep.n_heads
 
     @property
     def heads_per_layer(self) -> int:

@@ -19,7 +19,6 @@ The methods, with sources and how often they were right in simulations, stand in
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -30,6 +29,8 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from actpatch.core.text import count
+from actpatch.core.warn import warn_user
 from actpatch.statistics.resampling import (
     FEWEST_PAIRS,
     N_FLIPS,
@@ -98,7 +99,7 @@ class SiteStatistics:
     def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
         """`significant`, with a warning where no site is, and a single one could not be whatever its effect."""
         if not self.significant.any() and math.isnan(self.detectable_effect):
-            warnings.warn(f"nothing is significant at {self.alpha:g}: {'; '.join(self.notes)}", stacklevel=3)
+            warn_user(f"nothing is significant at {self.alpha:g}: {'; '.join(self.notes)}")
         return self.significant
 
     @property
@@ -125,7 +126,7 @@ class SiteStatistics:
 
     def __repr__(self) -> str:
         return (
-            f"SiteStatistics({_count(len(self.sites), 'site')} × {_count(self.n_pairs, 'pair')}, "
+            f"SiteStatistics({count(len(self.sites), 'site')} × {count(self.n_pairs, 'pair')}, "
             f"{int(self.significant.sum())} significant at {self.alpha:g} ({CORRECTIONS[self.correction]}), "
             f"split-half {self.split_half:.2f}, detectable effect {self.detectable_effect:.3f})"
         )
@@ -225,9 +226,9 @@ def _notes(
     elif n_pairs < ROUGH_BELOW:
         yield f"below {ROUGH_BELOW} pairs intervals are rough, and too short where a few pairs change the most"
     if n_pairs >= FEWEST_PAIRS and (agreeing := int(np.isnan(low).sum())):
-        yield f"no interval for {_count(agreeing, 'site')} with exactly one effect on all pairs"
+        yield f"no interval for {count(agreeing, 'site')} with exactly one effect on all pairs"
     if unbounded := int((np.isinf(low) | np.isinf(high)).sum()):
-        yield f"{_count(unbounded, 'interval')} without an end: too few pairs change, or gaps are near 0"
+        yield f"{count(unbounded, 'interval')} without an end: too few pairs change, or gaps are near 0"
     if not changes.any():
         yield "no site changes anything on any pair, so it is not known which effects could have been found"
     if lone < step:
@@ -282,16 +283,12 @@ def _check_values(
     broken = [label for label, row in zip(labels, patched, strict=True) if not np.isfinite(row).all()]
     if broken:
         raise ValueError(
-            f"{_count(len(broken), 'site')} of {len(labels)} hold NaN or inf, first {broken[0]}: leave those sites, "
+            f"{count(len(broken), 'site')} of {len(labels)} hold NaN or inf, first {broken[0]}: leave those sites, "
             "or the pairs they lack, out"
         )
     for name, values in (("base", base), ("source", source)):
         if not np.isfinite(values).all():
             at = np.flatnonzero(~np.isfinite(values)).tolist()
-            raise ValueError(f"{name} is NaN or inf at {_count(len(at), 'pair')}, first {at[0]}: leave those pairs out")
+            raise ValueError(f"{name} is NaN or inf at {count(len(at), 'pair')}, first {at[0]}: leave those pairs out")
     if gaps_cancel(source - base):
         raise ValueError("the gaps between base and source cancel: their mean is 0, and no effect can be divided by it")
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

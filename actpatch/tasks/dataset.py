@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.core.sites import check_index, check_indices, is_integer
+from actpatch.core.indices import check_index, check_indices, is_integer
+from actpatch.core.text import described
 from actpatch.metrics.base import AnswerMetric, Answers, DatasetMetric, LogitDifference, Metric
 from actpatch.metrics.chosen import MetricChoice, choose_metrics
 
@@ -176,11 +177,6 @@ def seed_of(dataset: PatchingDataset) -> int | None:
             "drawn from, or None"
         )
     return None if dataset.seed is None else operator.index(dataset.seed)
-
-
-def described(given: object) -> str:
-    """What was given in the place of something else, for messages."""
-    return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
 
 
 def chosen_indices(name: str, n_pairs: int, pair_indices: Sequence[int] | None) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from actpatch.core.sites import is_integer
+from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
 from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several, single_token
 

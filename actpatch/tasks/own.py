@@ -6,14 +6,14 @@ named positions. Everything that is wrong with a file is found when it is read, 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from actpatch.core.sites import check_index
+from actpatch.core.indices import check_index
+from actpatch.core.warn import warn_user
 from actpatch.tasks.dataset import (
     PatchingDataset,
     TargetTokens,
@@ -231,11 +231,10 @@ class PromptPairs(PatchingDataset):
         ]
         if joined:
             row, answer = joined[0]
-            warnings.warn(
+            warn_user(
                 f"{self.name}: {len({row for row, _ in joined})} of {len(self.pairs)} rows have answers that go on in "
                 f"the prompt's last word, the first is {row}, {answer!r}. They are measured as they are written; if a "
-                f"new word was meant, write {' ' + answer!r}",
-                stacklevel=4,
+                f"new word was meant, write {' ' + answer!r}"
             )
 
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from actpatch.core.sites import is_integer
+from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
 from actpatch.tasks.dataset import single_token, token_strings
 from actpatch.tasks.generated import GeneratedTask, TaskPair, bare_and_spaced, spaced, usable

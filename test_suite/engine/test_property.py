@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actpatch.core.sites import NEURON_COMPONENTS, Patch, Site, head_axis
+from actpatch.core.sites import Patch, Site, head_axis
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.sources import References
 from actpatch.tasks.dataset import EncodedPairs
@@ -58,7 +58,7 @@ def patches_for(draw: st.DrawFn, name: str, pairs: EncodedPairs) -> list[Patch]:
             heads = head_count(small_model(name), hook_point)
             has_heads = head_axis(hook_point) is not None
             head = draw(st.none() | st.integers(0, heads - 1)) if has_heads else None
-            has_neurons = Site(hook_point).component in NEURON_COMPONENTS
+            has_neurons = Site(hook_point).kind.has_neurons
             neuron = draw(st.none() | st.integers(0, FEWEST_NEURONS - 1)) if has_neurons else None
             sites.append(Site(hook_point, head, draw(position), neuron))
         patches.append(Patch(tuple(sites)))

@@ -15,7 +15,8 @@ import torch
 import transformer_lens
 from torch import Tensor
 
-from actpatch.core.sites import SHORT_NAMES, Patch, Site, block_hook
+from actpatch.core.components import SHORT_NAMES
+from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine import engine as patching_engine
 from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.base import Answers, LogitDifference

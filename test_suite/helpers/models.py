@@ -27,7 +27,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from actpatch.core.sites import SHORT_NAMES, Patch, Site, block_hook, head_axis, position_axis
+from actpatch.core.components import SHORT_NAMES
+from actpatch.core.sites import Patch, Site, block_hook, head_axis, position_axis
 from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.base import Answers, DatasetMetric, LogitDifference, Metric
 from actpatch.tasks.dataset import EncodedPairs

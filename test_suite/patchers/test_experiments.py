@@ -34,7 +34,8 @@ import head_patching
 import model_loading
 import visualize
 from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset, PatchingResult, summarize_results
-from actpatch.core.sites import PATCH_TYPES, SHORT_NAMES, Patch, Site
+from actpatch.core.components import PATCH_TYPES, SHORT_NAMES
+from actpatch.core.sites import Patch, Site
 from actpatch.models.load import TINY, can_be_loaded, load_model
 from actpatch.results.saved import load_results
 from actpatch.results.shapes import PositionResults
