@@ -8,6 +8,7 @@ a model.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -108,6 +109,7 @@ class Patch:
         return tuple(site for site in self.sites if site.hook_point == self.sites[0].hook_point)
 
 
+@functools.cache
 def kind_of(hook_point: str) -> Component:
     """The component that a hook point is one of."""
     match = _BLOCK.fullmatch(hook_point)

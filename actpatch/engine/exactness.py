@@ -1,4 +1,4 @@
-"""Is resuming exact for this model?  Asked before each sweep, of the very runs that the sweep rests on.
+"""Whether resuming is exact for this model, asked before each sweep of the very runs that the sweep rests on.
 
 A model whose blocks cannot be run singly, or not over recorded keys and values, or whose parts do not add up to its
 residual stream, is found out here, and so is one that computes on without what a hook returns.
@@ -14,15 +14,9 @@ import torch
 from torch import Tensor
 
 from actpatch.core.sites import Site, block_hook
+from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.plan import Batch, Route
-from actpatch.engine.resume import (
-    Chunk,
-    Experiment,
-    Resumption,
-    added_by_heads,
-    mlp_output_weight,
-    resid_name,
-)
+from actpatch.engine.resume import Resumption, added_by_heads, mlp_output_weight
 from actpatch.models.runner import Hook, Recording
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -61,7 +55,7 @@ def error_of_resuming(
     runner, pair = experiment.runner, int(chunk.first_change.argmin())
     length, first = int(chunk.lengths[pair]), int(chunk.first_change[pair])
     start = min(max(first, 1), length - 1) if exactness.prefix else 0
-    entries = sorted({(taken.layer, taken.stage) for taken in routes})
+    entries = sorted({(route.layer, route.stage) for route in routes})
     if len(entries) == 1:  # what some models hand to their blocks fits a batch of one row alone
         entries *= 2
     unchanged = [Route(layer, stage, (), ()) for layer, stage in entries]
@@ -80,7 +74,7 @@ def error_of_resuming(
 
 def error_of_adding(experiment: Experiment, base: Recording, routes: Sequence[Route]) -> str | None:
     """Where the recorded parts do not add up as the shortcut for linear writes assumes; None where they do."""
-    for site in {Site(site.hook_point) for taken in routes for site in taken.on_entry}:
+    for site in {Site(site.hook_point) for route in routes for site in route.on_entry}:
         error, allowed = _adding_error(experiment, site, base.activations)
         if not error <= allowed:
             return f"{site.hook_point} does not add up to the residual stream ({error:.2g} off)"

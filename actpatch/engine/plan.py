@@ -1,4 +1,4 @@
-"""In which order are the patches run, and what is shared between them?  Pure planning: nothing here touches a model.
+"""In which order the patches are run, and what is shared between them. Pure planning: nothing here touches a model.
 
 A *row* is one patch on one pair. It is run from the place where it first changes anything (its *entry*) and from the
 token position where it first changes anything (its *start*); everything before is taken from the recorded run. Rows

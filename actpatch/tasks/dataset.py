@@ -7,6 +7,7 @@ finds every fault it can before a model is run.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from abc import ABC, abstractmethod
@@ -108,6 +109,12 @@ class EncodedPairs:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def repeated(self, times: int) -> EncodedPairs:
+        """Each pair so many times, one after the other."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        many = {name: tuple(v for v in each for _ in range(times)) for name, each in values.items()}
+        return EncodedPairs(**many)
 
     @property
     def lengths(self) -> Int[Tensor, " pair"]:

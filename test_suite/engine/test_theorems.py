@@ -17,8 +17,9 @@ from torch import Tensor
 
 from actpatch.core.components import SHORT_NAMES
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.engine import engine as patching_engine
+from actpatch.engine import memory
 from actpatch.engine.engine import PatchingEngine
+from actpatch.engine.runs import Runs
 from actpatch.metrics.base import Answers, LogitDifference
 from actpatch.models.runner import laid_out_as_multiplied
 from actpatch.tasks.dataset import EncodedPairs
@@ -193,24 +194,24 @@ def test_many_pairs_in_several_recordings_agree_with_all_at_once(monkeypatch: py
     pairs = token_pairs([9, 7, 9, 12, 9], [(2, 4), (3,), (0,), (6,), (8,)])
     sites = sampled_sites(PLAIN, [None, 5])
     expected = site_sweep(small_model(PLAIN), pairs, sites)
-    monkeypatch.setattr("actpatch.engine.engine.MOST_RECORDED_BYTES", 1)
+    monkeypatch.setattr("actpatch.engine.memory.MOST_RECORDED_BYTES", 1)
     found = site_sweep(small_model(PLAIN), pairs, sites)
     np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
 
 
 def test_recordings_held_in_memory_do_not_grow_with_the_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two at most: the one whose patches are done when the next is made."""
-    monkeypatch.setattr("actpatch.engine.engine.MOST_RECORDED_BYTES", 2**16)
-    record, made, held, sizes = patching_engine._Runs._record, [], [], []
+    monkeypatch.setattr("actpatch.engine.memory.MOST_RECORDED_BYTES", 2**16)
+    record, made, held, sizes = Runs._record, [], [], []
 
     def note(runs: Any, indices: Tensor) -> Any:
-        chunk = record(runs, indices)
-        made.append(weakref.ref(chunk))
+        chunks = record(runs, indices)
+        made.append(weakref.ref(chunks[0]))
         held.append(sum(earlier() is not None for earlier in made))
         sizes.append(len(indices))
-        return chunk
+        return chunks
 
-    monkeypatch.setattr(patching_engine._Runs, "_record", note)
+    monkeypatch.setattr(Runs, "_record", note)
     site_sweep(small_model(PLAIN), token_pairs([9] * 40, [(2, 4)] * 40), [Site(block_hook(1, "z"), head=0)])
     assert len(made) >= 4 and max(sizes) <= 10 and max(held) <= 2
 
@@ -573,8 +574,8 @@ def test_recordings_are_halved_until_they_fit_into_memory(monkeypatch: pytest.Mo
 
 def test_after_memory_ran_out_batches_stay_as_large_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of several batches may be refused; later recordings are run in halves, not in single rows."""
-    monkeypatch.setattr("actpatch.engine.engine.MOST_RECORDED_BYTES", 1)
-    monkeypatch.setitem(patching_engine.TOKENS_PER_BATCH, "cpu", 64)
+    monkeypatch.setattr("actpatch.engine.memory.MOST_RECORDED_BYTES", 1)
+    monkeypatch.setitem(memory.TOKENS_PER_BATCH, "cpu", 64)
     pairs = token_pairs([9] * 6, [(1,)] * 6)
     sites = [Site(block_hook(0, "q"), head, position) for head in range(4) for position in range(1, 9)]
     engine, rows_of_last_pair = engine_on(small_model(PLAIN)), []

@@ -25,7 +25,8 @@ from activation_patching import (
     summarize_results,
 )
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.engine.engine import PatchingEngine, embedding_deviation
+from actpatch.engine.embeddings import embedding_deviation
+from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.places import layer_window
 from actpatch.interventions.sources import References, references
 from actpatch.metrics.base import Answers, LogitDifference
@@ -189,7 +190,7 @@ def test_what_a_source_writes_depends_neither_on_batches_nor_on_recordings(
     again = sweep_with(small_model(PLAIN), pairs, patches, source=source)
     assert (again.patched == expected.patched).all()
     monkeypatch.setattr(
-        "actpatch.engine.engine.MOST_RECORDED_BYTES", 1
+        "actpatch.engine.memory.MOST_RECORDED_BYTES", 1
     )  # one pair, and one reference prompt, at a time
     found = sweep_with(small_model(PLAIN), pairs, patches, source=source, batch_size=2)
     np.testing.assert_allclose(found.patched, expected.patched, atol=TOLERANCE, rtol=0)

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.engine.engine import Baselines, PatchingEngine
+from actpatch.engine.engine import Measured, PatchingEngine
 from actpatch.metrics import chosen as metric_sets
 from actpatch.metrics.base import Answers, KLDivergence, LogitDifference, Metric, Probability, Rank
 from actpatch.metrics.chosen import ANSWER_METRICS, METRICS, MetricSet
@@ -246,7 +246,7 @@ def test_metrics_beside_one_of_all_positions_cost_its_runs() -> None:
     np.testing.assert_array_equal(found.patched[1], expected.patched[0])
 
 
-def assert_same(found: Baselines, expected: Baselines, i: int, metric: Metric) -> None:
+def assert_same(found: Measured, expected: Measured, i: int, metric: Metric) -> None:
     """To the last bit; but for rounding where a metric alone has less of the vocabulary multiplied out."""
     allowed = 0 if metric.tokens is None else 1e-5
     for run in ("patched", "clean", "corrupted"):

@@ -1,0 +1,76 @@
+"""One experiment as the engine runs it, and some of its pairs once they are recorded: values; nothing runs here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from actpatch.core.direction import Direction
+from actpatch.core.sites import Patch, block_hook
+from actpatch.interventions.sources import PlacedNoise, References
+from actpatch.models.runner import Recording, Runner
+from actpatch.tasks.dataset import EncodedPairs
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run: patches on pairs, in a direction, for a metric that reads the last position or all of them."""
+
+    runner: Runner
+    pairs: EncodedPairs
+    """Each pair stands here once per sample, of the noise or of what is written."""
+    patches: Sequence[Patch]
+    positions: Sequence[Sequence[Int[Tensor, " pair"] | None]]
+    """For each site of each patch its position in each pair; None for all positions."""
+    direction: Direction
+    reads_all: bool
+    """Whether the metric reads all positions."""
+    vocabulary: Int[Tensor, " token"] | None
+    """Vocabulary entries that the metric reads; None for all. Recordings hold the logits of no others."""
+    references: References | None = None
+    """The prompts whose mean activations are written; None for the pair's other run."""
+    noise: PlacedNoise | None = None
+    """What makes the corrupted run out of the clean prompt's embeddings; None where the prompts differ."""
+
+    @functools.cached_property
+    def first_change(self) -> Int[Tensor, " pair"]:
+        """First position of each pair at which what is written may differ from the run that is patched."""
+        if self.noise is not None:
+            return self.noise.first_change
+        if self.references is not None:
+            return self.references.first_change(self.prompts[0])
+        return self.pairs.first_difference
+
+    @property
+    def prompts(self) -> tuple[Sequence[Int[Tensor, " _"]], Sequence[Int[Tensor, " _"]]]:
+        """The prompts of the runs that are patched, and those of the other runs."""
+        clean, corrupted = self.pairs.clean, self.pairs.corrupted
+        return (corrupted, clean) if self.direction == "denoising" else (clean, corrupted)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some pairs of an experiment, recorded."""
+
+    pairs: Int[Tensor, " pair"]
+    """Index of each pair within the experiment."""
+    lengths: Int[Tensor, " pair"]
+    first_change: Int[Tensor, " pair"]
+    """First position at which what is written may differ from the run that is patched."""
+    base: Recording
+    """The run that is patched."""
+    other: Recording
+    """The other run of the pair."""
+    source: dict[str, Tensor]
+    """Hook point -> what is written there, one row per pair."""
+    base_noise: Float[Tensor, "pair pos d_model"] | None = None
+    """What is added to the embeddings of the run that is patched."""
+
+
+def resid_name(layer: int, n_layers: int) -> str:
+    """Where the residual stream before a layer is recorded; `n_layers` stands for after the last one."""
+    return block_hook(layer, "resid_pre") if layer < n_layers else block_hook(n_layers - 1, "resid_post")

@@ -1,0 +1,28 @@
+"""One batch by the model's own full forward passes, with hooks: for what cannot be resumed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.plan import Batch
+from actpatch.engine.writes import check_fired, noise_hook, write_hooks, writes_of
+
+
+def run_in_full(experiment: Experiment, batch: Batch, chunk: Chunk) -> Float[Tensor, "row read token"]:
+    """Logits of a batch by the model's own full forward passes."""
+    rows = torch.tensor(batch.pairs)
+    batch = replace(batch, start=0)
+    writes = writes_of(batch, [patch.sites for patch in experiment.patches])
+    hooks, fired = write_hooks(experiment, batch, chunk, writes)
+    read = None if experiment.reads_all else chunk.lengths[rows] - 1
+    if chunk.base_noise is not None:
+        hooks.insert(0, noise_hook(chunk.base_noise[rows, : batch.length]))
+    with experiment.runner.hooks(hooks):
+        logits = experiment.runner.run(chunk.base.tokens[rows, : batch.length], read, experiment.vocabulary)
+    check_fired(writes, fired)
+    return logits

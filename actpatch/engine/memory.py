@@ -1,0 +1,62 @@
+"""How much runs at once: rows of a batch, pairs of a recording, by the free memory. Nothing here runs a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from actpatch.engine.experiment import Experiment
+
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+"""Most rows × positions in one batch: on a CPU, activations beyond this leave the caches and nothing is gained."""
+MEMORY_SHARE = 0.25
+"""Share of the free memory that recordings, and separately one batch, may take."""
+MOST_RECORDED_BYTES = 512 * 2**20
+
+
+def tokens_that_fit(experiment: Experiment) -> int:
+    """Most rows × positions of a batch, by the device's kind and its free memory."""
+    cfg, device = experiment.runner.model.cfg, experiment.runner.device
+    widest = max(cfg.d_model, getattr(cfg, "d_mlp", None) or 0)
+    longest = int(experiment.pairs.lengths.max())
+    # Residual streams, attention and hidden activations, scores, and the gathered prefix of keys and values.
+    values = 12 * cfg.d_model + 5 * widest + 4 * cfg.n_heads * longest + 4 * cfg.d_model * longest
+    per_token = values * _bytes_per_value(experiment.runner.model)
+    if experiment.vocabulary is None:  # logits, of each position or of a row that may compute one alone
+        per_token += (2 if experiment.reads_all else 1) * cfg.d_vocab * 4
+    most = TOKENS_PER_BATCH.get(device.type, 8192)
+    return int(max(1, min(most, MEMORY_SHARE * _free_memory(device) // per_token)))
+
+
+def pairs_that_fit(experiment: Experiment, recorded: Sequence[int]) -> int:
+    """Number of pairs whose recordings fit into memory together.
+
+    Args:
+        experiment: what is run.
+        recorded: how many hook points are recorded of either run.
+    """
+    cfg = experiment.runner.model.cfg
+    longest = int(experiment.pairs.lengths.max())
+    per_token = (2 * cfg.n_layers + sum(recorded)) * cfg.d_model
+    logits = cfg.d_vocab * (longest if experiment.reads_all else 1) * 2
+    per_pair = (per_token * longest + logits) * _bytes_per_value(experiment.runner.model)
+    budget = min(MOST_RECORDED_BYTES, MEMORY_SHARE * _free_memory(experiment.runner.device))
+    return max(1, min(len(experiment.pairs), int(budget // per_pair)))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _bytes_per_value(model: Any) -> int:
+    return next(model.parameters()).element_size()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -1,0 +1,156 @@
+"""Records both runs of some pairs in one pass, and the means over reference prompts that ablations write.
+
+What was recorded of the two runs serves either direction. Nothing here knows how patches are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from actpatch.core.sites import position_axis
+from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.writes import noise_hook
+from actpatch.interventions.sources import Prompts
+from actpatch.models.runner import Recording
+
+
+class Recorder:
+    """Records the pairs of an experiment, a few at a time, for each direction that it is run in.
+
+    Args:
+        experiments: the experiment, once per direction.
+        pairs_at_once: how many prompts of references fit into memory together.
+    """
+
+    def __init__(self, experiments: Sequence[Experiment], pairs_at_once: Callable[[], int]) -> None:
+        self.experiments = experiments
+        self.experiment = experiments[0]
+        self.runner, self.pairs = self.experiment.runner, self.experiment.pairs
+        self.pairs_at_once = pairs_at_once
+        self._means: dict[int, dict[str, Tensor]] = {}
+
+    def record(self, pairs: Int[Tensor, " pair"], base_names: set[str], source_names: set[str]) -> tuple[Chunk, ...]:
+        """The pairs' runs, as seen in each direction.
+
+        Both are recorded from one pass: for few tokens, reading the weights is what a pass takes.
+
+        Args:
+            pairs: which pairs.
+            base_names: hook points needed of the run that is patched.
+            source_names: hook points whose activations are written.
+        """
+        lengths = self.pairs.lengths[pairs]
+        averaged = self.experiment.references is not None
+        of_base, of_other = (base_names | source_names, set()) if averaged else (base_names, source_names)
+        if len(self.experiments) > 1:  # each run is then patched in one direction and copied from in the other
+            of_base = of_other = base_names | source_names
+        prompts = torch.cat([padded([run[i] for i in pairs]) for run in self.experiment.prompts])
+        noise = self._noise(pairs)
+        recorded = self._record_run(prompts, of_base | of_other, torch.cat([lengths, lengths]) - 1, noise)
+        for name in source_names:
+            _check_shape(name, recorded.activations.get(name), prompts.shape)
+        halves = slice(len(pairs)), slice(len(pairs), None)
+        runs = [recorded.part(half, names) for half, names in zip(halves, (of_base, of_other))]
+        chunks = []
+        for i, experiment in enumerate(self.experiments):
+            base, other = runs[i], runs[1 - i]
+            chunks.append(
+                Chunk(
+                    pairs,
+                    lengths,
+                    experiment.first_change[pairs],
+                    base,
+                    other,
+                    self._reference_means(pairs, base, source_names) if averaged else other.activations,
+                    None if noise is None else noise[halves[i]],
+                )
+            )
+        return tuple(chunks)
+
+    def _record_run(
+        self,
+        prompts: Int[Tensor, "prompt pos"],
+        hook_points: Collection[str],
+        read: Int[Tensor, " prompt"],
+        noise: Float[Tensor, "prompt pos d_model"] | None = None,
+    ) -> Recording:
+        with self.runner.hooks([] if noise is None else [noise_hook(noise)]):
+            return self.runner.record(
+                prompts.to(self.runner.device),
+                hook_points,
+                None if self.experiment.reads_all else read,
+                self.experiment.vocabulary,
+            )
+
+    def _noise(self, pairs: Int[Tensor, " pair"]) -> Float[Tensor, "prompt pos d_model"] | None:
+        """Added to the embeddings of the runs that are patched, then of the other runs; nothing to one of them."""
+        if self.experiment.noise is None:
+            return None
+        longest = int(self.pairs.lengths[pairs].max())
+        noise = self.experiment.noise.values(pairs.tolist(), longest, self.runner.model.cfg.d_model)
+        noise = noise.to(self.runner.device)
+        nothing = torch.zeros_like(noise)
+        return torch.cat([noise, nothing] if self.experiment.direction == "denoising" else [nothing, noise])
+
+    def _reference_means(
+        self, pairs: Int[Tensor, " pair"], base: Recording, names: set[str]
+    ) -> dict[str, Float[Tensor, "pair ..."]]:
+        """Each hook point's mean over the reference prompts of each pair, zero where there are none."""
+        references = self.experiment.references
+        assert references is not None
+        groups = [references.of_pair[pair] for pair in pairs.tolist()]
+        means = {group: self._means[group] for group in groups if group in self._means}
+        if new := sorted({*groups} - {*means}):
+            means |= zip(new, self._means_over([references.groups[group] for group in new], base, names))
+        self._means = means
+        shapes = {name: base.activations[name].shape[1:] for name in names}
+        return {name: torch.stack([_fitted(means[group][name], shapes[name]) for group in groups]) for name in names}
+
+    def _means_over(self, groups: Sequence[Prompts], base: Recording, names: set[str]) -> list[dict[str, Tensor]]:
+        """Each hook point's mean over each group of prompts; sums are kept, not the prompts' own activations."""
+        sums = [{name: torch.zeros_like(base.activations[name][0]) for name in names} for _ in groups]
+        waiting = [(i, prompt) for i, prompts in enumerate(groups) for prompt in prompts]
+        size = self.pairs_at_once()
+        for begin in range(0, len(waiting), size):
+            batch = waiting[begin : begin + size]
+            prompts = padded([prompt for _, prompt in batch])
+            read = torch.tensor([len(prompt) - 1 for _, prompt in batch])
+            recorded = self._record_run(prompts, names, read).activations
+            for row, (i, _) in enumerate(batch):
+                for name in names:
+                    value = recorded[name][row]
+                    total = sums[i][name].to(torch.promote_types(value.dtype, torch.float32))
+                    sums[i][name] = value + _fitted(total, value.shape)
+        return [
+            {name: (total / max(1, len(prompts))).to(base.activations[name].dtype) for name, total in of_group.items()}
+            for of_group, prompts in zip(sums, groups)
+        ]
+
+
+def padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:
+    """Prompts of one length, by repeating their last token: attention is causal, so nothing that is read sees it."""
+    longest = max(len(prompt) for prompt in prompts)
+    return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in prompts])
+
+
+def _check_shape(name: str, value: Tensor | None, tokens: torch.Size) -> None:
+    if value is None:
+        raise RuntimeError(f"the hook point {name} did not fire in a run of this model: it cannot be patched")
+    axis = position_axis(name)
+    if value.ndim <= axis or value.shape[0] != tokens[0] or value.shape[axis] != tokens[1]:
+        raise ValueError(
+            f"{name} holds a tensor of shape {tuple(value.shape)} for {tokens[0]} prompts of {tokens[1]} tokens: "
+            "only activations with a prompt and a position axis can be patched"
+        )
+
+
+def _fitted(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """The activation of one prompt, cut off or padded with zeros where it has other numbers of positions."""
+    fitted = value.new_zeros(tuple(shape))
+    common = tuple(slice(min(sizes)) for sizes in zip(value.shape, shape))
+    fitted[common] = value[common]
+    return fitted

@@ -1,0 +1,112 @@
+"""What hooks write, and where: the source's activations of each row's pair into the rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from actpatch.core.sites import Site, head_axis, position_axis
+from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.plan import Batch
+from actpatch.models.runner import Hook
+
+Written = tuple[slice, int, Site]
+"""Rows of a batch, their patch, and the site that is written there."""
+Where = tuple[Tensor, Tensor | None, int, int]
+"""Pairs of the rows, their positions or None for all, first position, length."""
+WhereWritten = Callable[[Site], Where]
+
+
+def writes_of(batch: Batch, sites: Sequence[Sequence[Site]]) -> list[Written]:
+    return [(rows, patch, site) for patch, rows in runs_of_equal(batch.patches, 0, len(batch)) for site in sites[patch]]
+
+
+def write_hooks(
+    experiment: Experiment, batch: Batch, chunk: Chunk, writes: list[Written]
+) -> tuple[list[Hook], set[str]]:
+    """Hooks that write the source's activations into the rows, and the set of hook points that did."""
+    fired: set[str] = set()
+    by_hook: dict[str, list[Written]] = {}
+    for write in writes:
+        by_hook.setdefault(write[2].hook_point, []).append(write)
+
+    def writer(name: str) -> Any:
+        source = chunk.source[name]
+
+        def write(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            for rows, patch, site in by_hook[name]:
+                index = experiment.patches[patch].sites.index(site)
+                put(value[rows], source, site, *where_written(experiment, chunk, batch, patch, index, rows))
+            fired.add(name)
+            return value
+
+        return write
+
+    hooks = []
+    for name in by_hook:
+        hooks += experiment.runner.writing_hooks(name, writer(name))
+    return hooks, fired
+
+
+def check_fired(writes: list[Written], fired: set[str]) -> None:
+    if silent := {site.hook_point for _, _, site in writes} - fired:
+        raise RuntimeError(
+            f"the hook {', '.join(sorted(silent))} did not fire, so its patch was not applied: this model computes "
+            "without it"
+        )
+
+
+def where_written(experiment: Experiment, chunk: Chunk, batch: Batch, patch: int, index: int, rows: slice) -> Where:
+    pairs = torch.tensor(batch.pairs[rows])
+    at = experiment.positions[patch][index]
+    device = experiment.runner.device
+    return (
+        pairs.to(device),
+        None if at is None else at[chunk.pairs[pairs]].to(device),
+        batch.start,
+        batch.length,
+    )
+
+
+def put(target: Tensor, source: Tensor, site: Site, pairs: Tensor, at: Tensor | None, start: int, length: int) -> None:
+    """Write the source's activation of each row's pair into the rows, which hold positions `start` to `length`."""
+    axis, heads = position_axis(site.hook_point), head_axis(site.hook_point)
+    source = source.to(target.device)
+    if site.head is not None and heads is not None:
+        target, source = target.select(heads, site.head), source.select(heads, site.head)
+        axis -= heads < axis
+    if site.neuron is not None:
+        target, source = target.select(-1, site.neuron), source.select(-1, site.neuron)
+    is_attention = head_axis(site.hook_point) == 1
+    if is_attention:
+        source, target = source[..., :length], target[..., :length]
+    if at is None:
+        target.copy_(source[pairs].narrow(axis, start, length - start))
+        return
+    rows = _computed(at, start)
+    target.movedim(axis, 1)[rows, at[rows] - start] = source.movedim(axis, 1)[pairs[rows], at[rows]]
+
+
+def _computed(at: Int[Tensor, " row"], start: int) -> Int[Tensor, " computed"]:
+    """Rows whose position is computed. Before the start what is written is there already, so nothing has to be."""
+    return (at >= start).nonzero().flatten()
+
+
+def runs_of_equal(values: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, slice]]:
+    """(value, where) of each stretch of equal values."""
+    while begin < end:
+        stop = begin
+        while stop < end and values[stop] == values[begin]:
+            stop += 1
+        yield values[begin], slice(begin, stop)
+        begin = stop
+
+
+def noise_hook(noise: Float[Tensor, "row pos d_model"]) -> Hook:
+    """A hook that adds the noise to the token embeddings."""
+    return "hook_embed", lambda embedded, hook: embedded + noise.to(embedded)
