@@ -16,7 +16,7 @@ from .figures.maps import create_layer_heatmap as create_layer_heatmap
 from .figures.maps import create_position_heatmap as create_position_heatmap
 from .figures.scatter import create_direction_quadrant as create_direction_quadrant
 from .figures.scatter import create_metric_scatter as create_metric_scatter
-from .interventions.sources import GaussianNoise as GaussianNoise
+from .interventions.noise import GaussianNoise as GaussianNoise
 from .interventions.sources import Mean as Mean
 from .interventions.sources import OtherRun as OtherRun
 from .interventions.sources import Resample as Resample

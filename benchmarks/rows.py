@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.metrics.base import Answers, LogitDifference
 from actpatch.models.load import TINY, ModelClass, load_model
-from actpatch.tasks.dataset import EncodedPairs, dataset_metrics, encode_pairs
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.ioi import IOIDataset
 from test_suite.helpers.smol_model import converted_smol
 
@@ -154,6 +154,6 @@ def _ioi(row: Row, model: Any) -> tuple[EncodedPairs, LogitDifference]:
     pairs = encode_pairs(model, dataset)
     length = int(pairs.lengths.mode().values)
     chosen = [i for i, n in enumerate(pairs.lengths.tolist()) if n == length][: row.n_pairs]
-    (metric,) = dataset_metrics(model, dataset, chosen)
+    (metric,) = encode_pairs(model, dataset, chosen).metrics()
     assert isinstance(metric, LogitDifference) and len(chosen) == row.n_pairs
     return encode_pairs(model, dataset, chosen), metric

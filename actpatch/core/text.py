@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Sequence
+
+MOST_LISTED = 5
+"""How many offenders a message names; it counts them all."""
 
 
 def count(n: int, what: str) -> str:
@@ -18,3 +22,21 @@ def described(given: object) -> str:
 def escaped(text: str) -> str:
     """Plotly and browsers show it as it is: no tags, no entities, and no `$`, which starts TeX in notebooks."""
     return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def counted(which: Iterable[bool], pairs: Sequence[int], of: str = "pairs") -> str:
+    """`3 of 20 pairs (pairs 4, 7 and 9)`."""
+    found = chosen(which, pairs)
+    total = f"{len(found)} of {len(pairs)} {of}"
+    if len(found) == len(pairs):
+        return total
+    listed = [str(pair) for pair in found[:MOST_LISTED]]
+    if len(found) > MOST_LISTED:
+        listed.append(f"{len(found) - MOST_LISTED} more")
+    named = f"pairs {', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else f"pair {listed[0]}"
+    return f"{total} ({named})"
+
+
+def chosen(which: Iterable[bool], pairs: Sequence[int]) -> tuple[int, ...]:
+    """Index in the dataset of these pairs."""
+    return tuple(pair for pair, is_one in zip(pairs, which) if is_one)

@@ -13,7 +13,7 @@ from actpatch.core.indices import check_index, is_integer
 from actpatch.core.sites import Site
 from actpatch.engine.resume import mlp_output_weight
 from actpatch.models.runner import Runner
-from actpatch.tasks.dataset import EncodedPairs
+from actpatch.tasks.encoding import EncodedPairs
 
 
 def n_key_value_heads(runner: Runner) -> int:

@@ -39,11 +39,12 @@ from actpatch.engine import checks
 from actpatch.engine.embeddings import embedding_deviation
 from actpatch.engine.experiment import Experiment
 from actpatch.engine.runs import Runs
-from actpatch.interventions.sources import GaussianNoise, References
+from actpatch.interventions.noise import GaussianNoise
+from actpatch.interventions.sources import References
 from actpatch.metrics.base import Metric
 from actpatch.metrics.chosen import MetricSet
 from actpatch.models.runner import Recording, Runner, make_runner
-from actpatch.tasks.dataset import EncodedPairs
+from actpatch.tasks.encoding import EncodedPairs
 
 
 @dataclass(frozen=True)

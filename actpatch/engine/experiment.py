@@ -11,9 +11,10 @@ from torch import Tensor
 
 from actpatch.core.direction import Direction
 from actpatch.core.sites import Patch, block_hook
-from actpatch.interventions.sources import PlacedNoise, References
+from actpatch.interventions.noise import PlacedNoise
+from actpatch.interventions.sources import References
 from actpatch.models.runner import Recording, Runner
-from actpatch.tasks.dataset import EncodedPairs
+from actpatch.tasks.encoding import EncodedPairs
 
 
 @dataclass(frozen=True)

@@ -48,28 +48,42 @@ class Recorder:
         of_base, of_other = (base_names | source_names, set()) if averaged else (base_names, source_names)
         if len(self.experiments) > 1:  # each run is then patched in one direction and copied from in the other
             of_base = of_other = base_names | source_names
-        prompts = torch.cat([padded([run[i] for i in pairs]) for run in self.experiment.prompts])
+        runs = self.pairs.clean, self.pairs.corrupted  # in this order, whatever the direction: rounding depends on it
+        names = (of_other, of_base) if self.experiment.direction == "denoising" else (of_base, of_other)
+        prompts = torch.cat([padded([run[i] for i in pairs]) for run in runs])
         noise = self._noise(pairs)
         recorded = self._record_run(prompts, of_base | of_other, torch.cat([lengths, lengths]) - 1, noise)
         for name in source_names:
             _check_shape(name, recorded.activations.get(name), prompts.shape)
         halves = slice(len(pairs)), slice(len(pairs), None)
-        runs = [recorded.part(half, names) for half, names in zip(halves, (of_base, of_other))]
-        chunks = []
-        for i, experiment in enumerate(self.experiments):
-            base, other = runs[i], runs[1 - i]
-            chunks.append(
-                Chunk(
-                    pairs,
-                    lengths,
-                    experiment.first_change[pairs],
-                    base,
-                    other,
-                    self._reference_means(pairs, base, source_names) if averaged else other.activations,
-                    None if noise is None else noise[halves[i]],
-                )
-            )
-        return tuple(chunks)
+        added = None if noise is None else [noise[half] for half in halves]
+        parts = [recorded.part(half, of_run) for half, of_run in zip(halves, names)]
+        return tuple(
+            self._chunk(experiment, pairs, lengths, parts, added, source_names) for experiment in self.experiments
+        )
+
+    def _chunk(
+        self,
+        experiment: Experiment,
+        pairs: Int[Tensor, " pair"],
+        lengths: Int[Tensor, " pair"],
+        runs: Sequence[Recording],
+        noise: Sequence[Float[Tensor, "pair pos d_model"]] | None,
+        source_names: set[str],
+    ) -> Chunk:
+        """The recorded clean and corrupted runs, as seen in the direction of the experiment."""
+        patched = experiment.direction == "denoising"
+        base, other = runs[patched], runs[not patched]
+        averaged = experiment.references is not None
+        return Chunk(
+            pairs,
+            lengths,
+            experiment.first_change[pairs],
+            base,
+            other,
+            self._reference_means(pairs, base, source_names) if averaged else other.activations,
+            None if noise is None else noise[patched],
+        )
 
     def _record_run(
         self,
@@ -87,14 +101,13 @@ class Recorder:
             )
 
     def _noise(self, pairs: Int[Tensor, " pair"]) -> Float[Tensor, "prompt pos d_model"] | None:
-        """Added to the embeddings of the runs that are patched, then of the other runs; nothing to one of them."""
+        """Added to the embeddings of the clean runs, which is nothing, and then of the corrupted ones."""
         if self.experiment.noise is None:
             return None
         longest = int(self.pairs.lengths[pairs].max())
         noise = self.experiment.noise.values(pairs.tolist(), longest, self.runner.model.cfg.d_model)
         noise = noise.to(self.runner.device)
-        nothing = torch.zeros_like(noise)
-        return torch.cat([noise, nothing] if self.experiment.direction == "denoising" else [nothing, noise])
+        return torch.cat([torch.zeros_like(noise), noise])
 
     def _reference_means(
         self, pairs: Int[Tensor, " pair"], base: Recording, names: set[str]

@@ -1,4 +1,4 @@
-"""Which patches does an experiment run?  From hook points, positions and windows as they are asked for to patches."""
+"""Places of an experiment: from hook points, positions and windows as they are asked for to patches."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TypeAlias
 from actpatch.core.hook_points import expand_hook_points, names_asked_for
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch, Site
-from actpatch.interventions.sources import as_list, positions_in_pairs
-from actpatch.tasks.dataset import EncodedPairs
+from actpatch.core.text import counted
+from actpatch.interventions.positions import as_list, positions_in_pairs
+from actpatch.tasks.encoding import EncodedPairs
 
 HookPoints: TypeAlias = str | Sequence[str | Sequence[str]]
 """Names of hook points; a sequence of names within the sequence is a set that is patched together."""
@@ -76,6 +77,20 @@ def at_named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> lis
     if twice := [column for i, column in enumerate(columns) if str(column) in map(str, columns[:i])]:
         raise ValueError(f"positions names {twice[0]!r} twice: a map has one column for each")
     return [Site("", position=positions_in_pairs(column, pairs), position_name=str(column)) for column in columns]
+
+
+def every_position(pairs: EncodedPairs) -> list[Site]:
+    """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
+    lengths = pairs.lengths.numpy()
+    if len(each := sorted(set(lengths.tolist()))) > 1:
+        named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
+        by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
+        counts = "; ".join(f"{length} tokens: {counted(lengths == length, pairs.indices)}" for length in each)
+        raise ValueError(
+            f"the pairs have {' and '.join(map(str, each))} tokens, a map over all positions needs one length: align "
+            f"them by name ({by_name}), or choose pairs of one length with pair_indices ({counts})"
+        )
+    return [Site("", position=at) for at in range(each[0])]
 
 
 def check_window(window: int) -> None:

@@ -1,4 +1,4 @@
-"""Where does the value that a patch writes come from?  And which noise makes a corrupted run?  Nothing is run here.
+"""Sources: where the value that a patch writes comes from.
 
 A patch writes, into the run that the direction says (denoising: the corrupted one, noising: the clean one),
 
@@ -14,29 +14,28 @@ two baselines, and means: by which share of the way from the clean to the corrup
 move when the component is removed? 1 is as much as the corruption does. A zero is not a value that a component takes
 in any prompt, so what follows it may break for that reason alone; means and other prompts' values stay nearer to what
 the model has seen.
-
-`GaussianNoise` makes the corrupted run out of the clean prompt, by noise on the embeddings of chosen tokens.
+Nothing here is run.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from actpatch.core.direction import Direction
-from actpatch.core.indices import check_index, is_integer
 from actpatch.core.text import described
 from actpatch.core.warn import warn_user
+from actpatch.interventions.draws import check_seed, checked_samples
 from actpatch.results.sweep import OTHER_RUN as OTHER_RUN_LABEL
-from actpatch.tasks.dataset import EncodedPairs, PatchingDataset, TargetTokens, check_is_dataset, named_positions
+from actpatch.tasks.dataset import PatchingDataset
+from actpatch.tasks.encoding import EncodedPairs
+from actpatch.tasks.tokens import first_difference
 
 Prompts = tuple[Int[Tensor, " _"], ...]
 
@@ -59,51 +58,60 @@ class References:
         """
         return torch.tensor(
             [
-                min((_first_difference(prompt, other) for other in self.groups[group]), default=0)
+                min((first_difference(prompt, other) for other in self.groups[group]), default=0)
                 for prompt, group in zip(base, self.of_pair)
             ]
         )
 
 
-class Source(Protocol):
-    """Where the values that are written come from."""
+class Source(ABC):
+    """Where the values that are written come from. To add one is to subclass this, as a frozen dataclass."""
+
+    is_ablation: ClassVar[bool] = True
+    """Whether what is written is of neither run of the pair."""
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """What is written, for tables."""
 
-    @property
-    def is_ablation(self) -> bool: ...
+    @abstractmethod
+    def references(self, pairs: EncodedPairs) -> References | None:
+        """The prompts whose mean activations are written into each pair's run; None for the pair's other run.
+
+        Raises:
+            ValueError: where a pair has none.
+        """
 
 
 @dataclass(frozen=True)
-class OtherRun:
+class OtherRun(Source):
     """The activation of the pair's other run."""
+
+    is_ablation: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
         return OTHER_RUN_LABEL
 
-    @property
-    def is_ablation(self) -> bool:
-        return False
+    def references(self, pairs: EncodedPairs) -> None:
+        return None
 
 
 @dataclass(frozen=True)
-class Zero:
+class Zero(Source):
     """Zero ablation: zeros are written."""
 
     @property
     def label(self) -> str:
         return "zero"
 
-    @property
-    def is_ablation(self) -> bool:
-        return True
+    def references(self, pairs: EncodedPairs) -> References:
+        return References(((),), (0,) * len(pairs))
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Source):
     """Mean ablation: the activation's mean over reference prompts, per position and per template.
 
     A pair's reference prompts are those of its template (`PatchingDataset.get_template`; where the dataset names
@@ -129,16 +137,8 @@ class Mean:
         whose = "the" if self.dataset is None else f"{self.dataset.name}:"
         return f"the mean over {whose} {self.run} prompts of the same template and length"
 
-    @property
-    def is_ablation(self) -> bool:
-        return True
-
-    def references(self, pairs: EncodedPairs, pool: EncodedPairs) -> References:
-        """The reference prompts of each pair, out of those of `pool`.
-
-        Raises:
-            ValueError: where a pair has none.
-        """
+    def references(self, pairs: EncodedPairs) -> References:
+        pool = pairs.all_of(self.dataset)
         keys, prompts = _keys(pool), pool.clean if self.run == "clean" else pool.corrupted
         by_key: dict[tuple[str, int], list[Int[Tensor, " _"]]] = {}
         for key, prompt in zip(keys, prompts):
@@ -160,7 +160,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Resample:
+class Resample(Source):
     """Resample ablation: the activation's value in the corrupted prompt of another pair of the dataset.
 
     The other pair has the same template (where the dataset names templates) and as many tokens. With several samples
@@ -175,8 +175,8 @@ class Resample:
     """How many other pairs each pair is run with."""
 
     def __post_init__(self) -> None:
-        _check_seed(self.seed)
-        object.__setattr__(self, "samples", _checked_samples(self.samples, "Resample"))
+        check_seed(self.seed)
+        object.__setattr__(self, "samples", checked_samples(self.samples, "Resample"))
 
     @property
     def label(self) -> str:
@@ -186,16 +186,13 @@ class Resample:
             f"other pairs' corrupted runs, of the same template and length ({self.samples} samples, seed {self.seed})"
         )
 
-    @property
-    def is_ablation(self) -> bool:
-        return True
-
-    def references(self, pairs: EncodedPairs, pool: EncodedPairs) -> References:
-        """The donors of each pair, out of the pairs of `pool`, which are of the same dataset.
+    def references(self, pairs: EncodedPairs) -> References:
+        """The donors of each pair, out of all pairs of its dataset.
 
         Raises:
             ValueError: where a pair has fewer than there are samples.
         """
+        pool = pairs.all_of()
         by_key: dict[tuple[str, int], list[int]] = {}
         for i, key in enumerate(_keys(pool)):
             by_key.setdefault(key, []).append(i)
@@ -223,183 +220,6 @@ class Resample:
 OTHER_RUN = OtherRun()
 
 
-def references(
-    source: Source, pairs: EncodedPairs, encode: Callable[[PatchingDataset | None], EncodedPairs]
-) -> References | None:
-    """The prompts whose activations are written into each pair's run; None for its other run.
-
-    Args:
-        source: where the values come from.
-        pairs: the pairs of the experiment.
-        encode: gives all pairs of a dataset, and of the experiment's own for None.
-
-    Raises:
-        ValueError: where a pair has no reference prompts.
-    """
-    if isinstance(source, Mean):
-        return source.references(pairs, encode(source.dataset))
-    if isinstance(source, Resample):
-        return source.references(pairs, encode(None))
-    return References(((),), (0,) * len(pairs)) if isinstance(source, Zero) else None
-
-
-def check_source(source: Source, noise: GaussianNoise | None) -> None:
-    """Raises ValueError for what is no source or no noise, and for an ablation together with noise."""
-    if not isinstance(source, (OtherRun, Zero, Mean, Resample)):
-        given = described(source) if isinstance(source, type) else repr(source)
-        raise ValueError(f"source is {given}, expected OtherRun(), Zero(), Mean() or Resample()")
-    if noise is None:
-        return
-    if not isinstance(noise, GaussianNoise):
-        raise ValueError(f"noise is {noise!r}, expected GaussianNoise(positions)")
-    if source.is_ablation:
-        raise ValueError(
-            f"noise makes the corrupted run to exchange activations with, but {type(source).__name__}() writes none of "
-            "its activations: leave out noise or source"
-        )
-
-
-def direction_of(source: Source, direction: Direction | None) -> Direction:
-    """The direction asked for; by default an ablation is of the clean run, and other patches restore the corrupted."""
-    if direction is not None:
-        return direction
-    return "noising" if source.is_ablation else "denoising"
-
-
-@dataclass(frozen=True)
-class GaussianNoise:
-    """The corrupted run is the clean prompt with noise on the embeddings of chosen tokens: causal tracing.
-
-    Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2. The noise is normal, independent in
-    every entry, and its standard deviation is `multiple` times that of the token embeddings: of all entries of the
-    embeddings of the whole vocabulary, as they pass `hook_embed` (for most models the matrix W_E, without positional
-    embeddings). The authors' code takes it over the tokens of its data's subjects alone, which depends on the data at
-    hand. The metric is averaged over the samples of each pair, so that pairs stay the unit of all statistics.
-    """
-
-    positions: int | str | Sequence[int | str]
-    """Which tokens: positions (negative ones count from the end) or names that the task gives them; one or several."""
-    multiple: float = 3.0
-    samples: int = 10
-    """How many draws of the noise each pair is run with."""
-    seed: int = 0
-    """The noise is a function of the seed, the pair's index in its dataset and the number of the sample alone."""
-
-    def __post_init__(self) -> None:
-        multiple = self.multiple
-        if isinstance(multiple, bool) or not isinstance(multiple, Real) or not 0 <= multiple < np.inf:
-            raise ValueError(f"noise multiple is {multiple!r}, expected a number of at least 0, usually 3")
-        object.__setattr__(self, "samples", _checked_samples(self.samples, "noise"))
-        _check_seed(self.seed)
-        places = as_list(self.positions)
-        if not places:
-            raise ValueError("noise positions is empty: give at least one token to put noise on")
-        object.__setattr__(self, "positions", tuple(dict.fromkeys(places)))
-
-    @property
-    def label(self) -> str:
-        where = ", ".join(map(str, as_list(self.positions)))
-        draws = f"{self.samples} sample{'' if self.samples == 1 else 's'}"
-        return f"Gaussian noise at {where} of {self.multiple:g} × the embeddings' sd ({draws}, seed {self.seed})"
-
-    def placed(self, pairs: EncodedPairs, deviation: Callable[[], float]) -> PlacedNoise:
-        """The noise of each pair and sample.
-
-        Args:
-            pairs: the pairs.
-            deviation: finds the standard deviation of the embeddings; called only once the positions are known.
-
-        Raises:
-            ValueError: for a position out of range or a name that a pair lacks.
-        """
-        per_place = [positions_in_pairs(place, pairs) for place in as_list(self.positions)]
-        where = [tuple(sorted(set(at))) for at in zip(*per_place)]
-        return PlacedNoise(
-            positions=tuple(at for at in where for _ in range(self.samples)),
-            keys=tuple((self.seed, index, sample) for index in pairs.indices for sample in range(self.samples)),
-            deviation=self.multiple * deviation(),
-        )
-
-
-@dataclass(frozen=True)
-class PlacedNoise:
-    """Noise for each run of an experiment: its pairs, each as often as there are samples."""
-
-    positions: tuple[tuple[int, ...], ...]
-    """The noised positions of each run, in order."""
-    keys: tuple[tuple[int, int, int], ...]
-    """(seed, pair's index in its dataset, sample): what each run's noise is drawn from."""
-    deviation: float
-
-    @property
-    def first_change(self) -> Int[Tensor, " run"]:
-        """First noised position of each run."""
-        return torch.tensor([at[0] for at in self.positions])
-
-    def values(self, runs: Sequence[int], length: int, d_model: int) -> Float[Tensor, "run pos d_model"]:
-        """What is added to the embeddings of these runs."""
-        added = torch.zeros(len(runs), length, d_model)
-        for row, run in enumerate(runs):
-            drawn = np.random.default_rng(self.keys[run]).standard_normal((len(self.positions[run]), d_model))
-            added[row, list(self.positions[run])] = self.deviation * torch.from_numpy(drawn).float()
-        return added
-
-
-class CleanPrompts(PatchingDataset):
-    """A dataset's clean prompts on both sides, for experiments whose corrupted run is made by noise.
-
-    The corrupted prompts of the dataset are not looked at, and a pair may be a single prompt.
-    """
-
-    def __init__(self, dataset: PatchingDataset) -> None:
-        check_is_dataset(dataset)
-        self.dataset = dataset
-
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
-        prompts = [pair if isinstance(pair, str) else pair[0] for pair in self.dataset.get_clean_corrupt_pairs()]
-        return [(prompt, prompt) for prompt in prompts]
-
-    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
-        return self.dataset.get_target_tokens(pair_idx)
-
-    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
-        return self.dataset.get_positions(pair_idx)
-
-    def get_template(self, pair_idx: int) -> str:
-        return self.dataset.get_template(pair_idx)
-
-
-def positions_in_pairs(place: int | str, pairs: EncodedPairs) -> tuple[int, ...]:
-    """Where a position, or one that the task names, stands in each pair, counted from the front.
-
-    Raises:
-        ValueError: where it is out of range, or a pair has no position of this name.
-    """
-    if isinstance(place, str):
-        return named_positions(pairs, place)
-    return tuple(
-        check_index(place, n, f"position (in pair {pair}, of {n} tokens)")
-        for pair, n in zip(pairs.indices, pairs.lengths.tolist())
-    )
-
-
-def as_list(positions: Any) -> list[int | str]:
-    """One or several positions or names as a list.
-
-    Raises:
-        ValueError: for what is neither an integer nor a name.
-    """
-    several = isinstance(positions, Iterable) and not isinstance(positions, str) and not is_integer(positions)
-    places = list(positions) if several else [positions]
-    if wrong := [place for place in places if not isinstance(place, str) and not is_integer(place)]:
-        raise ValueError(f"position {wrong[0]!r} is not an integer, and no name of one")
-    return [place if isinstance(place, str) else operator.index(place) for place in places]
-
-
 def _keys(pairs: EncodedPairs) -> list[tuple[str, int]]:
     """(template, number of tokens) of each pair."""
     templates = pairs.templates or ("",) * len(pairs)
@@ -411,19 +231,3 @@ def _named(pairs: EncodedPairs, lacking: Sequence[int]) -> str:
     template, length = _keys(pairs)[i]
     which = f"pair {pairs.indices[i]} ({f'template {template!r}, ' if template else ''}{length} tokens)"
     return which + (" has" if len(lacking) == 1 else f" and {len(lacking) - 1} more have")
-
-
-def _checked_samples(samples: int, whose: str) -> int:
-    if not is_integer(samples) or samples < 1:
-        raise ValueError(f"{whose} samples is {samples!r}, expected at least 1, an integer")
-    return operator.index(samples)
-
-
-def _check_seed(seed: int) -> None:
-    if not is_integer(seed) or seed < 0:
-        raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")
-
-
-def _first_difference(one: Int[Tensor, " _"], other: Int[Tensor, " _"]) -> int:
-    differs = (one != other).nonzero()
-    return int(differs[0]) if len(differs) else len(one)

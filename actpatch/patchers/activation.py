@@ -1,4 +1,4 @@
-"""Which layers cause a behaviour?  Replace one activation of a run by that of another run, and measure what comes back.
+"""Patches hook points, positions and neurons: put one activation of a run into another, and measure what comes back.
 
 Run a prompt on which the model behaves (clean) and one on which it does not (corrupted). Put a single activation of
 the clean run into the corrupted one (*denoising*: does it suffice to restore the behaviour?), or one of the corrupted
@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,84 +24,43 @@ from actpatch.core.direction import Direction
 from actpatch.core.indices import check_index, check_indices
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.engine import PatchingEngine
+from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import (
     HookPoints,
     Position,
     at_named_columns,
     at_positions,
     check_window,
+    every_position,
     hook_point_patches,
     layer_window,
 )
-from actpatch.interventions.sources import (
-    OTHER_RUN,
-    CleanPrompts,
-    GaussianNoise,
-    Mean,
-    OtherRun,
-    Resample,
-    Source,
-    Zero,
-    check_source,
-    direction_of,
-    references,
-)
+from actpatch.interventions.settings import Options, Settings
+from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
-from actpatch.patchers.check import DatasetCheck, check_dataset
-from actpatch.results.baselines import Finding, counted, warn_about_baselines
-from actpatch.results.both import BothDirections, check_kind, in_directions
-from actpatch.results.saved import load_results
-from actpatch.results.shapes import (
-    HeadPatchingResult,
-    HeadResults,
-    LayerResults,
-    NeuronPatchingResult,
-    NeuronResults,
-    PatchingResult,
-    PositionResults,
-    patch_key,
-)
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.patchers.experiment import encoded, run_experiment, run_sweeps
+from actpatch.results.both import BothDirections, check_kind
+from actpatch.results.shapes import LayerResults, NeuronResults, PositionResults, patch_key
+from actpatch.results.sweep import Sweep
 from actpatch.results.text import results_text
-from actpatch.tasks.dataset import EncodedPairs, PatchingDataset, TargetTokens, dataset_metrics, encode_pairs, seed_of
-from actpatch.tasks.files import PromptPair
-from actpatch.tasks.ioi import IOIDataset
-from actpatch.tasks.language import AgreementDataset, CapitalsDataset, GenderedPronounDataset
-from actpatch.tasks.own import PromptPairs
-from actpatch.tasks.sequence import DocstringDataset, GreaterThanDataset, InductionDataset
+from actpatch.tasks.dataset import PatchingDataset, SinglePair
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 
-__all__ = [
-    "ActivationPatcher",
-    "AgreementDataset",
-    "BothDirections",
-    "CapitalsDataset",
-    "DatasetCheck",
-    "Direction",
-    "DocstringDataset",
-    "Finding",
-    "GaussianNoise",
-    "GenderedPronounDataset",
-    "GreaterThanDataset",
-    "HeadPatchingResult",
-    "HeadResults",
-    "IOIDataset",
-    "InductionDataset",
-    "LayerResults",
-    "Mean",
-    "NeuronPatchingResult",
-    "NeuronResults",
-    "OtherRun",
-    "PatchingDataset",
-    "PatchingResult",
-    "PositionResults",
-    "PromptPair",
-    "PromptPairs",
-    "Resample",
-    "Zero",
-    "check_dataset",
-    "load_results",
-    "summarize_results",
-]
+
+class _AtPosition(Options, total=False):
+    position: Position
+
+
+class _InWindow(Options, total=False):
+    window: int
+
+
+class _Columns(_InWindow, total=False):
+    positions: Sequence[int | str] | None
+
+
+class _AtPositionInWindow(_AtPosition, _InWindow, total=False):
+    """Arguments of `run_patching_experiment`."""
 
 
 class ActivationPatcher:
@@ -136,11 +94,7 @@ class ActivationPatcher:
         hook_points: HookPoints,
         *,
         direction: Literal["both"],
-        pair_indices: Sequence[int] | None = None,
-        position: Position = None,
-        window: int = 1,
-        noise: GaussianNoise | None = None,
-        metrics: MetricChoice = None,
+        **options: Unpack[_AtPositionInWindow],
     ) -> BothDirections[LayerResults]: ...
 
     @overload
@@ -149,13 +103,9 @@ class ActivationPatcher:
         dataset: PatchingDataset,
         hook_points: HookPoints,
         *,
-        pair_indices: Sequence[int] | None = None,
-        position: Position = None,
-        window: int = 1,
         direction: Direction | None = None,
         source: Source = OTHER_RUN,
-        noise: GaussianNoise | None = None,
-        metrics: MetricChoice = None,
+        **options: Unpack[_AtPositionInWindow],
     ) -> LayerResults: ...
 
     def run_patching_experiment(
@@ -200,15 +150,12 @@ class ActivationPatcher:
         Raises:
             ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
         """
-        pairs = self.encoded(dataset, pair_indices, noise)
+        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        pairs = encoded(self.model, dataset, settings)
         engine = self.engine
         places = at_positions(position, pairs)
         patches = hook_point_patches(hook_points, engine.runner.hook_points, places, window, engine.n_layers)
-        return in_directions(
-            lambda way: LayerResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
-            direction,
-            source,
-        )
+        return run_experiment(self.engine, LayerResults, pairs, patches, settings)
 
     @overload
     def run_position_experiment(
@@ -217,11 +164,7 @@ class ActivationPatcher:
         hook_points: str | Sequence[str] = "resid_pre",
         *,
         direction: Literal["both"],
-        positions: Sequence[int | str] | None = None,
-        pair_indices: Sequence[int] | None = None,
-        window: int = 1,
-        noise: GaussianNoise | None = None,
-        metrics: MetricChoice = None,
+        **options: Unpack[_Columns],
     ) -> BothDirections[PositionResults]: ...
 
     @overload
@@ -230,13 +173,9 @@ class ActivationPatcher:
         dataset: PatchingDataset,
         hook_points: str | Sequence[str] = "resid_pre",
         *,
-        positions: Sequence[int | str] | None = None,
-        pair_indices: Sequence[int] | None = None,
-        window: int = 1,
         direction: Direction | None = None,
         source: Source = OTHER_RUN,
-        noise: GaussianNoise | None = None,
-        metrics: MetricChoice = None,
+        **options: Unpack[_Columns],
     ) -> PositionResults: ...
 
     def run_position_experiment(
@@ -265,18 +204,15 @@ class ActivationPatcher:
         if outside := [name for name in names if Site(name).layer is None]:
             raise ValueError(f"{outside[0]} lies in no layer, so it has no place in a layer × position map")
         check_window(window)
-        pairs = self.encoded(dataset, pair_indices, noise)
-        columns = _every_position(pairs) if positions is None else at_named_columns(positions, pairs)
+        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        pairs = encoded(self.model, dataset, settings)
+        columns = every_position(pairs) if positions is None else at_named_columns(positions, pairs)
         patches = [
             layer_window([replace(column, hook_point=name)], window, self.engine.n_layers)
             for name in names
             for column in columns
         ]
-        return in_directions(
-            lambda way: PositionResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
-            direction,
-            source,
-        )
+        return run_experiment(self.engine, PositionResults, pairs, patches, settings)
 
     @overload
     def run_neurons_experiment(
@@ -286,10 +222,7 @@ class ActivationPatcher:
         neurons: Sequence[int] | None = None,
         *,
         direction: Literal["both"],
-        pair_indices: Sequence[int] | None = None,
-        position: Position = None,
-        noise: GaussianNoise | None = None,
-        metrics: MetricChoice = None,
+        **options: Unpack[_AtPosition],
     ) -> BothDirections[NeuronResults]: ...
 
     @overload
@@ -299,12 +232,9 @@ class ActivationPatcher:
         layer: int,
         neurons: Sequence[int] | None = None,
         *,
-        pair_indices: Sequence[int] | None = None,
-        position: Position = None,
         direction: Direction | None = None,
         source: Source = OTHER_RUN,
-        noise: GaussianNoise | None = None,
-        metrics: MetricChoice = None,
+        **options: Unpack[_AtPosition],
     ) -> NeuronResults: ...
 
     def run_neurons_experiment(
@@ -335,14 +265,11 @@ class ActivationPatcher:
         name = self.engine.hook_points(block_hook(at, "mlp_post"))[0]
         every = range(self.engine.n_neurons(at))
         chosen = sorted(set(check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")))
-        pairs = self.encoded(dataset, pair_indices, noise)
+        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        pairs = encoded(self.model, dataset, settings)
         places = at_positions(position, pairs)
         patches = [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
-        return in_directions(
-            lambda way: NeuronResults(self.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
-            direction,
-            source,
-        )
+        return run_experiment(self.engine, NeuronResults, pairs, patches, settings)
 
     def sweep(
         self,
@@ -367,53 +294,9 @@ class ActivationPatcher:
         patches = list(patches)
         if wrong := [patch for patch in patches if not isinstance(patch, Patch)]:
             raise ValueError(f"patches holds {wrong[0]!r}, expected Patch: Patch((site,))")
-        pairs = self.encoded(dataset, pair_indices, noise)
-        return self.sweep_encoded(dataset, pairs, patches, direction, source, noise, metrics)
-
-    def encoded(
-        self, dataset: PatchingDataset, pair_indices: Sequence[int] | None, noise: GaussianNoise | None
-    ) -> EncodedPairs:
-        """The pairs of an experiment as tokens; under noise with the clean prompt on both sides."""
-        return encode_pairs(self.model, dataset if noise is None else CleanPrompts(dataset), pair_indices)
-
-    def sweep_encoded(
-        self,
-        dataset: PatchingDataset,
-        pairs: EncodedPairs,
-        patches: Sequence[Patch],
-        direction: Direction | None,
-        source: Source,
-        noise: GaussianNoise | None,
-        metrics: MetricChoice,
-    ) -> Sweep:
-        """`sweep`, of pairs that are tokens already."""
-        check_source(source, noise)
-        seed = seed_of(dataset)
-        way = direction_of(source, direction)
-        chosen = dataset_metrics(self.model, dataset, pairs.indices, metrics)
-        written = references(source, pairs, lambda other: encode_pairs(self.model, other or dataset))
-        baselines = self.engine.sweep(pairs, patches, chosen, way, references=written, noise=noise)
-        runs = zip(chosen, baselines.patched, baselines.clean, baselines.corrupted)
-        sweep = Sweep(
-            patches=tuple(patches),
-            measured=tuple(MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs),
-            direction=way,
-            model=self.engine.model_name,
-            n_layers=self.engine.n_layers,
-            n_heads=self.engine.n_heads,
-            n_key_value_heads=self.engine.n_key_value_heads,
-            task=dataset.name,
-            pair_indices=pairs.indices,
-            clean_tokens=pairs.clean_tokens,
-            corrupted_tokens=pairs.corrupted_tokens,
-            source_of_values=source.label,
-            noise="" if noise is None else noise.label,
-            varies=dataset.varies if noise is None else "",
-            dataset_seed=seed,
-            versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
-        )
-        warn_about_baselines(sweep)
-        return sweep
+        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        pairs = encoded(self.model, dataset, settings)
+        return run_sweeps(self.engine, pairs, patches, settings)[0]
 
     def run_with_cache(
         self, prompt: str, hook_points: str | Sequence[str]
@@ -463,36 +346,5 @@ def summarize_results(results: LayerResults, top_k: int = 10) -> None:
     print(results_text(results.sweep, rows, kind="hook point", of=len(results)))
 
 
-def _every_position(pairs: EncodedPairs) -> list[Site]:
-    """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
-    lengths = pairs.lengths.numpy()
-    if len(each := sorted(set(lengths.tolist()))) > 1:
-        named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
-        by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
-        told = "; ".join(f"{length} tokens: {counted(lengths == length, pairs.indices)}" for length in each)
-        raise ValueError(
-            f"the pairs have {' and '.join(map(str, each))} tokens, a map over all positions needs one length: align "
-            f"them by name ({by_name}), or choose pairs of one length with pair_indices ({told})"
-        )
-    return [Site("", position=at) for at in range(each[0])]
-
-
-class _Prompts(PatchingDataset):
-    """One pair of prompts, for single runs."""
-
-    def __init__(self, clean: str, corrupted: str) -> None:
-        self.prompts = (clean, corrupted)
-
-    @property
-    def name(self) -> str:
-        return "single run"
-
-    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
-        return [self.prompts]
-
-    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
-        raise ValueError("a single run has no targets")
-
-
 def _one_prompt(model: Any, clean: str, corrupted: str | None = None) -> EncodedPairs:
-    return encode_pairs(model, _Prompts(clean, clean if corrupted is None else corrupted))
+    return encode_pairs(model, SinglePair(clean, clean if corrupted is None else corrupted))

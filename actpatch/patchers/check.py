@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from actpatch.core.text import MOST_LISTED
 from actpatch.engine.engine import PatchingEngine
-from actpatch.interventions.sources import CleanPrompts, GaussianNoise
+from actpatch.interventions.noise import GaussianNoise
 from actpatch.metrics.base import Accuracy, Answers, LogitDifference, Metric
 from actpatch.metrics.chosen import ANSWER_METRICS, metric_key
 from actpatch.results.baselines import (
-    MOST_LISTED,
     RIGHT_ABOVE,
     SEVERITIES,
     Finding,
@@ -35,15 +35,9 @@ from actpatch.results.baselines import (
 from actpatch.results.check import Change, DatasetCheck, PairCheck
 from actpatch.results.sweep import MetricValues, usable_pairs
 from actpatch.statistics.resampling import FEWEST_PAIRS
-from actpatch.tasks.dataset import (
-    EncodedPairs,
-    PatchingDataset,
-    checked_targets,
-    chosen_indices,
-    dataset_metrics,
-    encode_pairs,
-    has_own_metric,
-)
+from actpatch.tasks.answers import checked_targets, has_own_metric
+from actpatch.tasks.dataset import CleanPrompts, PatchingDataset
+from actpatch.tasks.encoding import EncodedPairs, chosen_indices, encode_pairs
 
 STILL_RIGHT = 0.75
 """Where so large a share of the corrupted runs is right, the corruption does not change the answer."""
@@ -90,12 +84,12 @@ def check_dataset(
     measured: MetricValues | None = None
     if sound:
         pairs = encode_pairs(model, prompts, sound)
-        answers, unknown = _answers(model, dataset, sound)
+        answers, unknown = _answers(pairs)
         told.append(unknown)
-        if metric is None and answers and not has_own_metric(dataset) and not all(answers.incorrect):
+        if metric is None and answers and not pairs.has_own_metric and not all(answers.incorrect):
             metric = "log_probability"
             told.append(_no_wrong_answer(answers))
-        runs = _run(engine, dataset, pairs, answers, metric, noise)
+        runs = _run(engine, pairs, answers, metric, noise)
         measured = runs.metric
         told += [*_about_runs(runs, pairs, noise), *_about_prompts(pairs, noise)]
         checked |= {i: _pair_check(pairs, runs, j) for j, i in enumerate(sound)}
@@ -105,7 +99,7 @@ def check_dataset(
         metric=measured.name if measured else "",
         unit=measured.unit if measured else "",
         more_is_better=measured.more_is_better if measured else True,
-        varies=dataset.varies if noise is None else "",
+        varies=prompts.varies,
         noise=noise.label if noise else "",
         pairs=tuple(checked[i] for i in asked),
         findings=tuple(sorted(filter(None, told), key=lambda finding: SEVERITIES.index(finding.severity))),
@@ -124,13 +118,12 @@ class _Runs:
 
 def _run(
     engine: PatchingEngine,
-    dataset: PatchingDataset,
     pairs: EncodedPairs,
     answers: Answers | None,
     metric: str | Metric | None,
     noise: GaussianNoise | None,
 ) -> _Runs:
-    chosen: list[Metric] = [dataset_metrics(engine.runner.model, dataset, pairs.indices, metric)[0]]
+    chosen: list[Metric] = [pairs.metrics(metric)[0]]
     if answers:
         chosen += [Accuracy(answers, "accuracy")]
     if answers and all(answers.incorrect):
@@ -181,12 +174,11 @@ def _refused(faults: Mapping[int, str], asked: Sequence[int]) -> Finding | None:
     )
 
 
-def _answers(model: Any, dataset: PatchingDataset, indices: Sequence[int]) -> tuple[Answers | None, Finding | None]:
+def _answers(pairs: EncodedPairs) -> tuple[Answers | None, Finding | None]:
     """The answers, or why it is not known how often the model is right: a metric of the dataset's own needs none."""
     try:
-        correct, incorrect = zip(*(checked_targets(model, dataset, i) for i in indices))
-        if all(correct):
-            return Answers(correct, incorrect, tuple(indices)), None
+        if all(pairs.answers.correct):
+            return pairs.answers, None
         reason = "there are pairs without a right answer"
     except (ValueError, NotImplementedError) as error:
         reason = str(error) or "get_target_tokens is not implemented"

@@ -1,4 +1,4 @@
-"""Which attention heads cause a behaviour?  The question of `activation_patching`, asked of one head at a time.
+"""Patches attention heads, one at a time, and reads out where they look.
 
 What of a head is replaced is the patch type:
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 
@@ -23,17 +23,24 @@ from actpatch.core.components import PATCH_TYPES
 from actpatch.core.direction import Direction
 from actpatch.core.indices import check_indices
 from actpatch.core.sites import Patch, block_hook
+from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import Position, at_positions
-from actpatch.interventions.sources import OTHER_RUN, GaussianNoise, Source
+from actpatch.interventions.settings import Options, Settings
+from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
 from actpatch.patchers.activation import ActivationPatcher
+from actpatch.patchers.experiment import encoded, run_experiment
 from actpatch.results.attention import AttentionPatterns, chosen_heads
-from actpatch.results.both import BothDirections, check_kind, in_directions
+from actpatch.results.both import BothDirections, check_kind
 from actpatch.results.shapes import HeadPatchingResult, HeadResults
 from actpatch.results.text import results_text
 from actpatch.tasks.dataset import PatchingDataset
+from actpatch.tasks.encoding import encode_pairs
 
-PatchType = Literal["output", "pattern", "q", "k", "v"]
+
+class _Options(Options, total=False):
+    layers: Sequence[int] | None
+    position: Position
 
 
 class HeadPatcher:
@@ -53,35 +60,27 @@ class HeadPatcher:
     def run_all_heads_experiment(
         self,
         dataset: PatchingDataset,
-        patch_type: PatchType = "output",
+        patch_type: str = "output",
         *,
         direction: Literal["both"],
-        layers: Sequence[int] | None = None,
-        pair_indices: Sequence[int] | None = None,
-        position: Position = None,
-        noise: GaussianNoise | None = None,
-        metrics: MetricChoice = None,
+        **options: Unpack[_Options],
     ) -> BothDirections[HeadResults]: ...
 
     @overload
     def run_all_heads_experiment(
         self,
         dataset: PatchingDataset,
-        patch_type: PatchType = "output",
+        patch_type: str = "output",
         *,
-        layers: Sequence[int] | None = None,
-        pair_indices: Sequence[int] | None = None,
-        position: Position = None,
         direction: Direction | None = None,
         source: Source = OTHER_RUN,
-        noise: GaussianNoise | None = None,
-        metrics: MetricChoice = None,
+        **options: Unpack[_Options],
     ) -> HeadResults: ...
 
     def run_all_heads_experiment(
         self,
         dataset: PatchingDataset,
-        patch_type: PatchType = "output",
+        patch_type: str = "output",
         *,
         layers: Sequence[int] | None = None,
         pair_indices: Sequence[int] | None = None,
@@ -117,18 +116,15 @@ class HeadPatcher:
         n_heads = engine.n_key_value_heads if component.per_key_value_head else engine.n_heads
         every = range(engine.n_layers)
         chosen = check_indices(every if layers is None else layers, len(every), "layers", "layer")
-        pairs = self.patcher.encoded(dataset, pair_indices, noise)
+        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        pairs = encoded(self.model, dataset, settings)
         places = at_positions(position, pairs)
         patches = [
             Patch(tuple(replace(place, hook_point=block_hook(layer, component.name), head=head) for place in places))
             for layer in sorted(set(chosen))
             for head in range(n_heads)
         ]
-        return in_directions(
-            lambda way: HeadResults(self.patcher.sweep_encoded(dataset, pairs, patches, way, source, noise, metrics)),
-            direction,
-            source,
-        )
+        return run_experiment(engine, HeadResults, pairs, patches, settings)
 
     def find_important_heads(
         self, results: Sequence[HeadPatchingResult], threshold: float | None = 0.1, *, alpha: float | None = None
@@ -186,7 +182,7 @@ class HeadPatcher:
         engine = self.patcher.engine
         chosen = chosen_heads(heads, engine.n_layers, engine.n_heads)
         names = {layer: engine.hook_points(block_hook(layer, "pattern"))[0] for layer, _ in chosen}
-        pairs = self.patcher.encoded(dataset, [pair_index], None)
+        pairs = encode_pairs(self.model, dataset, [pair_index])
         both = torch.stack([pairs.clean[0], pairs.corrupted[0]])
         recorded = engine.record(both, list(names.values())).activations
         found = torch.stack([recorded[names[layer]][:, head] for layer, head in chosen], dim=1).float().cpu().numpy()

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
+from actpatch.core.text import MOST_LISTED, chosen, counted
 from actpatch.core.warn import warn_user
 from actpatch.metrics.chosen import METRICS, metric_key
 from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
@@ -30,8 +31,6 @@ MOST = 0.5
 """What is wrong with at least this share of the pairs is a fault: wrong answers are then no rarer than by guessing."""
 MANY = 0.1
 """What is wrong with at least this share needs care."""
-MOST_LISTED = 5
-"""How many pairs a sentence names; it counts them all."""
 
 RIGHT_ABOVE = {"logit difference": 0.0, "probability difference": 0.0, "accuracy": 0.5}
 """The metrics that tell whether a run is right, and above what it is."""
@@ -148,24 +147,6 @@ def repeated(prompts: Sequence[Hashable], pairs: Sequence[int]) -> Finding | Non
         "Leave them out with pair_indices: intervals and p-values take pairs for independent",
         chosen(again, pairs),
     )
-
-
-def counted(which: Bool[np.ndarray, " pair"], pairs: Sequence[int], of: str = "pairs") -> str:
-    """`3 of 20 pairs (pairs 4, 7 and 9)`."""
-    found = chosen(which, pairs)
-    total = f"{len(found)} of {len(pairs)} {of}"
-    if len(found) == len(pairs):
-        return total
-    listed = [str(pair) for pair in found[:MOST_LISTED]]
-    if len(found) > MOST_LISTED:
-        listed.append(f"{len(found) - MOST_LISTED} more")
-    named = f"pairs {', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else f"pair {listed[0]}"
-    return f"{total} ({named})"
-
-
-def chosen(which: Bool[np.ndarray, " pair"], pairs: Sequence[int]) -> tuple[int, ...]:
-    """Index in the dataset of these pairs."""
-    return tuple(pair for pair, is_one in zip(pairs, which) if is_one)
 
 
 def _found(sweep: Sweep) -> Iterator[tuple[Finding, bool]]:

@@ -8,18 +8,15 @@ and none necessary; of parts that are all needed at once each is necessary and n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from actpatch.core.direction import Direction
 from actpatch.core.sites import Patch
-from actpatch.interventions.sources import Source
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import common
@@ -105,26 +102,6 @@ class BothDirections(Generic[Results]):
             for suffices, needed, is_known in zip(*counts, known)
         ]
         return table.assign(**p_values, reading=pd.Series(readings, dtype=object))
-
-
-def in_directions(
-    run: Callable[[Direction | None], Results],
-    direction: Direction | Literal["both"] | None,
-    source: Source,
-) -> Results | BothDirections[Results]:
-    """The experiment in the direction asked for, or in both.
-
-    Raises:
-        ValueError: for an ablation in both directions.
-    """
-    if direction != "both":
-        return run(direction)
-    if source.is_ablation:
-        raise ValueError(
-            f"direction 'both' exchanges activations between the two runs, {type(source).__name__}() "
-            "writes neither's: choose 'noising' to ablate the clean run, or 'denoising' the corrupted one"
-        )
-    return BothDirections(run("denoising"), run("noising"))
 
 
 def check_kind(results: object, kind: type, made_by: str, otherwise: str = "") -> None:

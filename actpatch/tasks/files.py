@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from actpatch.tasks.dataset import MOST_LISTED
+from actpatch.core.text import MOST_LISTED
 
 POSITION_PREFIX = "position:"
 """What the names of columns with named positions begin with."""

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, TypeVar
 
 from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
-from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several, single_token
+from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several
+from actpatch.tasks.tokens import single_token
 
 T = TypeVar("T")
 

@@ -14,16 +14,10 @@ import pandas as pd
 
 from actpatch.core.indices import check_index
 from actpatch.core.warn import warn_user
-from actpatch.tasks.dataset import (
-    PatchingDataset,
-    TargetTokens,
-    checked_targets,
-    compare_lengths,
-    encode_prompt,
-    one_or_several,
-    single_token,
-)
+from actpatch.tasks.answers import checked_targets
+from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several
 from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
+from actpatch.tasks.tokens import compare_lengths, encode_prompt, single_token
 
 
 class PromptPairs(PatchingDataset):

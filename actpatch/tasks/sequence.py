@@ -12,8 +12,8 @@ from typing import Any
 
 from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
-from actpatch.tasks.dataset import single_token, token_strings
 from actpatch.tasks.generated import GeneratedTask, TaskPair, bare_and_spaced, spaced, usable
+from actpatch.tasks.tokens import single_token, token_strings
 
 TWO_DIGITS = tuple(f"{year:02d}" for year in range(100))
 CORRUPTED_START = "01"

@@ -16,7 +16,7 @@ from transformer_lens import patching as tl_patching
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.base import LogitDifference
-from actpatch.tasks.dataset import EncodedPairs, dataset_metrics, encode_pairs
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.ioi import IOIDataset
 from test_suite.helpers.models import (
     BRIDGE_MODELS,
@@ -263,7 +263,7 @@ def bundled_pairs(n_pairs: int) -> tuple[EncodedPairs, LogitDifference]:
     model = bundled()
     dataset = IOIDataset(model, n_pairs=n_pairs, corruption="flip_subject")
     pairs = encode_pairs(model, dataset)
-    (metric,) = dataset_metrics(model, dataset, pairs.indices, "logit_difference")
+    (metric,) = pairs.metrics("logit_difference")
     return pairs, metric
 
 
@@ -336,7 +336,7 @@ def smol_pairs() -> tuple[EncodedPairs, LogitDifference]:
     model = smollm2()
     dataset = IOIDataset(model, n_pairs=2, corruption="flip_subject")
     pairs = encode_pairs(model, dataset)
-    (metric,) = dataset_metrics(model, dataset, pairs.indices, "logit_difference")
+    (metric,) = pairs.metrics("logit_difference")
     return pairs, metric
 
 

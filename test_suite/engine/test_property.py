@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from actpatch.core.sites import Patch, Site, head_axis
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.sources import References
-from actpatch.tasks.dataset import EncodedPairs
+from actpatch.tasks.encoding import EncodedPairs
 from test_suite.helpers.models import (
     HAS_HOOKED,
     HOOKED_MODELS,

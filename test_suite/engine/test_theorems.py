@@ -22,7 +22,7 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.engine.runs import Runs
 from actpatch.metrics.base import Answers, LogitDifference
 from actpatch.models.runner import laid_out_as_multiplied
-from actpatch.tasks.dataset import EncodedPairs
+from actpatch.tasks.encoding import EncodedPairs
 from test_suite.helpers.models import (
     HAS_HOOKED,
     checkpoint,

@@ -31,7 +31,7 @@ from actpatch.core.components import SHORT_NAMES
 from actpatch.core.sites import Patch, Site, block_hook, head_axis, position_axis
 from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.base import Answers, DatasetMetric, LogitDifference, Metric
-from actpatch.tasks.dataset import EncodedPairs
+from actpatch.tasks.encoding import EncodedPairs
 from model_loading import load_model
 from test_suite.helpers.smol_model import converted_smol
 

@@ -28,12 +28,12 @@ from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.embeddings import embedding_deviation
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.places import layer_window
-from actpatch.interventions.sources import References, references
+from actpatch.interventions.sources import References
 from actpatch.metrics.base import Answers, LogitDifference
 from actpatch.models.runner import make_runner
 from actpatch.results.shapes import HeadResults
 from actpatch.results.sweep import MetricValues, Sweep
-from actpatch.tasks.dataset import EncodedPairs
+from actpatch.tasks.encoding import EncodedPairs
 from head_patching import HeadPatcher
 from test_suite.engine.test_theorems import (
     INDUCTION_HEAD,
@@ -84,7 +84,7 @@ def sweep_with(
     batch_size: int | None = None,
     metric: Any = None,
 ) -> Swept:
-    written = None if source is None else references(source, pairs, lambda dataset: pairs)
+    written = None if source is None else source.references(pairs)
     engine = PatchingEngine(model, batch_size=batch_size, show_progress=False)
     metric = last_position_metric(len(pairs)) if metric is None else metric
     return swept(engine, pairs, patches, metric, direction, references=written, noise=noise)
@@ -254,7 +254,7 @@ def test_donors_are_other_pairs_of_the_same_template_and_depend_on_the_seed() ->
     pairs = several_pairs()
     seen = set()
     for seed in range(20):
-        found = references(Resample(seed), pairs, lambda dataset: pairs)
+        found = Resample(seed).references(pairs)
         donors = [next(j for j in range(7) if pairs.corrupted[j] is found.groups[g][0]) for g in found.of_pair]
         assert all(i != j and pairs.templates[i] == pairs.templates[j] for i, j in enumerate(donors))
         seen.add(tuple(donors))
@@ -263,7 +263,7 @@ def test_donors_are_other_pairs_of_the_same_template_and_depend_on_the_seed() ->
 
 def test_several_donors_are_different_and_begin_with_the_single_one() -> None:
     pairs = token_pairs([9] * 7, [(3,)] * 7)
-    one, two = (references(Resample(5, samples), pairs, lambda dataset: pairs) for samples in (1, 2))
+    one, two = (Resample(5, samples).references(pairs) for samples in (1, 2))
     of_one, of_two = ([r.groups[group][0] for group in r.of_pair] for r in (one, two))
     assert (one.samples, two.samples, len(of_two)) == (1, 2, 14)
     for i in range(7):

@@ -23,7 +23,7 @@ from actpatch.metrics import chosen as metric_sets
 from actpatch.metrics.base import Answers, KLDivergence, LogitDifference, Metric, Probability, Rank
 from actpatch.metrics.chosen import ANSWER_METRICS, METRICS, MetricSet
 from actpatch.results.sweep import MetricValues
-from actpatch.tasks.dataset import EncodedPairs, dataset_metrics
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from head_patching import HeadPatcher
 from test_suite.helpers.models import (
     HAS_HOOKED,
@@ -360,8 +360,8 @@ def bundled_model() -> Any:
 def test_none_and_dataset_are_the_datasets_own_metric(bundled: Any) -> None:
     for dataset, own in ((Animals(), "logit difference"), (WithItsOwn(), "compute_metric")):
         for asked in (None, "dataset", ["dataset"]):
-            assert [metric.name for metric in dataset_metrics(bundled, dataset, [0, 1], asked)] == [own]
-    both = dataset_metrics(bundled, WithItsOwn(), [1], ["KL divergence", "dataset", "logit_difference"])
+            assert [metric.name for metric in encode_pairs(bundled, dataset, [0, 1]).metrics(asked)] == [own]
+    both = encode_pairs(bundled, WithItsOwn(), [1]).metrics(["KL divergence", "dataset", "logit_difference"])
     assert [metric.name for metric in both] == ["KL divergence", "compute_metric", "logit difference"]
 
 
@@ -385,13 +385,13 @@ def test_what_needs_no_answers_asks_for_none(bundled: Any) -> None:
     def none(pair: int) -> Any:
         raise AssertionError("asked")
 
-    (metric,) = dataset_metrics(bundled, Animals(none), [0, 1], "kl_divergence")
+    (metric,) = encode_pairs(bundled, Animals(none), [0, 1]).metrics("kl_divergence")
     assert metric.name == "KL divergence"
 
 
 def test_several_acceptable_answers_may_come_from_the_dataset(bundled: Any) -> None:
     dataset = Animals(lambda pair: ((5, 9), 6) if pair else (5, (6, 7)))
-    for metric in dataset_metrics(bundled, dataset, [1, 0], ["logit_difference", "rank"]):
+    for metric in encode_pairs(bundled, dataset, [1, 0]).metrics(["logit_difference", "rank"]):
         assert metric.answers.correct == ((5, 9), (5,)) and metric.answers.incorrect == ((6,), (6, 7))
 
 
@@ -439,7 +439,7 @@ def test_an_object_that_is_half_a_metric_is_told_what_it_lacks(bundled: Any) -> 
             return logits[:, -1, 0]
 
     with refused(r"a Half is no metric \(it has no more_is_better, reads_clean\)"):
-        dataset_metrics(bundled, Animals(), [0], Half())  # type: ignore[arg-type]
+        encode_pairs(bundled, Animals(), [0]).metrics(Half())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("given", [None, (), []])
@@ -454,8 +454,8 @@ def test_metrics_that_need_an_answer_name_the_pairs_that_have_none(bundled: Any,
         with refused(r"needs a right answer for every pair, 2 of 2 pairs have none \(pair 0, 1\): .*kl_divergence"):
             patcher.run_patching_experiment(without_right, "attn_out", metrics=name)
     for name in ("probability", "log_probability", "rank", "accuracy", "kl_divergence"):
-        dataset_metrics(bundled, without_wrong, [0, 1], name)
-    dataset_metrics(bundled, without_right, [0, 1], "kl_divergence")
+        encode_pairs(bundled, without_wrong, [0, 1]).metrics(name)
+    encode_pairs(bundled, without_right, [0, 1]).metrics("kl_divergence")
 
 
 def test_answers_are_checked() -> None:

@@ -31,10 +31,9 @@ from activation_patching import (
 )
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.interventions.places import check_window
-from actpatch.interventions.sources import references
 from actpatch.metrics.base import DatasetMetric
 from actpatch.results.sweep import MetricValues, Sweep
-from actpatch.tasks.dataset import encode_pairs
+from actpatch.tasks.encoding import encode_pairs
 from head_patching import HeadPatcher, print_head_results
 from model_loading import load_model
 
@@ -202,10 +201,10 @@ def test_a_mean_over_one_prompt_is_said_to_be_none(model: Any) -> None:
     few, more = IOIDataset(model, 4), IOIDataset(model, 24, seed=1)
     pairs = encode_pairs(model, few)
     with pytest.warns(UserWarning, match=r"pair 0 \(template .*\) and 3 more have a single reference prompt, the"):
-        references(Mean(), pairs, lambda dataset: pairs)
+        Mean().references(pairs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        references(Mean(more), pairs, lambda dataset: encode_pairs(model, dataset))
+        Mean(more).references(pairs)
 
 
 def test_a_metric_put_into_the_dataset_is_used(layers: ActivationPatcher, model: Any) -> None:

@@ -32,7 +32,7 @@ from activation_patching import (
 )
 from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.base import LogProbability
-from actpatch.tasks.dataset import dataset_metrics, encode_pairs
+from actpatch.tasks.encoding import encode_pairs
 from docs import four_corruptions
 from test_suite.helpers.models import small_model, words
 from test_suite.tasks.test_tasks import TASKS, bundled, smollm2
@@ -143,7 +143,7 @@ def test_baselines_and_usable_pairs_are_those_of_the_sweep(corruption):
 def test_the_engine_measures_baselines_alone_as_in_a_sweep():
     task, noise = IOIDataset(bundled(), 3), GaussianNoise("S2", samples=2)
     engine, pairs = PatchingEngine(bundled(), show_progress=False), encode_pairs(bundled(), task)
-    alone = engine.baselines(pairs, dataset_metrics(bundled(), task, pairs.indices, ["logit_difference", "rank"]))
+    alone = engine.baselines(pairs, pairs.metrics(["logit_difference", "rank"]))
     sweep = patched(task, metrics=["logit_difference", "rank"]).sweep
     np.testing.assert_allclose(alone.clean, [values.clean for values in sweep.measured], atol=1e-4)
     np.testing.assert_allclose(alone.corrupted, [values.corrupted for values in sweep.measured], atol=1e-4)

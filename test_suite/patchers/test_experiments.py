@@ -39,7 +39,7 @@ from actpatch.core.sites import Patch, Site
 from actpatch.models.load import TINY, can_be_loaded, load_model
 from actpatch.results.saved import load_results
 from actpatch.results.shapes import PositionResults
-from actpatch.tasks.dataset import encode_pairs
+from actpatch.tasks.encoding import encode_pairs
 from actpatch.tasks.ioi import IOI_CORRUPTIONS
 from head_patching import HeadPatcher, HeadPatchingResult, print_head_results
 from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, needs_hooked, smollm2

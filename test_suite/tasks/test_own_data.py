@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from activation_patching import ActivationPatcher, IOIDataset, PromptPair, PromptPairs
-from actpatch.tasks.dataset import encode_pairs, named_positions
+from actpatch.tasks.encoding import encode_pairs, named_positions
 from test_suite.helpers.models import bundled, smollm2
 from test_suite.tasks.test_tasks import answers_of
 

@@ -29,16 +29,11 @@ from activation_patching import (
     PatchingDataset,
 )
 from actpatch.models.load import TINY
-from actpatch.tasks.dataset import (
-    EncodedPairs,
-    checked_targets,
-    encode_pairs,
-    named_positions,
-    single_token,
-    token_strings,
-)
+from actpatch.tasks.answers import checked_targets
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs, named_positions
 from actpatch.tasks.generated import GeneratedTask, TaskPair
 from actpatch.tasks.ioi import IOI_CORRUPTIONS
+from actpatch.tasks.tokens import single_token, token_strings
 from actpatch.tasks.words import (
     CAPITAL_TEMPLATES,
     CAPITALS,

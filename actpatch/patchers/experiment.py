@@ -1,0 +1,75 @@
+"""An experiment from what is asked to its results: pairs encoded, patches run in each direction, numbers given a shape.
+
+Every patcher goes this way; it says only which patches there are and in which shape results are handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from actpatch.core.sites import Patch
+from actpatch.engine.engine import PatchingEngine
+from actpatch.interventions.settings import Settings
+from actpatch.results.baselines import warn_about_baselines
+from actpatch.results.both import BothDirections
+from actpatch.results.shapes import SweepResults
+from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.tasks.dataset import CleanPrompts, PatchingDataset
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs
+
+Results = TypeVar("Results", bound=SweepResults)
+
+
+def encoded(model: Any, dataset: PatchingDataset, settings: Settings) -> EncodedPairs:
+    """The pairs of an experiment as tokens; under noise with the clean prompt on both sides."""
+    prompts = dataset if settings.noise is None else CleanPrompts(dataset)
+    return encode_pairs(model, prompts, settings.pair_indices)
+
+
+def run_experiment(
+    engine: PatchingEngine,
+    shape: Callable[[Sweep], Results],
+    pairs: EncodedPairs,
+    patches: Sequence[Patch],
+    settings: Settings,
+) -> Results | BothDirections[Results]:
+    """The results of these patches on these pairs, in the direction that is asked for or in both."""
+    results = [shape(sweep) for sweep in run_sweeps(engine, pairs, patches, settings)]
+    return results[0] if len(results) == 1 else BothDirections(*results)
+
+
+def run_sweeps(
+    engine: PatchingEngine, pairs: EncodedPairs, patches: Sequence[Patch], settings: Settings
+) -> list[Sweep]:
+    """The raw numbers of these patches on these pairs, per direction, with all that is needed to read them."""
+    metrics = pairs.metrics(settings.metrics)
+    references = settings.source.references(pairs)
+    measured = engine.sweeps(pairs, patches, metrics, settings.directions, references=references, noise=settings.noise)
+    sweeps = [
+        Sweep(
+            patches=tuple(patches),
+            measured=tuple(
+                MetricValues(metric.name, metric.unit, metric.more_is_better, *values)
+                for metric, *values in zip(metrics, runs.patched, runs.clean, runs.corrupted)
+            ),
+            direction=direction,
+            model=engine.model_name,
+            n_layers=engine.n_layers,
+            n_heads=engine.n_heads,
+            n_key_value_heads=engine.n_key_value_heads,
+            task=pairs.task,
+            pair_indices=pairs.indices,
+            clean_tokens=pairs.clean_tokens,
+            corrupted_tokens=pairs.corrupted_tokens,
+            source_of_values=settings.source.label,
+            noise="" if settings.noise is None else settings.noise.label,
+            varies=pairs.varies,
+            dataset_seed=pairs.seed,
+            versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
+        )
+        for direction, runs in zip(settings.directions, measured)
+    ]
+    warn_about_baselines(sweeps[0])  # those of the other direction are the same
+    return sweeps
