@@ -26,15 +26,15 @@ def escaped(text: str) -> str:
 
 def counted(which: Iterable[bool], pairs: Sequence[int], of: str = "pairs") -> str:
     """`3 of 20 pairs (pairs 4, 7 and 9)`."""
-    found = chosen(which, pairs)
-    total = f"{len(found)} of {len(pairs)} {of}"
-    if len(found) == len(pairs):
+    named = chosen(which, pairs)
+    total = f"{len(named)} of {len(pairs)} {of}"
+    if len(named) == len(pairs):
         return total
-    listed = [str(pair) for pair in found[:MOST_LISTED]]
-    if len(found) > MOST_LISTED:
-        listed.append(f"{len(found) - MOST_LISTED} more")
-    named = f"pairs {', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else f"pair {listed[0]}"
-    return f"{total} ({named})"
+    listed = [str(pair) for pair in named[:MOST_LISTED]]
+    if len(named) > MOST_LISTED:
+        listed.append(f"{len(named) - MOST_LISTED} more")
+    which_ones = f"pairs {', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else f"pair {listed[0]}"
+    return f"{total} ({which_ones})"
 
 
 def chosen(which: Iterable[bool], pairs: Sequence[int]) -> tuple[int, ...]:

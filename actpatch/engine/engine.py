@@ -215,8 +215,8 @@ class PatchingEngine:
                     values[:, :, indices] = (corrupted if is_denoising else clean)[:, None, indices]
                     done = 0
                     for batch, logits in runs.batches(experiment, chunk):
-                        found = measure(logits, rows=torch.tensor(batch.pairs))
-                        values[:, list(batch.patches), indices[list(batch.pairs)]] = found.numpy()
+                        metrics_of_rows = measure(logits, rows=torch.tensor(batch.pairs)).numpy()
+                        values[:, list(batch.patches), indices[list(batch.pairs)]] = metrics_of_rows
                         done += len(batch)
                         progress.update(len(batch))
                     progress.update(len(patches) * len(indices) - done)

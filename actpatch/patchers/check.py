@@ -1,4 +1,4 @@
-"""Is this dataset fit for this model?  What to know before a sweep: does the model do the task, and is the data sound?
+"""Whether a dataset is fit for a model, asked before a sweep: does the model do the task, and is the data sound?
 
 `check_dataset` runs the clean and the corrupted prompts once, patches nothing, and answers: are prompts and answers
 well formed, does the model do the task, does the corruption break it, can each pair's effect be divided by its
@@ -79,19 +79,19 @@ def check_dataset(
     asked = chosen_indices(dataset.name, len(prompts), pair_indices)
     faults = _faults(model, prompts, asked, answers_needed=_reads_answers(dataset, metric))
     sound = tuple(i for i in asked if i not in faults)
-    told: list[Finding | None] = [_refused(faults, asked)]
+    findings: list[Finding | None] = [_refused(faults, asked)]
     checked = {i: PairCheck(i, fault=fault) for i, fault in faults.items()}
     measured: MetricValues | None = None
     if sound:
         pairs = encode_pairs(model, prompts, sound)
         answers, unknown = _answers(pairs)
-        told.append(unknown)
+        findings.append(unknown)
         if metric is None and answers and not pairs.has_own_metric and not all(answers.incorrect):
             metric = "log_probability"
-            told.append(_no_wrong_answer(answers))
+            findings.append(_no_wrong_answer(answers))
         runs = _run(engine, pairs, answers, metric, noise)
         measured = runs.metric
-        told += [*_about_runs(runs, pairs, noise), *_about_prompts(pairs, noise)]
+        findings += [*_about_runs(runs, pairs, noise), *_about_prompts(pairs, noise)]
         checked |= {i: _pair_check(pairs, runs, j) for j, i in enumerate(sound)}
     return DatasetCheck(
         task=dataset.name,
@@ -102,7 +102,7 @@ def check_dataset(
         varies=prompts.varies,
         noise=noise.label if noise else "",
         pairs=tuple(checked[i] for i in asked),
-        findings=tuple(sorted(filter(None, told), key=lambda finding: SEVERITIES.index(finding.severity))),
+        findings=tuple(sorted(filter(None, findings), key=lambda finding: SEVERITIES.index(finding.severity))),
     )
 
 
@@ -128,8 +128,8 @@ def _run(
         chosen += [Accuracy(answers, "accuracy")]
     if answers and all(answers.incorrect):
         chosen += [LogitDifference(answers)]
-    found = engine.baselines(pairs, chosen, noise=noise)
-    runs = zip(chosen, found.patched, found.clean, found.corrupted)
+    metrics = engine.baselines(pairs, chosen, noise=noise)
+    runs = zip(chosen, metrics.patched, metrics.clean, metrics.corrupted)
     first, *more = (MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs)
     return _Runs(first, more[1] if len(more) > 1 else None, more[0] if more else None)
 
@@ -198,14 +198,14 @@ def _no_wrong_answer(answers: Answers) -> Finding:
 
 def _about_runs(runs: _Runs, pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Finding | None]:
     judged = runs.preference or runs.accuracy
-    found = [unbroken(runs.metric, pairs.indices), unusable(runs.metric, pairs.indices)]
+    findings = [unbroken(runs.metric, pairs.indices), unusable(runs.metric, pairs.indices)]
     if judged is None:
-        return found
+        return findings
     unlikely = wrong_answers(runs.accuracy, pairs.indices) if runs.preference and runs.accuracy else None
     return [
         wrong_answers(judged, pairs.indices),
         _same_answer(judged, pairs, noise),
-        *found,
+        *findings,
         dataclasses.replace(unlikely, severity="note", remedy="") if unlikely else None,
     ]
 
@@ -216,10 +216,10 @@ def _same_answer(judged: MetricValues, pairs: EncodedPairs, noise: GaussianNoise
     if right.mean() < STILL_RIGHT:
         return None
     kept = judged.corrupted.mean() / judged.clean.mean() > 0.5 if judged.clean.mean() > 0 else True
-    told = "the right answer is the likeliest" if judged.name == "accuracy" else "the model prefers the right answer"
+    answer = "the right answer is the likeliest" if judged.name == "accuracy" else "the model prefers the right answer"
     return Finding(
         "fault" if kept else "care",
-        f"The answer does not change: {told} in {counted(right, pairs.indices, 'corrupted runs')} too",
+        f"The answer does not change: {answer} in {counted(right, pairs.indices, 'corrupted runs')} too",
         "Use more noise, or put it on tokens that decide the answer"
         if noise
         else "Use a corruption to which another answer is right; of IOIDataset, swap_names or flip_subject",
@@ -231,13 +231,13 @@ def _about_prompts(pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Fin
     clean, corrupted = ([tuple(prompt.tolist()) for prompt in run] for run in (pairs.clean, pairs.corrupted))
     again = repeated(list(zip(clean, corrupted)), pairs.indices)
     if noise:  # which is another one in each run
-        found = [dataclasses.replace(again, severity="note") if again else None]
+        findings = [dataclasses.replace(again, severity="note") if again else None]
     else:
         same = np.array([one == other for one, other in zip(clean, corrupted)])
-        found = [again, _same_prompts(same, pairs.indices), _same_clean(clean, corrupted, pairs.indices)]
+        findings = [again, _same_prompts(same, pairs.indices), _same_clean(clean, corrupted, pairs.indices)]
     lengths = sorted(set(pairs.lengths.tolist()))
     if len(lengths) > 1:
-        found.append(
+        findings.append(
             Finding(
                 "note",
                 f"The pairs have {', '.join(map(str, lengths[:-1]))} and {lengths[-1]} tokens",
@@ -246,8 +246,8 @@ def _about_prompts(pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Fin
             )
         )
     if len(pairs) < FEWEST_PAIRS:
-        found.append(Finding("note", f"Intervals need at least {FEWEST_PAIRS} pairs, here are {len(pairs)}"))
-    return found
+        findings.append(Finding("note", f"Intervals need at least {FEWEST_PAIRS} pairs, here are {len(pairs)}"))
+    return findings
 
 
 def _same_prompts(same: Bool[np.ndarray, " pair"], indices: Sequence[int]) -> Finding | None:

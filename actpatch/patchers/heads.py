@@ -135,7 +135,7 @@ class HeadPatcher:
             results: what `run_all_heads_experiment` returned; for `threshold` alone any list of its entries will do.
             threshold: heads of at least this |effect|; None for heads of any size.
             alpha: heads whose p-value, corrected over all heads of the experiment, is at most this besides
-                (`results.statistics(alpha=alpha)`); None does not ask how sure they are.
+                (`results.statistics(alpha=alpha)`); None does not ask whether they are.
 
         Raises:
             ValueError: for a threshold below 0, where neither is given, for what is no list of heads, and for `alpha`
@@ -148,17 +148,17 @@ class HeadPatcher:
         check_kind(results, Sequence, "run_all_heads_experiment")
         if wrong := [entry for entry in results if not isinstance(entry, HeadPatchingResult)]:
             raise ValueError(f"results holds a {type(wrong[0]).__name__}, expected HeadPatchingResult")
-        found = [r for r in results if abs(r.effect) >= (threshold or 0)]
+        important = [r for r in results if abs(r.effect) >= (threshold or 0)]
         if alpha is not None:
             if not isinstance(results, HeadResults):
                 raise ValueError(
                     f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns: alpha "
                     "needs every pair and head of the experiment. Use threshold alone, or give the whole results"
                 )
-            sure, number = results.statistics(alpha=alpha), _numbers_of_heads(results)
-            significant = sure.significant_or_warned()
-            found = [r for r in found if significant[number[r.layer, r.head]]]
-        return sorted(found, key=lambda r: abs(r.effect), reverse=True)
+            number = _numbers_of_heads(results)
+            significant = results.statistics(alpha=alpha).significant_or_warned()
+            important = [r for r in important if significant[number[r.layer, r.head]]]
+        return sorted(important, key=lambda r: abs(r.effect), reverse=True)
 
     def attention_patterns(
         self,
@@ -185,11 +185,11 @@ class HeadPatcher:
         pairs = encode_pairs(self.model, dataset, [pair_index])
         both = torch.stack([pairs.clean[0], pairs.corrupted[0]])
         recorded = engine.record(both, list(names.values())).activations
-        found = torch.stack([recorded[names[layer]][:, head] for layer, head in chosen], dim=1).float().cpu().numpy()
+        patterns = torch.stack([recorded[names[layer]][:, head] for layer, head in chosen], dim=1).float().cpu().numpy()
         return AttentionPatterns(
             heads=tuple(chosen),
-            clean=found[0],
-            corrupted=found[1],
+            clean=patterns[0],
+            corrupted=patterns[1],
             clean_tokens=pairs.clean_tokens[0],
             corrupted_tokens=pairs.corrupted_tokens[0],
             model=self.patcher.engine.model_name,

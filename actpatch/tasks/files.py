@@ -1,4 +1,4 @@
-"""How is a table of prompts read?  CSV, JSONL and DataFrames to pairs, with every fault named by its row."""
+"""Reads tables of prompts: CSV, JSONL and DataFrames to pairs, with every fault named by its row. Knows no model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from actpatch.core.heavy import pd
 from actpatch.core.text import MOST_LISTED
 
 POSITION_PREFIX = "position:"
@@ -78,11 +77,11 @@ class Columns:
         return [name for name in (self.clean, self.corrupted, self.correct, self.incorrect) if name is not None]
 
     def _check(self, frame: pd.DataFrame, source: str) -> None:
-        found = list(frame.columns)
-        if twice := sorted({str(name) for name in found if found.count(name) > 1}):
+        columns = list(frame.columns)
+        if twice := sorted({str(name) for name in columns if columns.count(name) > 1}):
             raise ValueError(f"{source} has the column {twice[0]!r} twice: give each column its own name")
         needed = self._filled + ([self.template] if self.template != "template" else [])
-        missing = [name for name in needed if name not in found]
+        missing = [name for name in needed if name not in columns]
         if not missing:
             return
         without = (
@@ -91,8 +90,9 @@ class Columns:
             else ""
         )
         raise ValueError(
-            f"{source} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, found)) or 'none'}. "
-            f"Rename the columns, or say which they are with {self._argument(missing[0])}='...'{without}"
+            f"{source} has no column {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, columns)) or 'none'}. Rename the columns, or say which they are with "
+            f"{self._argument(missing[0])}='...'{without}"
         )
 
     def _argument(self, column: str) -> str:
@@ -190,10 +190,10 @@ def refuse(faults: Sequence[tuple[str, str]], n_rows: int, source: str, what: st
     rows: dict[str, list[str]] = {}
     for row, fault in faults:
         rows.setdefault(row, []).append(fault)
-    told = "; ".join(f"{row}: {', '.join(found)}" for row, found in list(rows.items())[:MOST_LISTED])
+    listed = "; ".join(f"{row}: {', '.join(faults)}" for row, faults in list(rows.items())[:MOST_LISTED])
     more = f"; and {len(rows) - MOST_LISTED} more" if len(rows) > MOST_LISTED else ""
     raise ValueError(
-        f"{source}: {len(rows)} of {n_rows} rows have {what}. {told}{more}" + (f". {remedy}" if remedy else "")
+        f"{source}: {len(rows)} of {n_rows} rows have {what}. {listed}{more}" + (f". {remedy}" if remedy else "")
     )
 
 

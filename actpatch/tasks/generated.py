@@ -1,4 +1,4 @@
-"""How does a task make its pairs?  The one loop that draws distinct pairs, for every task made of templates and words.
+"""Draws distinct pairs: the one loop, for every task that is made of templates and words.
 
 A task says how one pair is drawn: a template and two fillings of its slots, the clean and the corrupted one. The rest
 is the same for all of them and stands here: drawing until there are as many distinct pairs as were asked for, both

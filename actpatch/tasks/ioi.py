@@ -1,4 +1,4 @@
-"""Who is given something?  Indirect object identification (Wang et al. 2022, "Interpretability in the Wild").
+"""Indirect object identification, who is given something (Wang et al. 2022, "Interpretability in the Wild").
 
 "When Mary and John went to the store, John gave a drink to" is continued with " Mary", the indirect object (IO), not
 with " John", the subject (S).

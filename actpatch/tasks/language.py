@@ -1,4 +1,4 @@
-"""Does the model know the language and the world?  Gendered pronoun, subject-verb agreement, capitals.
+"""Tasks of language and knowledge: gendered pronoun, subject-verb agreement, capitals.
 
 The words are those of `tasks.words`. Where the model's tokenizer splits a word, the word is left out, and a task
 that has too few words left says so. All of the tasks name END, the last token, and the positions listed with each.

@@ -1,4 +1,4 @@
-"""How do prompts of one's own become a dataset?  Pairs from a CSV or JSONL file or a DataFrame, without a class.
+"""Prompts of one's own as a dataset: pairs from a CSV or JSONL file or a DataFrame, without a class.
 
 One row is one pair: clean prompt, corrupted prompt, correct and incorrect answers, and if wanted a template key and
 named positions. Everything that is wrong with a file is found when it is read, and named by row.
@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from actpatch.core.heavy import pd
 from actpatch.core.indices import check_index
 from actpatch.core.warn import warn_user
 from actpatch.tasks.answers import checked_targets

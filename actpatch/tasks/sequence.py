@@ -1,4 +1,4 @@
-"""Does the model continue what the prompt itself lays down?  Induction, greater-than, docstring arguments.
+"""Tasks that continue what the prompt itself lays down: induction, greater-than, docstring arguments.
 
 The words are those of `tasks.words`. Where the model's tokenizer splits a word, the word is left out, and a task
 that has too few words left says so. All of the tasks name END, the last token, and the positions listed with each.

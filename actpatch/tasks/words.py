@@ -1,4 +1,4 @@
-"""Which words and sentences do the tasks use?
+"""The words and sentences that the tasks use.
 
 Plain data, shared by two readers: the datasets, which turn it into prompt pairs for any model, and the training
 script of the bundled tiny model, which turns it into training text. A template is an ordinary format string whose
