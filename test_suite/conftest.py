@@ -16,7 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
-pytest.register_assert_rewrite("test_suite.helpers")
+pytest.register_assert_rewrite("test_suite.helpers", "test_suite.oracles")
 
 import torch
 

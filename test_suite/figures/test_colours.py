@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-
 import numpy as np
 import pytest
-
-from actpatch.figures import colours as figure_colours
-from actpatch.figures.colours import DARK, DIVERGING, FLIP, changes_on_dark
-from test_suite.figures.test_kinds import both_ways, clear, patterns
-from test_suite.figures.test_figures import made_up_heads
-from visualize import (
-    create_attention_patterns,
-    create_comparison,
-    create_direction_quadrant,
-    create_effect_distribution,
-    create_head_heatmap,
-    create_metric_scatter,
-    create_top_heads_bar,
-    on_dark,
-)
+import re
+from actpatch.figures import (colours as figure_colours)
+from actpatch.figures.colours import (DARK, DIVERGING, FLIP, changes_on_dark)
+from test_suite.helpers.results import (both_ways, clear, made_up_heads, patterns)
+from visualize import (create_attention_patterns, create_comparison, create_direction_quadrant, create_effect_distribution, create_head_heatmap, create_metric_scatter, create_top_heads_bar, on_dark)
 
 
 def rgb(colour: str) -> np.ndarray:

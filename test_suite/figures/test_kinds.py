@@ -5,75 +5,22 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-import re
-
 import numpy as np
 import pytest
+import re
+from activation_patching import (BothDirections, IOIDataset, PromptPair, PromptPairs, load_results)
+from actpatch.core.sites import (Site, block_hook)
+from actpatch.figures import (files as figure_files)
+from actpatch.figures.frame import (label_points)
+from actpatch.results.differences import (difference_statistics)
+from actpatch.results.shapes import (HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults)
+from head_patching import (HeadPatcher)
+from test_suite.helpers.models import (model_parameters, small_model)
+from test_suite.helpers.results import (N_PAIRS, both_ways, clear, made_up_heads, made_up_layers, made_up_positions, made_up_sweep, patterns, same_metrics)
+from visualize import (create_attention_patterns, create_comparison, create_component_comparison, create_direction_quadrant, create_effect_distribution, create_head_heatmap, create_layer_heatmap, create_metric_scatter, create_position_heatmap, create_top_heads_bar, save_figure)
 
-from actpatch.figures import files as figure_files
-from activation_patching import BothDirections, IOIDataset, PromptPair, PromptPairs, load_results
-from actpatch.results.attention import AttentionPatterns
-from actpatch.figures.frame import label_points
-from head_patching import HeadPatcher
-from actpatch.results.differences import difference_statistics
-from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
-from actpatch.core.sites import Site, block_hook
-from test_suite.figures.test_figures import (
-    made_up_heads,
-    made_up_layers,
-    made_up_positions,
-    made_up_sweep,
-    same_metrics,
-)
-from test_suite.helpers.models import model_parameters, small_model
-from visualize import (
-    create_attention_patterns,
-    create_comparison,
-    create_component_comparison,
-    create_direction_quadrant,
-    create_effect_distribution,
-    create_head_heatmap,
-    create_layer_heatmap,
-    create_metric_scatter,
-    create_position_heatmap,
-    create_top_heads_bar,
-    save_figure,
-)
 
-N_PAIRS = 12
 EVIL = "<script>alert(1)</script> $x$"
-
-
-def clear(make, every: int = 3, **changes):
-    """Results of 12 pairs in which every third patch has an effect of about a third, and others none to speak of."""
-    made = make(n_pairs=N_PAIRS, **changes)
-    sweep = made.sweep
-    random = np.random.default_rng(1)
-    effects = random.normal(0, 0.01, sweep.patched.shape)
-    effects[::every] += random.normal(0.3, 0.05, (len(effects[::every]), 1))
-    return make(n_pairs=N_PAIRS, **changes, patched=sweep.base + effects * (sweep.source - sweep.base))
-
-
-def both_ways(**changes) -> BothDirections[HeadResults]:
-    return BothDirections(
-        clear(made_up_heads, **changes), clear(made_up_heads, every=2, direction="noising", **changes)
-    )
-
-
-def patterns(tokens: tuple[str, ...] = ("<s>", " Mary", " and"), n_heads: int = 2) -> AttentionPatterns:
-    random = np.random.default_rng(0)
-    values = np.tril(random.random((2, n_heads, len(tokens), len(tokens))))
-    values /= values.sum(axis=-1, keepdims=True)
-    return AttentionPatterns(
-        heads=tuple((1, head) for head in range(n_heads)),
-        clean=values[0],
-        corrupted=values[1],
-        clean_tokens=tokens,
-        corrupted_tokens=(tokens[0], " John", *tokens[2:]),
-        model="made-up",
-        task="IOI",
-        pair_index=3,
-    )
 
 
 def subtitle(figure) -> str:

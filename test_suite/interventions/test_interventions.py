@@ -34,23 +34,15 @@ from actpatch.results.shapes import HeadResults
 from actpatch.results.sweep import MetricValues, Sweep
 from actpatch.tasks.dataset import EncodedPairs
 from head_patching import HeadPatcher
-from test_suite.engine.test_theorems import (
-    INDUCTION_HEAD,
-    PREVIOUS_TOKEN_HEAD,
-    induction_model,
-    induction_pairs,
-)
+from test_suite.helpers.induction import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model, induction_pairs
 from test_suite.helpers.models import (
     HAS_HOOKED,
-    PlainPatching,
     Swept,
     bundled,
     encoded,
     everything_metric,
     fresh_hooked,
-    largest_error,
     last_position_metric,
-    measured,
     model_parameters,
     needs_hooked,
     sampled_sites,
@@ -59,6 +51,8 @@ from test_suite.helpers.models import (
     token_pairs,
     words,
 )
+from test_suite.oracles.plain import PlainPatching, largest_error, measured
+from test_suite.oracles.sources import drawn, noise_by_hand
 from visualize import create_layer_heatmap, create_position_heatmap
 
 TOLERANCE = 1e-5
@@ -120,11 +114,6 @@ def expected_prompts(source: Any, pairs: EncodedPairs) -> list[list[Tensor]]:
         return [[pairs.corrupted[j] for j in group] for group in alike]
     donors = [[j for j in group if j != i] for i, group in enumerate(alike)]
     return [[pairs.corrupted[group[drawn(source.seed, i, len(group))[0]]]] for i, group in enumerate(donors)]
-
-
-def drawn(seed: int, pair: int, n_donors: int) -> list[int]:
-    """The donors of a pair in the order in which they are drawn, as documented."""
-    return np.random.default_rng([seed, pair]).permutation(n_donors).tolist()
 
 
 @falls_back
@@ -292,18 +281,6 @@ def test_the_references_first_change_is_the_first_token_in_which_one_differs() -
 
 
 # --- noise on the embeddings ---------------------------------------------------------------------------------------
-
-
-def noise_by_hand(model: Any, noise: GaussianNoise, where: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
-    """For each sample the noise of each pair, drawn as documented."""
-    deviation = float(model.W_E.detach().double().std(correction=0)) * noise.multiple
-    d_model = model.cfg.d_model
-    for sample in range(noise.samples):
-        added = [torch.zeros(length, d_model) for length in lengths]
-        for pair, at in enumerate(where):
-            drawn = np.random.default_rng([noise.seed, pair, sample]).standard_normal((len(at), d_model))
-            added[pair][sorted(at)] = deviation * torch.tensor(drawn, dtype=torch.float32)
-        yield added
 
 
 @falls_back

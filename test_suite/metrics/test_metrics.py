@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,22 +21,15 @@ from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.engine import Baselines, PatchingEngine
 from actpatch.metrics import chosen as metric_sets
 from actpatch.metrics.base import Answers, KLDivergence, LogitDifference, Metric, Probability, Rank
-from actpatch.metrics.chosen import ANSWER_METRICS, METRICS, MetricSet
+from actpatch.metrics.chosen import ANSWER_METRICS, MetricSet
 from actpatch.results.sweep import MetricValues
 from actpatch.tasks.dataset import EncodedPairs, dataset_metrics
 from head_patching import HeadPatcher
-from test_suite.helpers.models import (
-    HAS_HOOKED,
-    PlainPatching,
-    bundled,
-    everything_metric,
-    model_parameters,
-    small_model,
-    token_pairs,
-)
-from test_suite.patchers.test_experiments import refused
+from test_suite.helpers.models import HAS_HOOKED, bundled, everything_metric, model_parameters, small_model, token_pairs
+from test_suite.helpers.refusals import refused
+from test_suite.oracles.metrics import NAMED, by_hand, hand_measured, plain_logits
+from test_suite.oracles.plain import PlainPatching
 
-NAMED = tuple(name for name in METRICS if name != "dataset")
 DIRECTIONS = ("denoising", "noising")
 SEVERAL = model_parameters("hooked:learned", "hooked:grouped", "bridge+:gpt2")
 PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
@@ -57,33 +50,6 @@ PATCHES = [
     Patch((Site(block_hook(0, "mlp_out"), position=-2),)),
     Patch((Site(block_hook(2, "pattern"), head=1), Site(block_hook(1, "resid_mid"), position=5))),
 ]
-
-
-def by_hand(name: str, last: np.ndarray, clean: np.ndarray, correct: Sequence[int], incorrect: Sequence[int]) -> float:
-    """The metric of one run, from its own and the clean run's logits at the last position, in double precision."""
-    right, wrong, p = list(correct), list(incorrect), scipy.special.softmax(last)
-    ranked = np.argsort(-last)
-    return {
-        "logit_difference": lambda: scipy.special.logsumexp(last[right]) - scipy.special.logsumexp(last[wrong]),
-        "probability": lambda: p[right].sum(),
-        "log_probability": lambda: np.log(p[right].sum()),
-        "probability_difference": lambda: p[right].sum() - p[wrong].sum(),
-        "kl_divergence": lambda: scipy.special.rel_entr(scipy.special.softmax(clean), p).sum(),
-        "rank": lambda: 1 + min(int(np.flatnonzero(ranked == token)[0]) for token in right),
-        "accuracy": lambda: float(np.argmax(last) in right),
-    }[name]()
-
-
-def plain_logits(model: Any, prompts: Sequence[Tensor]) -> list[np.ndarray]:
-    """Logits at the last position, each prompt run alone."""
-    with torch.no_grad():
-        return [model(prompt[None])[0, -1].double().numpy() for prompt in prompts]
-
-
-def hand_measured(logits: Sequence[np.ndarray], clean: Sequence[np.ndarray], answers: Answers) -> np.ndarray:
-    """[metric, pair], in the order of `NAMED`."""
-    runs = list(zip(logits, clean, answers.correct, answers.incorrect))
-    return np.array([[by_hand(name, *run) for run in runs] for name in NAMED])
 
 
 def engine_on(model: Any, **options: Any) -> PatchingEngine:

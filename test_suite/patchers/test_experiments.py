@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import http.server
 import io
 import json
@@ -15,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +24,6 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import constants
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 import activation_patching
 import head_patching
@@ -42,7 +38,9 @@ from actpatch.results.shapes import PositionResults
 from actpatch.tasks.dataset import encode_pairs
 from actpatch.tasks.ioi import IOI_CORRUPTIONS
 from head_patching import HeadPatcher, HeadPatchingResult, print_head_results
+from test_suite.helpers.hub import home_with_gpt2
 from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, needs_hooked, smollm2
+from test_suite.helpers.refusals import refused
 
 ROOT = Path(model_loading.__file__).resolve().parent
 MARY = "When Mary and John went to the store, John gave a drink to"
@@ -67,25 +65,6 @@ class Prompts(PatchingDataset):
 
 
 ANIMALS = [("The cat sat on the mat", "The dog sat on the mat"), ("The cat sat on the rug", "The dog sat on the rug")]
-
-
-@contextlib.contextmanager
-def no_forward_pass() -> Iterator[None]:
-    """Nothing of any model may run: no module's forward is called."""
-    ran: list[str] = []
-    handle = register_module_forward_pre_hook(lambda module, args: ran.append(type(module).__name__))
-    try:
-        yield
-    finally:
-        handle.remove()
-    assert not ran, f"{len(ran)} modules ran, first {ran[0]}"
-
-
-@contextlib.contextmanager
-def refused(message: str, error: type[Exception] = ValueError) -> Iterator[None]:
-    """The block fails with this message, before any model has run."""
-    with no_forward_pass(), pytest.raises(error, match=message):
-        yield
 
 
 def logit_difference(dataset: PatchingDataset, logits: torch.Tensor, pair: int) -> float:
@@ -590,23 +569,6 @@ def test_hub_that_answers_is_within_reach(monkeypatch, status):
     with answering_hub(status) as address:
         monkeypatch.setattr(constants, "ENDPOINT", address)
         assert can_be_loaded("nobody/nothing")
-
-
-@functools.cache
-def home_with_gpt2() -> Path:
-    """A Hugging Face home whose cache holds `gpt2`, of its own depth and number of heads, but narrow and random."""
-    home = Path(tempfile.mkdtemp(prefix="activation-patching-home-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    repository = home / "hub" / "models--gpt2"
-    revision = "0" * 40
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(revision)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(n_embd=48, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, n_ctx=1024)
-    transformers.GPT2LMHeadModel(config).save_pretrained(repository / "snapshots" / revision)
-    tokenizer.save_pretrained(repository / "snapshots" / revision)
-    return home
 
 
 @pytest.mark.slow

@@ -55,21 +55,12 @@ from actpatch.tasks.words import (
 )
 from head_patching import HeadPatcher
 from test_suite.helpers.models import bundled, needs_hooked, small_model, smollm2
+from test_suite.helpers.tasks import BEHAVIOURS, TASKS, answers_of
 
 CLEAN = re.compile(r"When (\w+) and (\w+) went to the store, (\w+) gave a drink to")
 FRESH_PROMPTS = 252
 
-
 MODELS = [bundled, pytest.param(smollm2, marks=pytest.mark.slow)]
-BEHAVIOURS = (
-    InductionDataset,
-    GreaterThanDataset,
-    GenderedPronounDataset,
-    AgreementDataset,
-    CapitalsDataset,
-    DocstringDataset,
-)
-TASKS = (IOIDataset, *BEHAVIOURS)
 
 
 # --- what the prompts say ---------------------------------------------------------------------------------------------
@@ -253,13 +244,6 @@ def test_ioi_names_stand_where_its_positions_say(model, corruption):
 
 
 # --- the other tasks: each check knows the sentences by itself --------------------------------------------------------
-
-
-def answers_of(dataset: Any, pair: int) -> tuple[Any, Any]:
-    """Texts of the correct and of the incorrect answers: one each, or a set."""
-    sides = (token_strings(dataset.model, ids) for ids in checked_targets(dataset.model, dataset, pair))
-    correct, incorrect = (side[0] if len(side) == 1 else set(side) for side in sides)
-    return correct, incorrect
 
 
 def read_induction(clean: str, corrupted: str, answers: tuple) -> dict[str, int]:
