@@ -5,16 +5,29 @@ Needs what `browser` needs.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import plotly.graph_objects as go
 import pytest
-from actpatch.figures.colours import (DARK_PAPER)
-from actpatch.figures.page import (figure_html, html_page)
-from pathlib import (Path)
-from test_suite.helpers.pages import (CONTRAST, OVERLAPS, WIDTHS, open_report)
-from test_suite.helpers.results import (both_ways, clear, made_up_heads, made_up_layers, made_up_positions, patterns)
-from typing import (Any)
-from visualize import (create_attention_patterns, create_comparison, create_component_comparison, create_direction_quadrant, create_effect_distribution, create_head_heatmap, create_layer_heatmap, create_metric_scatter, create_position_heatmap, create_top_heads_bar, save_figure)
 
+from actpatch.figures.colours import DARK_PAPER
+from actpatch.figures.page import figure_html, html_page
+from test_suite.helpers.pages import CONTRAST, OVERLAPS, WIDTHS, open_report
+from test_suite.helpers.results import both_ways, clear, made_up_heads, made_up_layers, made_up_positions, patterns
+from visualize import (
+    create_attention_patterns,
+    create_comparison,
+    create_component_comparison,
+    create_direction_quadrant,
+    create_effect_distribution,
+    create_head_heatmap,
+    create_layer_heatmap,
+    create_metric_scatter,
+    create_position_heatmap,
+    create_top_heads_bar,
+    save_figure,
+)
 
 SIZES = {"bundled": (4, 4, 12), "large": (30, 9, 100)}
 """Layers, heads and tokens of the bundled model's prompts, and of SmolLM2 on a long one."""

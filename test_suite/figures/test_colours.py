@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+
 import numpy as np
 import pytest
-import re
-from actpatch.figures import (colours as figure_colours)
-from actpatch.figures.colours import (DARK, DIVERGING, FLIP, changes_on_dark)
-from test_suite.helpers.results import (both_ways, clear, made_up_heads, patterns)
-from visualize import (create_attention_patterns, create_comparison, create_direction_quadrant, create_effect_distribution, create_head_heatmap, create_metric_scatter, create_top_heads_bar, on_dark)
+
+from actpatch.figures import colours as figure_colours
+from actpatch.figures.colours import DARK, DIVERGING, FLIP, changes_on_dark
+from test_suite.helpers.results import both_ways, clear, made_up_heads, patterns
+from visualize import (
+    create_attention_patterns,
+    create_comparison,
+    create_direction_quadrant,
+    create_effect_distribution,
+    create_head_heatmap,
+    create_metric_scatter,
+    create_top_heads_bar,
+    on_dark,
+)
 
 
 def rgb(colour: str) -> np.ndarray:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from actpatch.core.sites import (Site, block_hook)
-from actpatch.results.shapes import (HeadResults, LayerResults)
-from test_suite.helpers.results import (CLEAN_TOKENS, made_up_heads, made_up_layers, made_up_positions, made_up_sweep, same_metrics)
-from visualize import (create_component_comparison, create_head_heatmap, create_layer_heatmap, create_metric_scatter, create_position_heatmap, create_top_heads_bar)
 
+from actpatch.core.sites import Site, block_hook
+from actpatch.results.shapes import HeadResults, LayerResults
+from test_suite.helpers.results import (
+    CLEAN_TOKENS,
+    made_up_heads,
+    made_up_layers,
+    made_up_positions,
+    made_up_sweep,
+    same_metrics,
+)
+from visualize import (
+    create_component_comparison,
+    create_head_heatmap,
+    create_layer_heatmap,
+    create_metric_scatter,
+    create_position_heatmap,
+    create_top_heads_bar,
+)
 
 # --- the numbers ---
 
