@@ -16,7 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
-pytest.register_assert_rewrite("test_suite.helpers")
+pytest.register_assert_rewrite("test_suite.helpers", "test_suite.oracles")
 
 import torch
 
@@ -27,7 +27,8 @@ check_arrays_of("actpatch")
 
 from actpatch import ActivationPatcher, HeadPatcher, HeadResults, IOIDataset, LayerResults
 from actpatch.tasks.words import IOI_SCENE_TEMPLATES
-from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled
+from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, token_pairs
+from test_suite.helpers.prompts import Words
 
 
 @pytest.fixture(
@@ -63,6 +64,13 @@ def layer_results(patcher, ioi) -> LayerResults:
 @pytest.fixture(scope="module")
 def head_results(heads_patcher, ioi) -> HeadResults:
     return heads_patcher.run_all_heads_experiment(ioi)
+
+
+@pytest.fixture
+def mixed() -> Words:
+    """Pairs of other lengths whose named positions stand elsewhere."""
+    pairs = token_pairs([9, 7, 9], [(3, 6), (2, 4), (5, 6)])
+    return Words(pairs, [{"A": 4, "B": 7, "END": -1}, {"A": 3, "B": 5, "END": -1}, {"A": 6, "B": 7, "END": -1}])
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import demo
 import head_demo
 from activation_patching import IOIDataset, LayerResults
 from head_patching import HeadPatcher
+from test_suite.helpers.hub import home_with_gpt2
 from test_suite.helpers.models import bundled
-from test_suite.patchers.test_experiments import home_with_gpt2
 
 ROOT = Path(demo.__file__).resolve().parent
 TINY = ["--model", "tiny", "--device", "cpu"]

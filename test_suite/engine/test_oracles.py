@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from transformer_lens import patching as tl_patching
 
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.engine import PatchingEngine
@@ -22,14 +21,12 @@ from test_suite.helpers.models import (
     BRIDGE_MODELS,
     HAS_HOOKED,
     HOOKED_MODELS,
-    PlainPatching,
     bundled,
     checkpoint,
     everything_metric,
     exhaustive_sites,
     fresh_model,
     head_count,
-    largest_error,
     last_position_metric,
     loaded,
     model_parameters,
@@ -40,6 +37,8 @@ from test_suite.helpers.models import (
     swept,
     token_pairs,
 )
+from test_suite.oracles.plain import PlainPatching, largest_error
+from test_suite.oracles.transformer_lens import BY_HEAD, BY_HEAD_AND_POSITION, BY_POSITION, reference
 
 TOLERANCE = 1e-5
 QUICK_MODELS = (
@@ -237,27 +236,6 @@ def test_other_precisions_agree_with_plain_patching_to_their_own(name: str, dtyp
 
 # --- against TransformerLens' own patching -------------------------------------------------------------------------
 
-BY_POSITION = {
-    "resid_pre": tl_patching.get_act_patch_resid_pre,
-    "resid_mid": tl_patching.get_act_patch_resid_mid,
-    "attn_out": tl_patching.get_act_patch_attn_out,
-    "mlp_out": tl_patching.get_act_patch_mlp_out,
-}
-BY_HEAD = {
-    "z": tl_patching.get_act_patch_attn_head_out_all_pos,
-    "q": tl_patching.get_act_patch_attn_head_q_all_pos,
-    "k": tl_patching.get_act_patch_attn_head_k_all_pos,
-    "v": tl_patching.get_act_patch_attn_head_v_all_pos,
-    "pattern": tl_patching.get_act_patch_attn_head_pattern_all_pos,
-}
-BY_HEAD_AND_POSITION = {
-    "z": tl_patching.get_act_patch_attn_head_out_by_pos,
-    "q": tl_patching.get_act_patch_attn_head_q_by_pos,
-    "k": tl_patching.get_act_patch_attn_head_k_by_pos,
-    "v": tl_patching.get_act_patch_attn_head_v_by_pos,
-    "pattern": tl_patching.get_act_patch_attn_head_pattern_by_pos,
-}
-
 
 def bundled_pairs(n_pairs: int) -> tuple[EncodedPairs, LogitDifference]:
     model = bundled()
@@ -265,18 +243,6 @@ def bundled_pairs(n_pairs: int) -> tuple[EncodedPairs, LogitDifference]:
     pairs = encode_pairs(model, dataset)
     (metric,) = pairs.metrics("logit_difference")
     return pairs, metric
-
-
-def reference(function: Any, model: Any, pairs: EncodedPairs, metric: LogitDifference, **options: Any) -> torch.Tensor:
-    """What TransformerLens finds for the first pair, by its own loop."""
-    _, cache = model.run_with_cache(pairs.clean[0][None])
-    (correct,), (incorrect,) = metric.answers.correct[0], metric.answers.incorrect[0]
-
-    def difference(logits: torch.Tensor) -> torch.Tensor:
-        return logits[0, -1, correct] - logits[0, -1, incorrect]
-
-    with torch.no_grad():
-        return function(model, pairs.corrupted[0][None], cache, difference, **options)
 
 
 def first_pair(model: Any, pairs: EncodedPairs, metric: LogitDifference, sites: Sequence[Site]) -> torch.Tensor:

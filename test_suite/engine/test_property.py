@@ -17,13 +17,13 @@ from test_suite.helpers.models import (
     HOOKED_MODELS,
     everything_metric,
     head_count,
-    largest_error,
     last_position_metric,
     short_hook_points,
     small_model,
     swept,
     token_pairs,
 )
+from test_suite.oracles.plain import largest_error
 
 TOLERANCE = 1e-5
 FEWEST_NEURONS = 48

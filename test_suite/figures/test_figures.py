@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
-from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.core.sites import Site, block_hook
+from actpatch.results.shapes import HeadResults, LayerResults
+from test_suite.helpers.results import (
+    CLEAN_TOKENS,
+    made_up_heads,
+    made_up_layers,
+    made_up_positions,
+    made_up_sweep,
+    same_metrics,
+)
 from visualize import (
     create_component_comparison,
     create_head_heatmap,
@@ -16,64 +23,6 @@ from visualize import (
     create_position_heatmap,
     create_top_heads_bar,
 )
-
-CLEAN_TOKENS = ("<s>", "When", " Mary", " and", " John")
-CORRUPTED_TOKENS = ("<s>", "When", " John", " and", " Mary")
-
-
-def made_up_sweep(sites: list[Site], n_layers: int, n_heads: int, n_pairs: int = 5, **changes) -> Sweep:
-    """A sweep of random metrics; what it shows is only that figures repeat it."""
-    random = np.random.default_rng(0)
-    values = {
-        "name": "logit difference",
-        "unit": "logits",
-        "more_is_better": True,
-        "patched": random.normal(size=(len(sites), n_pairs)),
-        "clean": random.normal(3.5, 0.5, n_pairs),
-        "corrupted": random.normal(-3.0, 0.5, n_pairs),
-    }
-    values |= {name: changes.pop(name) for name in set(values) & set(changes)}
-    fields = {
-        "patches": tuple(Patch((site,)) for site in sites),
-        "measured": (MetricValues(**values),),
-        "direction": "denoising",
-        "model": "made-up",
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "n_key_value_heads": n_heads,
-        "task": "IOI",
-        "pair_indices": tuple(range(10, 10 + n_pairs)),
-        "clean_tokens": (CLEAN_TOKENS,) * n_pairs,
-        "corrupted_tokens": (CORRUPTED_TOKENS,) * n_pairs,
-        "versions": {"torch": "2.13.0"},
-    }
-    return Sweep(**{**fields, **changes})
-
-
-def made_up_heads(n_layers: int = 4, n_heads: int = 3, component: str = "z", **changes) -> HeadResults:
-    per_layer = changes.get("n_key_value_heads", n_heads) if component in ("k", "v") else n_heads
-    sites = [Site(block_hook(layer, component), head) for layer in range(n_layers) for head in range(per_layer)]
-    return HeadResults(made_up_sweep(sites, n_layers, n_heads, **changes))
-
-
-def made_up_layers(components: tuple[str, ...] = ("attn_out", "mlp_out"), n_layers: int = 4, **changes) -> LayerResults:
-    sites = [Site(block_hook(layer, component)) for component in components for layer in range(n_layers)]
-    return LayerResults(made_up_sweep(sites, n_layers, 3, **changes))
-
-
-def made_up_positions(n_layers: int = 2, tokens: tuple[str, ...] = CLEAN_TOKENS, **changes) -> PositionResults:
-    sites = [
-        Site(block_hook(layer, component), position=position)
-        for component in ("resid_pre", "mlp_out")
-        for layer in range(n_layers)
-        for position in range(len(tokens))
-    ]
-    return PositionResults(made_up_sweep(sites, n_layers, 3, **changes))
-
-
-def same_metrics(n_pairs: int = 5) -> dict[str, np.ndarray]:
-    return {"clean": np.full(n_pairs, 2.0), "corrupted": np.full(n_pairs, 2.0)}
-
 
 # --- the numbers ---
 

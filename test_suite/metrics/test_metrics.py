@@ -1,11 +1,8 @@
-"""Is every metric right?  Each against SciPy and NumPy on plain model runs; several in one pass against each alone."""
+"""Is every metric right?  Each against SciPy and NumPy on plain model runs, and by theorem."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,81 +10,22 @@ import pytest
 import scipy.special
 import torch
 from jaxtyping import TypeCheckError
-from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset
+from activation_patching import ActivationPatcher, IOIDataset
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.engine.engine import Measured, PatchingEngine
 from actpatch.metrics import chosen as metric_sets
-from actpatch.metrics.base import Answers, KLDivergence, LogitDifference, Metric, Probability, Rank
-from actpatch.metrics.chosen import ANSWER_METRICS, METRICS, MetricSet
+from actpatch.metrics.base import Answers, KLDivergence, LogitDifference, Probability, Rank
+from actpatch.metrics.chosen import MetricSet
 from actpatch.results.sweep import MetricValues
-from actpatch.tasks.encoding import EncodedPairs, encode_pairs
-from head_patching import HeadPatcher
-from test_suite.helpers.models import (
-    HAS_HOOKED,
-    PlainPatching,
-    bundled,
-    everything_metric,
-    model_parameters,
-    small_model,
-    token_pairs,
-)
-from test_suite.patchers.test_experiments import refused
+from test_suite.helpers.metrics import PATCHES, SETS, SINGLE, named_metrics, pairs_of_three_lengths
+from test_suite.helpers.models import HAS_HOOKED, bundled, everything_metric, model_parameters, small_model
+from test_suite.helpers.sweeps import engine_on
+from test_suite.oracles.metrics import NAMED, hand_measured, plain_logits
+from test_suite.oracles.plain import PlainPatching
 
-NAMED = tuple(name for name in METRICS if name != "dataset")
 DIRECTIONS = ("denoising", "noising")
 SEVERAL = model_parameters("hooked:learned", "hooked:grouped", "bridge+:gpt2")
 PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
-SETS = Answers(correct=((3,), (5, 9, 30), (12, 4)), incorrect=((8, 2), (11,), (20, 21, 22)))
-SINGLE = Answers(correct=((3,), (5,), (12,)), incorrect=((8,), (11,), (20,)))
-
-
-def named_metrics(answers: Answers) -> list[Metric]:
-    return [ANSWER_METRICS[name](answers) if name in ANSWER_METRICS else KLDivergence() for name in NAMED]
-
-
-def pairs_of_three_lengths() -> EncodedPairs:
-    return token_pairs([9, 12, 7], [(3,), (5, 7), (2,)])
-
-
-PATCHES = [
-    Patch((Site(block_hook(1, "z"), head=2),)),
-    Patch((Site(block_hook(0, "mlp_out"), position=-2),)),
-    Patch((Site(block_hook(2, "pattern"), head=1), Site(block_hook(1, "resid_mid"), position=5))),
-]
-
-
-def by_hand(name: str, last: np.ndarray, clean: np.ndarray, correct: Sequence[int], incorrect: Sequence[int]) -> float:
-    """The metric of one run, from its own and the clean run's logits at the last position, in double precision."""
-    right, wrong, p = list(correct), list(incorrect), scipy.special.softmax(last)
-    ranked = np.argsort(-last)
-    return {
-        "logit_difference": lambda: scipy.special.logsumexp(last[right]) - scipy.special.logsumexp(last[wrong]),
-        "probability": lambda: p[right].sum(),
-        "log_probability": lambda: np.log(p[right].sum()),
-        "probability_difference": lambda: p[right].sum() - p[wrong].sum(),
-        "kl_divergence": lambda: scipy.special.rel_entr(scipy.special.softmax(clean), p).sum(),
-        "rank": lambda: 1 + min(int(np.flatnonzero(ranked == token)[0]) for token in right),
-        "accuracy": lambda: float(np.argmax(last) in right),
-    }[name]()
-
-
-def plain_logits(model: Any, prompts: Sequence[Tensor]) -> list[np.ndarray]:
-    """Logits at the last position, each prompt run alone."""
-    with torch.no_grad():
-        return [model(prompt[None])[0, -1].double().numpy() for prompt in prompts]
-
-
-def hand_measured(logits: Sequence[np.ndarray], clean: Sequence[np.ndarray], answers: Answers) -> np.ndarray:
-    """[metric, pair], in the order of `NAMED`."""
-    runs = list(zip(logits, clean, answers.correct, answers.incorrect))
-    return np.array([[by_hand(name, *run) for run in runs] for name in NAMED])
-
-
-def engine_on(model: Any, **options: Any) -> PatchingEngine:
-    return PatchingEngine(model, show_progress=False, **options)
 
 
 # --- against other ways of computing it --------------------------------------------------------------------------
@@ -202,96 +140,6 @@ def test_several_answers_are_worth_the_sum_of_their_probabilities() -> None:
 PARTS = {0: (3, 5, 12), 1: (7, 6, 4)}
 
 
-# --- several in one pass -----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def forward_passes(model: Any) -> Iterator[Counter[str]]:
-    """How often each of the model's modules is run; the unembedding as a whole, which may be run in part."""
-    names = {module: name for name, module in model.named_modules() if not name.startswith("unembed.")}
-    ran: Counter[str] = Counter()
-
-    def count(module: Any, args: Any) -> None:
-        if module in names:
-            ran[names[module]] += 1
-
-    handle = register_module_forward_pre_hook(count)
-    try:
-        yield ran
-    finally:
-        handle.remove()
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", SEVERAL)
-def test_several_metrics_cost_the_runs_of_one_and_each_is_what_it_is_alone(name: str, direction: Any) -> None:
-    model, pairs = small_model(name), pairs_of_three_lengths()
-    metrics = named_metrics(SETS)
-    with forward_passes(model) as together:
-        found = engine_on(model).sweep(pairs, PATCHES, metrics, direction)
-    for i, metric in enumerate(metrics):
-        with forward_passes(model) as alone:
-            expected = engine_on(model).sweep(pairs, PATCHES, [metric], direction)
-        assert alone == together and alone["blocks.2"] >= 3, metric.name
-        assert_same(found, expected, i, metric)
-
-
-def test_metrics_beside_one_of_all_positions_cost_its_runs() -> None:
-    model, pairs = small_model(PLAIN), pairs_of_three_lengths()
-    with forward_passes(model) as alone:
-        expected = engine_on(model).sweep(pairs, PATCHES, [everything_metric(3)])
-    with forward_passes(model) as together:
-        found = engine_on(model).sweep(pairs, PATCHES, [KLDivergence(), everything_metric(3), Rank(SETS)])
-    assert alone == together and alone["blocks.2"] >= 3
-    np.testing.assert_array_equal(found.patched[1], expected.patched[0])
-
-
-def assert_same(found: Measured, expected: Measured, i: int, metric: Metric) -> None:
-    """To the last bit; but for rounding where a metric alone has less of the vocabulary multiplied out."""
-    allowed = 0 if metric.tokens is None else 1e-5
-    for run in ("patched", "clean", "corrupted"):
-        together, alone = getattr(found, run)[i], getattr(expected, run)[0]
-        np.testing.assert_allclose(together, alone, atol=allowed, rtol=0, err_msg=metric.name)
-
-
-def test_order_and_company_of_metrics_do_not_matter() -> None:
-    model, pairs = small_model(PLAIN), pairs_of_three_lengths()
-    other = LogitDifference(Answers(((30,), (1,), (2,)), ((4, 39), (5,), (6,))), name="other answers")
-    both = engine_on(model).sweep(pairs, PATCHES, [LogitDifference(SETS), other])
-    back = engine_on(model).sweep(pairs, PATCHES, [other, LogitDifference(SETS)])
-    np.testing.assert_array_equal(both.patched, back.patched[::-1])  # both read the same
-    assert MetricSet((LogitDifference(SETS), other)).tokens.tolist() == sorted(
-        {*SETS.tokens.tolist(), *other.tokens.tolist()}
-    )
-
-
-def test_only_what_is_read_is_unembedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, pairs = small_model(PLAIN), pairs_of_three_lengths()
-    engine = engine_on(model)
-    asked: list[int | None] = []
-    unembed = type(engine.runner).unembed
-
-    def noting(self: Any, resid: Tensor, tokens: Tensor | None) -> Tensor:
-        asked.append(None if tokens is None else len(tokens))
-        return unembed(self, resid, tokens)
-
-    monkeypatch.setattr(type(engine.runner), "unembed", noting)
-    engine.sweep(pairs, PATCHES, [LogitDifference(SINGLE)])
-    engine_reads = asked[1:]  # the first is the engine's check of itself
-    assert engine_reads and set(engine_reads) == {6}
-    asked.clear()
-    engine.sweep(pairs, PATCHES, [LogitDifference(SINGLE), Rank(SINGLE)])
-    assert set(asked[1:]) == {None}
-
-
-def test_measuring_in_slices_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, pairs = small_model(PLAIN), pairs_of_three_lengths()
-    whole = engine_on(model).sweep(pairs, PATCHES * 4, named_metrics(SETS))
-    monkeypatch.setattr(metric_sets, "LARGEST_SLICE", 80)
-    sliced = engine_on(model).sweep(pairs, PATCHES * 4, named_metrics(SETS))
-    np.testing.assert_array_equal(whole.patched, sliced.patched)
-
-
 # --- theorems ----------------------------------------------------------------------------------------------------
 
 
@@ -327,150 +175,3 @@ def test_effects_have_the_same_sense_where_less_is_better() -> None:
     ]
     for name in NAMED:
         np.testing.assert_allclose(sweep.by_metric(name).effects, [1, 0], atol=1e-5)
-
-
-# --- choosing ----------------------------------------------------------------------------------------------------
-
-
-class Animals(PatchingDataset):
-    """Two pairs with whatever answers are given; with a metric of its own, if wanted."""
-
-    name = "animals"
-
-    def __init__(self, targets: Callable[[int], Any] = lambda pair: (5, 6)) -> None:
-        self.targets = targets
-
-    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
-        return [(f"The cat sat on the {place}", f"The dog sat on the {place}") for place in ("mat", "rug")]
-
-    def get_target_tokens(self, pair_idx: int) -> Any:
-        return self.targets(pair_idx)
-
-
-class WithItsOwn(Animals):
-    def compute_metric(self, logits: Tensor, pair_idx: int) -> float:
-        return float(logits[0, 1:].mean() + logits[0, -1, 7 + pair_idx])
-
-
-@pytest.fixture(name="bundled")
-def bundled_model() -> Any:
-    return bundled()
-
-
-def test_none_and_dataset_are_the_datasets_own_metric(bundled: Any) -> None:
-    for dataset, own in ((Animals(), "logit difference"), (WithItsOwn(), "compute_metric")):
-        for asked in (None, "dataset", ["dataset"]):
-            assert [metric.name for metric in encode_pairs(bundled, dataset, [0, 1]).metrics(asked)] == [own]
-    both = encode_pairs(bundled, WithItsOwn(), [1]).metrics(["KL divergence", "dataset", "logit_difference"])
-    assert [metric.name for metric in both] == ["KL divergence", "compute_metric", "logit difference"]
-
-
-@pytest.mark.filterwarnings("ignore:.*barely differ")
-def test_own_metric_beside_named_ones_is_what_it_is_alone(bundled: Any) -> None:
-    patcher = HeadPatcher(bundled, show_progress=False)
-    alone = patcher.run_all_heads_experiment(WithItsOwn())
-    several = patcher.run_all_heads_experiment(WithItsOwn(), metrics=["kl_divergence", "dataset", Rank(TWO)])
-    assert several.metrics == ("KL divergence", "compute_metric", "rank") and several.sweep.metric == "KL divergence"
-    assert several.by_metric("compute_metric") == alone.__class__(several.sweep.by_metric("compute metric"))
-    np.testing.assert_array_equal(several.by_metric("compute_metric").sweep.patched, alone.sweep.patched)
-    logits = [plain_logits(bundled, [bundled.to_tokens(pair[0])[0]])[0] for pair in Animals().get_clean_corrupt_pairs()]
-    ranks = [by_hand("rank", run, run, ids, ()) for run, ids in zip(logits, TWO.correct)]
-    assert several.by_metric("rank").sweep.clean.tolist() == ranks
-
-
-TWO = Answers(correct=((5,), (9, 11)), incorrect=((6,), (7,)))
-
-
-def test_what_needs_no_answers_asks_for_none(bundled: Any) -> None:
-    def none(pair: int) -> Any:
-        raise AssertionError("asked")
-
-    (metric,) = encode_pairs(bundled, Animals(none), [0, 1]).metrics("kl_divergence")
-    assert metric.name == "KL divergence"
-
-
-def test_several_acceptable_answers_may_come_from_the_dataset(bundled: Any) -> None:
-    dataset = Animals(lambda pair: ((5, 9), 6) if pair else (5, (6, 7)))
-    for metric in encode_pairs(bundled, dataset, [1, 0]).metrics(["logit_difference", "rank"]):
-        assert metric.answers.correct == ((5, 9), (5,)) and metric.answers.incorrect == ((6,), (6, 7))
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        (
-            "logit_dif",
-            r"metric 'logit_dif' is unknown: the nearest names are logit_difference;.*expected one of",
-        ),
-        (
-            "zzz",
-            "metric 'zzz' is unknown: expected one of logit_difference, .* dataset, or a Metric object",
-        ),
-        (["rank", "probabilty"], "metric 'probabilty' is unknown: the nearest names are probability"),
-        ([], "metrics is empty: give at least one, or None"),
-        (["rank", "Rank"], "two of the metrics are called 'rank': give each once"),
-        (["dataset", "logit_difference"], "called 'logit difference'.*'dataset' is the logit difference where"),
-        (Rank, r"the class Rank is no metric: metrics takes names \(logit_difference"),
-        (
-            len,
-            "a builtin_function_or_method is no metric: .* give a function of your own as",
-        ),
-        ([None], "a NoneType is no metric"),
-        ({"rank"}, "a set is no metric: .*one or a list of them"),
-        (Rank(SETS), "metric 'rank' has answers for 3 pairs, the experiment has 2: make it for these pairs"),
-        (Rank(Answers(((5,), (10**6,)), ((), ()))), "metric 'rank' has the answer 1000000, outside the vocabulary of"),
-    ],
-)
-def test_metrics_that_cannot_be_measured_are_refused(bundled: Any, asked: Any, message: str) -> None:
-    patcher, heads = (kind(bundled, show_progress=False) for kind in (ActivationPatcher, HeadPatcher))
-    with refused(message):
-        patcher.run_patching_experiment(Animals(), "attn_out", metrics=asked)
-    with refused(message):
-        patcher.run_position_experiment(Animals(), metrics=asked)
-    with refused(message):
-        heads.run_all_heads_experiment(Animals(), metrics=asked)
-
-
-def test_an_object_that_is_half_a_metric_is_told_what_it_lacks(bundled: Any) -> None:
-    class Half:
-        name, unit, tokens, reads_all_positions = "half", "", None, False
-
-        def measure(self, logits: Tensor, pairs: Tensor) -> Tensor:
-            return logits[:, -1, 0]
-
-    with refused(r"a Half is no metric \(it has no more_is_better, reads_clean\)"):
-        encode_pairs(bundled, Animals(), [0]).metrics(Half())  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("given", [None, (), []])
-def test_metrics_that_need_an_answer_name_the_pairs_that_have_none(bundled: Any, given: Any) -> None:
-    without_wrong = Animals(lambda pair: (5, given if pair else 6))
-    without_right = Animals(lambda pair: (given, 6))
-    patcher = ActivationPatcher(bundled, show_progress=False)
-    for name in ("logit_difference", "probability_difference", None):
-        with refused(r"needs a wrong answer for every pair, 1 of 2 pairs have none \(pair 1\): .*measure probability"):
-            patcher.run_patching_experiment(without_wrong, "attn_out", metrics=name)
-    for name in NAMED[:-1]:
-        with refused(r"needs a right answer for every pair, 2 of 2 pairs have none \(pair 0, 1\): .*kl_divergence"):
-            patcher.run_patching_experiment(without_right, "attn_out", metrics=name)
-    for name in ("probability", "log_probability", "rank", "accuracy", "kl_divergence"):
-        encode_pairs(bundled, without_wrong, [0, 1]).metrics(name)
-    encode_pairs(bundled, without_right, [0, 1]).metrics("kl_divergence")
-
-
-def test_answers_are_checked() -> None:
-    with refused("right answers for 1 pairs and wrong ones for 2"):
-        Answers(((1,),), ((2,), (3,)))
-    for correct, incorrect in (((1,), (1,)), ((1, 1), (2,)), ((-1,), (2,))):
-        with refused(r"pair 7 has the right answers .* expected token ids of at least 0, each given once"):
-            Answers((correct,), (incorrect,), pair_indices=(7,))
-
-
-def test_a_metric_that_was_not_measured_is_refused_with_those_that_were(bundled: Any) -> None:
-    results = ActivationPatcher(bundled, show_progress=False).run_patching_experiment(
-        IOIDataset(bundled, 2), "attn_out", metrics=["kl_divergence", "rank"]
-    )
-    with refused("metric 'ranks' was not measured: did you mean 'rank'.*have kl_divergence, rank; ask for more with"):
-        results.by_metric("ranks")
-    with refused("metric 'accuracy' was not measured: These results have kl_divergence, rank"):
-        results.by_metric("accuracy")

@@ -34,8 +34,8 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.base import LogProbability
 from actpatch.tasks.encoding import encode_pairs
 from docs import four_corruptions
-from test_suite.helpers.models import small_model, words
-from test_suite.tasks.test_tasks import TASKS, bundled, smollm2
+from test_suite.helpers.models import bundled, small_model, smollm2, words
+from test_suite.helpers.tasks import TASKS
 
 ANIMALS = ("cat", "dog", "fox", "bear", "bird", "fish")
 SCENE = "The {0} sat on the mat. The"

@@ -19,7 +19,8 @@ from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.report.tokens import position_effects
 from actpatch.results.baselines import Finding, baseline_findings
 from actpatch.results.shapes import HeadResults, PositionResults
-from test_suite.figures.test_figures import (
+from test_suite.helpers.models import bundled
+from test_suite.helpers.results import (
     CLEAN_TOKENS,
     made_up_heads,
     made_up_layers,
@@ -27,7 +28,6 @@ from test_suite.figures.test_figures import (
     made_up_sweep,
     same_metrics,
 )
-from test_suite.helpers.models import bundled
 from visualize import create_full_report
 
 

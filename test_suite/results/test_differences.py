@@ -10,7 +10,7 @@ import pytest
 from actpatch.results.differences import difference_statistics, same_pairs
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import sign_flip_p_values
-from test_suite.figures.test_figures import made_up_heads
+from test_suite.helpers.results import made_up_heads
 
 N_SITES, N_PAIRS = 6, 12
 

@@ -25,7 +25,7 @@ from actpatch.results.saved import load_results
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults, SweepResults
 from actpatch.results.sweep import MetricValues, Sweep
 from head_patching import print_head_results
-from test_suite.figures.test_figures import made_up_heads, made_up_layers, made_up_positions
+from test_suite.helpers.results import made_up_heads, made_up_layers, made_up_positions
 
 PAIRS = 4
 CLEAN = tuple(("<s>", f" clean{j}", ' "quoted", with comma', "\r\n", *[" long"] * j) for j in range(PAIRS))
@@ -360,6 +360,7 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
 
 
 # --- printing ----------------------------------------------------------------------------------------------------
+
 
 NAMES = ("logit difference", "log-probability of either of the right answers", "KL divergence", "rank", "accuracy", "x")
 

@@ -13,7 +13,7 @@ import pytest
 from activation_patching import ActivationPatcher, IOIDataset, PromptPair, PromptPairs
 from actpatch.tasks.encoding import encode_pairs, named_positions
 from test_suite.helpers.models import bundled, smollm2
-from test_suite.tasks.test_tasks import answers_of
+from test_suite.helpers.tasks import answers_of
 
 MARY = "When Mary and John went to the store, John gave a drink to"
 JOHN = "When Mary and John went to the store, Mary gave a drink to"

@@ -1,0 +1,103 @@
+"""Results of random metrics, for tests of what is drawn, told, saved or compared: no model is run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from activation_patching import BothDirections
+from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.results.attention import AttentionPatterns
+from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
+from actpatch.results.sweep import MetricValues, Sweep
+
+CLEAN_TOKENS = ("<s>", "When", " Mary", " and", " John")
+CORRUPTED_TOKENS = ("<s>", "When", " John", " and", " Mary")
+
+
+def made_up_sweep(sites: list[Site], n_layers: int, n_heads: int, n_pairs: int = 5, **changes) -> Sweep:
+    """A sweep of random metrics; what it shows is only that figures repeat it."""
+    random = np.random.default_rng(0)
+    values = {
+        "name": "logit difference",
+        "unit": "logits",
+        "more_is_better": True,
+        "patched": random.normal(size=(len(sites), n_pairs)),
+        "clean": random.normal(3.5, 0.5, n_pairs),
+        "corrupted": random.normal(-3.0, 0.5, n_pairs),
+    }
+    values |= {name: changes.pop(name) for name in set(values) & set(changes)}
+    fields = {
+        "patches": tuple(Patch((site,)) for site in sites),
+        "measured": (MetricValues(**values),),
+        "direction": "denoising",
+        "model": "made-up",
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_key_value_heads": n_heads,
+        "task": "IOI",
+        "pair_indices": tuple(range(10, 10 + n_pairs)),
+        "clean_tokens": (CLEAN_TOKENS,) * n_pairs,
+        "corrupted_tokens": (CORRUPTED_TOKENS,) * n_pairs,
+        "versions": {"torch": "2.13.0"},
+    }
+    return Sweep(**{**fields, **changes})
+
+
+def made_up_heads(n_layers: int = 4, n_heads: int = 3, component: str = "z", **changes) -> HeadResults:
+    per_layer = changes.get("n_key_value_heads", n_heads) if component in ("k", "v") else n_heads
+    sites = [Site(block_hook(layer, component), head) for layer in range(n_layers) for head in range(per_layer)]
+    return HeadResults(made_up_sweep(sites, n_layers, n_heads, **changes))
+
+
+def made_up_layers(components: tuple[str, ...] = ("attn_out", "mlp_out"), n_layers: int = 4, **changes) -> LayerResults:
+    sites = [Site(block_hook(layer, component)) for component in components for layer in range(n_layers)]
+    return LayerResults(made_up_sweep(sites, n_layers, 3, **changes))
+
+
+def made_up_positions(n_layers: int = 2, tokens: tuple[str, ...] = CLEAN_TOKENS, **changes) -> PositionResults:
+    sites = [
+        Site(block_hook(layer, component), position=position)
+        for component in ("resid_pre", "mlp_out")
+        for layer in range(n_layers)
+        for position in range(len(tokens))
+    ]
+    return PositionResults(made_up_sweep(sites, n_layers, 3, **changes))
+
+
+def same_metrics(n_pairs: int = 5) -> dict[str, np.ndarray]:
+    return {"clean": np.full(n_pairs, 2.0), "corrupted": np.full(n_pairs, 2.0)}
+
+
+N_PAIRS = 12
+
+
+def clear(make, every: int = 3, **changes):
+    """Results of 12 pairs in which every third patch has an effect of about a third, and others none to speak of."""
+    made = make(n_pairs=N_PAIRS, **changes)
+    sweep = made.sweep
+    random = np.random.default_rng(1)
+    effects = random.normal(0, 0.01, sweep.patched.shape)
+    effects[::every] += random.normal(0.3, 0.05, (len(effects[::every]), 1))
+    return make(n_pairs=N_PAIRS, **changes, patched=sweep.base + effects * (sweep.source - sweep.base))
+
+
+def both_ways(**changes) -> BothDirections[HeadResults]:
+    return BothDirections(
+        clear(made_up_heads, **changes), clear(made_up_heads, every=2, direction="noising", **changes)
+    )
+
+
+def patterns(tokens: tuple[str, ...] = ("<s>", " Mary", " and"), n_heads: int = 2) -> AttentionPatterns:
+    random = np.random.default_rng(0)
+    values = np.tril(random.random((2, n_heads, len(tokens), len(tokens))))
+    values /= values.sum(axis=-1, keepdims=True)
+    return AttentionPatterns(
+        heads=tuple((1, head) for head in range(n_heads)),
+        clean=values[0],
+        corrupted=values[1],
+        clean_tokens=tokens,
+        corrupted_tokens=(tokens[0], " John", *tokens[2:]),
+        model="made-up",
+        task="IOI",
+        pair_index=3,
+    )

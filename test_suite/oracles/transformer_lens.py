@@ -1,0 +1,44 @@
+"""TransformerLens' own patching of single activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformer_lens import patching as tl_patching
+
+from actpatch.metrics.base import LogitDifference
+from actpatch.tasks.encoding import EncodedPairs
+
+BY_POSITION = {
+    "resid_pre": tl_patching.get_act_patch_resid_pre,
+    "resid_mid": tl_patching.get_act_patch_resid_mid,
+    "attn_out": tl_patching.get_act_patch_attn_out,
+    "mlp_out": tl_patching.get_act_patch_mlp_out,
+}
+BY_HEAD = {
+    "z": tl_patching.get_act_patch_attn_head_out_all_pos,
+    "q": tl_patching.get_act_patch_attn_head_q_all_pos,
+    "k": tl_patching.get_act_patch_attn_head_k_all_pos,
+    "v": tl_patching.get_act_patch_attn_head_v_all_pos,
+    "pattern": tl_patching.get_act_patch_attn_head_pattern_all_pos,
+}
+BY_HEAD_AND_POSITION = {
+    "z": tl_patching.get_act_patch_attn_head_out_by_pos,
+    "q": tl_patching.get_act_patch_attn_head_q_by_pos,
+    "k": tl_patching.get_act_patch_attn_head_k_by_pos,
+    "v": tl_patching.get_act_patch_attn_head_v_by_pos,
+    "pattern": tl_patching.get_act_patch_attn_head_pattern_by_pos,
+}
+
+
+def reference(function: Any, model: Any, pairs: EncodedPairs, metric: LogitDifference, **options: Any) -> torch.Tensor:
+    """What TransformerLens finds for the first pair, by its own loop."""
+    _, cache = model.run_with_cache(pairs.clean[0][None])
+    (correct,), (incorrect,) = metric.answers.correct[0], metric.answers.incorrect[0]
+
+    def difference(logits: torch.Tensor) -> torch.Tensor:
+        return logits[0, -1, correct] - logits[0, -1, incorrect]
+
+    with torch.no_grad():
+        return function(model, pairs.corrupted[0][None], cache, difference, **options)
