@@ -30,7 +30,8 @@ from actpatch.engine.writes import (
     write_hooks,
     writes_of,
 )
-from actpatch.models.runner import Runner, at_positions, outputs_at, reading, replaced_forward
+from actpatch.models.forwards import at_positions, outputs_at, reading, replaced_forward
+from actpatch.models.runner import Runner
 
 
 class Resumption:

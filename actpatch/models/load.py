@@ -1,4 +1,4 @@
-"""Which model?  `load_model("tiny")`, a name that TransformerLens knows, or a local Hugging Face directory.
+"""Loads a model: `load_model("tiny")`, a name that TransformerLens knows, or a local Hugging Face directory.
 
 The class is `HookedTransformer` where TransformerLens has it (up to 3.x) and `TransformerBridge` in its compatibility
 mode where it does not (from 4.0 on): both then fold layer norms and centre weights alike, so activations agree.
@@ -16,12 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformer_lens
-from huggingface_hub import constants, try_to_load_from_cache
-from transformer_lens import supported_models
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 ModelClass = Literal["HookedTransformer", "TransformerBridge"]
 
@@ -53,6 +47,8 @@ def load_model(
             know, a device that is not there, or a class that the installed TransformerLens does not have.
         ConnectionError: where the model would have to be downloaded and the hub cannot be reached.
     """
+    import transformer_lens
+
     hooked: Any = vars(transformer_lens).get("HookedTransformer")  # asking 4.x for the attribute raises ImportError
     if model_class is None:
         model_class = "TransformerBridge" if hooked is None else "HookedTransformer"
@@ -90,6 +86,8 @@ def load_model(
 
 def can_be_loaded(name: str) -> bool:
     """Whether a model is in the local cache or the hub answers; decided within five seconds."""
+    from huggingface_hub import try_to_load_from_cache
+
     name = _known_name(name)
     cached = try_to_load_from_cache(name, "config.json")
     return isinstance(cached, str) or _hub_answers(name)
@@ -99,13 +97,15 @@ def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        told = str(error).splitlines()[0]
-        raise ValueError(f"the device {str(device)!r} cannot be used ({told}): try 'cpu'") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {str(device)!r} cannot be used ({reason}): try 'cpu'") from None
 
 
 @contextlib.contextmanager
 def _off_stdout(*, with_bars: bool) -> Iterator[None]:
     """What TransformerLens prints goes to stderr, since stdout is for results; with or without bars of progress."""
+    from transformers.utils import logging
+
     had_bars = logging.is_progress_bar_enabled()
     if not with_bars:
         logging.disable_progress_bar()
@@ -123,9 +123,7 @@ def _directory(name_or_path: str | Path) -> Path | None:
         raise ValueError(f"name_or_path is {name_or_path!r}, expected 'tiny', a name such as 'gpt2-small', or a path")
     if name_or_path == "tiny":
         if not (TINY / "config.json").exists():
-            raise ValueError(
-                f"the bundled model is not in {TINY}: it comes with the repository, run from a clone of it"
-            )
+            raise ValueError(f"the bundled model is not in {TINY}: it comes with the package, so install that again")
         return TINY
     path = Path(name_or_path).expanduser()
     if (path / "config.json").exists():
@@ -140,6 +138,8 @@ def _directory(name_or_path: str | Path) -> Path | None:
 
 def _known_name(name: str) -> str:
     """The hub's name for a model or its alias."""
+    from transformer_lens import supported_models
+
     aliases = supported_models.MODEL_ALIASES
     for official, short in aliases.items():
         if name.lower() in {official.lower(), *(alias.lower() for alias in short)}:
@@ -153,6 +153,8 @@ def _known_name(name: str) -> str:
 
 
 def _hub_answers(name: str) -> bool:
+    from huggingface_hub import constants
+
     if constants.HF_HUB_OFFLINE:
         return False
     answered = threading.Event()
@@ -176,6 +178,7 @@ def _hub_answers(name: str) -> bool:
 
 def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: torch.dtype) -> Any:
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = str(directory)
     checkpoint = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
@@ -194,6 +197,8 @@ def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: tor
 
 
 def _bridge(name: str, device: Any, dtype: torch.dtype) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
     model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
     model.enable_compatibility_mode(disable_warnings=True)
     model.cfg.model_name = Path(name).name

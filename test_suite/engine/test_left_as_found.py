@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.models.runner import laid_out_as_multiplied
+from actpatch.models.forwards import laid_out_as_multiplied
 from test_suite.helpers.models import (
     HAS_HOOKED,
     fresh_model,

@@ -1,0 +1,161 @@
+"""How `TransformerBridge` of TransformerLens 3.x and 4.x, which wraps a Hugging Face model, is run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from actpatch.models.forwards import replaced_forward, unembedding_only
+from actpatch.models.runner import Hook, KeysValues, Recording, Runner, recording_hooks
+
+
+class BridgeRunner(Runner):
+    """`TransformerBridge` of TransformerLens 3.x and 4.x, which wraps a Hugging Face model.
+
+    Its blocks are called with whatever the Hugging Face model calls them with (masks, rotary angles, a cache): a dry
+    run over blocks that only note their arguments tells what that is for a given prefix and length.
+    """
+
+    _block_outputs: int | None = None
+    """Length of the tuple that a block returns; None where it returns a tensor."""
+
+    def record(
+        self,
+        tokens: Int[Tensor, "pair pos"],
+        hook_points: Collection[str],
+        read: Int[Tensor, " pair"] | None,
+        vocabulary: Int[Tensor, " token"] | None = None,
+    ) -> Recording:
+        model, cache = self.model, DynamicCache()
+        activations: dict[str, Tensor] = {}
+        handle = model.blocks[0].register_forward_hook(self._note_block_output)
+        try:
+            with self.hooks(recording_hooks(model, hook_points, activations)), self._unembedding(read, vocabulary):
+                logits = model(tokens, past_key_values=cache, use_cache=True)
+        finally:
+            handle.remove()
+        return Recording(tokens, activations, logits, self._filled(cache, tokens.shape[1]))
+
+    def begin(self, recording: Recording, start: int, length: int) -> list[tuple[tuple, dict[str, Any]]]:
+        calls: list[tuple[tuple, dict[str, Any]]] = []
+
+        def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls.append((args, kwargs))
+            return self._block_output(hidden)
+
+        options: dict[str, Any] = {}
+        if recording.keys_values is not None:
+            options = {"past_key_values": _past(recording.keys_values[0], start), "use_cache": True}
+        with contextlib.ExitStack() as stack:
+            for block in self.model.blocks:
+                stack.enter_context(replaced_forward(block, _with_hidden_states_first(note)))
+            self.model(recording.tokens[:1, start:length], **options)
+        return calls
+
+    def run_block(
+        self, layer: int, resid: Float[Tensor, "row pos d_model"], prefix: KeysValues | None, call: Any
+    ) -> Float[Tensor, "row pos d_model"]:
+        args, kwargs = call[layer]
+        cache = _PrefixCache(prefix)
+        args = tuple(cache if isinstance(value, DynamicCache) else value for value in args)
+        kwargs = {name: cache if isinstance(value, DynamicCache) else value for name, value in kwargs.items()}
+        output = self.model.blocks[layer](resid, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def prefix(self, recording: Recording, layer: int, pairs: Tensor, start: int) -> KeysValues | None:
+        if not start or recording.keys_values is None:
+            return None
+        keys, values = recording.keys_values[layer]
+        return keys[pairs, :, :start], values[pairs, :, :start]
+
+    def unembed(
+        self, resid: Float[Tensor, "row pos d_model"], tokens: Int[Tensor, " token"] | None
+    ) -> Float[Tensor, "row pos token"]:
+        def pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._block_output(hidden)
+
+        def give(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._block_output(resid)
+
+        blocks = list(self.model.blocks)
+        with contextlib.ExitStack() as stack:
+            for block in blocks:
+                replacement = give if block is blocks[-1] else pass_on
+                stack.enter_context(replaced_forward(block, _with_hidden_states_first(replacement)))
+            stack.enter_context(unembedding_only(self.model.unembed, tokens))
+            return self.model(torch.zeros(resid.shape[:2], dtype=torch.long, device=self.device))
+
+    def attention_output(self, output: Float[Tensor, "row pos d_model"]) -> tuple[Tensor, None]:
+        return output, None
+
+    def writing_hooks(self, hook_point: str, write: Callable[..., Tensor]) -> list[Hook]:
+        if not hook_point.endswith(".hook_resid_mid"):
+            return [(hook_point, write)]
+        # A bridge's hook_resid_mid changes only what the MLP reads: the difference has to be added by the attention.
+        block = hook_point.removesuffix(".hook_resid_mid")
+        before: list[Tensor] = []
+
+        def note(resid: Tensor, hook: Any) -> None:
+            before[:] = [resid]
+
+        def add(attn_out: Tensor, hook: Any) -> Tensor:
+            return write(before[0][: len(attn_out)] + attn_out, hook) - before[0][: len(attn_out)]
+
+        return [(f"{block}.hook_resid_pre", note), (f"{block}.hook_attn_out", add)]
+
+    def _note_block_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._block_outputs = len(output) if isinstance(output, tuple) else None
+
+    def _block_output(self, hidden: Tensor) -> Any:
+        if self._block_outputs is None:
+            return hidden
+        return (hidden,) + (None,) * (self._block_outputs - 1)
+
+    def _filled(self, cache: DynamicCache, length: int) -> list[KeysValues] | None:
+        """The cache's keys and values; None where the model did not fill it (it then runs without a prefix)."""
+        layers: list[Any] = list(cache.layers)
+        if len(layers) != self.n_layers:
+            return None
+        if any(getattr(layer, "keys", None) is None or layer.keys.shape[-2] != length for layer in layers):
+            return None
+        return [(layer.keys, layer.values) for layer in layers]
+
+
+class _PrefixCache(DynamicCache):
+    """A frozen prefix of keys and values for one layer, in the shape of a Hugging Face cache."""
+
+    def __init__(self, prefix: KeysValues | None) -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> KeysValues:
+        if self._prefix is None:
+            return key_states, value_states
+        keys, values = self._prefix
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+def _past(first_layer: KeysValues, start: int) -> DynamicCache:
+    """A cache that looks as if `start` positions had been run: the first layer alone tells a model its length."""
+    cache = DynamicCache()
+    if start:
+        keys, values = first_layer
+        cache.update(keys[:1, :, :start], values[:1, :, :start], 0)
+    return cache
+
+
+def _with_hidden_states_first(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` for callers that pass the hidden states by name."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not args:
+            args = (kwargs.pop("hidden_states"),)
+        return forward(*args, **kwargs)
+
+    return call
