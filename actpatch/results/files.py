@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from csv import QUOTE_NONNUMERIC
@@ -134,6 +135,18 @@ def write_files(contents: Mapping[Path, bytes]) -> list[Path]:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
     return list(contents)
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """The folder, created where needed.
+
+    Raises:
+        OSError: where it cannot be created or written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+    return folder
 
 
 def _write_beside(target: Path, beside: Path, content: bytes) -> None:

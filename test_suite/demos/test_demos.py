@@ -15,6 +15,7 @@ from huggingface_hub import constants
 import demo
 import head_demo
 from activation_patching import IOIDataset, LayerResults
+from actpatch import demos
 from head_patching import HeadPatcher
 from test_suite.helpers.hub import home_with_gpt2
 from test_suite.helpers.models import bundled
@@ -142,7 +143,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(script, options, message, t
 def test_a_folder_that_cannot_be_written_is_found_out_before_the_model_runs(script, tmp_path, capsys, monkeypatch):
     taken = tmp_path / "taken"
     taken.write_text("a file")
-    monkeypatch.setattr(demo, "load_model", None)  # loading would fail
+    monkeypatch.setattr(demos, "load_model", None)  # loading would fail
     for folder in (taken, taken / "below"):
         assert script.main(["--out", str(folder)]) == 2
         captured = capsys.readouterr()
@@ -185,15 +186,21 @@ def test_a_corruption_that_breaks_nothing_is_called_that(tmp_path, capsys):
 
 def test_demos_patch_the_same_layers(tmp_path, monkeypatch):
     drawn: list[LayerResults] = []
+    draw = demos.create_full_report
+    monkeypatch.setattr(
+        demos, "create_full_report", lambda **given: drawn.append(given["layer_results"]) or draw(**given)
+    )
     for script in (demo, head_demo):
-        draw = script.create_full_report
-        monkeypatch.setattr(
-            script,
-            "create_full_report",
-            lambda draw=draw, **given: drawn.append(given["layer_results"]) or draw(**given),
-        )
         assert script.main([*TINY, "--pairs", "2", "--out", str(tmp_path), "--quiet"]) == 0
     assert list(drawn[0]) == list(drawn[1]) and drawn[0].effects == drawn[1].effects
+
+
+def test_the_second_demo_s_report_has_what_the_first_one_s_had(tmp_path):
+    parts = ("Effect of each head", "Effect of each layer", "Effect of resid_pre at each position")
+    for script, has in ((demo, parts[1:]), (head_demo, parts)):
+        assert script.main([*TINY, "--pairs", "2", "--out", str(tmp_path), "--quiet"]) == 0
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert [part for part in parts if f">{part}" in page] == list(has)
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])
@@ -203,5 +210,5 @@ def test_a_user_who_has_seen_enough_gets_no_traceback(raised, code, capfd, monke
     def interrupted(args):
         raise raised
 
-    assert demo.guarded(interrupted, demo.arguments("").parse_args([])) == code
+    assert demos.guarded(interrupted, demos.arguments("").parse_args([])) == code
     assert len(capfd.readouterr().err.split()) == (2 if raised is KeyboardInterrupt else 0)
