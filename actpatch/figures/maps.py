@@ -12,7 +12,14 @@ from actpatch.figures.checks import Heads, check_size, checked_heads, checked_la
 from actpatch.figures.frame import finish
 from actpatch.figures.places import EffectMap, head_map, layer_map, position_map
 from actpatch.figures.words import context_line, escaped, head_hover, head_kind, hovers, labels_of
-from actpatch.results.shapes import HeadPatchingResult, HeadResults, LayerResults, PositionResults, SweepResults, patch_key
+from actpatch.results.shapes import (
+    HeadPatchingResult,
+    HeadResults,
+    LayerResults,
+    PositionResults,
+    SweepResults,
+    patch_key,
+)
 from actpatch.statistics.sites import SiteStatistics
 
 
