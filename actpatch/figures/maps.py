@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import plotly.graph_objects as go
 from jaxtyping import Float
 
+from actpatch.core.heavy import go
 from actpatch.figures.cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.certainty import certainty
 from actpatch.figures.checks import Heads, check_size, checked_heads, checked_layers, checked_sweep
