@@ -9,5 +9,5 @@ FIGURE_PADDING = 8
 """Pixels around each figure."""
 PAPER_WIDTH = 660
 """Pixels between the margins of A4 and of US letter, with some to spare."""
-CONFIG = {"responsive": True, "displaylogo": False}
-"""How Plotly behaves."""
+CONFIG = {"responsive": True, "displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
+"""How Plotly behaves. A figure that sets its own buttons must not bring one that uploads it."""
