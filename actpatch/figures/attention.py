@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from actpatch.results.attention import AttentionPatterns
+from actpatch.core.heavy import go
 from actpatch.figures.cells import SMALLEST_COLOUR_RANGE
 from actpatch.figures.checks import wrong_type
 from actpatch.figures.colours import DIVERGING, LINE, SEQUENTIAL
 from actpatch.figures.frame import finish, room_for, thin_out
 from actpatch.figures.words import in_lines, token_at, token_labels
+from actpatch.results.attention import AttentionPatterns
 
 SIDE = 240
 """Pixels of a pattern's side; tick labels are 14 pixels apart at least."""
@@ -64,6 +63,8 @@ def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None 
 
 def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure:
     """Empty panels with room for their labels, and the two colour scales."""
+    from plotly.subplots import make_subplots
+
     n_heads, down = len(patterns.heads), room + 60
     across = room + 24
     wide, high = 3 * SIDE + 2 * across, n_heads * SIDE + (n_heads - 1) * down

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
+from actpatch.core.heavy import go
+from actpatch.core.sites import block_hook
 from actpatch.figures.certainty import Certainty, certainty
 from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_heads, checked_layers, checked_sweep
 from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
 from actpatch.figures.frame import FADED, finish, height, step, thinned_note, thinned_pairs, width
 from actpatch.figures.words import context_line, effect_name, escaped, head_hover, head_kind, hovers, labels_of, plural
 from actpatch.results.shapes import HeadPatchingResult, HeadResults, LayerResults, SweepResults
-from actpatch.core.sites import block_hook
 from actpatch.statistics.sites import SiteStatistics
 
 WHISKER = {"type": "data", "color": INK, "thickness": 1.2, "width": 4}

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
+from actpatch.core.heavy import go
 from actpatch.figures.colours import (
     DIVERGING,
     FLIP,

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from actpatch.figures.words import count
+from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
-from actpatch.results.sweep import Sweep
 
 
 @dataclass(frozen=True)

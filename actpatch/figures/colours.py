@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import plotly.graph_objects as go
+from actpatch.core.heavy import go
 
 PAPER, INK, SOFT = "white", "#222222", "#555555"
 BLUE, RED, ORANGE, VIOLET, GREY = "#2166ac", "#b2182b", "#d17606", "#6a3d9a", "#767676"

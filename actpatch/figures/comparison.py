@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from actpatch.core.heavy import go
 from actpatch.figures.cells import (
     MOST_COLUMNS_WITH_NUMBERS,
     MUTED_ARE,
@@ -26,8 +25,8 @@ from actpatch.figures.places import Cell, EffectMap, head_map, layer_map, positi
 from actpatch.figures.words import context, count, escaped, hovers, in_lines, labels_of
 from actpatch.results.differences import difference_statistics
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
-from actpatch.statistics.sites import SiteStatistics
 from actpatch.results.sweep import Sweep
+from actpatch.statistics.sites import SiteStatistics
 
 MapResults: TypeAlias = HeadResults | LayerResults | PositionResults
 
@@ -232,6 +231,8 @@ def _change(
 
 def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[go.Figure, bool]:
     """Three empty panels, side by side or, where they have many columns, one below the other; and room for numbers."""
+    from plotly.subplots import make_subplots
+
     n_rows, n_columns = maps[0].effects.shape
     room = max(drawn.room for drawn in maps)
     lines = max(heading.count("<br>") + 1 for heading in headings)

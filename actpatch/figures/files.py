@@ -5,9 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-import plotly.graph_objects as go
-import plotly.io
-
+from actpatch.core.heavy import go
 from actpatch.figures.page import figure_page
 from actpatch.results.files import write_file
 
@@ -43,6 +41,8 @@ def _image(figure: go.Figure, kind: str) -> bytes:
             f"writing {kind.upper()} needs the package kaleido, which is not installed: pip install 'kaleido>=1', with "
             "Chrome or Chromium beside it, or write .html"
         )
+    import plotly.io
+
     try:
         return plotly.io.to_image(figure, format=kind, scale=PIXELS_PER_PIXEL)
     except RuntimeError as error:

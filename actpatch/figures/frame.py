@@ -9,8 +9,7 @@ import html
 import math
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
-
+from actpatch.core.heavy import go
 from actpatch.figures.colours import GRID, INK, LINE, PAPER, SOFT, ZERO_LINE
 
 FADED = 0.3
@@ -31,8 +30,8 @@ _AXIS = {
     "zerolinecolor": ZERO_LINE,
 }
 _COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "right"}, "thickness": 12}
-LOOK = go.layout.Template(
-    layout={
+LOOK = {
+    "layout": {
         "paper_bgcolor": PAPER,
         "plot_bgcolor": PAPER,
         "font": {"color": INK, "size": 12},
@@ -42,8 +41,9 @@ LOOK = go.layout.Template(
         "yaxis": _AXIS,
         "coloraxis": {"colorbar": _COLOUR_BAR},
     },
-    data={"heatmap": [{"colorbar": _COLOUR_BAR}]},
-)
+    "data": {"heatmap": [{"colorbar": _COLOUR_BAR}]},
+}
+"""Plotly's template of all figures."""
 
 
 def finish(figure: go.Figure, title: str, subtitle: str, *, narrowest: int = 0, room_for_numbers: int = 0) -> go.Figure:
@@ -58,7 +58,7 @@ def finish(figure: go.Figure, title: str, subtitle: str, *, narrowest: int = 0, 
     """
     subtitle_height = 17 * len(subtitle.split("<br>")) if subtitle else 0
     figure.update_layout(
-        template=LOOK,
+        template=go.layout.Template(LOOK),
         meta={"narrowest": narrowest, "room_for_numbers": room_for_numbers},
         title={"text": title, "font_size": 16, "x": 0, "y": 1, "yanchor": "top", "pad": {"l": 12, "t": 14}},
         title_subtitle={"text": subtitle, "font": {"size": 12, "color": SOFT}},

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-import plotly.graph_objects as go
 from jaxtyping import Float
 
+from actpatch.core.heavy import go
 from actpatch.figures.cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.certainty import certainty
 from actpatch.figures.checks import Heads, check_size, checked_heads, checked_layers, checked_sweep
 from actpatch.figures.frame import finish
 from actpatch.figures.places import EffectMap, head_map, layer_map, position_map
 from actpatch.figures.words import context_line, escaped, head_hover, head_kind, hovers, labels_of
-from actpatch.results.shapes import HeadPatchingResult, HeadResults, LayerResults, PositionResults, SweepResults, patch_key
+from actpatch.results.shapes import (
+    HeadPatchingResult,
+    HeadResults,
+    LayerResults,
+    PositionResults,
+    SweepResults,
+    patch_key,
+)
 from actpatch.statistics.sites import SiteStatistics
 
 

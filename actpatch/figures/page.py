@@ -1,6 +1,7 @@
-"""How does a page show figures?  HTML that needs no network and follows the reader's light or dark setting.
+"""Pages that show figures, without a network and in the reader's light or dark setting.
 
-A figure lies in the page as JSON beside its place, and the page's script draws it, in the colours for the setting.
+A figure lies in the page as JSON beside its place, and the page's script draws it, in the colours for the setting. This
+module knows figures as Plotly has them; it knows no results and nothing of how a figure came to be.
 """
 
 from __future__ import annotations
@@ -8,46 +9,50 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+from actpatch.core.heavy import go
+from actpatch.figures.colours import DARK_PAPER, changes_on_dark
+from actpatch.figures.rendering import FIGURES
+from actpatch.figures.style import CONFIG, FIGURE_PADDING, PAPER_WIDTH
 
-from actpatch.figures.colours import changes_on_dark
-from actpatch.figures.style import FIGURE_PADDING, SCRIPT, STYLE
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 WIDEST = 1150
 """Pixels of a figure that does not say how wide it is."""
+PAGE_PADDING = 32
+"""Pixels beside what a page shows, on both sides together."""
 
 
-def html_page(title: str, body: str, plotly: str | None = None, *, widest: int = WIDEST) -> str:
-    """A page; title and body are HTML already.
+def html_page(title: str, body: str, plotly: str | None = None, *, widest: int = WIDEST) -> Markup:
+    """A page of a title, in the window's frame, and a body that is HTML already; the others are `page_values`'."""
+    from markupsafe import Markup
+
+    return FIGURES.render("page.html", title=title, body=Markup(body), page=page_values(plotly, widest=widest))
+
+
+def page_values(plotly: str | None = None, *, widest: int = WIDEST) -> dict[str, Any]:
+    """What the template of all pages needs besides what a page shows.
 
     Args:
-        title: in the window's frame.
-        body: with the figures in it.
         plotly: the file beside the page that holds plotly.js; None puts it into the page.
         widest: pixels of its widest figure, which the page has room for if the window has.
     """
-    script = f"<script>{get_plotlyjs()}</script>" if plotly is None else f'<script src="{plotly}"></script>'
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>{STYLE}</style>
-</head>
-<body style="max-width: {widest + 2 * FIGURE_PADDING + 32}px">
-{body}
-{script}
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    return {
+        "config": CONFIG,
+        "dark_paper": DARK_PAPER,
+        "paper_width": PAPER_WIDTH,
+        "plotly_file": plotly,
+        "plotly_script": Markup(get_plotlyjs()) if plotly is None else "",
+        "width": widest + 2 * FIGURE_PADDING + PAGE_PADDING,
+    }
 
 
-def figure_html(name: str, figure: go.Figure, *, level: int = 3) -> str:
+def figure_html(name: str, figure: go.Figure, *, level: int = 3) -> Markup:
     """The figure as a part of a page, as wide as designed or as the page, whichever is less.
 
     One that needs more than the page has is scrolled, and numbers in cells are left out where they do not fit.
@@ -58,28 +63,35 @@ def figure_html(name: str, figure: go.Figure, *, level: int = 3) -> str:
         level: of its heading, which only those hear whom the page is read to.
     """
     needs = figure.layout.meta or {}
-    title, subtitle = html.escape(plain_title(figure)), figure.layout.title.subtitle.text or ""
-    told = f"{title}. {html.escape(html.unescape(subtitle.replace('<br>', ' ')))}"
-    width = (figure.layout.width or WIDEST) + 2 * FIGURE_PADDING
-    height = figure.layout.height or 450
-    return (
-        f'<div class="figure"><h{level} class="unseen">{title}</h{level}>'
-        f'<figure class="card" style="width: {width}px" tabindex="0" aria-label="{told}">'
-        f'<div class="drawn" id="{name}" data-numbers="{needs.get("room_for_numbers", 0)}" '
-        f'style="min-width: {needs.get("narrowest", 0)}px; height: {height}px"></div></figure>'
-        f'<script type="application/json" data-draws="{name}">{_drawing(figure)}</script></div>'
+    title, subtitle = plain_title(figure), figure.layout.title.subtitle.text or ""
+    return FIGURES.render(
+        "figure.html",
+        name=name,
+        level=level,
+        title=title,
+        description=f"{title}. {html.unescape(subtitle.replace('<br>', ' '))}",
+        width=(figure.layout.width or WIDEST) + 2 * FIGURE_PADDING,
+        height=figure.layout.height or 450,
+        narrowest=needs.get("narrowest", 0),
+        room_for_numbers=needs.get("room_for_numbers", 0),
+        drawing=_drawing(figure),
     )
 
 
-def figure_page(name: str, figure: go.Figure, plotly: str | None = None, *, above: str = "") -> str:
-    """A page for one figure: its name, `html_page`'s plotly, and HTML to stand above it."""
-    body = f"<main>{above}{figure_html(name, figure, level=1)}</main>"
-    return html_page(html.escape(plain_title(figure)), body, plotly, widest=figure.layout.width or WIDEST)
+def figure_page(name: str, figure: go.Figure, plotly: str | None = None, *, report: str | None = None) -> Markup:
+    """A page for one figure: its name, `page_values`' plotly, and the file of the report that it is a part of."""
+    return FIGURES.render(
+        "figure_page.html",
+        title=plain_title(figure),
+        figure=figure_html(name, figure, level=1),
+        report_file=report,
+        page=page_values(plotly, widest=figure.layout.width or WIDEST),
+    )
 
 
-def figures_html(figures: Mapping[str, go.Figure]) -> str:
+def figures_html(figures: Mapping[str, go.Figure]) -> Markup:
     """Figures by their ids, side by side where the page has room for it."""
-    return f'<div class="figures">{"".join(figure_html(name, figure) for name, figure in figures.items())}</div>'
+    return FIGURES.render("figures.html", figures=[figure_html(name, figure) for name, figure in figures.items()])
 
 
 def plain_title(figure: go.Figure) -> str:
@@ -87,8 +99,10 @@ def plain_title(figure: go.Figure) -> str:
     return html.unescape(figure.layout.title.text or "Activation patching")
 
 
-def _drawing(figure: go.Figure) -> str:
+def _drawing(figure: go.Figure) -> Markup:
     """What the script draws, without any letter that would end it."""
+    from markupsafe import Markup
+
     fluid = go.Figure(figure).update_layout(width=None)
     drawing = f'{{"figure": {fluid.to_json()}, "colours": {json.dumps(changes_on_dark(figure))}}}'
-    return drawing.replace("<", "\\u003c")
+    return Markup(drawing.replace("<", "\\u003c"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
+from actpatch.core.direction import DIRECTIONS
+from actpatch.core.heavy import go
 from actpatch.figures.bars import largest
 from actpatch.figures.certainty import Certainty, certainties
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, wrong_type
@@ -26,9 +27,8 @@ from actpatch.figures.words import (
 )
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
-from actpatch.statistics.sites import SiteStatistics
 from actpatch.results.sweep import Sweep
-from actpatch.core.direction import DIRECTIONS
+from actpatch.statistics.sites import SiteStatistics
 
 READINGS = {
     "both": (BLUE, "circle", "sufficient and necessary"),

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from actpatch.results.shapes import HeadPatchingResult, LayerResults, SweepResults
 from actpatch.core.sites import Patch, Site
-from actpatch.results.sweep import Sweep
 from actpatch.core.text import escaped
+from actpatch.results.shapes import HeadPatchingResult, LayerResults, SweepResults
+from actpatch.results.sweep import Sweep
 
 LINE = 56
 """Letters of a subtitle's line: as many as fit a phone."""

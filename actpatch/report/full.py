@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import plotly.graph_objects as go
-
+from actpatch.core.heavy import go
 from actpatch.figures.bars import create_component_comparison, create_top_heads_bar
 from actpatch.figures.checks import Heads, checked_heads, checked_layers, checked_sweep
 from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap

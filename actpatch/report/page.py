@@ -1,26 +1,28 @@
-"""What does a reader open?  One page that carries everything and needs no network, and a page for each figure.
+"""The pages of a report: one that carries everything and needs no network, and one for each figure.
 
 `report.html` can be sent alone: plotly.js, figures and data are in it. The figures' own pages share the plotly.js that
-is written beside them.
+is written beside them. This module puts sections in order; it knows nothing of what stands in them.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
-
-from actpatch.figures.page import figure_page, figures_html, html_page
-from actpatch.report.parts import HOW_TO_READ, data_section, effects_section, pairs_section, settings_section
+from actpatch.core.heavy import go
+from actpatch.figures.page import figure_page, figures_html, page_values
+from actpatch.report.parts import data_section, effects_section, pairs_section, settings_section
+from actpatch.report.rendering import REPORT
 from actpatch.report.tokens import strips_section
 from actpatch.report.verdict import apart, verdict_section
 from actpatch.results.check import DatasetCheck
 from actpatch.results.files import write_files
 from actpatch.results.shapes import PositionResults, SweepResults
 from actpatch.statistics.sites import SiteStatistics
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 REPORT_FILE = "report.html"
 PLOTLY_FILE = "plotly.min.js"
@@ -50,10 +52,11 @@ def write_report(
     Raises:
         OSError: where a file cannot be written; all are then as they were.
     """
-    pages = {REPORT_FILE: report_page(figures, shown, sure, check)}
+    from plotly.offline import get_plotlyjs
+
+    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, sure, check)}
     for name, figure in figures.items():
-        back = f'<p class="on-screen"><a href="{REPORT_FILE}">The whole report</a></p>'
-        pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, above=back)
+        pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, report=REPORT_FILE)
     pages[PLOTLY_FILE] = get_plotlyjs()
     return write_files({folder / name: text.encode() for name, text in pages.items()})
 
@@ -63,9 +66,12 @@ def report_page(
     shown: Mapping[str, SweepResults],
     sure: Mapping[str, SiteStatistics | str],
     check: DatasetCheck | None,
-) -> str:
+) -> Markup:
     """The report as one HTML page; what `write_report` says of its arguments."""
+    from markupsafe import Markup
+
     sections = {"Figures": figures_html(figures)}
+    how_to_read = REPORT.render("how_to_read.html")
     title = "Activation patching report"
     if shown:
         sweeps = {name: results.sweep for name, results in shown.items()}
@@ -76,23 +82,13 @@ def report_page(
             "Can these pairs carry a conclusion?": verdict_section(check, sweeps),
             "What was run": settings_section(shown, sure),
             **sections,
-            "Largest effects": "".join(effects_section(shown[name], sure[name], name) for name in shown),
-            "Prompts": strips + "".join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
-            "How to read a score": HOW_TO_READ,
+            "Largest effects": Markup().join(effects_section(shown[name], sure[name], name) for name in shown),
+            "Prompts": strips + Markup().join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
+            "How to read a score": how_to_read,
             "Data": data_section(shown),
         }
         title = f"Activation patching: {first.task} on {first.model}"
     else:
-        unknown = "<p>Drawn from a plain list of heads, which does not know what was run.</p>"
-        sections = {"What was run": unknown, **sections, "How to read a score": HOW_TO_READ}
-    keys = {heading: f"part-{number}" for number, heading in enumerate(sections, start=1)}
-    links = "".join(f'<li><a href="#{key}">{heading}</a></li>' for heading, key in keys.items())
-    parts = "".join(
-        f'<section aria-labelledby="{key}"><h2 id="{key}">{heading}</h2>{sections[heading]}</section>'
-        for heading, key in keys.items()
-    )
-    body = (
-        f'<header><h1>{html.escape(title)}</h1><nav aria-label="Parts of the report"><ul>{links}</ul></nav></header>'
-        f"<main>{parts}</main>"
-    )
-    return html_page(html.escape(title), body, widest=SIDE_BY_SIDE)
+        unknown = REPORT.render("plain_list.html")
+        sections = {"What was run": unknown, **sections, "How to read a score": how_to_read}
+    return REPORT.render("report.html", title=title, sections=sections, page=page_values(widest=SIDE_BY_SIDE))

@@ -1,39 +1,34 @@
-"""What does a report tell besides figures?  Settings, the largest effects with their intervals, pairs, and the data."""
+"""Sections of a report besides figures: settings, the largest effects with their intervals, pairs, and the data.
+
+Knows results and what they are called; it knows neither figures nor the page that the sections stand in.
+"""
 
 from __future__ import annotations
 
 import base64
 import gzip
-import html
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actpatch.figures.words import metric_name, pairs_used
+from actpatch.report.rendering import REPORT
 from actpatch.results.files import csv_columns
 from actpatch.results.shapes import HeadResults, SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.results.text import describe_statistics
 from actpatch.statistics.sites import SiteStatistics
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 TOP_ROWS = 12
 MOST_PAIRS = 100
 """Rows of the table of pairs."""
 
-HOW_TO_READ = """
-<p>A patch copies one activation from the source run into the base run. <b>Denoising</b> copies from the clean run into
-the corrupted one and asks whether the component suffices to restore the behaviour; <b>noising</b> copies from the
-corrupted run into the clean one and asks whether the component is necessary for it.</p>
-<p><code>effect = (patched &minus; base) / (source &minus; base)</code>, over pairs as a ratio of means. <b>0</b>: the
-patch changes nothing. <b>1</b>: it moves the metric all the way to the source run. <b>Below 0</b>: it moves the metric
-the other way. <b>Above 1</b>: it overshoots. Effects of single components need not add up to 1.</p>
-<p>Pairs whose clean and corrupted metric barely differ are left out. Grey cells were not measured; faded ones are not
-significant after correction. Each map has its own
-colour scale, symmetric about 0: compare colours within a map only.</p>
-"""
 
-
-def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteStatistics | str]) -> str:
+def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteStatistics | str]) -> Markup:
     """What was run; a column for each sweep, and one cell across them all where they have the same setting."""
     rows: dict[str, Callable[[str, Sweep], str]] = {
         "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
@@ -59,7 +54,7 @@ def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteS
     return table(["Setting", *shown], rows_told, "Settings")
 
 
-def effects_section(results: SweepResults, sure: SiteStatistics | str, name: str) -> str:
+def effects_section(results: SweepResults, sure: SiteStatistics | str, name: str) -> Markup:
     """The patches of largest |effect|, with intervals and corrected p-values as far as there are any."""
     sweep = results.sweep
     order = np.argsort(-np.nan_to_num(np.abs(sweep.effects), nan=-1.0), kind="stable")[:TOP_ROWS]
@@ -75,11 +70,15 @@ def effects_section(results: SweepResults, sure: SiteStatistics | str, name: str
     usable = sweep.usable
     columns.append([f"{row[usable].mean():+.3f}" for row in sweep.patched])
     caption = f"{name}: the largest {len(order)} of {len(sweep.patches):,} effects"
-    told = f'<p class="soft">{html.escape(describe_statistics({sweep.metric: sure}, "site"))}</p>'
-    return table(heads, [[column[i] for column in columns] for i in order], caption, numbers=True) + told
+    rows = [[column[i] for column in columns] for i in order]
+    return REPORT.render(
+        "effects.html",
+        table=table(heads, rows, caption, numbers=True),
+        statistics=describe_statistics({sweep.metric: sure}, "site"),
+    )
 
 
-def pairs_section(sweep: Sweep, name: str) -> str:
+def pairs_section(sweep: Sweep, name: str) -> Markup:
     """Every pair's prompts and baselines, folded away; the first ones, where there are very many."""
     n = len(sweep.pair_indices)
     rows = [
@@ -97,37 +96,35 @@ def pairs_section(sweep: Sweep, name: str) -> str:
     caption = f"{name}: prompts, and {metric_name(sweep)} of both runs"
     if n > MOST_PAIRS:
         caption += f"; the first {MOST_PAIRS} of {n:,} pairs"
-    shown = table(heads, rows, caption, kind="prompts")
-    return f"<details><summary>{name}: {pairs_used(sweep.usable)}</summary>{shown}</details>"
+    prompts = table(heads, rows, caption, kind="prompts")
+    return REPORT.render("pairs.html", name=name, used=pairs_used(sweep.usable), table=prompts)
 
 
-def data_section(shown: Mapping[str, SweepResults]) -> str:
+def data_section(shown: Mapping[str, SweepResults]) -> Markup:
     """A button per sweep that saves its long table, which the page carries packed: as CSV, what `to_csv` writes.
 
     The page's script puts its columns side by side. Packed text has no letter that HTML would read, whatever tokens
     there are.
     """
-    parts = []
+    files = []
     for name, results in shown.items():
-        table = results.to_dataframe()
-        columns = csv_columns(table)
-        packed = base64.b64encode(gzip.compress(columns, mtime=0)).decode()
-        key = f"data-{name.lower()}"
-        parts.append(
-            f'<button type="button" data-file="{name.lower()}.csv" data-from="{key}" data-columns="{table.shape[1]}">'
-            f"Save {name.lower()}.csv ({_size(len(columns))})</button>"
-            f'<script type="text/plain" id="{key}">{packed}</script>'
+        frame = results.to_dataframe()
+        columns = csv_columns(frame)
+        files.append(
+            {
+                "name": name.lower(),
+                "n_columns": frame.shape[1],
+                "size": _size(len(columns)),
+                "packed": base64.b64encode(gzip.compress(columns, mtime=0)).decode(),
+            }
         )
-    return (
-        "<p>A row per site, pair and metric, as <code>results.to_dataframe()</code> gives it.</p>"
-        f"<p>{''.join(parts)}</p>"
-    )
+    return REPORT.render("data.html", files=files)
 
 
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, numbers: bool = False, kind: str = ""
-) -> str:
-    """A table that scrolls by itself where it is too wide; every cell is escaped.
+) -> Markup:
+    """A table that scrolls by itself where it is too wide.
 
     Args:
         heads: of each column.
@@ -136,25 +133,7 @@ def table(
         numbers: whether all but the first column hold numbers, which stand on the right.
         kind: a class for its style.
     """
-
-    def across(row: Sequence[str], i: int) -> str:
-        missing = len(heads) - len(row)
-        return f' colspan="{missing + 1}"' if missing and i == len(row) - 1 else ""
-
-    number = ' class="number"' if numbers else ""
-    head = "".join(f'<th scope="col"{number if i else ""}>{html.escape(cell)}</th>' for i, cell in enumerate(heads))
-    body = "".join(
-        "<tr>"
-        + f'<th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td{number}{across(row, i)}>{html.escape(cell)}</td>" for i, cell in enumerate(row[1:], start=1))
-        + "</tr>"
-        for row in rows
-    )
-    told = html.escape(caption)
-    return (
-        f'<div class="card {kind}" tabindex="0" role="region" aria-label="{told}"><table><caption>{told}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return REPORT.render("table.html", heads=heads, rows=rows, caption=caption, numbers=numbers, kind=kind)
 
 
 def _labels(results: SweepResults) -> list[str]:

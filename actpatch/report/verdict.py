@@ -1,27 +1,33 @@
-"""Can these pairs carry a conclusion?  What a linter of datasets found, or else what the runs' own baselines show."""
+"""The verdict on the pairs of a report: what a linter of datasets found, or else what the runs' own baselines show.
+
+Knows clean and corrupted runs; it knows nothing of patches.
+"""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from actpatch.report.rendering import REPORT
 from actpatch.results.baselines import RIGHT_ABOVE, Finding, baseline_findings, verdict_of
 from actpatch.results.check import DatasetCheck
 from actpatch.results.sweep import Sweep
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
-def verdict_section(check: DatasetCheck | None, sweeps: Mapping[str, Sweep]) -> str:
+
+def verdict_section(check: DatasetCheck | None, sweeps: Mapping[str, Sweep]) -> Markup:
     """The verdict: of the check where there is one, else of each sweep whose pairs are other ones."""
     if check is not None:
-        return _verdict("Verdict", check.findings, _counted(next(iter(sweeps.values()))))
-    parts = []
-    groups = apart(sweeps)
-    for names, sweep in groups.items():
-        label = f"Verdict for {names}" if len(groups) > 1 else "Verdict"
-        parts.append(_verdict(label, baseline_findings(sweep), _counted(sweep)))
-    parts.append('<p class="soft">From the baselines of these runs; the dataset itself was not checked.</p>')
-    return "".join(parts)
+        verdicts = [_verdict("Verdict", check.findings, next(iter(sweeps.values())))]
+    else:
+        groups = apart(sweeps)
+        verdicts = [
+            _verdict(f"Verdict for {names}" if len(groups) > 1 else "Verdict", baseline_findings(sweep), sweep)
+            for names, sweep in groups.items()
+        ]
+    return REPORT.render("verdict.html", verdicts=verdicts, checked=check is not None)
 
 
 def apart(sweeps: Mapping[str, Sweep]) -> dict[str, Sweep]:
@@ -43,29 +49,26 @@ def _runs(sweep: Sweep) -> tuple[object, ...]:
     return sweep.metric, sweep.noise, sweep.pair_indices, sweep.clean_tokens, sweep.corrupted_tokens, baselines
 
 
-def _verdict(label: str, findings: Sequence[Finding], counted: str = "") -> str:
+def _verdict(label: str, findings: Sequence[Finding], sweep: Sweep) -> dict[str, Any]:
     severities = {finding.severity for finding in findings}
-    kind = next((severity for severity in ("fault", "care") if severity in severities), "ready")
-    items = "".join(f"<li>{_sentence(finding)}</li>" for finding in findings)
-    listed = f"<ul>{items}</ul>" if items else ""
-    return f'<div class="verdict {kind}"><p>{label}: {verdict_of(findings)}</p>{counted}{listed}</div>'
-
-
-def _sentence(finding: Finding) -> str:
-    remedy = f" <em>{html.escape(finding.remedy)}.</em>" if finding.remedy else ""
-    severity = html.escape(finding.severity)
-    return f'<span class="severity {severity}">{severity}</span>: {html.escape(finding.what)}.{remedy}'
+    return {
+        "kind": next((severity for severity in ("fault", "care") if severity in severities), "ready"),
+        "label": label,
+        "text": verdict_of(findings),
+        "counts": _counted(sweep),
+        "findings": findings,
+    }
 
 
 def _counted(sweep: Sweep) -> str:
     n, shares = len(sweep.pair_indices), _shares(sweep)
-    told = [
+    parts = [
         f"usable {_of(shares['usable'], n)}",
         f"clean better than corrupted on {_of(shares['better'], n)}",
     ]
     if "right" in shares:
-        told.append(f"the clean run right on {_of(shares['right'], n)}, the corrupted on {_of(shares['fooled'], n)}")
-    return f"<p>{html.escape('; '.join(told).capitalize())}.</p>"
+        parts.append(f"the clean run right on {_of(shares['right'], n)}, the corrupted on {_of(shares['fooled'], n)}")
+    return "; ".join(parts).capitalize()
 
 
 def _shares(sweep: Sweep) -> dict[str, Any]:

@@ -177,3 +177,14 @@ def test_numbers_in_cells_are_left_out_where_they_do_not_fit(browser, tmp_path):
     assert page.locator(".heatmaplayer image").first.bounding_box()["width"] / 12 > 14
     assert page.evaluate("document.querySelector('figure').scrollWidth <= document.querySelector('figure').clientWidth")
     page.context.close()
+
+
+@pytest.mark.slow
+def test_no_button_uploads_a_figure_even_where_its_buttons_were_set_anew(browser, tmp_path):
+    figure = create_head_heatmap(clear(made_up_heads)).update_layout(modebar={"remove": [], "orientation": "h"})
+    page = open_report(browser, save_figure(figure, tmp_path / "heads.html")).page
+    buttons = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)")
+    server = page.evaluate("document.getElementById('figure')._context.plotlyServerURL")
+    page.context.close()
+    assert "Zoom" in buttons and server == ""
+    assert not [title for title in buttons if any(word in title for word in ("Share", "Edit", "cloud", "Studio"))]
