@@ -14,6 +14,7 @@ from actpatch.figures.certainty import Certainty, certainty
 from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_heads, checked_layers, checked_sweep
 from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
 from actpatch.figures.frame import FADED, finish, height, step, thinned_note, thinned_pairs, width
+from actpatch.figures.ranking import largest, rows_axis
 from actpatch.figures.words import context_line, effect_name, escaped, head_hover, head_kind, hovers, labels_of, plural
 from actpatch.results.shapes import HeadPatchingResult, HeadResults, LayerResults, SweepResults
 from actpatch.statistics.sites import SiteStatistics
@@ -74,7 +75,7 @@ def create_top_heads_bar(
     )
     figure.update_xaxes(title=effect_name(sweep))
     labels = [head.label for head in top]
-    figure.update_yaxes(title=head_kind(heads), **_rows(labels))
+    figure.update_yaxes(title=head_kind(heads), **rows_axis(labels))
     figure.update_layout(width=760, height=height(len(top), 26), showlegend=True)
     title = title or f"Largest effects, {head_kind(heads)}s: {escaped(heads[0].patch_type)}"
     return finish(figure, title, subtitle)
@@ -195,15 +196,10 @@ def create_effect_distribution(
         hovertext=[texts[i] for i in top],
     )
     figure.update_xaxes(title=effect_name(sweep))
-    figure.update_yaxes(title=results.kind, **_rows([names[i] for i in top]))
+    figure.update_yaxes(title=results.kind, **rows_axis([names[i] for i in top]))
     figure.update_layout(width=760, height=height(len(top), 34), showlegend=True)
     subtitle = context_line(sweep, sure.note, thinned_note(len(usable)))
     return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", subtitle)
-
-
-def largest(effects: np.ndarray, top_k: int) -> list[int]:
-    """Numbers of the patches of largest |effect|, largest first; NaN comes last."""
-    return np.argsort(-np.nan_to_num(np.abs(effects), nan=-1.0), kind="stable")[:top_k].tolist()
 
 
 def _sure_bars(
@@ -222,12 +218,6 @@ def _sure_bars(
     }
     points = thinned_note(int(results.sweep.usable.sum()))
     return bars, context_line(results.sweep, sure.bar_note(patches), points)
-
-
-def _rows(labels: Sequence[str]) -> dict[str, Any]:
-    """An axis with a row per label, the first on top."""
-    ticks = {"tickvals": list(range(len(labels))), "ticktext": list(labels)}
-    return {**ticks, "range": [len(labels) - 0.5, -0.5], "showgrid": False, "zeroline": False}
 
 
 def _opacities(sure: Certainty, patches: Sequence[int]) -> list[float]:

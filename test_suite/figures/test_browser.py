@@ -13,9 +13,9 @@ import pytest
 
 from actpatch.figures.colours import DARK_PAPER
 from actpatch.figures.page import figure_html, html_page
-from test_suite.report.test_browser import CONTRAST, OVERLAPS, WIDTHS, open_report
-from test_suite.figures.test_kinds import both_ways, clear, patterns
 from test_suite.figures.test_figures import made_up_heads, made_up_layers, made_up_positions
+from test_suite.figures.test_kinds import both_ways, clear, patterns
+from test_suite.report.test_browser import CONTRAST, OVERLAPS, WIDTHS, open_report
 from visualize import (
     create_attention_patterns,
     create_comparison,

@@ -10,8 +10,8 @@ import pytest
 
 from actpatch.figures import colours as figure_colours
 from actpatch.figures.colours import DARK, DIVERGING, FLIP, changes_on_dark
-from test_suite.figures.test_kinds import both_ways, clear, patterns
 from test_suite.figures.test_figures import made_up_heads
+from test_suite.figures.test_kinds import both_ways, clear, patterns
 from visualize import (
     create_attention_patterns,
     create_comparison,

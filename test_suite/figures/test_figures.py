@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import MetricValues, Sweep
 from visualize import (
     create_component_comparison,

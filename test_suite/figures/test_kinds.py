@@ -10,14 +10,14 @@ import re
 import numpy as np
 import pytest
 
-from actpatch.figures import files as figure_files
 from activation_patching import BothDirections, IOIDataset, PromptPair, PromptPairs, load_results
-from actpatch.results.attention import AttentionPatterns
+from actpatch.core.sites import Site, block_hook
+from actpatch.figures import files as figure_files
 from actpatch.figures.frame import label_points
-from head_patching import HeadPatcher
+from actpatch.results.attention import AttentionPatterns
 from actpatch.results.differences import difference_statistics
 from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
-from actpatch.core.sites import Site, block_hook
+from head_patching import HeadPatcher
 from test_suite.figures.test_figures import (
     made_up_heads,
     made_up_layers,
