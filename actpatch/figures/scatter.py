@@ -1,4 +1,7 @@
-"""What lies behind an effect?  Raw metrics of every pair, and what a component is in both directions."""
+"""What lies behind effects: raw metrics of every pair, and what a component is in both directions.
+
+Knows results; it runs and computes nothing.
+"""
 
 from __future__ import annotations
 
