@@ -1,4 +1,4 @@
-"""Where do heads look?  Attention patterns on the clean prompt, the corrupted one, and their difference."""
+"""Attention patterns of heads on the clean prompt, the corrupted one, and their difference."""
 
 from __future__ import annotations
 

@@ -1,21 +1,25 @@
-"""Which are the largest, and for how many pairs?  Bars with intervals, attention against MLP, effects over pairs."""
+"""The largest effects and how far they hold: bars with intervals, attention against MLP, effects over pairs.
+
+Knows results; it runs and computes nothing.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from actpatch.core.heavy import go
 from actpatch.core.sites import block_hook
 from actpatch.figures.certainty import Certainty, certainty
-from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_heads, checked_layers, checked_sweep
+from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_layers, checked_sweep
 from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
 from actpatch.figures.frame import FADED, finish, height, step, thinned_note, thinned_pairs, width
-from actpatch.figures.words import context_line, effect_name, escaped, head_hover, head_kind, hovers, labels_of, plural
-from actpatch.results.shapes import HeadPatchingResult, HeadResults, LayerResults, SweepResults
+from actpatch.figures.heads import drawn_heads
+from actpatch.figures.ranking import largest, rows_axis
+from actpatch.figures.words import context_line, effect_name, escaped, hovers, labels_of, plural
+from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.statistics.sites import SiteStatistics
 
 WHISKER = {"type": "data", "color": INK, "thickness": 1.2, "width": 4}
@@ -39,29 +43,31 @@ def create_top_heads_bar(
         ValueError: where `results` are no head results, are empty or hold no usable pair, or `top_k` is below 1; where
             `statistics` are those of other results.
     """
-    heads, sweep = checked_heads(results, "create_top_heads_bar")
+    drawn = drawn_heads(results, "create_top_heads_bar", statistics)
     check_top_k(top_k)
-    measured = [head for head in heads if not math.isnan(head.effect)]
+    measured = [head for head in drawn.heads if not math.isnan(head.effect)]
     top = sorted(measured, key=lambda head: abs(head.effect), reverse=True)[:top_k]
-    pairs = sweep.pair_indices if sweep else range(max(len(head.pair_effects) for head in top))
+    patches = [drawn.patches[head.label] for head in top]
+    below, above = drawn.certainty.whiskers(patches)
     figure = go.Figure()
-    bars: dict[str, Any] = {"hovertext": [head_hover(head) for head in top]}
-    subtitle = ""
-    if isinstance(results, HeadResults):
-        bars, subtitle = _sure_bars(results, top, statistics)
-    colours = [BLUE if head.effect > 0 else RED for head in top]
     figure.add_bar(
         name="over all pairs",
         x=[head.effect for head in top],
         y=[row - 0.12 for row in range(len(top))],
         width=0.46,
         orientation="h",
-        **bars,
+        error_x={**WHISKER, "array": above, "arrayminus": below, "visible": drawn.certainty.has_intervals},
+        marker={
+            "color": [BLUE if head.effect > 0 else RED for head in top],
+            "opacity": _opacities(drawn.certainty, patches),
+        },
+        hovertext=[drawn.texts[i] for i in patches],
     )
-    figure.update_traces(marker_color=colours)
     points = []
     for row, head in enumerate(top):
-        usable = [(pair, effect) for pair, effect in zip(pairs, head.pair_effects) if not math.isnan(effect)]
+        usable = [
+            (pair, effect) for pair, effect in zip(drawn.pair_indices, head.pair_effects) if not math.isnan(effect)
+        ]
         for pair, effect in (usable[j] for j in thinned_pairs(len(usable))):
             points.append((effect, row + 0.28, f"<b>{head.label}</b>, pair {pair}<br>effect {effect:+.3f}"))
     figure.add_scatter(
@@ -72,12 +78,11 @@ def create_top_heads_bar(
         marker={"size": 5, "color": ORANGE, "opacity": 0.7, "line": {"width": 0.5, "color": INK}},
         hovertext=[text for _, _, text in points],
     )
-    figure.update_xaxes(title=effect_name(sweep))
-    labels = [head.label for head in top]
-    figure.update_yaxes(title=head_kind(heads), **_rows(labels))
+    figure.update_xaxes(title=effect_name(drawn.sweep))
+    figure.update_yaxes(title=drawn.kind, **rows_axis([head.label for head in top]))
     figure.update_layout(width=760, height=height(len(top), 26), showlegend=True)
-    title = title or f"Largest effects, {head_kind(heads)}s: {escaped(heads[0].patch_type)}"
-    return finish(figure, title, subtitle)
+    subtitle = drawn.subtitle(drawn.certainty.bar_note(patches), thinned_note(drawn.n_usable))
+    return finish(figure, title or f"Largest effects, {drawn.kind}s: {drawn.patch_type}", subtitle)
 
 
 def create_component_comparison(
@@ -195,39 +200,10 @@ def create_effect_distribution(
         hovertext=[texts[i] for i in top],
     )
     figure.update_xaxes(title=effect_name(sweep))
-    figure.update_yaxes(title=results.kind, **_rows([names[i] for i in top]))
+    figure.update_yaxes(title=results.kind, **rows_axis([names[i] for i in top]))
     figure.update_layout(width=760, height=height(len(top), 34), showlegend=True)
     subtitle = context_line(sweep, sure.note, thinned_note(len(usable)))
     return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", subtitle)
-
-
-def largest(effects: np.ndarray, top_k: int) -> list[int]:
-    """Numbers of the patches of largest |effect|, largest first; NaN comes last."""
-    return np.argsort(-np.nan_to_num(np.abs(effects), nan=-1.0), kind="stable")[:top_k].tolist()
-
-
-def _sure_bars(
-    results: HeadResults, top: Sequence[HeadPatchingResult], statistics: SiteStatistics | None
-) -> tuple[dict[str, Any], str]:
-    """What the bars show of how sure they are, and the subtitle."""
-    sure = certainty(results.sweep, results.kind, statistics)
-    number = {label: i for i, label in enumerate(results.labels)}
-    patches = [number[head.label] for head in top]
-    texts = hovers(labels_of(results), results.sweep, sure.told)
-    below, above = sure.whiskers(patches)
-    bars = {
-        "hovertext": [texts[i] for i in patches],
-        "error_x": {**WHISKER, "array": above, "arrayminus": below, "visible": sure.has_intervals},
-        "marker_opacity": _opacities(sure, patches),
-    }
-    points = thinned_note(int(results.sweep.usable.sum()))
-    return bars, context_line(results.sweep, sure.bar_note(patches), points)
-
-
-def _rows(labels: Sequence[str]) -> dict[str, Any]:
-    """An axis with a row per label, the first on top."""
-    ticks = {"tickvals": list(range(len(labels))), "ticktext": list(labels)}
-    return {**ticks, "range": [len(labels) - 0.5, -0.5], "showgrid": False, "zeroline": False}
 
 
 def _opacities(sure: Certainty, patches: Sequence[int]) -> list[float]:

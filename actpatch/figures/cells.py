@@ -1,4 +1,4 @@
-"""How is a map of effects drawn?  Coloured cells on a scale about 0; those that are not significant are faded."""
+"""Maps as coloured cells on a scale about 0, those that are not significant faded. Knows arrays, but no results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Can this be drawn?  What figures ask of the results they are given; every error says what is missing."""
+"""Checks of the results that figures are given; every error says what is missing. Knows nothing of drawing."""
 
 from __future__ import annotations
 

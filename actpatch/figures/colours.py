@@ -1,4 +1,4 @@
-"""Which colours, on light and on dark?  Every colour of the figures, with its counterpart for a dark page.
+"""Every colour of the figures, on light paper and on dark. Knows nothing of what is coloured.
 
 Figures are drawn on light paper. `on_dark` gives the same figure for a dark notebook or slide; HTML pages carry both
 and follow the reader's setting. Blue and red stay apart under every common colour blindness, and so do the colours of

@@ -1,4 +1,7 @@
-"""What changed between two experiments?  Two maps on one colour scale, and their difference."""
+"""The comparison of two experiments: two maps on one colour scale, and their difference.
+
+Knows maps of any results (`figures.places`); it knows nothing of what the columns of a map are.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from actpatch.figures.certainty import Certainty, certainties, certainty_of, unk
 from actpatch.figures.checks import check_effects, checked_sweep
 from actpatch.figures.colours import NOT_MEASURED
 from actpatch.figures.frame import finish
-from actpatch.figures.places import Cell, EffectMap, head_map, layer_map, position_map
+from actpatch.figures.places import Cell, EffectMap, effect_map
 from actpatch.figures.words import context, count, escaped, hovers, in_lines, labels_of
 from actpatch.results.differences import difference_statistics
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
@@ -104,9 +107,7 @@ def _map(results: Any, component: str | None) -> EffectMap:
             f"component={component!r} was given with {type(results).__name__}: only position results take it"
         )
     check_effects(sweep.effects, sweep)
-    if isinstance(results, HeadResults):
-        return head_map(results)
-    return layer_map(results) if isinstance(results, LayerResults) else position_map(results, component)
+    return effect_map(results, component)
 
 
 def _check_alike(first: tuple[Any, EffectMap], second: tuple[Any, EffectMap], same_model: bool) -> None:
@@ -129,14 +130,7 @@ def _check_alike(first: tuple[Any, EffectMap], second: tuple[Any, EffectMap], sa
 
 def _shape(results: Any, drawn: EffectMap) -> dict[str, str]:
     sweep = results.sweep
-    n_columns = drawn.effects.shape[1]
-    if isinstance(results, HeadResults):
-        columns = count(n_columns, results.kind) + " per layer"
-    elif isinstance(results, LayerResults) or results.names is not None:
-        columns = f"columns {', '.join(drawn.axis['ticktext'])}"
-    else:
-        columns = count(n_columns, "position")
-    return {"model": f"of {sweep.model}", "layers": count(sweep.n_layers, "layer"), "columns": columns}
+    return {"model": f"of {sweep.model}", "layers": count(sweep.n_layers, "layer"), "columns": drawn.columns}
 
 
 def _check_names(names: tuple[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""How does a figure become a file?  HTML that needs nothing else; PNG, SVG and PDF with the extra `images`."""
+"""Figures as files: HTML that needs nothing else; PNG, SVG and PDF with the extra `images`. Knows no results."""
 
 from __future__ import annotations
 

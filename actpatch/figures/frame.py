@@ -1,4 +1,4 @@
-"""What do all figures share?  Look, sizes, titles, and where labels go so that none lies on another.
+"""What all figures share: look, sizes, titles, and where labels go so that none lies on another. Knows no results.
 
 Ink on opaque paper, so that a figure can be read wherever it is put; `figures.colours` has its look on a dark page.
 """

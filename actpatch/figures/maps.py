@@ -1,20 +1,16 @@
-"""Where in the model?  Maps of effects: layer × head, layer × component, layer × position."""
+"""Maps of effects: layer × head, layer × component, layer × position. Knows results; it runs and computes nothing."""
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Float
-
 from actpatch.core.heavy import go
 from actpatch.figures.cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
-from actpatch.figures.certainty import certainty
-from actpatch.figures.checks import Heads, check_size, checked_heads, checked_layers, checked_sweep
+from actpatch.figures.certainty import Certainty, certainty
+from actpatch.figures.checks import Heads, checked_layers, checked_sweep
 from actpatch.figures.frame import finish
-from actpatch.figures.places import EffectMap, head_map, layer_map, position_map
-from actpatch.figures.words import context_line, escaped, head_hover, head_kind, hovers, labels_of
+from actpatch.figures.heads import drawn_heads
+from actpatch.figures.places import EffectMap, effect_map
+from actpatch.figures.words import context_line, escaped, hovers, labels_of
 from actpatch.results.shapes import (
-    HeadPatchingResult,
-    HeadResults,
     LayerResults,
     PositionResults,
     SweepResults,
@@ -49,19 +45,10 @@ def create_head_heatmap(
             them, or are missing for a plain list; where a plain list mixes patch types or repeats a head; where
             `statistics` are those of other results.
     """
-    heads, _ = checked_heads(results, "create_head_heatmap")
-    kind = head_kind(heads)
-    title = title or f"Effect of each {kind}: {escaped(heads[0].patch_type)}"
-    if isinstance(results, HeadResults):
-        check_size("n_layers", n_layers, results.sweep.n_layers, "layers")
-        check_size("n_heads", n_heads, results.heads_per_layer, f"{kind}s per layer")
-        return _map_figure(results, head_map(results), title, colour_range, statistics)
-    if statistics is not None:
-        raise ValueError("statistics are of a whole experiment, a plain list of heads is a part: pass the results")
-    effects = _matrix(heads, n_layers, n_heads)
-    hover = {(head.layer, head.head): head_hover(head) for head in heads}
-    figure = cells_figure(effects, hover, set(), colour_limit(effects, colour_range))
-    return _finish(figure.update_xaxes(title=kind), title, "", effects.shape[1])
+    drawn = drawn_heads(results, "create_head_heatmap", statistics, muted_are=MUTED_ARE)
+    effects = effect_map(results, size=(n_layers, n_heads))
+    title = title or f"Effect of each {drawn.kind}: {drawn.patch_type}"
+    return _map_figure(effects, drawn.texts, drawn.certainty, title, drawn.subtitle(drawn.certainty.note), colour_range)
 
 
 def create_layer_heatmap(
@@ -81,10 +68,11 @@ def create_layer_heatmap(
             or have another number of layers; where `statistics` are those of other results.
     """
     sweep = checked_layers(results, n_layers, "create_layer_heatmap")
-    drawn = layer_map(results)
+    drawn = effect_map(results)
     outside = [patch_key(patch) for patch, place in zip(sweep.patches, drawn.places) if place is None]
     note = f"in no one layer, not drawn: {', '.join(outside)}" if outside else ""
-    return _map_figure(results, drawn, title or "Effect of each layer's components", colour_range, statistics, note)
+    title = title or "Effect of each layer's components"
+    return _results_figure(results, drawn, title, colour_range, statistics, note)
 
 
 def create_position_heatmap(
@@ -108,10 +96,10 @@ def create_position_heatmap(
     """
     checked_sweep(results, PositionResults, "create_position_heatmap")
     title = title or f"Effect of {escaped(component or results.components[0])} at each position"
-    return _map_figure(results, position_map(results, component), title, colour_range, statistics)
+    return _results_figure(results, effect_map(results, component), title, colour_range, statistics)
 
 
-def _map_figure(
+def _results_figure(
     results: SweepResults,
     drawn: EffectMap,
     title: str,
@@ -120,30 +108,17 @@ def _map_figure(
     note: str = "",
 ) -> go.Figure:
     sure = certainty(results.sweep, results.kind, statistics, muted_are=MUTED_ARE)
-    texts = drawn.texts(hovers(labels_of(results), results.sweep, sure.told))
+    texts = hovers(labels_of(results), results.sweep, sure.told)
+    return _map_figure(drawn, texts, sure, title, context_line(results.sweep, sure.note, note), colour_range)
+
+
+def _map_figure(
+    drawn: EffectMap, texts: list[str], sure: Certainty, title: str, subtitle: str, colour_range: float | None
+) -> go.Figure:
     limit = colour_limit(drawn.effects, colour_range)
-    figure = cells_figure(drawn.effects, texts, drawn.muted(sure.muted), limit)
+    figure = cells_figure(drawn.effects, drawn.texts(texts), drawn.muted(sure.muted), limit)
     figure.update_xaxes(**drawn.axis)
     figure.layout.height += drawn.room
-    n_labels = len(drawn.axis["ticktext"]) if drawn.room else 0
-    return _finish(figure, title, context_line(results.sweep, sure.note, note), drawn.effects.shape[1], n_labels)
-
-
-def _finish(figure: go.Figure, title: str, subtitle: str, n_columns: int, n_labels: int = 0) -> go.Figure:
+    n_columns, n_labels = drawn.effects.shape[1], len(drawn.axis["ticktext"]) if drawn.room else 0
     sizes = {"narrowest": narrowest(n_columns, n_labels), "room_for_numbers": room_for_numbers(n_columns)}
     return finish(figure, title, subtitle, **sizes)
-
-
-def _matrix(
-    heads: list[HeadPatchingResult], n_layers: int | None, n_heads: int | None
-) -> Float[np.ndarray, "layer head"]:
-    if n_layers is None or n_heads is None:
-        raise ValueError("a plain list of heads does not know the model's size: pass n_layers and n_heads with it")
-    if outside := [h.label for h in heads if not (0 <= h.layer < n_layers and 0 <= h.head < n_heads)]:
-        raise ValueError(
-            f"{outside[0]} lies outside n_layers={n_layers}, n_heads={n_heads}: pass the model's own sizes"
-        )
-    effects = np.full((n_layers, n_heads), np.nan)
-    for head in heads:
-        effects[head.layer, head.head] = head.effect
-    return effects

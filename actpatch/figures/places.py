@@ -1,21 +1,28 @@
-"""Which cell of a map does each patch belong to?  Effects as rows of layers, with what stands below the columns."""
+"""The cell of a map that each patch belongs to: effects as rows of layers, with what stands below the columns.
+
+`effect_map` is the door for all results that lie in a map. Knows results; it knows nothing of colours or of Plotly.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import singledispatch
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from actpatch.figures.checks import check_effects
+from actpatch.figures.checks import check_effects, check_size
 from actpatch.figures.frame import room_for, thin_out
-from actpatch.figures.words import escaped, token_at, token_labels
+from actpatch.figures.words import count, escaped, head_kind, token_at, token_labels
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import Sweep
 
 Cell = tuple[int, int]
 """Row and column."""
+Size: TypeAlias = tuple[int | None, int | None]
+"""Numbers of layers and of columns; None where not said."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,9 @@ class EffectMap:
     """What was patched at each cell; empty where the columns say it."""
     axis: dict[str, Any]
     """Title and ticks of the columns, for Plotly."""
-    told: tuple[str, ...] = ()
+    columns: str
+    """How many columns there are, or which, in words."""
+    lines: tuple[str, ...] = ()
     """What hover texts say of the place of each patch; empty where its label says it."""
     room: int = 0
     """Pixels that tick labels take which stand upright."""
@@ -41,17 +50,55 @@ class EffectMap:
 
     def texts(self, of_patches: list[str]) -> dict[Cell, str]:
         """Each cell's hover text."""
-        lines = [f"{text}<br>{told}" for text, told in zip(of_patches, self.told)] if self.told else of_patches
-        return {place: text for place, text in zip(self.places, lines) if place is not None}
+        texts = [f"{text}<br>{line}" for text, line in zip(of_patches, self.lines)] if self.lines else of_patches
+        return {place: text for place, text in zip(self.places, texts) if place is not None}
 
 
-def head_map(results: HeadResults) -> EffectMap:
+@singledispatch
+def effect_map(results: Any, component: str | None = None, size: Size = (None, None)) -> EffectMap:
+    """The map of any results that lie in layers and columns; for another kind of them, register a function.
+
+    Args:
+        results: checked before (`figures.checks`).
+        component: which one, of results that have a map for each; None is the first.
+        size: numbers of layers and of columns, as the user gave them.
+
+    Raises:
+        ValueError: where the size contradicts the results, or is missing for a plain list of heads; where the component
+            was not patched.
+    """
+    raise TypeError(f"no map of {type(results).__name__} is known: register one with effect_map.register")
+
+
+@effect_map.register
+def _(results: HeadResults, component: str | None = None, size: Size = (None, None)) -> EffectMap:
+    check_size("n_layers", size[0], results.sweep.n_layers, "layers")
+    check_size("n_heads", size[1], results.heads_per_layer, f"{head_kind(results)}s per layer")
     sites = [patch.sites[0] for patch in results.sweep.patches]
     places = tuple(None if s.layer is None or s.head is None else (s.layer, s.head) for s in sites)
-    return EffectMap(results.matrix(), places, results.patch_type, {"title": results.kind})
+    effects = results.matrix()
+    columns = f"{count(effects.shape[1], results.kind)} per layer"
+    return EffectMap(effects, places, results.patch_type, {"title": results.kind}, columns)
 
 
-def layer_map(results: LayerResults) -> EffectMap:
+@effect_map.register
+def _(results: Sequence, component: str | None = None, size: Size = (None, None)) -> EffectMap:
+    n_layers, n_heads = size
+    if n_layers is None or n_heads is None:
+        raise ValueError("a plain list of heads does not know the model's size: pass n_layers and n_heads with it")
+    if outside := [h.label for h in results if not (0 <= h.layer < n_layers and 0 <= h.head < n_heads)]:
+        raise ValueError(
+            f"{outside[0]} lies outside n_layers={n_layers}, n_heads={n_heads}: pass the model's own sizes"
+        )
+    effects = np.full((n_layers, n_heads), np.nan)
+    for head in results:
+        effects[head.layer, head.head] = head.effect
+    places, kind = tuple((head.layer, head.head) for head in results), head_kind(results)
+    return EffectMap(effects, places, results[0].patch_type, {"title": kind}, f"{count(n_heads, kind)} per layer")
+
+
+@effect_map.register
+def _(results: LayerResults, component: str | None = None, size: Size = (None, None)) -> EffectMap:
     table = results.matrix()
     components = list(table.columns)
     firsts = [None if patch.name else patch.sites[0] for patch in results.sweep.patches]
@@ -59,12 +106,13 @@ def layer_map(results: LayerResults) -> EffectMap:
         None if site is None or site.layer is None else (site.layer, components.index(site.component))
         for site in firsts
     )
-    ticks = {"tickvals": list(range(len(components))), "ticktext": [escaped(name) for name in components]}
-    return EffectMap(table.to_numpy(), places, "", {"title": "component", **ticks})
+    labels = [escaped(name) for name in components]
+    axis = {"title": "component", "tickvals": list(range(len(components))), "ticktext": labels}
+    return EffectMap(table.to_numpy(), places, "", axis, _named(labels))
 
 
-def position_map(results: PositionResults, component: str | None) -> EffectMap:
-    """The map of one component, the first if not named, labelled with names or with the tokens of both prompts."""
+@effect_map.register
+def _(results: PositionResults, component: str | None = None, size: Size = (None, None)) -> EffectMap:
     component = results.components[0] if component is None else component
     effects = results.matrix(component)
     check_effects(effects, results.sweep)
@@ -78,14 +126,18 @@ def position_map(results: PositionResults, component: str | None) -> EffectMap:
         for site, column in zip(sites, columns)
     )
     if names:
-        shown = [escaped(name) for name in names]
-        axis = {"title": "position, by name", "tickvals": list(range(len(names))), "ticktext": shown}
-        told = tuple("" if place is None else f"position {shown[place[1]]}" for place in places)
-        return EffectMap(effects, places, component, axis, told)
+        labels = [escaped(name) for name in names]
+        axis = {"title": "position, by name", "tickvals": list(range(len(names))), "ticktext": labels}
+        lines = tuple("" if place is None else f"position {labels[place[1]]}" for place in places)
+        return EffectMap(effects, places, component, axis, _named(labels), lines)
     axis, room = _token_axis(sweep)
     clean, corrupted = sweep.clean_tokens[0], sweep.corrupted_tokens[0]
-    told = tuple("" if c is None else f"position {c[1]}: {token_at(c[1], clean, corrupted, repr)}" for c in places)
-    return EffectMap(effects, places, component, axis, told, room)
+    lines = tuple("" if c is None else f"position {c[1]}: {token_at(c[1], clean, corrupted, repr)}" for c in places)
+    return EffectMap(effects, places, component, axis, count(effects.shape[1], "position"), lines, room)
+
+
+def _named(labels: Sequence[str]) -> str:
+    return f"columns {', '.join(labels)}"
 
 
 def _token_axis(sweep: Sweep) -> tuple[dict[str, Any], int]:

@@ -1,4 +1,7 @@
-"""What lies behind an effect?  Raw metrics of every pair, and what a component is in both directions."""
+"""What lies behind effects: raw metrics of every pair, and what a component is in both directions.
+
+Knows results; it runs and computes nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ import numpy as np
 
 from actpatch.core.direction import DIRECTIONS
 from actpatch.core.heavy import go
-from actpatch.figures.bars import largest
 from actpatch.figures.certainty import Certainty, certainties
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, wrong_type
 from actpatch.figures.colours import BLUE, GREY, GRID, INK, LINE, ORANGE, RED, VIOLET, ZERO_LINE
 from actpatch.figures.frame import NARROW, finish, height, label_points, thinned_note, thinned_pairs
+from actpatch.figures.ranking import largest, rows_axis
 from actpatch.figures.words import (
     context,
     context_line,
@@ -89,14 +92,7 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
             hovertext=[f"{pair}<br>{run} {value:+.3f}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
         )
     figure.update_xaxes(title=escaped(metric_name(sweep)), zerolinecolor=LINE)
-    figure.update_yaxes(
-        title=results.kind,
-        tickvals=list(range(len(top))),
-        ticktext=[escaped(names[i]) for i in top],
-        range=[len(top) - 0.5, -0.5],
-        showgrid=False,
-        zeroline=False,
-    )
+    figure.update_yaxes(title=results.kind, **rows_axis([escaped(names[i]) for i in top]))
     for edge in range(1, len(top)):
         figure.add_hline(y=edge - 0.5, line={"color": GRID, "width": 1})
     figure.update_layout(width=760, height=height(len(top), min(max(30, 7 * n_pairs), 90)), showlegend=True)

@@ -1,4 +1,4 @@
-"""How is it said?  The words of figures and of the report: labels, units, hover texts, all escaped for HTML."""
+"""The words of figures and of the report: labels, units and hover texts, escaped for HTML. Knows nothing of drawing."""
 
 from __future__ import annotations
 

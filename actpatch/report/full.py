@@ -1,13 +1,16 @@
-"""What is drawn and written of an experiment?  Every figure that its results allow, and the report that holds them.
+"""Every figure that the results of an experiment allow, and the report that holds them: results in, files out.
 
-Results in, files out; nothing here runs a model.
+`SECTIONS` lists the figures by the results that they are of: a new one is a row there. Nothing here runs a model, and
+nothing here knows how a figure is drawn or a page is made.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actpatch.core.heavy import go
 from actpatch.figures.bars import create_component_comparison, create_top_heads_bar
@@ -16,7 +19,7 @@ from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, cre
 from actpatch.figures.scatter import create_metric_scatter
 from actpatch.report.page import write_report
 from actpatch.results.check import DatasetCheck
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults, SweepResults
+from actpatch.results.shapes import LayerResults, PositionResults, SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics
 
@@ -61,56 +64,138 @@ def create_full_report(
     _check_one_model({name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)})
     folder = _writable_folder(Path(save_dir))
     figures: dict[str, go.Figure] = {}
-    shown: dict[str, SweepResults] = {}
-    sure: dict[str, SiteStatistics | str] = {}
-    if head_results is not None:
-        checked_heads(head_results, "create_full_report")
-        statistics = None
-        if isinstance(head_results, HeadResults):
-            shown["Heads"] = head_results
-            statistics, sure["Heads"] = _statistics(head_results)
-        figures["head_heatmap"] = create_head_heatmap(head_results, n_layers, n_heads, statistics=statistics)
-        figures["top_heads_bar"] = create_top_heads_bar(head_results, statistics=statistics)
-        if isinstance(head_results, HeadResults):
-            figures["head_metric_scatter"] = create_metric_scatter(head_results)
-    if layer_results is not None:
-        checked_layers(layer_results, n_layers, "create_full_report")
-        shown["Layers"] = layer_results
-        statistics, sure["Layers"] = _statistics(layer_results)
-        figures["layer_heatmap"] = create_layer_heatmap(layer_results, n_layers, statistics=statistics)
-        if {"attn_out", "mlp_out"} <= set(layer_results.matrix().columns):
-            figures["component_comparison"] = create_component_comparison(
-                layer_results, n_layers, statistics=statistics
-            )
-        figures["layer_metric_scatter"] = create_metric_scatter(layer_results)
-    if position_results is not None:
-        checked_sweep(position_results, PositionResults, "create_full_report")
-        shown["Positions"] = position_results
-        statistics, sure["Positions"] = _statistics(position_results)
-        for component in position_results.components:
-            several = f"_{component}" if len(position_results.components) > 1 else ""
-            figures[f"position_heatmap{several}"] = create_position_heatmap(
-                position_results, component, statistics=statistics
-            )
-    return write_report(folder, figures, shown, sure, check)
+    sweeps: dict[str, SweepResults] = {}
+    statistics: dict[str, SiteStatistics | str] = {}
+    for section in SECTIONS:
+        results = given[section.kind]
+        if results is None:
+            continue
+        section.check(results, n_layers)
+        known = None
+        if isinstance(results, SweepResults):
+            sweeps[section.name] = results
+            known, statistics[section.name] = _statistics(results)
+        figures |= _figures(section, Drawn(results, known, n_layers, n_heads))
+    return write_report(folder, figures, sweeps, statistics, check)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the figures of a section are drawn from."""
+
+    results: Any
+    statistics: SiteStatistics | None
+    n_layers: int | None
+    n_heads: int | None
+
+
+def _whole(drawn: Drawn) -> Sequence[str | None]:
+    return (None,)
+
+
+@dataclass(frozen=True)
+class SectionFigure:
+    """One figure of a section, or one for each part of its results."""
+
+    name: str
+    """Of its file, and of its place in the report."""
+    draw: Callable[[Drawn, Any], go.Figure]
+    """From what there is to draw, and the part of it."""
+    parts: Callable[[Drawn], Sequence[str | None]] = _whole
+    """The parts of the results that have a figure each; None is all in one. Empty where it cannot be drawn."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is drawn of one kind of results."""
+
+    kind: str
+    """The argument of `create_full_report` that gives them."""
+    name: str
+    """What a reader calls them."""
+    check: Callable[[Any, int | None], object]
+    """Raises a ValueError where the results, of a model of so many layers, cannot be drawn."""
+    figures: tuple[SectionFigure, ...]
+
+
+def _if_run_is_known(drawn: Drawn) -> Sequence[str | None]:
+    return (None,) if isinstance(drawn.results, SweepResults) else ()
+
+
+def _if_attention_and_mlp(drawn: Drawn) -> Sequence[str | None]:
+    return (None,) if {"attn_out", "mlp_out"} <= set(drawn.results.matrix().columns) else ()
+
+
+SECTIONS = (
+    Section(
+        "head_results",
+        "Heads",
+        lambda results, _: checked_heads(results, "create_full_report"),
+        (
+            SectionFigure(
+                "head_heatmap",
+                lambda d, _: create_head_heatmap(d.results, d.n_layers, d.n_heads, statistics=d.statistics),
+            ),
+            SectionFigure("top_heads_bar", lambda d, _: create_top_heads_bar(d.results, statistics=d.statistics)),
+            SectionFigure("head_metric_scatter", lambda d, _: create_metric_scatter(d.results), _if_run_is_known),
+        ),
+    ),
+    Section(
+        "layer_results",
+        "Layers",
+        lambda results, n_layers: checked_layers(results, n_layers, "create_full_report"),
+        (
+            SectionFigure("layer_heatmap", lambda d, _: create_layer_heatmap(d.results, statistics=d.statistics)),
+            SectionFigure(
+                "component_comparison",
+                lambda d, _: create_component_comparison(d.results, statistics=d.statistics),
+                _if_attention_and_mlp,
+            ),
+            SectionFigure("layer_metric_scatter", lambda d, _: create_metric_scatter(d.results)),
+        ),
+    ),
+    Section(
+        "position_results",
+        "Positions",
+        lambda results, _: checked_sweep(results, PositionResults, "create_full_report"),
+        (
+            SectionFigure(
+                "position_heatmap",
+                lambda d, component: create_position_heatmap(d.results, component, statistics=d.statistics),
+                lambda d: d.results.components,
+            ),
+        ),
+    ),
+)
+"""The report's figures in their order."""
+
+
+def _figures(section: Section, drawn: Drawn) -> dict[str, go.Figure]:
+    """A section's figures by their names, to which the part is added where there are several."""
+    figures = {}
+    for row in section.figures:
+        parts = row.parts(drawn)
+        for part in parts:
+            figures[f"{row.name}_{part}" if len(parts) > 1 else row.name] = row.draw(drawn, part)
+    return figures
 
 
 def _statistics(results: SweepResults) -> tuple[SiteStatistics | None, SiteStatistics | str]:
     """The statistics as figures take them, computed once for all, and for the report also why there are none."""
     try:
-        found = results.statistics()
+        statistics = results.statistics()
     except ValueError as error:
         return None, f"no intervals and no significance: {error}"
-    return found, found
+    return statistics, statistics
 
 
 def _check_one_model(sweeps: Mapping[str, Sweep]) -> None:
     models = {name: (s.model, s.n_layers, s.n_heads, s.n_key_value_heads) for name, s in sweeps.items()}
     if len(set(models.values())) > 1:
-        told = ", ".join(
+        which = ", ".join(
             f"{name} of {model} ({layers} layers × {heads} heads)" for name, (model, layers, heads, _) in models.items()
         )
-        raise ValueError(f"the results are of different models, {told}: write a report for each model")
+        raise ValueError(f"the results are of different models, {which}: write a report for each model")
 
 
 def _writable_folder(folder: Path) -> Path:

@@ -1,0 +1,91 @@
+"""Heads to be drawn, whether results of an experiment or a plain list picked from them, as one kind of value.
+
+Knows what each head is called, how sure its effect is and what is told of it; it knows nothing of how heads are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+
+from actpatch.core.text import escaped
+from actpatch.figures.certainty import Certainty, certainty, unknown
+from actpatch.figures.checks import checked_heads
+from actpatch.figures.words import context_line, head_hover, head_kind, hovers, labels_of
+from actpatch.results.shapes import HeadPatchingResult, HeadResults
+from actpatch.results.sweep import Sweep
+from actpatch.statistics.sites import SiteStatistics
+
+
+@dataclass(frozen=True)
+class DrawnHeads:
+    """Heads with all that figures tell of them."""
+
+    heads: tuple[HeadPatchingResult, ...]
+    sweep: Sweep | None
+    """None for a plain list, which does not know what was run."""
+    certainty: Certainty
+    """An entry per patch."""
+    texts: list[str]
+    """A hover text per patch."""
+    patches: dict[str, int]
+    """Label of a head -> number of its patch."""
+
+    @property
+    def kind(self) -> str:
+        return head_kind(self.heads)
+
+    @property
+    def patch_type(self) -> str:
+        return escaped(self.heads[0].patch_type)
+
+    @property
+    def pair_indices(self) -> Sequence[int]:
+        return self.sweep.pair_indices if self.sweep else range(max(len(head.pair_effects) for head in self.heads))
+
+    @property
+    def n_usable(self) -> int:
+        """Pairs that an effect could be computed for; 0 where that is not known."""
+        return int(self.sweep.usable.sum()) if self.sweep else 0
+
+    def subtitle(self, *notes: str) -> str:
+        """What the numbers rest on; empty where that is not known."""
+        return context_line(self.sweep, *notes) if self.sweep else ""
+
+
+@singledispatch
+def drawn_heads(
+    results: object, caller: str, statistics: SiteStatistics | None = None, *, muted_are: str = "faded: not significant"
+) -> DrawnHeads:
+    """What is given to a figure of heads; for another kind of results, register a function.
+
+    Args:
+        results: of an experiment, or a plain list.
+        caller: the figure, for errors.
+        statistics: those of the results.
+        muted_are: how the figure shows what is not significant, in words.
+
+    Raises:
+        ValueError: where the results are no heads, are empty or hold no usable pair, mix patch types or repeat a head;
+            where the statistics are those of other results, or were given with a plain list.
+    """
+    heads, _ = checked_heads(results, caller)  # type: ignore[arg-type]
+    if statistics is not None:
+        raise ValueError("statistics are of a whole experiment, a plain list of heads is a part: pass the results")
+    texts, patches = [head_hover(head) for head in heads], {head.label: i for i, head in enumerate(heads)}
+    return DrawnHeads(tuple(heads), None, unknown(len(heads), ""), texts, patches)
+
+
+@drawn_heads.register
+def _(
+    results: HeadResults,
+    caller: str,
+    statistics: SiteStatistics | None = None,
+    *,
+    muted_are: str = "faded: not significant",
+) -> DrawnHeads:
+    heads, _ = checked_heads(results, caller)
+    sure = certainty(results.sweep, results.kind, statistics, muted_are=muted_are)
+    texts = hovers(labels_of(results), results.sweep, sure.told)
+    return DrawnHeads(tuple(heads), results.sweep, sure, texts, {label: i for i, label in enumerate(results.labels)})
