@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
+from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
 from actpatch.core.text import escaped

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.metrics.chosen import metric_key
 from actpatch.statistics.resampling import gaps_cancel

@@ -25,10 +25,9 @@ from numbers import Real
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float
-from scipy import stats
 
+from actpatch.core.heavy import pd, stats
 from actpatch.core.text import count
 from actpatch.core.warn import warn_user
 from actpatch.statistics.resampling import (
