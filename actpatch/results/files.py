@@ -25,7 +25,7 @@ from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.sweep import MetricValues, Sweep
 
-FILE_FORMAT = 4
+FILE_FORMAT = 5
 """Raised whenever what is stored changes."""
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -35,8 +35,8 @@ DIRECTIONS: dict[Direction, str] = {
     "noising": "corrupted into clean: is the component necessary for the behaviour?",
 }
 
-OTHER_RUN = "the other run"
-"""Where patches take their values from by default: the activation of the pair's other run."""
+SourceKind = Literal["other run", "ablation"]
+"""Whether patches write the activation of the pair's other run, or what is of neither run."""
 
 MIN_RELATIVE_CHANGE = 0.1
 """Below this share of the larger metric, the difference of a pair's two runs is too small to divide by."""
@@ -93,8 +93,11 @@ class Sweep:
     clean_tokens: tuple[tuple[str, ...], ...]
     """Token strings of each clean prompt, BOS included."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
-    source_of_values: str = OTHER_RUN
-    """What was written: the other run's activation, or what an ablation puts in its place (`interventions.sources`)."""
+    source_of_values: str = "the other run"
+    """What was written, in words: the other run's activation, or what an ablation puts in its place
+    (`interventions.sources`)."""
+    source_kind: SourceKind = "other run"
+    """Whether that is of the other run."""
     noise: str = ""
     """The noise on the clean prompt's embeddings that makes the corrupted run; empty where the prompts differ."""
     varies: str = ""
@@ -120,6 +123,10 @@ class Sweep:
                 raise ValueError(f"{name} has {given} entries, expected one per pair ({n_pairs})")
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction {self.direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
+        if self.source_kind not in get_args(SourceKind):
+            raise ValueError(
+                f"source_kind {self.source_kind!r} is unknown: expected one of {', '.join(get_args(SourceKind))}"
+            )
         if not 0 <= self.selected < len(self.measured):
             raise ValueError(f"metric number {self.selected} of {len(self.measured)} cannot be selected")
 
@@ -168,14 +175,14 @@ class Sweep:
     @property
     def intervention(self) -> str:
         """What was written into which run, in words."""
-        if self.source_of_values == OTHER_RUN:
+        if self.source_kind == "other run":
             return DIRECTIONS[self.direction].partition(":")[0]
         return f"{self.source_of_values} into {'corrupted' if self.direction == 'denoising' else 'clean'}"
 
     @property
     def question(self) -> str:
         """What was written into which run, and what that asks where it is the other run's activation."""
-        return DIRECTIONS[self.direction] if self.source_of_values == OTHER_RUN else self.intervention
+        return DIRECTIONS[self.direction] if self.source_kind == "other run" else self.intervention
 
     @property
     def window(self) -> int:
