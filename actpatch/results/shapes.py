@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -20,7 +20,10 @@ from actpatch.core.text import escaped
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.sweep import Sweep
-from actpatch.statistics.sites import Correction, SiteStatistics
+from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 Item = TypeVar("Item")
 Results = TypeVar("Results", bound="SweepResults")
@@ -123,20 +126,9 @@ class SweepResults:
         """Long form, a row per site, pair and metric (`Sweep.to_dataframe`)."""
         return self.sweep.to_dataframe()
 
-    def statistics(
-        self,
-        *,
-        seed: int = 0,
-        level: float = 0.95,
-        alpha: float = 0.05,
-        correction: Correction = "bh",
-        power: float = 0.8,
-        n_resamples: int = 1999,
-    ) -> SiteStatistics:
+    def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
         """How sure the effects are (`Sweep.statistics`), one entry per patch of `sweep`."""
-        return self.sweep.statistics(
-            seed=seed, level=level, alpha=alpha, correction=correction, power=power, n_resamples=n_resamples
-        )
+        return self.sweep.statistics(**options)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the long table as CSV (`results.files.write_csv`)."""

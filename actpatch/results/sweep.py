@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -25,7 +25,10 @@ from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.metrics.chosen import metric_key
 from actpatch.statistics.resampling import gaps_cancel
-from actpatch.statistics.sites import Correction, SiteStatistics, site_statistics
+from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 Direction = Literal["denoising", "noising"]
 """`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
@@ -222,19 +225,11 @@ class Sweep:
         gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
         return (self.patched[:, usable].mean(axis=1) - base.mean()) / gap
 
-    def statistics(
-        self,
-        *,
-        seed: int = 0,
-        level: float = 0.95,
-        alpha: float = 0.05,
-        correction: Correction = "bh",
-        power: float = 0.8,
-        n_resamples: int = 1999,
-    ) -> SiteStatistics:
+    def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
         """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
 
-        Args and errors are those of `statistics.sites.site_statistics`.
+        Options (seed, level, alpha, correction, power, n_resamples) and errors are those of
+        `statistics.sites.site_statistics`.
         """
         usable = self.usable
         return site_statistics(
@@ -242,12 +237,7 @@ class Sweep:
             self.base[usable],
             self.source[usable],
             sites=[patch.label for patch in self.patches],
-            seed=seed,
-            level=level,
-            alpha=alpha,
-            correction=correction,
-            power=power,
-            n_resamples=n_resamples,
+            **options,
         )
 
     def to_dataframe(self) -> pd.DataFrame:
