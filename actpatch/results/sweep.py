@@ -150,6 +150,11 @@ class Sweep:
             )
         return replace(self, selected=keys.index(metric_key(name)))
 
+    def of_patches(self, which: slice) -> Sweep:
+        """The sweep of these patches alone."""
+        measured = tuple(replace(values, patched=values.patched[which]) for values in self.measured)
+        return replace(self, patches=self.patches[which], measured=measured)
+
     @property
     def metric(self) -> str:
         """Name of the selected metric."""
