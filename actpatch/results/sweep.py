@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
-from actpatch.metrics.chosen import metric_key
+from actpatch.metrics.registry import metric_key
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
