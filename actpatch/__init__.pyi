@@ -21,8 +21,8 @@ from .interventions.sources import Mean as Mean
 from .interventions.sources import OtherRun as OtherRun
 from .interventions.sources import Resample as Resample
 from .interventions.sources import Zero as Zero
-from .metrics.base import DatasetMetric as DatasetMetric
 from .metrics.base import Metric as Metric
+from .metrics.own import DatasetMetric as DatasetMetric
 from .models.load import can_be_loaded as can_be_loaded
 from .models.load import load_model as load_model
 from .patchers.activation import ActivationPatcher as ActivationPatcher

@@ -19,7 +19,8 @@ import transformers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.metrics.base import Answers, LogitDifference
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import Answers
 from actpatch.models.load import TINY, ModelClass, load_model
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.ioi import IOIDataset

@@ -32,7 +32,6 @@ from torch import Tensor
 from actpatch.core.text import described
 from actpatch.core.warn import warn_user
 from actpatch.interventions.draws import check_seed, checked_samples
-from actpatch.results.sweep import OTHER_RUN as OTHER_RUN_LABEL
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs
 from actpatch.tasks.tokens import first_difference
@@ -92,7 +91,7 @@ class OtherRun(Source):
 
     @property
     def label(self) -> str:
-        return OTHER_RUN_LABEL
+        return "the other run"
 
     def references(self, pairs: EncodedPairs) -> None:
         return None

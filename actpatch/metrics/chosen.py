@@ -1,4 +1,4 @@
-"""How are several metrics chosen, and measured together?
+"""Metrics are chosen, and several are measured together.
 
 Metrics are asked for by name or given as objects (`choose_metrics`); a `MetricSet` reads of the logits what any of
 them reads, and measures all from the same run.
@@ -7,7 +7,6 @@ them reads, and measures all from the same run.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,17 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.metrics.base import (
-    Accuracy,
-    Answers,
-    KLDivergence,
-    LogitDifference,
-    LogProbability,
-    Metric,
-    Probability,
-    ProbabilityDifference,
-    Rank,
-)
+from actpatch.metrics.base import Answers, Metric
+from actpatch.metrics.registry import METRICS, NAMED_METRICS, metric_key
 
 MetricChoice: TypeAlias = "str | Metric | Sequence[str | Metric] | None"
 """What the patchers take: names from `METRICS`, `"dataset"` for the dataset's own metric, and `Metric` objects; None
@@ -35,17 +25,6 @@ for the dataset's own alone. The first one is what results show unless another i
 
 LARGEST_SLICE = 2**24
 """Most logits that are measured at once: a softmax over the vocabulary makes several copies of them."""
-
-ANSWER_METRICS: dict[str, Callable[[Answers], Metric]] = {
-    "logit_difference": LogitDifference,
-    "probability": Probability,
-    "log_probability": LogProbability,
-    "probability_difference": ProbabilityDifference,
-    "rank": Rank,
-    "accuracy": Accuracy,
-}
-METRICS = (*ANSWER_METRICS, "kl_divergence", "dataset")
-"""Names by which metrics are chosen; `dataset` is the dataset's own."""
 
 
 def choose_metrics(
@@ -75,11 +54,6 @@ def choose_metrics(
             "('dataset' is the logit difference where the dataset has no compute_metric of its own)"
         )
     return metrics
-
-
-def metric_key(name: str) -> str:
-    """A metric's name as it is looked up: `KL divergence` and `kl_divergence` are the same."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 @dataclass(frozen=True)
@@ -164,10 +138,8 @@ def _chosen(asked: Any, own: Callable[[], Metric], answers: Callable[[], Answers
     key = metric_key(asked)
     if key == "dataset":
         return own()
-    if key == "kl_divergence":
-        return KLDivergence()
-    if key in ANSWER_METRICS:
-        return ANSWER_METRICS[key](answers())
+    if key in NAMED_METRICS:
+        return NAMED_METRICS[key].made(answers)
     nearest = difflib.get_close_matches(key, METRICS, n=3)
     hint = f"the nearest names are {', '.join(nearest)}; " if nearest else ""
     raise ValueError(f"the metric {asked!r} is unknown: {hint}expected one of {', '.join(METRICS)}, or a Metric object")

@@ -19,10 +19,10 @@ from jaxtyping import Bool
 from actpatch.core.text import MOST_LISTED
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
-from actpatch.metrics.base import Accuracy, Answers, LogitDifference, Metric
-from actpatch.metrics.chosen import ANSWER_METRICS, metric_key
+from actpatch.metrics.answers import Accuracy, LogitDifference
+from actpatch.metrics.base import Answers, Metric
+from actpatch.metrics.registry import NAMED_METRICS, metric_key, right_above
 from actpatch.results.baselines import (
-    RIGHT_ABOVE,
     SEVERITIES,
     Finding,
     chosen,
@@ -137,7 +137,8 @@ def _run(
 def _reads_answers(dataset: PatchingDataset, metric: str | Metric | None) -> bool:
     if metric is None:
         return not has_own_metric(dataset)
-    return isinstance(metric, str) and metric_key(metric) in ANSWER_METRICS
+    named = NAMED_METRICS.get(metric_key(metric)) if isinstance(metric, str) else None
+    return named is not None and named.needs_answers
 
 
 def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], *, answers_needed: bool) -> dict[int, str]:
@@ -212,7 +213,10 @@ def _about_runs(runs: _Runs, pairs: EncodedPairs, noise: GaussianNoise | None) -
 
 def _same_answer(judged: MetricValues, pairs: EncodedPairs, noise: GaussianNoise | None) -> Finding | None:
     """Where the corrupted runs are right as well: what answers the clean prompt answers the corrupted one."""
-    right = judged.corrupted > RIGHT_ABOVE[judged.name]
+    above = right_above(judged.name)
+    if above is None:
+        return None
+    right = judged.corrupted > above
     if right.mean() < STILL_RIGHT:
         return None
     kept = judged.corrupted.mean() / judged.clean.mean() > 0.5 if judged.clean.mean() > 0 else True
@@ -303,7 +307,7 @@ def _pair_check(pairs: EncodedPairs, runs: _Runs, j: int) -> PairCheck:
 
 def _right(values: MetricValues | None, j: int) -> tuple[bool | None, bool | None]:
     """Whether the clean and the corrupted run of a pair are right."""
-    if values is None:
+    above = None if values is None else right_above(values.name)
+    if values is None or above is None:
         return None, None
-    above = RIGHT_ABOVE[values.name]
     return bool(values.clean[j] > above), bool(values.corrupted[j] > above)

@@ -64,6 +64,7 @@ def run_sweeps(
             clean_tokens=pairs.clean_tokens,
             corrupted_tokens=pairs.corrupted_tokens,
             source_of_values=settings.source.label,
+            source_kind="ablation" if settings.source.is_ablation else "other run",
             noise="" if settings.noise is None else settings.noise.label,
             varies=pairs.varies,
             dataset_seed=pairs.seed,

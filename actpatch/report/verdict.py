@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from actpatch.metrics.registry import right_above
 from actpatch.report.rendering import REPORT
-from actpatch.results.baselines import RIGHT_ABOVE, Finding, baseline_findings, verdict_of
+from actpatch.results.baselines import Finding, baseline_findings, verdict_of
 from actpatch.results.check import DatasetCheck
 from actpatch.results.sweep import Sweep
 
@@ -76,9 +77,8 @@ def _shares(sweep: Sweep) -> dict[str, Any]:
     better = sweep.clean > sweep.corrupted if sweep.more_is_better else sweep.clean < sweep.corrupted
     shares = {"usable": sweep.usable.mean(), "better": better.mean()}
     for values in sweep.measured:
-        if values.name in RIGHT_ABOVE:
-            right_above = RIGHT_ABOVE[values.name]
-            right, fooled = (values.clean > right_above).mean(), (values.corrupted > right_above).mean()
+        if (above := right_above(values.name)) is not None:
+            right, fooled = (values.clean > above).mean(), (values.corrupted > above).mean()
             return shares | {"right": right, "fooled": fooled}
     return shares
 

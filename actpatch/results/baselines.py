@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from actpatch.core.text import MOST_LISTED, chosen, counted
 from actpatch.core.warn import warn_user
-from actpatch.metrics.chosen import METRICS, metric_key
+from actpatch.metrics.registry import METRICS, metric_key, right_above
 from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
 
 Severity = Literal["fault", "care", "note"]
@@ -31,9 +31,6 @@ MOST = 0.5
 """What is wrong with at least this share of the pairs is a fault: wrong answers are then no rarer than by guessing."""
 MANY = 0.1
 """What is wrong with at least this share needs care."""
-
-RIGHT_ABOVE = {"logit difference": 0.0, "probability difference": 0.0, "accuracy": 0.5}
-"""The metrics that tell whether a run is right, and above what it is."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,10 @@ def warn_about_baselines(sweep: Sweep) -> None:
 
 def wrong_answers(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
     """The clean prompts that the model gets wrong, as far as this metric tells."""
-    if values.name not in RIGHT_ABOVE:
+    above = right_above(values.name)
+    if above is None:
         return None
-    wrong = ~(values.clean > RIGHT_ABOVE[values.name])
+    wrong = ~(values.clean > above)
     if not wrong.any():
         return None
     told = "The model prefers the wrong answer"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import pandas as pd
 
+from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.shapes import SweepResults

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
+from actpatch.core.heavy import pd
 from actpatch.results.baselines import Finding, Verdict, verdict_of
 
 WIDTH = 80

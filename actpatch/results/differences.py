@@ -26,7 +26,7 @@ def difference_statistics(
     Args:
         first, second: the sweeps.
         matched: which patch of the first is compared with which of the second, by number.
-        like: level, alpha, correction, power, seed and resamples are those of these statistics.
+        like: the options are those of these statistics.
 
     Raises:
         ValueError: where the sweeps have other clean prompts, no pair is usable in both, or nothing is matched.
@@ -41,12 +41,7 @@ def difference_statistics(
         np.zeros(difference.shape[1]),
         np.ones(difference.shape[1]),
         sites=[first.patches[patch].label for patch in firsts],
-        seed=like.seed,
-        level=like.level,
-        alpha=like.alpha,
-        correction=like.correction,
-        power=like.power,
-        n_resamples=like.n_resamples,
+        **like.options,
     )
 
 

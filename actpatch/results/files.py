@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.sweep import MetricValues, Sweep
 
-FILE_FORMAT = 4
+FILE_FORMAT = 5
 """Raised whenever what is stored changes."""
 
 

@@ -7,11 +7,7 @@ from typing import Any
 
 from actpatch.results.both import BothDirections
 from actpatch.results.files import read_sweeps
-from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
-
-KINDS: dict[str, type[SweepResults]] = {
-    kind.__name__: kind for kind in (LayerResults, HeadResults, NeuronResults, PositionResults, SweepResults)
-}
+from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
 
 
 def load_results(

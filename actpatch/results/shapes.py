@@ -5,25 +5,31 @@ Each rests on one `Sweep`, which has every number; the shapes are ways to look a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import is_
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
+from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
-from actpatch.core.text import escaped
+from actpatch.core.text import count, escaped
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.sweep import Sweep
-from actpatch.statistics.sites import Correction, SiteStatistics
+from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 Item = TypeVar("Item")
 Results = TypeVar("Results", bound="SweepResults")
+Row = TypeVar("Row", bound="_OverPairs")
+Rows = TypeVar("Rows", bound="RowResults[Any]")
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,25 @@ class PatchingResult:
     """The position that was patched, or several that were patched together; None for all."""
 
 
-@dataclass(frozen=True)
-class HeadPatchingResult:
+class _OverPairs:
+    """What items of one patch on every pair share."""
+
+    effect: float
+    pair_effects: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """One line, without the effects on single pairs."""
+        return (
+            f"{type(self).__name__}({self.label}, effect {self.effect:+.3f} on {count(len(self.pair_effects), 'pair')})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class HeadPatchingResult(_OverPairs):
     """One attention head patched on every pair. Metrics are means over the usable pairs."""
 
     layer: int
@@ -64,6 +87,29 @@ class HeadPatchingResult:
         return _head_label(self.layer, self.head, self.is_key_value_head)
 
 
+@dataclass(frozen=True, repr=False)
+class NeuronPatchingResult(_OverPairs):
+    """One neuron of an MLP patched on every pair. Metrics are means over the usable pairs."""
+
+    layer: int
+    neuron: int
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+
+    @property
+    def label(self) -> str:
+        return f"L{self.layer}N{self.neuron}"
+
+
+KINDS: dict[str, type[SweepResults]] = {}
+"""Every shape by its name, which saved files give."""
+
+
 class SweepResults:
     """What every shape of results has: the sweep it rests on, the metrics to choose from, a table, files.
 
@@ -72,6 +118,11 @@ class SweepResults:
 
     sweep: Sweep
     _rows = "patches"
+
+    def __init_subclass__(cls, *, saved: bool = True) -> None:
+        super().__init_subclass__()
+        if saved:
+            KINDS[cls.__name__] = cls
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
@@ -123,20 +174,9 @@ class SweepResults:
         """Long form, a row per site, pair and metric (`Sweep.to_dataframe`)."""
         return self.sweep.to_dataframe()
 
-    def statistics(
-        self,
-        *,
-        seed: int = 0,
-        level: float = 0.95,
-        alpha: float = 0.05,
-        correction: Correction = "bh",
-        power: float = 0.8,
-        n_resamples: int = 1999,
-    ) -> SiteStatistics:
+    def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
         """How sure the effects are (`Sweep.statistics`), one entry per patch of `sweep`."""
-        return self.sweep.statistics(
-            seed=seed, level=level, alpha=alpha, correction=correction, power=power, n_resamples=n_resamples
-        )
+        return self.sweep.statistics(**options)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the long table as CSV (`results.files.write_csv`)."""
@@ -213,30 +253,66 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
         return wide.reindex(index=range(self.sweep.n_layers), columns=order)
 
 
-class HeadResults(SweepResults, list[HeadPatchingResult]):
+class RowResults(SweepResults, list[Row], Generic[Row], saved=False):
+    """A list with one item per patch, each over all pairs, with the whole sweep in `.sweep`."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        SweepResults.__init__(self, sweep)
+        self._made = tuple(self._items(sweep))
+        list.__init__(self, self._made)
+
+    def _items(self, sweep: Sweep) -> Iterator[Row]:
+        usable, effects = sweep.usable, sweep.pair_effects
+        clean, corrupted = _mean(sweep.clean[usable]), _mean(sweep.corrupted[usable])
+        for i, (patch, effect) in enumerate(zip(sweep.patches, sweep.effects)):
+            yield self._item(
+                patch,
+                clean_metric=clean,
+                corrupted_metric=corrupted,
+                patched_metric=_mean(sweep.patched[i, usable]),
+                effect=float(effect),
+                pair_effects=tuple(effects[i].tolist()),
+            )
+
+    def _item(self, patch: Patch, **over_pairs: Any) -> Row:
+        """The item of one patch, from where it is and what it came to over the pairs."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Row: ...
+
+    @overload
+    def __getitem__(self: Rows, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        """An item; of a slice the results of these patches alone, with a sweep of them.
+
+        Statistics of a slice are corrected over its own patches. A list that was sorted or changed, so that its items
+        are no longer those of `sweep`, is cut as any list.
+        """
+        found = list.__getitem__(self, index)
+        as_made = len(self) == len(self._made) and all(map(is_, self, self._made))
+        return type(self)(self.sweep.of_patches(index)) if isinstance(index, slice) and as_made else found
+
+    def top(self, k: int = 10) -> list[Row]:
+        """The k items of largest |effect|, largest first."""
+        return [result for result, _ in _largest(((result, result.effect) for result in self), k)]
+
+
+class HeadResults(RowResults[HeadPatchingResult]):
     """One `HeadPatchingResult` per head, in order of layer and head, with the whole sweep in `.sweep`."""
 
     _rows = "heads"
 
-    def __init__(self, sweep: Sweep) -> None:
-        SweepResults.__init__(self, sweep)
-        usable = sweep.usable
-        effects = sweep.pair_effects
-        results = (
-            HeadPatchingResult(
-                layer=_head_of(patch)[0],
-                head=_head_of(patch)[1],
-                patch_type=self.patch_type,
-                clean_metric=_mean(sweep.clean[usable]),
-                corrupted_metric=_mean(sweep.corrupted[usable]),
-                patched_metric=_mean(sweep.patched[i, usable]),
-                effect=float(effect),
-                pair_effects=tuple(effects[i].tolist()),
-                is_key_value_head=self.counts_key_value_heads,
-            )
-            for i, (patch, effect) in enumerate(zip(sweep.patches, sweep.effects))
+    def _item(self, patch: Patch, **over_pairs: Any) -> HeadPatchingResult:
+        layer, head = _head_of(patch)
+        return HeadPatchingResult(
+            layer=layer,
+            head=head,
+            patch_type=self.patch_type,
+            is_key_value_head=self.counts_key_value_heads,
+            **over_pairs,
         )
-        list.__init__(self, results)
 
     @property
     def kind(self) -> str:
@@ -262,11 +338,6 @@ class HeadResults(SweepResults, list[HeadPatchingResult]):
     def heads_per_layer(self) -> int:
         return self.sweep.n_key_value_heads if self.counts_key_value_heads else self.sweep.n_heads
 
-    def top(self, k: int = 10) -> list[HeadPatchingResult]:
-        """The k heads of largest |effect|, largest first."""
-        ranked = _largest(((result, result.effect) for result in self), k)
-        return [result for result, _ in ranked]
-
     def matrix(self) -> Float[np.ndarray, "layer head"]:
         """Effects by layer and head; NaN where a head was not measured."""
         table = np.full((self.sweep.n_layers, self.heads_per_layer), np.nan)
@@ -275,54 +346,18 @@ class HeadResults(SweepResults, list[HeadPatchingResult]):
         return table
 
 
-@dataclass(frozen=True)
-class NeuronPatchingResult:
-    """One neuron of an MLP patched on every pair. Metrics are means over the usable pairs."""
-
-    layer: int
-    neuron: int
-    clean_metric: float
-    corrupted_metric: float
-    patched_metric: float
-    effect: float
-    """Ratio of means over the usable pairs."""
-    pair_effects: tuple[float, ...]
-    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
-
-    @property
-    def label(self) -> str:
-        return f"L{self.layer}N{self.neuron}"
-
-
-class NeuronResults(SweepResults, list[NeuronPatchingResult]):
+class NeuronResults(RowResults[NeuronPatchingResult]):
     """One `NeuronPatchingResult` per neuron, in order, with the whole sweep in `.sweep`."""
 
     _rows = "neurons"
 
-    def __init__(self, sweep: Sweep) -> None:
-        SweepResults.__init__(self, sweep)
-        usable, effects = sweep.usable, sweep.pair_effects
-        results = (
-            NeuronPatchingResult(
-                layer=layer,
-                neuron=neuron,
-                clean_metric=_mean(sweep.clean[usable]),
-                corrupted_metric=_mean(sweep.corrupted[usable]),
-                patched_metric=_mean(sweep.patched[i, usable]),
-                effect=float(effect),
-                pair_effects=tuple(effects[i].tolist()),
-            )
-            for i, ((layer, neuron), effect) in enumerate(zip(map(_neuron_of, sweep.patches), sweep.effects))
-        )
-        list.__init__(self, results)
+    def _item(self, patch: Patch, **over_pairs: Any) -> NeuronPatchingResult:
+        layer, neuron = _neuron_of(patch)
+        return NeuronPatchingResult(layer=layer, neuron=neuron, **over_pairs)
 
     @property
     def kind(self) -> str:
         return "neuron"
-
-    def top(self, k: int = 10) -> list[NeuronPatchingResult]:
-        """The k neurons of largest |effect|, largest first."""
-        return [result for result, _ in _largest(((result, result.effect) for result in self), k)]
 
 
 class PositionResults(SweepResults):
@@ -378,6 +413,9 @@ class PositionResults(SweepResults):
             if site.component == component:
                 table[site.layer, site.position if names is None else names.index(str(site.position_name))] = effect
         return table
+
+
+KINDS[SweepResults.__name__] = SweepResults
 
 
 def patch_key(patch: Patch) -> str:

@@ -16,16 +16,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
-from actpatch.metrics.chosen import metric_key
+from actpatch.metrics.registry import metric_key
 from actpatch.statistics.resampling import gaps_cancel
-from actpatch.statistics.sites import Correction, SiteStatistics, site_statistics
+from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 Direction = Literal["denoising", "noising"]
 """`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
@@ -35,8 +38,8 @@ DIRECTIONS: dict[Direction, str] = {
     "noising": "corrupted into clean: is the component necessary for the behaviour?",
 }
 
-OTHER_RUN = "the other run"
-"""Where patches take their values from by default: the activation of the pair's other run."""
+SourceKind = Literal["other run", "ablation"]
+"""Whether patches write the activation of the pair's other run, or what is of neither run."""
 
 MIN_RELATIVE_CHANGE = 0.1
 """Below this share of the larger metric, the difference of a pair's two runs is too small to divide by."""
@@ -93,8 +96,11 @@ class Sweep:
     clean_tokens: tuple[tuple[str, ...], ...]
     """Token strings of each clean prompt, BOS included."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
-    source_of_values: str = OTHER_RUN
-    """What was written: the other run's activation, or what an ablation puts in its place (`interventions.sources`)."""
+    source_of_values: str = "the other run"
+    """What was written, in words: the other run's activation, or what an ablation puts in its place
+    (`interventions.sources`)."""
+    source_kind: SourceKind = "other run"
+    """Whether that is of the other run."""
     noise: str = ""
     """The noise on the clean prompt's embeddings that makes the corrupted run; empty where the prompts differ."""
     varies: str = ""
@@ -120,6 +126,10 @@ class Sweep:
                 raise ValueError(f"{name} has {given} entries, expected one per pair ({n_pairs})")
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction {self.direction!r} is unknown: expected one of {', '.join(DIRECTIONS)}")
+        if self.source_kind not in get_args(SourceKind):
+            raise ValueError(
+                f"source_kind {self.source_kind!r} is unknown: expected one of {', '.join(get_args(SourceKind))}"
+            )
         if not 0 <= self.selected < len(self.measured):
             raise ValueError(f"metric number {self.selected} of {len(self.measured)} cannot be selected")
 
@@ -139,6 +149,11 @@ class Sweep:
                 "metrics=[...] in the run"
             )
         return replace(self, selected=keys.index(metric_key(name)))
+
+    def of_patches(self, which: slice) -> Sweep:
+        """The sweep of these patches alone."""
+        measured = tuple(replace(values, patched=values.patched[which]) for values in self.measured)
+        return replace(self, patches=self.patches[which], measured=measured)
 
     @property
     def metric(self) -> str:
@@ -168,14 +183,14 @@ class Sweep:
     @property
     def intervention(self) -> str:
         """What was written into which run, in words."""
-        if self.source_of_values == OTHER_RUN:
+        if self.source_kind == "other run":
             return DIRECTIONS[self.direction].partition(":")[0]
         return f"{self.source_of_values} into {'corrupted' if self.direction == 'denoising' else 'clean'}"
 
     @property
     def question(self) -> str:
         """What was written into which run, and what that asks where it is the other run's activation."""
-        return DIRECTIONS[self.direction] if self.source_of_values == OTHER_RUN else self.intervention
+        return DIRECTIONS[self.direction] if self.source_kind == "other run" else self.intervention
 
     @property
     def window(self) -> int:
@@ -215,19 +230,11 @@ class Sweep:
         gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
         return (self.patched[:, usable].mean(axis=1) - base.mean()) / gap
 
-    def statistics(
-        self,
-        *,
-        seed: int = 0,
-        level: float = 0.95,
-        alpha: float = 0.05,
-        correction: Correction = "bh",
-        power: float = 0.8,
-        n_resamples: int = 1999,
-    ) -> SiteStatistics:
+    def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
         """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
 
-        Args and errors are those of `statistics.sites.site_statistics`.
+        Options (seed, level, alpha, correction, power, n_resamples) and errors are those of
+        `statistics.sites.site_statistics`.
         """
         usable = self.usable
         return site_statistics(
@@ -235,12 +242,7 @@ class Sweep:
             self.base[usable],
             self.source[usable],
             sites=[patch.label for patch in self.patches],
-            seed=seed,
-            level=level,
-            alpha=alpha,
-            correction=correction,
-            power=power,
-            n_resamples=n_resamples,
+            **options,
         )
 
     def to_dataframe(self) -> pd.DataFrame:

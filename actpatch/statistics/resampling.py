@@ -41,7 +41,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import optimize, stats
+
+from actpatch.core.heavy import optimize, stats
 
 FEWEST_PAIRS = 5
 """With fewer pairs there is no interval: too many resamples repeat a single pair and have no spread."""

@@ -22,13 +22,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float
-from scipy import stats
 
+from actpatch.core.heavy import pd, stats
 from actpatch.core.text import count
 from actpatch.core.warn import warn_user
 from actpatch.statistics.resampling import (
@@ -52,6 +51,17 @@ FLIPS_AT_LEVEL = 20
 """How many random sign flips may reach a site's change while it alone is significant: with few, chance decides."""
 MOST_FLIPS = 99_999
 """Most sign flips, for maps of many sites."""
+
+
+class StatisticsOptions(TypedDict, total=False):
+    """How statistics are computed: what `site_statistics` takes besides numbers and labels, with its defaults."""
+
+    seed: int
+    level: float
+    alpha: float
+    correction: Correction
+    power: float
+    n_resamples: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +101,18 @@ class SiteStatistics:
     """Resamples of the pairs that the intervals rest on."""
     notes: tuple[str, ...]
     """What could not be computed or is weak, and why."""
+
+    @property
+    def options(self) -> StatisticsOptions:
+        """The options that these were computed with, to compute others alike."""
+        return {
+            "seed": self.seed,
+            "level": self.level,
+            "alpha": self.alpha,
+            "correction": self.correction,
+            "power": self.power,
+            "n_resamples": self.n_resamples,
+        }
 
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from actpatch.metrics.base import AnswerMetric, DatasetMetric, Metric
+from actpatch.metrics.base import AnswerMetric, Metric
+from actpatch.metrics.own import DatasetMetric
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.tokens import token_ids, token_strings
 

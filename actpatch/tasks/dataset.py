@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from actpatch.core.text import described
-from actpatch.metrics.base import Answers, LogitDifference
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import Answers
 from actpatch.tasks.tokens import token_ids
 
 TargetTokens: TypeAlias = int | Sequence[int] | None

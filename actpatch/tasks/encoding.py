@@ -17,7 +17,8 @@ from torch import Tensor
 
 from actpatch.core.indices import check_index, check_indices, is_integer
 from actpatch.core.text import MOST_LISTED
-from actpatch.metrics.base import AnswerMetric, Answers, LogitDifference, Metric
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import AnswerMetric, Answers, Metric
 from actpatch.metrics.chosen import MetricChoice, choose_metrics
 from actpatch.tasks.answers import check_answers, checked_targets, has_own_metric, of_pairs, own_metric
 from actpatch.tasks.dataset import PatchingDataset, check_is_dataset

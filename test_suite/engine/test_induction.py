@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from actpatch.core.sites import Site, block_hook
-from actpatch.metrics.base import Answers, LogitDifference
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import Answers
 from test_suite.helpers.induction import (
     FORGOTTEN,
     INDUCTION_HEAD,

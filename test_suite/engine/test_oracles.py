@@ -14,7 +14,7 @@ import torch
 
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.engine import PatchingEngine
-from actpatch.metrics.base import LogitDifference
+from actpatch.metrics.answers import LogitDifference
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.ioi import IOIDataset
 from test_suite.helpers.models import (

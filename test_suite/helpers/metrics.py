@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.metrics.base import Answers, KLDivergence, Metric
-from actpatch.metrics.chosen import ANSWER_METRICS
+from actpatch.metrics.base import Answers, Metric
+from actpatch.metrics.registry import NAMED_METRICS
 from actpatch.tasks.encoding import EncodedPairs
 from test_suite.helpers.models import token_pairs
 from test_suite.oracles.metrics import NAMED
@@ -14,7 +14,7 @@ SINGLE = Answers(correct=((3,), (5,), (12,)), incorrect=((8,), (11,), (20,)))
 
 
 def named_metrics(answers: Answers) -> list[Metric]:
-    return [ANSWER_METRICS[name](answers) if name in ANSWER_METRICS else KLDivergence() for name in NAMED]
+    return [NAMED_METRICS[name].made(lambda: answers) for name in NAMED]
 
 
 def pairs_of_three_lengths() -> EncodedPairs:

@@ -30,7 +30,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from actpatch.core.components import SHORT_NAMES
 from actpatch.core.sites import Patch, Site, head_axis
 from actpatch.engine.engine import PatchingEngine
-from actpatch.metrics.base import Answers, DatasetMetric, LogitDifference, Metric
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import Answers, Metric
+from actpatch.metrics.own import DatasetMetric
 from actpatch.tasks.encoding import EncodedPairs
 from model_loading import load_model
 from test_suite.helpers.smol_model import converted_smol

@@ -10,7 +10,8 @@ import pytest
 from activation_patching import GaussianNoise
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.engine import embedding_deviation
-from actpatch.metrics.base import Answers, LogitDifference
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import Answers
 from actpatch.models.runner import make_runner
 from actpatch.tasks.encoding import EncodedPairs
 from test_suite.helpers.models import (

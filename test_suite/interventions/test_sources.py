@@ -15,7 +15,8 @@ from torch import Tensor
 from activation_patching import Mean, Resample, Zero
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.interventions.sources import References
-from actpatch.metrics.base import Answers, LogitDifference
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import Answers
 from actpatch.tasks.encoding import EncodedPairs
 from test_suite.helpers.models import (
     HAS_HOOKED,

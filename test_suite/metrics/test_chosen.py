@@ -10,7 +10,9 @@ import pytest
 from torch import Tensor
 
 from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset
-from actpatch.metrics.base import Answers, Rank
+from actpatch.metrics.answers import Rank
+from actpatch.metrics.base import Answers
+from actpatch.metrics.registry import NAMED_METRICS, metric_key, right_above
 from actpatch.tasks.encoding import encode_pairs
 from head_patching import HeadPatcher
 from test_suite.helpers.metrics import SETS
@@ -161,3 +163,11 @@ def test_a_metric_that_was_not_measured_is_refused_with_those_that_were(bundled:
         results.by_metric("ranks")
     with refused("metric 'accuracy' was not measured: These results have kl_divergence, rank"):
         results.by_metric("accuracy")
+
+
+def test_each_metric_says_what_it_is_asked_for_by_and_above_what_a_run_is_right() -> None:
+    for key, metric in NAMED_METRICS.items():
+        assert key == metric.key == metric_key(metric.name)
+    told = {metric.name: above for metric in NAMED_METRICS.values() if (above := right_above(metric.name)) is not None}
+    assert told == {"logit difference": 0.0, "probability difference": 0.0, "accuracy": 0.5}
+    assert right_above("loss") is None and right_above("Accuracy") is None, "metrics of one's own"

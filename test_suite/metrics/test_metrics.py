@@ -13,9 +13,11 @@ from jaxtyping import TypeCheckError
 
 from activation_patching import ActivationPatcher, IOIDataset
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.metrics import chosen as metric_sets
-from actpatch.metrics.base import Answers, KLDivergence, LogitDifference, Probability, Rank
+from actpatch.metrics.answers import Accuracy, LogitDifference, Probability, Rank
+from actpatch.metrics.base import Answers
 from actpatch.metrics.chosen import MetricSet
+from actpatch.metrics.distribution import KLDivergence
+from actpatch.metrics.registry import metric_key
 from actpatch.results.sweep import MetricValues
 from test_suite.helpers.metrics import PATCHES, SETS, SINGLE, named_metrics, pairs_of_three_lengths
 from test_suite.helpers.models import HAS_HOOKED, bundled, everything_metric, model_parameters, small_model
@@ -59,7 +61,7 @@ def test_metrics_by_name_agree_with_scipy_on_the_bundled_model(direction: Any) -
     dataset = IOIDataset(model, 5)
     patcher = ActivationPatcher(model, show_progress=False)
     sweep = patcher.run_patching_experiment(dataset, "attn_out", direction=direction, metrics=NAMED).sweep
-    assert [metric_sets.metric_key(name) for name in sweep.metrics] == list(NAMED)
+    assert [metric_key(name) for name in sweep.metrics] == list(NAMED)
     runs = zip(*dataset.get_clean_corrupt_pairs())
     clean, corrupted = (plain_logits(model, [model.to_tokens(p)[0] for p in prompts]) for prompts in runs)
     targets = [dataset.get_target_tokens(i) for i in range(5)]
@@ -75,7 +77,7 @@ def test_rank_and_accuracy_of_ties_count_the_better_place() -> None:
     answers = Answers(correct=((2,), (3, 0)), incorrect=((), ()))
     pairs = torch.tensor([0, 1])
     assert Rank(answers).measure(logits, pairs).tolist() == [1, 3]
-    assert metric_sets.Accuracy(answers).measure(logits, pairs).tolist() == [1, 0]
+    assert Accuracy(answers).measure(logits, pairs).tolist() == [1, 0]
 
 
 def test_logits_that_are_no_numbers_give_no_numbers() -> None:

@@ -14,8 +14,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from actpatch.engine.engine import Measured
 from actpatch.metrics import chosen as metric_sets
-from actpatch.metrics.base import Answers, KLDivergence, LogitDifference, Metric, Rank
+from actpatch.metrics.answers import LogitDifference, Rank
+from actpatch.metrics.base import Answers, Metric
 from actpatch.metrics.chosen import MetricSet
+from actpatch.metrics.distribution import KLDivergence
 from test_suite.helpers.metrics import PATCHES, SETS, SINGLE, named_metrics, pairs_of_three_lengths
 from test_suite.helpers.models import HAS_HOOKED, everything_metric, model_parameters, small_model
 from test_suite.helpers.sweeps import engine_on

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actpatch.metrics.base import Answers
-from actpatch.metrics.chosen import METRICS
+from actpatch.metrics.registry import METRICS
 
 NAMED = tuple(name for name in METRICS if name != "dataset")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformer_lens import patching as tl_patching
 
-from actpatch.metrics.base import LogitDifference
+from actpatch.metrics.answers import LogitDifference
 from actpatch.tasks.encoding import EncodedPairs
 
 BY_POSITION = {

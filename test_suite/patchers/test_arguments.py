@@ -31,7 +31,7 @@ from activation_patching import (
 )
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.interventions.places import check_window
-from actpatch.metrics.base import DatasetMetric
+from actpatch.metrics.own import DatasetMetric
 from actpatch.results.sweep import MetricValues, Sweep
 from actpatch.tasks.encoding import encode_pairs
 from head_patching import HeadPatcher, print_head_results

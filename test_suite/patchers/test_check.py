@@ -31,7 +31,7 @@ from activation_patching import (
     summarize_results,
 )
 from actpatch.engine.engine import PatchingEngine
-from actpatch.metrics.base import LogProbability
+from actpatch.metrics.answers import LogProbability
 from actpatch.tasks.encoding import encode_pairs
 from docs import four_corruptions
 from test_suite.helpers.models import bundled, small_model, smollm2, words

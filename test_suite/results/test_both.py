@@ -12,7 +12,8 @@ import pytest
 from activation_patching import BothDirections
 from actpatch.core.sites import Site, block_hook
 from actpatch.engine.engine import PatchingEngine
-from actpatch.metrics.base import Answers, LogitDifference
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import Answers
 from actpatch.results.shapes import HeadResults
 from actpatch.results.sweep import MetricValues, Sweep
 from head_patching import HeadPatcher

@@ -334,18 +334,27 @@ def test_a_write_protected_file_is_left_alone(tmp_path: Path) -> None:
     assert load_results(path) == SweepResults(sweep_of())
 
 
+def test_what_was_written_does_not_hang_on_its_label(tmp_path: Path) -> None:
+    named = sweep_of(source_of_values="zero")
+    ablated = sweep_of(source_kind="ablation", source_of_values="the other run")
+    assert named.intervention == "clean into corrupted" and named.question.endswith("restore the behaviour?")
+    assert ablated.intervention == ablated.question == "the other run into corrupted"
+    assert load_results(SweepResults(ablated).save(tmp_path / "results.json")).sweep == ablated
+
+
 def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
     (sweep,) = stored["sweeps"]
-    assert stored["format"] == 4
+    assert stored["format"] == 5
     for changes, message in (
-        ({"format": 3}, "has result format 3, this version reads format 4: read it with the version that wrote it, or"),
-        ({"format": 5}, "has result format 5, this version reads format 4"),
+        ({"format": 4}, "has result format 4, this version reads format 5: read it with the version that wrote it, or"),
+        ({"format": 6}, "has result format 6, this version reads format 5"),
         ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
         ({"sweeps": [{}]}, "is damaged"),
         ({"sweeps": []}, "is damaged .*0 sweeps, expected one, or one of each direction"),
         ({"sweeps": [{**sweep, "direction": "up"}]}, "is damaged .*direction 'up' is unknown"),
+        ({"sweeps": [{**sweep, "source_kind": "up"}]}, "is damaged .*source_kind 'up' is unknown: expected"),
         ({"sweeps": [{**sweep, "later": 1}]}, "is damaged .*later"),
         ({"sweeps": [{**sweep, "measured": [{**sweep["measured"][0], "clean": [1]}]}]}, "is damaged"),
     ):

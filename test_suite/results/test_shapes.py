@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
+
+from actpatch.core.sites import Site, block_hook
+from actpatch.results.saved import load_results
+from actpatch.results.shapes import KINDS, HeadPatchingResult, HeadResults, NeuronResults
+from test_suite.helpers.results import made_up_heads, made_up_sweep
+
+
+def made_up_neurons(**changes) -> NeuronResults:
+    return NeuronResults(made_up_sweep([Site(block_hook(1, "mlp_post"), neuron=n) for n in range(6)], 4, 3, **changes))
 
 
 def test_layer_matrix_and_top_are_the_effects(layer_results, tiny):
@@ -44,3 +55,38 @@ def test_results_print_in_a_line(layer_results, head_results, patcher, ioi):
     for results, rows in ((layer_results, "hook points"), (head_results, "heads"), (positions, "sites")):
         text = repr(results)
         assert len(text) < 250 and "\n" not in text and rows in text and "pairs" in text
+
+
+@pytest.mark.parametrize("make", [made_up_heads, made_up_neurons])
+@pytest.mark.parametrize("which", [slice(3), slice(4, 1, -2), slice(0)])
+def test_a_slice_of_results_is_results_of_these_patches(make, which, tmp_path):
+    results = make()
+    for whole in (results, pickle.loads(pickle.dumps(results))):
+        part = whole[which]
+        assert type(part) is type(results) and list(part) == list(results)[which]
+        assert part.sweep.patches == results.sweep.patches[which]
+        np.testing.assert_array_equal(part.sweep.effects, results.sweep.effects[which])
+        np.testing.assert_array_equal(part.sweep.patched, results.sweep.patched[which])
+        assert load_results(part.save(tmp_path / "part.json")) == part
+    assert (results[0], results[-1]) == (next(iter(results)), list(results)[-1])
+
+
+def test_a_list_that_was_sorted_is_cut_as_it_stands():
+    results = made_up_heads()
+    results.sort(key=lambda result: result.effect)
+    assert type(results[:3]) is list and results[:3] == sorted(made_up_heads(), key=lambda result: result.effect)[:3]
+
+
+@pytest.mark.parametrize("make", [made_up_heads, made_up_neurons])
+def test_an_item_prints_in_a_line(make):
+    first = make(n_pairs=500)[0]
+    assert repr(first) == f"{type(first).__name__}({first.label}, effect {first.effect:+.3f} on 500 pairs)"
+
+
+def test_a_shape_of_ones_own_is_read_back_by_its_name(tmp_path):
+    class RankedHeads(HeadResults):
+        """Heads of one's own."""
+
+    mine = RankedHeads(made_up_heads().sweep)
+    assert load_results(mine.save(tmp_path / "mine.json")) == mine and isinstance(mine[0], HeadPatchingResult)
+    del KINDS["RankedHeads"]
