@@ -1,4 +1,4 @@
-"""What a figure shows of how sure effects are: intervals, p-values and which marks are faded, from a sweep's statistics."""
+"""What a figure shows of how sure effects are: intervals, p-values, which marks are faded, from a sweep's statistics."""
 
 from __future__ import annotations
 
