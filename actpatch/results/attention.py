@@ -1,4 +1,4 @@
-"""Where does a head look?  Its attention pattern on both prompts of one pair, as a value that figures draw."""
+"""Attention patterns of heads on both prompts of one pair, as a value that figures draw."""
 
 from __future__ import annotations
 

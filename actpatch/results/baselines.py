@@ -1,4 +1,4 @@
-"""Do the baselines carry a conclusion?  What the clean and the corrupted runs say about the data of an experiment.
+"""Judges the data of an experiment by its clean and corrupted runs: whether they carry a conclusion.
 
 An effect divides by what the corruption does to the metric, and statistics take pairs for independent. Where the model
 does not do the task, the corruption does not break it, or pairs repeat, the numbers of a sweep mean little, however
@@ -62,9 +62,9 @@ def warn_about_baselines(sweep: Sweep) -> None:
 
     It is about what makes results worthless, and names the pairs that no effect can be computed for in any case.
     """
-    if told := [finding for finding, makes_worthless in _found(sweep) if makes_worthless]:
-        remedies = dict.fromkeys(finding.remedy for finding in told)
-        sentences = [*(finding.what for finding in told), *remedies, "check_dataset(model, dataset) tells more"]
+    if worthless := [finding for finding, makes_worthless in _found(sweep) if makes_worthless]:
+        remedies = dict.fromkeys(finding.remedy for finding in worthless)
+        sentences = [*(finding.what for finding in worthless), *remedies, "check_dataset(model, dataset) tells more"]
         warn_user(". ".join(sentences))
 
 
@@ -76,12 +76,12 @@ def wrong_answers(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
     wrong = ~(values.clean > above)
     if not wrong.any():
         return None
-    told = "The model prefers the wrong answer"
+    message = "The model prefers the wrong answer"
     if values.name == "accuracy":
-        told = "The right answer is not the likeliest next token"
+        message = "The right answer is not the likeliest next token"
     return Finding(
         _severity(wrong),
-        f"{told} on {counted(wrong, pairs, 'clean prompts')}",
+        f"{message} on {counted(wrong, pairs, 'clean prompts')}",
         "Choose a model that does the task, or leave these pairs out with pair_indices",
         chosen(wrong, pairs),
     )

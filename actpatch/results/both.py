@@ -1,4 +1,4 @@
-"""Is a component sufficient, necessary, both, or neither?  Both directions of one experiment, read together.
+"""Reads both directions of one experiment together: a component is sufficient, necessary, both, or neither.
 
 Denoising (clean into corrupted) that restores the behaviour shows that a component *suffices*; noising (corrupted into
 clean) that destroys it shows that it is *necessary* (Heimersheim & Nanda 2024, "How to use and interpret activation
@@ -93,8 +93,11 @@ class BothDirections(Generic[Results]):
             table[direction] = effects
             counting = effects >= threshold if threshold is not None else effects > 0
             if alpha is not None and not np.isnan(effects).all():
-                sure = results.statistics(alpha=alpha)
-                counting, p_values[f"{direction}_p"] = counting & sure.significant_or_warned(), sure.p_corrected
+                statistics = results.statistics(alpha=alpha)
+                counting, p_values[f"{direction}_p"] = (
+                    counting & statistics.significant_or_warned(),
+                    statistics.p_corrected,
+                )
             counts.append(counting)
         known = table["denoising"].notna() & table["noising"].notna()
         readings = [

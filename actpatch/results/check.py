@@ -1,4 +1,4 @@
-"""What did the check of a dataset find?  Its values, pair by pair, and the table that they print as."""
+"""What the check of a dataset found: its values, pair by pair, and the table that they print as."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Change:
         return "/".join(self.names) or str(self.position)
 
     def __str__(self) -> str:
-        told = " ".join([str(self.position), *self.names])
-        return f"{told} {self.clean!r} -> {self.corrupted!r}"
+        place = " ".join([str(self.position), *self.names])
+        return f"{place} {self.clean!r} -> {self.corrupted!r}"
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def _table(check: DatasetCheck) -> str:
 def _baselines_table(check: DatasetCheck) -> str:
     rows: list[tuple[str, ...]] = []
     if check.clean_metric is not None and check.corrupted_metric is not None:
-        told = ["mean", check.unit, "" if check.more_is_better else "less is better"]
+        notes = ["mean", check.unit, "" if check.more_is_better else "less is better"]
         values = (f"{value:+.3f}" for value in (check.clean_metric, check.corrupted_metric))
-        rows.append((check.metric, *values, ", ".join(filter(None, told))))
+        rows.append((check.metric, *values, ", ".join(filter(None, notes))))
     for what, clean, corrupted in (
         ("right over wrong answer", check.clean_preference, check.corrupted_preference),
         ("right answer likeliest", check.clean_accuracy, check.corrupted_accuracy),

@@ -1,4 +1,4 @@
-"""Do two experiments differ, component by component?  Intervals and p-values of the difference of their effects.
+"""Compares two experiments, component by component: intervals and p-values of the difference of their effects.
 
 Both experiments need the same clean prompts, so that each pair says by itself how much the effects differ. With the
 change c = patched - base and the gap g = source - base of a pair, the effect over pairs is e = mean(c) / mean(g), and

@@ -1,4 +1,4 @@
-"""How are results kept?  Sweeps as JSON, which is read back exactly, and their long table as CSV and Parquet.
+"""Writes sweeps as JSON, which is read back exactly, and their long table as CSV and Parquet.
 
 A file is written beside its target and then put in its place, so that no failure leaves half a file or takes a good
 one away.

@@ -1,4 +1,4 @@
-"""How do results show in a notebook?  A short HTML table: what was run, the baselines, and the largest effects."""
+"""Shows results in a notebook, as a short HTML table: what was run, the baselines, and the largest effects."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
     effects = sweep.effects
     top = sorted(range(len(effects)), key=lambda i: -1.0 if np.isnan(effects[i]) else abs(effects[i]), reverse=True)
     top = top[:ROWS]
-    sure, note = _statistics(sweep)
+    statistics, note = _statistics(sweep)
     columns = {kind: [labels[i] for i in top], "effect": [f"{effects[i]:+.3f}" for i in top]}
-    if sure is not None and sure.n_pairs >= FEWEST_PAIRS:
-        intervals = [(sure.low[i], sure.high[i]) for i in top]
-        columns[f"{sure.level * 100:g}% interval"] = [
+    if statistics is not None and statistics.n_pairs >= FEWEST_PAIRS:
+        intervals = [(statistics.low[i], statistics.high[i]) for i in top]
+        columns[f"{statistics.level * 100:g}% interval"] = [
             "none" if np.isnan(low) else f"[{low:+.3f}, {high:+.3f}]" for low, high in intervals
         ]
-    if sure is not None:
-        columns[""] = ["" if sure.significant[i] else "n.s." for i in top]
+    if statistics is not None:
+        columns[""] = ["" if statistics.significant[i] else "n.s." for i in top]
     if sweep.usable.any():
         columns[sweep.metric] = [f"{sweep.patched[i, sweep.usable].mean():+.3f}" for i in top]
     if len(effects) > ROWS:
@@ -50,7 +50,7 @@ def _caption(sweep: Sweep) -> str:
     n_pairs = len(sweep.pair_indices)
     excluded = int((~sweep.usable).sum())
     unit = f" {sweep.unit}" if sweep.unit else ""
-    told = [
+    lines = [
         f"{sweep.task} on {sweep.model}",
         f"{sweep.direction}: {sweep.question}",
         f"corrupted: the clean prompt with {sweep.noise}" if sweep.noise else "",
@@ -59,8 +59,8 @@ def _caption(sweep: Sweep) -> str:
     if n_pairs:
         worse = "" if sweep.more_is_better else " (less is better)"
         means = f"clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f}{unit}{worse}"
-        told.append(f"{sweep.metric}: {means}")
-    return "<br>".join(escaped(line) for line in told if line)
+        lines.append(f"{sweep.metric}: {means}")
+    return "<br>".join(escaped(line) for line in lines if line)
 
 
 def _statistics(sweep: Sweep) -> tuple[SiteStatistics | None, str]:

@@ -1,4 +1,4 @@
-"""How do saved results come back?  As what was saved, by the name of its kind."""
+"""Saved results are read back as what was saved, by the name of their kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which shape are results handed out?  A mapping by hook point, a list by head, a map over positions.
+"""The shapes in which results are handed out: a mapping by hook point, a list by head, a map over positions.
 
 Each rests on one `Sweep`, which has every number; the shapes are ways to look at the selected metric.
 """

@@ -1,4 +1,4 @@
-"""What was measured?  The raw metrics of one experiment, the effects derived from them, and both as a long table.
+"""The raw metrics of one experiment, the effects derived from them, and both as a long table.
 
 A `Sweep` holds every metric of each patched run, both baselines, the tokens, the direction and the settings. Effects
 are derived, never stored, and by the same formula for every metric: it works out also where less is better. With
@@ -68,8 +68,8 @@ class MetricValues:
         """Whether names and every number are the same; NaN is the same as NaN."""
         if not isinstance(other, MetricValues):
             return NotImplemented
-        told = (self.name, self.unit, self.more_is_better) == (other.name, other.unit, other.more_is_better)
-        return told and all(
+        same = (self.name, self.unit, self.more_is_better) == (other.name, other.unit, other.more_is_better)
+        return same and all(
             np.array_equal(getattr(self, run), getattr(other, run), equal_nan=True)
             for run in ("patched", "clean", "corrupted")
         )

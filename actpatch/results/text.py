@@ -1,4 +1,4 @@
-"""How do results print?  What was run, the largest effects, and how sure they are, as text of 80 columns."""
+"""Prints results: what was run, the largest effects, and how sure they are, as text of 80 columns."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def results_text(sweep: Sweep, rows: Sequence[tuple[str, int]], *, kind: str, of
         of: how many rows there would be.
         patched: what of a row was patched, where its kind does not say.
     """
-    sure = _statistics_by_metric(sweep)
+    statistics = _statistics_by_metric(sweep)
     heading = f"{kind} ({patched})" if patched else kind
     more = [f"({of - len(rows)} more with smaller effects)"] if of > len(rows) else []
-    table = "\n".join([effects_table(heading, rows, sweep, sure), *more])
-    return "\n\n".join([describe_experiment(sweep), table, describe_statistics(sure, kind)])
+    table = "\n".join([effects_table(heading, rows, sweep, statistics), *more])
+    return "\n\n".join([describe_experiment(sweep), table, describe_statistics(statistics, kind)])
 
 
 def describe_experiment(sweep: Sweep) -> str:
@@ -59,7 +59,7 @@ def describe_experiment(sweep: Sweep) -> str:
 
 
 def effects_table(
-    heading: str, rows: Sequence[tuple[str, int]], sweep: Sweep, sure: Mapping[str, SiteStatistics | str]
+    heading: str, rows: Sequence[tuple[str, int]], sweep: Sweep, statistics: Mapping[str, SiteStatistics | str]
 ) -> str:
     """The effects of some patches, with their intervals, and `n.s.` at those that are not significant.
 
@@ -70,7 +70,7 @@ def effects_table(
         heading: what a row is.
         rows: label and number of each patch, in the order of rows.
         sweep: the sweep of these patches.
-        sure: the statistics of each metric, or why it has none.
+        statistics: those of each metric, or why it has none.
     """
     labels = [textwrap.wrap(label, LABEL_WIDTH, break_long_words=False, subsequent_indent="  ") for label, _ in rows]
     patches = [patch for _, patch in rows]
@@ -86,14 +86,19 @@ def effects_table(
         effects = sweep.effects[patches]
         values = [sweep.patched[i, sweep.usable].mean() if sweep.usable.any() else np.nan for i in patches]
         columns = [first, _column("effect", _signed(effects))]
-        columns += [_column(name, cells) for name, cells in _sure_cells(sure[sweep.metric], patches).items()]
+        columns += [
+            _column(name, cells) for name, cells in _statistics_cells(statistics[sweep.metric], patches).items()
+        ]
         columns.append(_column(sweep.metric, _signed(values)))
         room = WIDTH - sum(len(column[-1]) + 2 for column in columns)
         columns.append(["", *(effect_bar(effect, min(BAR_WIDTH, room)) for effect in effects)])
         return _beside([columns[0], *map(beside_labels, columns[1:])])
     columns = []
     for name in sweep.metrics:
-        parts = [_signed(sweep.by_metric(name).effects[patches]), *_sure_cells(sure[name], patches).values()]
+        parts = [
+            _signed(sweep.by_metric(name).effects[patches]),
+            *_statistics_cells(statistics[name], patches).values(),
+        ]
         columns.append(_column(name, ["  ".join(cells) for cells in zip(*(_column("", part) for part in parts))]))
     room = WIDTH - max(map(len, first))
     tables: list[list[list[str]]] = [[]]
@@ -101,33 +106,33 @@ def effects_table(
         if tables[-1] and sum(2 + len(c[-1]) for c in [*tables[-1], column]) > room:
             tables.append([])
         tables[-1].append(beside_labels(column))
-    told = f"effect on each metric; the largest on {sweep.metric} first"
-    return "\n\n".join([told, *(_beside([first, *table]) for table in tables)])
+    message = f"effect on each metric; the largest on {sweep.metric} first"
+    return "\n\n".join([message, *(_beside([first, *table]) for table in tables)])
 
 
-def describe_statistics(sure: Mapping[str, SiteStatistics | str], kind: str) -> str:
+def describe_statistics(statistics: Mapping[str, SiteStatistics | str], kind: str) -> str:
     """What a reader of intervals and marks has to know: level, correction, pairs, smallest detectable effect, notes."""
-    known = {name: found for name, found in sure.items() if isinstance(found, SiteStatistics)}
+    known = {name: found for name, found in statistics.items() if isinstance(found, SiteStatistics)}
     general: list[str] = []
     if tested := [found for found in known.values() if found.n_pairs > 1]:
         some = tested[0]
         if any(found.n_pairs >= FEWEST_PAIRS for found in tested):
             general.append(f"{some.level * 100:g}% intervals.")
-        apart = ", each metric apart" if len(sure) > 1 else ""
+        apart = ", each metric apart" if len(statistics) > 1 else ""
         general.append(
             f"n.s.: p > {some.alpha:g} after {CORRECTIONS[some.correction]} correction over {len(some.sites)} "
             f"{kind}s{apart}."
         )
     reaches = {name: _reach(found, kind) for name, found in known.items() if found.n_pairs > 1}
     paragraphs = [" ".join([*general, *reaches.values()])]
-    if len(sure) > 1:
+    if len(statistics) > 1:
         paragraphs = [" ".join(general), *(f"{name}: {reach}" for name, reach in reaches.items())]
     notes: dict[str, list[str]] = {}
-    for name, found in sure.items():
+    for name, found in statistics.items():
         for note in (found,) if isinstance(found, str) else found.notes:
             notes.setdefault(note, []).append(name)
     for note, names in notes.items():
-        about = f" on {', '.join(names)}" if len(sure) > 1 else ""
+        about = f" on {', '.join(names)}" if len(statistics) > 1 else ""
         paragraphs.append(f"Note{about}: {note}.")
     return "\n".join(textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in paragraphs if text)
 
@@ -150,7 +155,7 @@ def _statistics_by_metric(sweep: Sweep) -> dict[str, SiteStatistics | str]:
     return found
 
 
-def _sure_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[str, list[str]]:
+def _statistics_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[str, list[str]]:
     """Heading -> cells of the columns that say how sure an effect is, as far as there are enough pairs."""
     columns: dict[str, list[str]] = {}
     if isinstance(found, SiteStatistics) and found.n_pairs >= FEWEST_PAIRS:

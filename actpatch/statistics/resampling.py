@@ -1,4 +1,4 @@
-"""What would other pairs have given?  Intervals, sign-flip p-values, split-half agreement and reach, from arrays.
+"""Intervals, sign-flip p-values, split-half agreement and reach: what other pairs would have given, from arrays.
 
 Two numbers per pair carry everything: the *change* that a patch makes, patched - base, and the *gap* that could be
 closed, source - base. The effect over pairs is mean change / mean gap.

@@ -1,4 +1,4 @@
-"""How sure is a number?  Intervals, p-values, agreement and reach of the effects of one sweep, from arrays alone.
+"""Intervals, p-values, agreement and reach of the effects of one sweep, from arrays alone.
 
 Two numbers per pair carry everything: the *change* that a patch makes, patched - base, and the *gap* that could be
 closed, source - base. The effect over pairs is mean change / mean gap, and pairs are what varies: each statistic asks

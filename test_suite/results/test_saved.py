@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +64,12 @@ def test_a_file_that_holds_no_results_is_named(tmp_path):
 def test_saved_versions_are_those_installed(layer_results):
     assert layer_results.sweep.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert layer_results.sweep.versions["transformers"] == transformers.__version__
+
+
+def test_reading_results_does_not_wait_for_what_tables_and_figures_need():
+    heavy = ("pandas", "scipy", "plotly", "transformers", "transformer_lens")
+    code = (
+        "import sys, actpatch.results.saved, actpatch.statistics.sites\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
