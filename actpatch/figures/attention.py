@@ -94,11 +94,11 @@ def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure
 
 def _panel(values: np.ndarray, head: str, tokens: tuple[Sequence[str], Sequence[str]], axis: str) -> go.Heatmap:
     """One pattern; what lies after the query, which it cannot see, has no cell."""
-    told = [f"{at}: {token_at(at, *tokens, repr)}" for at in range(len(values))]
+    labels = [f"{at}: {token_at(at, *tokens, repr)}" for at in range(len(values))]
     hover = [
-        [f"{head}<br>from {query}<br>to {key}<br>{values[i, j]:+.3f}" for j, key in enumerate(told[: i + 1])]
-        + [""] * (len(told) - i - 1)
-        for i, query in enumerate(told)
+        [f"{head}<br>from {query}<br>to {key}<br>{values[i, j]:+.3f}" for j, key in enumerate(labels[: i + 1])]
+        + [""] * (len(labels) - i - 1)
+        for i, query in enumerate(labels)
     ]
     seen = np.tril(np.ones_like(values, dtype=bool))
     return go.Heatmap(z=np.where(seen, values, np.nan), coloraxis=axis, hovertext=hover, hoverongaps=False)

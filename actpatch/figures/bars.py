@@ -100,14 +100,14 @@ def create_component_comparison(
         ValueError: as `create_layer_heatmap`, and where one of the two was not patched, naming it.
     """
     sweep = checked_layers(results, n_layers, "create_component_comparison")
-    found = list(dict.fromkeys(patch.sites[0].component for patch in sweep.patches if patch.name is None))
-    if missing := [name for name in ("attn_out", "mlp_out") if name not in found]:
+    components = list(dict.fromkeys(patch.sites[0].component for patch in sweep.patches if patch.name is None))
+    if missing := [name for name in ("attn_out", "mlp_out") if name not in components]:
         raise ValueError(
-            f"{' and '.join(missing)} not patched: these results have {', '.join(found)}, the comparison expects "
+            f"{' and '.join(missing)} not patched: these results have {', '.join(components)}, the comparison expects "
             "attn_out and mlp_out. Patch both, with hook_points=['attn_out', 'mlp_out']"
         )
-    sure = certainty(sweep, results.kind, statistics)
-    texts = hovers(labels_of(results), sweep, sure.told)
+    evidence = certainty(sweep, results.kind, statistics)
+    texts = hovers(labels_of(results), sweep, evidence.lines)
     number = {label: i for i, label in enumerate(results.labels)}
     figure = go.Figure()
     drawn: list[int] = []
@@ -115,19 +115,19 @@ def create_component_comparison(
         layers = [layer for layer in range(sweep.n_layers) if block_hook(layer, component) in number]
         patches = [number[block_hook(layer, component)] for layer in layers]
         drawn += patches
-        below, above = sure.whiskers(patches)
+        below, above = evidence.whiskers(patches)
         figure.add_bar(
             name=f"{name} ({component})",
             x=layers,
             y=sweep.effects[patches],
-            error_y={**WHISKER, "array": above, "arrayminus": below, "visible": sure.has_intervals},
-            marker={"color": colour, "opacity": _opacities(sure, patches)},
+            error_y={**WHISKER, "array": above, "arrayminus": below, "visible": evidence.has_intervals},
+            marker={"color": colour, "opacity": _opacities(evidence, patches)},
             hovertext=[texts[i] for i in patches],
         )
     figure.update_xaxes(title="layer", dtick=step(sweep.n_layers, 16), range=[-0.6, sweep.n_layers - 0.4])
     figure.update_yaxes(title=effect_name(sweep))
     figure.update_layout(barmode="group", width=width(sweep.n_layers, 36), height=420, showlegend=True)
-    subtitle = context_line(sweep, sure.bar_note(drawn))
+    subtitle = context_line(sweep, evidence.bar_note(drawn))
     return finish(figure, title or "Attention against MLP in each layer", subtitle)
 
 
@@ -154,9 +154,9 @@ def create_effect_distribution(
     sweep = checked_sweep(results, SweepResults, "create_effect_distribution")
     check_top_k(top_k)
     check_effects(sweep.effects, sweep)
-    sure = certainty(sweep, results.kind, statistics, muted_are="hollow: not significant")
+    evidence = certainty(sweep, results.kind, statistics, muted_are="hollow: not significant")
     top = largest(sweep.effects, top_k)
-    names, texts = [escaped(label) for label in labels_of(results)], hovers(labels_of(results), sweep, sure.told)
+    names, texts = [escaped(label) for label in labels_of(results)], hovers(labels_of(results), sweep, evidence.lines)
     effects = sweep.pair_effects[:, sweep.usable][top]
     usable = np.flatnonzero(sweep.usable)
     shown = thinned_pairs(len(usable))
@@ -192,7 +192,7 @@ def create_effect_distribution(
         y=list(range(len(top))),
         mode="markers",
         marker={
-            "symbol": ["diamond-open" if sure.muted[i] else "diamond" for i in top],
+            "symbol": ["diamond-open" if evidence.muted[i] else "diamond" for i in top],
             "size": 9,
             "color": INK,
             "line": {"width": 1.5, "color": INK},
@@ -202,9 +202,9 @@ def create_effect_distribution(
     figure.update_xaxes(title=effect_name(sweep))
     figure.update_yaxes(title=results.kind, **rows_axis([names[i] for i in top]))
     figure.update_layout(width=760, height=height(len(top), 34), showlegend=True)
-    subtitle = context_line(sweep, sure.note, thinned_note(len(usable)))
+    subtitle = context_line(sweep, evidence.note, thinned_note(len(usable)))
     return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", subtitle)
 
 
-def _opacities(sure: Certainty, patches: Sequence[int]) -> list[float]:
-    return [FADED if sure.muted[i] else 1.0 for i in patches]
+def _opacities(evidence: Certainty, patches: Sequence[int]) -> list[float]:
+    return [FADED if evidence.muted[i] else 1.0 for i in patches]

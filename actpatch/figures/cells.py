@@ -130,14 +130,14 @@ def room_for_numbers(n_columns: int) -> int:
 def _numbers(effects: Float[np.ndarray, "row column"], is_muted: Bool[np.ndarray, "row column"], limit: float) -> Any:
     """The effect in each measured cell, in ink that is legible on the cell's colour."""
     rows, columns = np.nonzero(~np.isnan(effects))
-    told = effects[rows, columns]
-    inks = np.where(np.abs(told) > FLIP * limit, INK_ON_STRONG, INK_ON_PALE)
+    values = effects[rows, columns]
+    inks = np.where(np.abs(values) > FLIP * limit, INK_ON_STRONG, INK_ON_PALE)
     return go.Scatter(
         name="effects",
         x=columns,
         y=rows,
         mode="text",
-        text=[f"{effect:.2f}" for effect in np.round(told, 2) + 0.0],  # no -0.00
+        text=[f"{effect:.2f}" for effect in np.round(values, 2) + 0.0],  # no -0.00
         textfont={"size": 10, "color": np.where(is_muted[rows, columns], INK_ON_VEIL, inks).tolist()},
         hoverinfo="skip",
         showlegend=False,

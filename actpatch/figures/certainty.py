@@ -1,4 +1,4 @@
-"""What a figure shows of how sure effects are: intervals, p-values, which marks are faded, from a sweep's statistics."""
+"""What figures show of how sure effects are: intervals, p-values and which marks are faded. Knows statistics only."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Certainty:
     note: str
     """For the subtitle: what being faded means, or why nothing is."""
 
-    def told(self, patch: int) -> list[str]:
+    def lines(self, patch: int) -> list[str]:
         """Lines for the hover text of a patch: its interval and p-values, as far as there are any."""
-        found = self.statistics
-        if found is None or found.n_pairs < 2:
+        statistics = self.statistics
+        if statistics is None or statistics.n_pairs < 2:
             return []
         lines = []
-        if found.n_pairs >= FEWEST_PAIRS:
-            low, high = found.low[patch], found.high[patch]
+        if statistics.n_pairs >= FEWEST_PAIRS:
+            low, high = statistics.low[patch], statistics.high[patch]
             interval = "none" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-            lines.append(f"{found.level * 100:g}% interval {interval}")
-        lines.append(f"p {found.p[patch]:.2g}, corrected {found.p_corrected[patch]:.2g}")
+            lines.append(f"{statistics.level * 100:g}% interval {interval}")
+        lines.append(f"p {statistics.p[patch]:.2g}, corrected {statistics.p_corrected[patch]:.2g}")
         return [*lines, "not significant"] if self.muted[patch] else lines
 
     @property
@@ -47,18 +47,18 @@ class Certainty:
         if self.statistics is None or not self.has_intervals:
             none = np.full(len(patches), np.nan)
             return none, none
-        found, chosen = self.statistics, list(patches)
-        below, above = (found.effect - found.low)[chosen], (found.high - found.effect)[chosen]
+        statistics, chosen = self.statistics, list(patches)
+        below, above = (statistics.effect - statistics.low)[chosen], (statistics.high - statistics.effect)[chosen]
         return np.where(np.isfinite(below), below, np.nan), np.where(np.isfinite(above), above, np.nan)
 
     def bar_note(self, patches: Sequence[int]) -> str:
         """For the subtitle of a figure with error bars: what these are."""
         if self.statistics is None or not self.has_intervals:
             return self.note
-        found, chosen = self.statistics, list(patches)
-        endless = int((np.isinf(found.low[chosen]) | np.isinf(found.high[chosen])).sum())
+        statistics, chosen = self.statistics, list(patches)
+        endless = int((np.isinf(statistics.low[chosen]) | np.isinf(statistics.high[chosen])).sum())
         lacking = f", {endless} without an end" if endless else ""
-        return f"bars: {found.level * 100:g}% intervals{lacking} · {self.note}"
+        return f"bars: {statistics.level * 100:g}% intervals{lacking} · {self.note}"
 
 
 def certainty(
@@ -130,10 +130,10 @@ def certainty_of(statistics: SiteStatistics, kind: str, *, muted_are: str) -> Ce
     return Certainty(statistics, muted, f"{muted_are} · {test}{alone}")
 
 
-def _check_belongs(found: SiteStatistics, sweep: Sweep) -> None:
+def _check_belongs(statistics: SiteStatistics, sweep: Sweep) -> None:
     labels = tuple(patch.label for patch in sweep.patches)
-    if found.sites != labels or not np.allclose(found.effect, sweep.effects, equal_nan=True):
+    if statistics.sites != labels or not np.allclose(statistics.effect, sweep.effects, equal_nan=True):
         raise ValueError(
-            f"these statistics of {len(found.sites)} sites are not those of these results ({len(labels)} sites, "
+            f"these statistics of {len(statistics.sites)} sites are not those of these results ({len(labels)} sites, "
             f"{sweep.metric}): pass results.statistics(...) of the same results"
         )

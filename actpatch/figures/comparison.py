@@ -75,27 +75,29 @@ def create_comparison(
     first, second = (_map(results, component) for results in (results_a, results_b))
     _check_alike((results_a, first), (results_b, second), same_model)
     _check_names(names)
-    sure = certainties((results_a.sweep, results_b.sweep), results_a.kind, statistics, muted_are=MUTED_ARE)
+    evidence = certainties((results_a.sweep, results_b.sweep), results_a.kind, statistics, muted_are=MUTED_ARE)
     texts = [
-        drawn.texts(hovers(labels_of(results), results.sweep, one.told))
-        for drawn, results, one in zip((first, second), (results_a, results_b), sure)
+        drawn.texts(hovers(labels_of(results), results.sweep, one.lines))
+        for drawn, results, one in zip((first, second), (results_a, results_b), evidence)
     ]
-    panels = [(drawn.effects, text, drawn.muted(one.muted)) for drawn, text, one in zip((first, second), texts, sure)]
+    panels = [
+        (drawn.effects, text, drawn.muted(one.muted)) for drawn, text, one in zip((first, second), texts, evidence)
+    ]
     matched = _matched(first, second)
-    sure.append(_sure_change(results_a, results_b, matched, sure[0]))
-    panels.append(_change(panels, matched, sure[2], names))
+    evidence.append(_change_evidence(results_a, results_b, matched, evidence[0]))
+    panels.append(_change(panels, matched, evidence[2], names))
     limit = max(colour_limit(effects, colour_range) for effects, _, _ in panels if not np.isnan(effects).all())
-    shared, apart = _told([results_a.sweep, results_b.sweep], [first, second])
+    shared, apart = _described([results_a.sweep, results_b.sweep], [first, second])
     headings = [_heading(name, parts) for name, parts in zip(names, apart)]
     beside = first.effects.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
     change = f"{names[1]} − {names[0]}"
-    headings.append(_heading(change, [_tested(sure[2])]))
+    headings.append(_heading(change, [_tested(evidence[2])]))
     figure, with_numbers = _panels([first, second, first], headings, beside)
     for number, (effects, hover, muted) in enumerate(panels):
         for trace in cells(effects, hover, muted, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
     figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}})
-    shared += [_agreement(first.effects, second.effects), *_notes([*names, change], sure)]
+    shared += [_agreement(first.effects, second.effects), *_notes([*names, change], evidence)]
     title = title or f"{escaped(names[0])} against {escaped(names[1])}"
     return finish(figure, title, in_lines(shared), **_sizes(figure, first, beside))
 
@@ -114,17 +116,17 @@ def _check_alike(first: tuple[Any, EffectMap], second: tuple[Any, EffectMap], sa
     """Both maps have the same cells; else an error with everything in which they differ."""
     both = [_shape(*each) for each in (first, second)]
     if not same_model:
-        both = [{part: told for part, told in shape.items() if part != "model"} for shape in both]
+        both = [{part: described for part, described in shape.items() if part != "model"} for shape in both]
     if type(first[0]) is not type(second[0]):
         both = [{"kind": type(results).__name__} for results, _ in (first, second)]
     differ = [part for part in both[0] if both[0][part] != both[1][part]]
     if differ:
-        told = [" with ".join(shape[part] for part in differ) for shape in both]
+        one, other = (" with ".join(shape[part] for part in differ) for shape in both)
         ways = "draw each by itself, with the same colour_range"
         if differ == ["model"]:
             ways += ", or pass same_model=False for two models whose heads and layers correspond"
         raise ValueError(
-            f"these results cannot be compared cell by cell: the first is {told[0]}, the second {told[1]}: {ways}"
+            f"these results cannot be compared cell by cell: the first is {one}, the second {other}: {ways}"
         )
 
 
@@ -144,28 +146,28 @@ def _matched(first: EffectMap, second: EffectMap) -> dict[Cell, tuple[int, int]]
     return {cell: (i, numbers[1][cell]) for cell, i in numbers[0].items() if cell in numbers[1]}
 
 
-def _sure_change(
+def _change_evidence(
     first: MapResults, second: MapResults, matched: Mapping[Cell, tuple[int, int]], like: Certainty
 ) -> Certainty:
     """How sure the differences are, an entry per cell that is matched."""
     if like.statistics is None:
         return unknown(len(matched), like.note)
     try:
-        found = difference_statistics(first.sweep, second.sweep, list(matched.values()), like=like.statistics)
+        statistics = difference_statistics(first.sweep, second.sweep, list(matched.values()), like=like.statistics)
     except ValueError as error:
         return unknown(len(matched), f"not tested: {error}")
-    return certainty_of(found, first.kind, muted_are=MUTED_ARE)
+    return certainty_of(statistics, first.kind, muted_are=MUTED_ARE)
 
 
-def _tested(sure_change: Certainty) -> str:
-    found = sure_change.statistics
-    return "not tested" if found is None else f"tested pair by pair, {count(found.n_pairs, 'pair')}"
+def _tested(evidence: Certainty) -> str:
+    statistics = evidence.statistics
+    return "not tested" if statistics is None else f"tested pair by pair, {count(statistics.n_pairs, 'pair')}"
 
 
-def _notes(names: Sequence[str], sure: Sequence[Certainty]) -> list[str]:
+def _notes(names: Sequence[str], evidence: Sequence[Certainty]) -> list[str]:
     """What is said of how sure each map is, once for those of which it is the same."""
     of_note: dict[str, list[str]] = {}
-    for name, one in zip(names, sure):
+    for name, one in zip(names, evidence):
         of_note.setdefault(one.note, []).append(name)
     if len(of_note) == 1:
         return list(of_note)
@@ -180,10 +182,10 @@ def _sizes(figure: go.Figure, drawn: EffectMap, beside: bool) -> dict[str, int]:
     return {"narrowest": narrowest(drawn.effects.shape[1], n_labels)}
 
 
-def _told(sweeps: list[Sweep], maps: list[EffectMap]) -> tuple[list[str], list[list[str]]]:
+def _described(sweeps: list[Sweep], maps: list[EffectMap]) -> tuple[list[str], list[list[str]]]:
     """What both experiments share, and what each is where they differ."""
     patched = [f"patched: {drawn.patched}" if drawn.patched else "" for drawn in maps]
-    parts = [{**context(sweep), "patched": told} for sweep, told in zip(sweeps, patched)]
+    parts = [{**context(sweep), "patched": described} for sweep, described in zip(sweeps, patched)]
     differ = [part for part in parts[0] if parts[0][part] != parts[1][part]]
     shared = [text for part, text in parts[0].items() if part not in differ]
     return shared, [[each[part] for part in differ] for each in parts]
@@ -203,7 +205,7 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> str:
 def _change(
     panels: Sequence[tuple[np.ndarray, dict[Cell, str], set[Cell]]],
     matched: Mapping[Cell, tuple[int, int]],
-    sure: Certainty,
+    evidence: Certainty,
     names: tuple[str, str],
 ) -> tuple[np.ndarray, dict[Cell, str], set[Cell]]:
     """The third panel: second minus first, what is told of each cell, and the cells that are not significant."""
@@ -213,14 +215,14 @@ def _change(
         cell: "<br>".join(
             [
                 f"<b>difference {change[cell]:+.3f}</b>",
-                *sure.told(i),
+                *evidence.lines(i),
                 f"{escaped(names[0])}: {first[cell]}",
                 f"{escaped(names[1])}: {second[cell]}",
             ]
         )
         for i, cell in enumerate(matched)
     }
-    return change, texts, {cell for cell, is_muted in zip(matched, sure.muted) if is_muted}
+    return change, texts, {cell for cell, is_muted in zip(matched, evidence.muted) if is_muted}
 
 
 def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[go.Figure, bool]:

@@ -86,6 +86,8 @@ def _(
     muted_are: str = "faded: not significant",
 ) -> DrawnHeads:
     heads, _ = checked_heads(results, caller)
-    sure = certainty(results.sweep, results.kind, statistics, muted_are=muted_are)
-    texts = hovers(labels_of(results), results.sweep, sure.told)
-    return DrawnHeads(tuple(heads), results.sweep, sure, texts, {label: i for i, label in enumerate(results.labels)})
+    evidence = certainty(results.sweep, results.kind, statistics, muted_are=muted_are)
+    texts = hovers(labels_of(results), results.sweep, evidence.lines)
+    return DrawnHeads(
+        tuple(heads), results.sweep, evidence, texts, {label: i for i, label in enumerate(results.labels)}
+    )

@@ -107,16 +107,16 @@ def _results_figure(
     statistics: SiteStatistics | None,
     note: str = "",
 ) -> go.Figure:
-    sure = certainty(results.sweep, results.kind, statistics, muted_are=MUTED_ARE)
-    texts = hovers(labels_of(results), results.sweep, sure.told)
-    return _map_figure(drawn, texts, sure, title, context_line(results.sweep, sure.note, note), colour_range)
+    evidence = certainty(results.sweep, results.kind, statistics, muted_are=MUTED_ARE)
+    texts = hovers(labels_of(results), results.sweep, evidence.lines)
+    return _map_figure(drawn, texts, evidence, title, context_line(results.sweep, evidence.note, note), colour_range)
 
 
 def _map_figure(
-    drawn: EffectMap, texts: list[str], sure: Certainty, title: str, subtitle: str, colour_range: float | None
+    drawn: EffectMap, texts: list[str], evidence: Certainty, title: str, subtitle: str, colour_range: float | None
 ) -> go.Figure:
     limit = colour_limit(drawn.effects, colour_range)
-    figure = cells_figure(drawn.effects, drawn.texts(texts), drawn.muted(sure.muted), limit)
+    figure = cells_figure(drawn.effects, drawn.texts(texts), drawn.muted(evidence.muted), limit)
     figure.update_xaxes(**drawn.axis)
     figure.layout.height += drawn.room
     n_columns, n_labels = drawn.effects.shape[1], len(drawn.axis["ticktext"]) if drawn.room else 0

@@ -132,17 +132,17 @@ def create_direction_quadrant(
         raise ValueError(f"{wrong_type(both, BothDirections, 'create_direction_quadrant')}{advice}")
     check_top_k(top_k)
     sweeps = _checked_directions(both)
-    sure = certainties(sweeps, both.denoising.kind, statistics, muted_are=HOLLOW_ARE)
+    evidence = certainties(sweeps, both.denoising.kind, statistics, muted_are=HOLLOW_ARE)
     readings = both.reading(threshold)["reading"]
     names = labels_of(both.denoising)
     points = np.array([sweep.effects for sweep in sweeps])
-    texts = _both_texts(names, sweeps, sure)
+    texts = _both_texts(names, sweeps, evidence)
     low, high = min(-0.1, np.nanmin(points)), max(2 * threshold, np.nanmax(points))
     ends = (low - 0.08 * (high - low), high + 0.12 * (high - low))
     figure = go.Figure()
     for reading, (colour, symbol, called) in READINGS.items():
         chosen = np.flatnonzero(readings == reading)
-        hollow = sure[0].muted[chosen] & sure[1].muted[chosen]
+        hollow = evidence[0].muted[chosen] & evidence[1].muted[chosen]
         figure.add_scatter(
             name=f"{called} ({len(chosen)})",
             x=points[0, chosen],
@@ -163,18 +163,18 @@ def create_direction_quadrant(
     figure.update_yaxes(title="noising effect: how far it is necessary", range=ends, zerolinecolor=LINE)
     figure.update_layout(width=680, height=620, showlegend=True)
     title = title or f"Sufficient, necessary, or both: {plural(both.denoising.kind)}"
-    return finish(figure, title, _both_line(sweeps, sure, threshold))
+    return finish(figure, title, _both_line(sweeps, evidence, threshold))
 
 
 def _checked_directions(both: BothDirections[Any]) -> tuple[Sweep, Sweep]:
-    found: dict[str, Sweep] = {}
+    sweeps: dict[str, Sweep] = {}
     for direction in DIRECTIONS:
         results = getattr(both, direction)
-        found[direction] = checked_sweep(results, SweepResults, "create_direction_quadrant")
+        sweeps[direction] = checked_sweep(results, SweepResults, "create_direction_quadrant")
         check_effects(results.sweep.effects, results.sweep)
         if results.sweep.direction != direction:
             raise ValueError(f"{direction} holds results of {results.sweep.direction}: exchange the two")
-    denoising, noising = found["denoising"], found["noising"]
+    denoising, noising = sweeps["denoising"], sweeps["noising"]
     if denoising.patches != noising.patches or denoising.model != noising.model:
         raise ValueError(
             f"denoising has {count(len(denoising.patches), 'patch')} on {denoising.model}, noising "
@@ -184,21 +184,21 @@ def _checked_directions(both: BothDirections[Any]) -> tuple[Sweep, Sweep]:
     return denoising, noising
 
 
-def _both_texts(names: list[str], sweeps: tuple[Sweep, Sweep], sure: list[Certainty]) -> list[str]:
+def _both_texts(names: list[str], sweeps: tuple[Sweep, Sweep], evidence: list[Certainty]) -> list[str]:
     """Both directions' hover texts one below the other, the name once."""
     parts = []
-    for sweep, one in zip(sweeps, sure):
-        bodies = [text.partition("<br>")[2] for text in hovers(names, sweep, one.told)]
+    for sweep, one in zip(sweeps, evidence):
+        bodies = [text.partition("<br>")[2] for text in hovers(names, sweep, one.lines)]
         parts.append([body.replace("effect", sweep.direction, 1) for body in bodies])
     return [f"<b>{escaped(name)}</b><br>{first}<br>{second}" for name, first, second in zip(names, *parts)]
 
 
-def _both_line(sweeps: tuple[Sweep, Sweep], sure: list[Certainty], threshold: float) -> str:
+def _both_line(sweeps: tuple[Sweep, Sweep], evidence: list[Certainty], threshold: float) -> str:
     first, second = (context(sweep) for sweep in sweeps)
     shared = {part: text for part, text in first.items() if part not in ("direction", "scale")}
     if first["pairs"] != second["pairs"]:
         shared["pairs"] = f"{first['pairs']} (noising: {second['pairs']})"
-    notes = list(dict.fromkeys(one.note for one in sure))
+    notes = list(dict.fromkeys(one.note for one in evidence))
     return in_lines([*shared.values(), f"threshold {threshold:g}", *notes])
 
 

@@ -44,8 +44,8 @@ def _without_position(patch: Patch) -> str:
 
 
 def metric_name(sweep: Sweep) -> str:
-    told = [part for part in (sweep.unit, "" if sweep.more_is_better else "less is better") if part]
-    return f"{sweep.metric} ({', '.join(told)})" if told else sweep.metric
+    notes = [part for part in (sweep.unit, "" if sweep.more_is_better else "less is better") if part]
+    return f"{sweep.metric} ({', '.join(notes)})" if notes else sweep.metric
 
 
 def metric_unit(sweep: Sweep | None) -> str:
@@ -89,8 +89,8 @@ def context_line(sweep: Sweep, *notes: str) -> str:
 
 def in_lines(parts: Sequence[str], width: int = LINE) -> str:
     """The parts, which ` · ` divides further, escaped, in lines that break between parts where they can."""
-    told = " · ".join(part for part in parts if part).split(" · ")
-    unbroken = [part.replace(" ", "\xa0") if len(part) <= width - 4 else part for part in told]
+    pieces = " · ".join(part for part in parts if part).split(" · ")
+    unbroken = [part.replace(" ", "\xa0") if len(part) <= width - 4 else part for part in pieces]
     lines = textwrap.wrap(" · ".join(unbroken), width, break_on_hyphens=False)
     return "<br>".join(escaped(line.replace("\xa0", " ").strip(" ·")) for line in lines)
 
@@ -103,13 +103,13 @@ def _place(site: Site) -> str:
     return "" if site.position is None else f"position {site.position}"
 
 
-def hovers(labels: Sequence[str], sweep: Sweep, told: Callable[[int], list[str]]) -> list[str]:
-    """A text per patch: effect, what `told` says of how sure it is, and metrics, means over the usable pairs."""
+def hovers(labels: Sequence[str], sweep: Sweep, lines_of: Callable[[int], list[str]]) -> list[str]:
+    """A text per patch: effect, what `lines_of` says of how sure it is, and metrics, means over the usable pairs."""
     usable = sweep.usable
     clean, corrupted = sweep.clean[usable].mean(), sweep.corrupted[usable].mean()
     rows = zip(labels, sweep.effects, sweep.patched[:, usable].mean(axis=1))
     return [
-        _hover(label, effect, told(i), (clean, corrupted, patched), metric_unit(sweep), pairs_used(usable))
+        _hover(label, effect, lines_of(i), (clean, corrupted, patched), metric_unit(sweep), pairs_used(usable))
         for i, (label, effect, patched) in enumerate(rows)
     ]
 
@@ -120,9 +120,9 @@ def head_hover(head: HeadPatchingResult) -> str:
     return _hover(head.label, head.effect, [], metrics, "", pairs_used(~np.isnan(head.pair_effects)))
 
 
-def _hover(label: str, effect: float, sure: list[str], metrics: Sequence[float], unit: str, pairs: str) -> str:
+def _hover(label: str, effect: float, lines: list[str], metrics: Sequence[float], unit: str, pairs: str) -> str:
     raw = [f"{name} {value:+.3f}{unit}" for name, value in zip(("clean", "corrupted", "patched"), metrics)]
-    return "<br>".join([f"<b>{escaped(label)}</b>", f"effect {effect:+.3f}", *sure, *raw, pairs])
+    return "<br>".join([f"<b>{escaped(label)}</b>", f"effect {effect:+.3f}", *lines, *raw, pairs])
 
 
 def token_labels(

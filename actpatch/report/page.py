@@ -34,7 +34,7 @@ def write_report(
     folder: Path,
     figures: Mapping[str, go.Figure],
     shown: Mapping[str, SweepResults],
-    sure: Mapping[str, SiteStatistics | str],
+    statistics: Mapping[str, SiteStatistics | str],
     check: DatasetCheck | None,
 ) -> list[Path]:
     """Write the report and the figures, all of them or, where that fails, none.
@@ -43,7 +43,7 @@ def write_report(
         folder: where to; it exists.
         figures: by the name of their files.
         shown: the results they were drawn from, by what a reader calls them.
-        sure: the statistics of each, or why it has none.
+        statistics: of each, or why it has none.
         check: what a linter says of the dataset.
 
     Returns:
@@ -54,7 +54,7 @@ def write_report(
     """
     from plotly.offline import get_plotlyjs
 
-    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, sure, check)}
+    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, statistics, check)}
     for name, figure in figures.items():
         pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, report=REPORT_FILE)
     pages[PLOTLY_FILE] = get_plotlyjs()
@@ -64,7 +64,7 @@ def write_report(
 def report_page(
     figures: Mapping[str, go.Figure],
     shown: Mapping[str, SweepResults],
-    sure: Mapping[str, SiteStatistics | str],
+    statistics: Mapping[str, SiteStatistics | str],
     check: DatasetCheck | None,
 ) -> Markup:
     """The report as one HTML page; what `write_report` says of its arguments."""
@@ -80,9 +80,9 @@ def report_page(
         strips = strips_section(first if positions is None else positions.sweep, positions)
         sections = {
             "Can these pairs carry a conclusion?": verdict_section(check, sweeps),
-            "What was run": settings_section(shown, sure),
+            "What was run": settings_section(shown, statistics),
             **sections,
-            "Largest effects": Markup().join(effects_section(shown[name], sure[name], name) for name in shown),
+            "Largest effects": Markup().join(effects_section(shown[name], statistics[name], name) for name in shown),
             "Prompts": strips + Markup().join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
             "How to read a score": how_to_read,
             "Data": data_section(shown),

@@ -28,7 +28,7 @@ MOST_PAIRS = 100
 """Rows of the table of pairs."""
 
 
-def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteStatistics | str]) -> Markup:
+def settings_section(shown: Mapping[str, SweepResults], statistics: Mapping[str, SiteStatistics | str]) -> Markup:
     """What was run; a column for each sweep, and one cell across them all where they have the same setting."""
     rows: dict[str, Callable[[str, Sweep], str]] = {
         "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
@@ -43,29 +43,29 @@ def settings_section(shown: Mapping[str, SweepResults], sure: Mapping[str, SiteS
         "Also measured": lambda _, sweep: ", ".join(m for m in sweep.metrics if m != sweep.metric),
         "Pairs": _pairs,
         "Mean clean, corrupted": lambda _, sweep: f"{sweep.clean.mean():+.3f}, {sweep.corrupted.mean():+.3f}",
-        "Intervals and tests": lambda name, _: _drawn(sure[name]),
+        "Intervals and tests": lambda name, _: _drawn(statistics[name]),
         "Versions": lambda _, sweep: (
             ", ".join(f"{library} {v}" for library, v in sweep.versions.items()) or "not recorded"
         ),
     }
-    told = {row: [value(name, results.sweep) for name, results in shown.items()] for row, value in rows.items()}
-    told = {row: values for row, values in told.items() if any(values)}
-    rows_told = [[row, *(values if len(set(values)) > 1 else values[:1])] for row, values in told.items()]
-    return table(["Setting", *shown], rows_told, "Settings")
+    settings = {row: [value(name, results.sweep) for name, results in shown.items()] for row, value in rows.items()}
+    settings = {row: values for row, values in settings.items() if any(values)}
+    cells = [[row, *(values if len(set(values)) > 1 else values[:1])] for row, values in settings.items()]
+    return table(["Setting", *shown], cells, "Settings")
 
 
-def effects_section(results: SweepResults, sure: SiteStatistics | str, name: str) -> Markup:
+def effects_section(results: SweepResults, statistics: SiteStatistics | str, name: str) -> Markup:
     """The patches of largest |effect|, with intervals and corrected p-values as far as there are any."""
     sweep = results.sweep
     order = np.argsort(-np.nan_to_num(np.abs(sweep.effects), nan=-1.0), kind="stable")[:TOP_ROWS]
     heads = ["Patched", "Effect"]
     columns = [_labels(results), [f"{effect:+.3f}" for effect in sweep.effects]]
-    if isinstance(sure, SiteStatistics) and not np.isnan(sure.low).all():
-        heads.append(f"{sure.level * 100:g} % interval")
-        columns.append([_interval(low, high) for low, high in zip(sure.low, sure.high)])
-    if isinstance(sure, SiteStatistics) and sure.n_pairs > 1:
+    if isinstance(statistics, SiteStatistics) and not np.isnan(statistics.low).all():
+        heads.append(f"{statistics.level * 100:g} % interval")
+        columns.append([_interval(low, high) for low, high in zip(statistics.low, statistics.high)])
+    if isinstance(statistics, SiteStatistics) and statistics.n_pairs > 1:
         heads.append("p, corrected")
-        columns.append([f"{p:.2g}{'' if p <= sure.alpha else ' n.s.'}" for p in sure.p_corrected])
+        columns.append([f"{p:.2g}{'' if p <= statistics.alpha else ' n.s.'}" for p in statistics.p_corrected])
     heads.append(f"{metric_name(sweep)}, patched")
     usable = sweep.usable
     columns.append([f"{row[usable].mean():+.3f}" for row in sweep.patched])
@@ -74,7 +74,7 @@ def effects_section(results: SweepResults, sure: SiteStatistics | str, name: str
     return REPORT.render(
         "effects.html",
         table=table(heads, rows, caption, numbers=True),
-        statistics=describe_statistics({sweep.metric: sure}, "site"),
+        statistics=describe_statistics({sweep.metric: statistics}, "site"),
     )
 
 
@@ -157,10 +157,10 @@ def _pairs(_: str, sweep: Sweep) -> str:
     return pairs_used(sweep.usable) + seed
 
 
-def _drawn(sure: SiteStatistics | str) -> str:
-    if isinstance(sure, str):
-        return sure
-    return f"from {sure.n_pairs} pairs, {sure.n_resamples} resamples, seed {sure.seed}"
+def _drawn(statistics: SiteStatistics | str) -> str:
+    if isinstance(statistics, str):
+        return statistics
+    return f"from {statistics.n_pairs} pairs, {statistics.n_resamples} resamples, seed {statistics.seed}"
 
 
 def _interval(low: float, high: float) -> str:

@@ -53,18 +53,18 @@ def position_effects(positions: PositionResults, component: str) -> list[dict[in
     Positions whose effect is NaN on a pair are left out of it.
     """
     sweep = positions.sweep
-    found: list[dict[int, PositionEffect]] = [{} for _ in sweep.pair_indices]
+    largest: list[dict[int, PositionEffect]] = [{} for _ in sweep.pair_indices]
     for patch, effects in zip(sweep.patches, sweep.pair_effects):
         site = patch.sites[0]
         if site.component != component or site.layer is None or site.position is None:
             continue
-        each = site.position if isinstance(site.position, tuple) else (site.position,) * len(found)
+        each = site.position if isinstance(site.position, tuple) else (site.position,) * len(largest)
         for pair, (at, effect) in enumerate(zip(each, effects.tolist())):
             at %= len(sweep.clean_tokens[pair])
-            known = found[pair].get(at)
+            known = largest[pair].get(at)
             if not np.isnan(effect) and (known is None or abs(effect) > abs(known.effect)):
-                found[pair][at] = PositionEffect(effect, site.layer)
-    return found
+                largest[pair][at] = PositionEffect(effect, site.layer)
+    return largest
 
 
 def _strips(sweep: Sweep, positions: PositionResults | None, component: str | None) -> Markup:

@@ -188,14 +188,3 @@ def test_no_button_uploads_a_figure_even_where_its_buttons_were_set_anew(browser
     page.context.close()
     assert "Zoom" in buttons and server == ""
     assert not [title for title in buttons if any(word in title for word in ("Share", "Edit", "cloud", "Studio"))]
-
-
-@pytest.mark.slow
-def test_no_button_uploads_a_figure_even_where_its_buttons_were_set_anew(browser, tmp_path):
-    figure = create_head_heatmap(clear(made_up_heads)).update_layout(modebar={"remove": [], "orientation": "h"})
-    page = open_report(browser, save_figure(figure, tmp_path / "heads.html")).page
-    buttons = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)")
-    server = page.evaluate("document.getElementById('figure')._context.plotlyServerURL")
-    page.context.close()
-    assert "Zoom" in buttons and server == ""
-    assert not [title for title in buttons if any(word in title for word in ("Share", "Edit", "cloud", "Studio"))]

@@ -79,6 +79,8 @@ def test_other_statistics_can_be_given_and_only_those_of_the_same_results():
         create_head_heatmap(results, statistics=clear(made_up_layers).statistics())
     with pytest.raises(ValueError, match="a plain list of heads is a part"):
         create_head_heatmap(list(results), 4, 3, statistics=lenient)
+    with pytest.raises(ValueError, match="a plain list of heads is a part"):
+        create_top_heads_bar(list(results), statistics=lenient)
 
 
 def test_error_bars_are_the_intervals_and_bars_fade_where_not_significant():
