@@ -152,7 +152,7 @@ def _no_metric(asked: Any) -> str:
     lacks = f" (it has no {', '.join(missing)})" if 0 < len(missing) < len(members) else ""
     return (
         f"{got} is no metric{lacks}: metrics takes names ({', '.join(METRICS)}) and Metric objects, one or a list of "
-        "them; give a function of your own as patching_metrics.DatasetMetric(function, name=..., unit=...), or as the "
+        "them; give a function of your own as actpatch.DatasetMetric(function, name=..., unit=...), or as the "
         "dataset's compute_metric"
     )
 

@@ -99,7 +99,7 @@ def no_run(layers: ActivationPatcher, heads: HeadPatcher, monkeypatch: pytest.Mo
             {"metrics": DatasetMetric(lambda logits, pair: 0.0, (0, 1))},
             r"is for the pairs \(0, 1\), the",
         ),
-        ({"metrics": [lambda logits, pair: 0.0]}, r"give a function of your own as patching_metrics\.DatasetMetric"),
+        ({"metrics": [lambda logits, pair: 0.0]}, r"give a function of your own as actpatch\.DatasetMetric"),
     ],
 )
 def test_mistakes_are_told_before_any_run(
