@@ -6,11 +6,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready-$(shell cksum requirements.txt | cut -d ' ' -f 1)
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench bench-imports clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1\t/'
 
 setup: $(READY)  ## the environment alone
 
@@ -38,6 +38,9 @@ lint: $(READY)  ## style and types
 
 bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md
 	$(RUN) -m benchmarks.run
+
+bench-imports: $(READY)  ## measure how long imports take against that of torch
+	$(RUN) -m benchmarks.imports
 
 clean:  ## remove the environment, caches and figures
 	rm -rf $(VENV) .ci-venvs figures .pytest_cache .mypy_cache .ruff_cache .hypothesis

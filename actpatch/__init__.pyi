@@ -34,13 +34,13 @@ from .report.full import create_full_report as create_full_report
 from .results.baselines import Finding as Finding
 from .results.both import BothDirections as BothDirections
 from .results.check import DatasetCheck as DatasetCheck
+from .results.items import HeadPatchingResult as HeadPatchingResult
+from .results.items import NeuronPatchingResult as NeuronPatchingResult
+from .results.items import PatchingResult as PatchingResult
 from .results.saved import load_results as load_results
-from .results.shapes import HeadPatchingResult as HeadPatchingResult
 from .results.shapes import HeadResults as HeadResults
 from .results.shapes import LayerResults as LayerResults
-from .results.shapes import NeuronPatchingResult as NeuronPatchingResult
 from .results.shapes import NeuronResults as NeuronResults
-from .results.shapes import PatchingResult as PatchingResult
 from .results.shapes import PositionResults as PositionResults
 from .results.shapes import SweepResults as SweepResults
 from .results.sweep import Sweep as Sweep

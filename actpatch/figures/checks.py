@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from actpatch.results.shapes import HeadPatchingResult, HeadResults, LayerResults, SweepResults
+from actpatch.results.items import HeadPatchingResult
+from actpatch.results.shapes import HeadResults, LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 
 Heads: TypeAlias = HeadResults | Sequence[HeadPatchingResult]

@@ -13,7 +13,8 @@ from actpatch.core.text import escaped
 from actpatch.figures.certainty import Certainty, certainty, unknown
 from actpatch.figures.checks import checked_heads
 from actpatch.figures.words import context_line, head_hover, head_kind, hovers, labels_of
-from actpatch.results.shapes import HeadPatchingResult, HeadResults
+from actpatch.results.items import HeadPatchingResult
+from actpatch.results.shapes import HeadResults
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics
 

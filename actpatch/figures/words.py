@@ -11,7 +11,8 @@ import numpy as np
 
 from actpatch.core.sites import Patch, Site
 from actpatch.core.text import escaped
-from actpatch.results.shapes import HeadPatchingResult, LayerResults, SweepResults
+from actpatch.results.items import HeadPatchingResult
+from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 
 LINE = 56

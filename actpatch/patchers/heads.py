@@ -32,7 +32,8 @@ from actpatch.patchers.activation import ActivationPatcher
 from actpatch.patchers.experiment import encoded, run_experiment
 from actpatch.results.attention import AttentionPatterns, chosen_heads
 from actpatch.results.both import BothDirections, check_kind
-from actpatch.results.shapes import HeadPatchingResult, HeadResults
+from actpatch.results.items import HeadPatchingResult
+from actpatch.results.shapes import HeadResults
 from actpatch.results.text import results_text
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import encode_pairs

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from actpatch.core.indices import check_index
-from actpatch.results.shapes import HeadPatchingResult
+from actpatch.results.items import HeadPatchingResult
 
 
 @dataclass(frozen=True, eq=False, repr=False)

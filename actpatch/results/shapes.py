@@ -6,10 +6,9 @@ Each rests on one `Sweep`, which has every number; the shapes are ways to look a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from operator import is_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
+from typing import Any, Generic, SupportsIndex, TypeVar, Unpack, overload
 
 import numpy as np
 from jaxtyping import Float
@@ -17,93 +16,17 @@ from jaxtyping import Float
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
-from actpatch.core.text import count, escaped
+from actpatch.core.text import escaped
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
+from actpatch.results.items import HeadPatchingResult, NeuronPatchingResult, OverPairs, PatchingResult, head_label
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
 
-if TYPE_CHECKING:
-    from typing import Unpack  # from Python 3.11 on
-
 Item = TypeVar("Item")
 Results = TypeVar("Results", bound="SweepResults")
-Row = TypeVar("Row", bound="_OverPairs")
+Row = TypeVar("Row", bound="OverPairs")
 Rows = TypeVar("Rows", bound="RowResults[Any]")
-
-
-@dataclass(frozen=True)
-class PatchingResult:
-    """One hook point patched on one pair."""
-
-    hook_point: str
-    pair_index: int
-    clean_metric: float
-    corrupted_metric: float
-    patched_metric: float
-    effect: float
-    """Share of the behaviour that the patch moved (`results.sweep`); NaN where the baselines barely differ."""
-    position: int | tuple[int, ...] | None = None
-    """The position that was patched, or several that were patched together; None for all."""
-
-
-class _OverPairs:
-    """What items of one patch on every pair share."""
-
-    effect: float
-    pair_effects: tuple[float, ...]
-
-    @property
-    def label(self) -> str:
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        """One line, without the effects on single pairs."""
-        return (
-            f"{type(self).__name__}({self.label}, effect {self.effect:+.3f} on {count(len(self.pair_effects), 'pair')})"
-        )
-
-
-@dataclass(frozen=True, repr=False)
-class HeadPatchingResult(_OverPairs):
-    """One attention head patched on every pair. Metrics are means over the usable pairs."""
-
-    layer: int
-    head: int
-    patch_type: str
-    """`output`, `pattern`, `q`, `k` or `v`."""
-    clean_metric: float
-    corrupted_metric: float
-    patched_metric: float
-    effect: float
-    """Ratio of means over the usable pairs."""
-    pair_effects: tuple[float, ...]
-    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
-    is_key_value_head: bool = False
-    """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
-
-    @property
-    def label(self) -> str:
-        return _head_label(self.layer, self.head, self.is_key_value_head)
-
-
-@dataclass(frozen=True, repr=False)
-class NeuronPatchingResult(_OverPairs):
-    """One neuron of an MLP patched on every pair. Metrics are means over the usable pairs."""
-
-    layer: int
-    neuron: int
-    clean_metric: float
-    corrupted_metric: float
-    patched_metric: float
-    effect: float
-    """Ratio of means over the usable pairs."""
-    pair_effects: tuple[float, ...]
-    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
-
-    @property
-    def label(self) -> str:
-        return f"L{self.layer}N{self.neuron}"
 
 
 KINDS: dict[str, type[SweepResults]] = {}
@@ -320,7 +243,7 @@ class HeadResults(RowResults[HeadPatchingResult]):
 
     @property
     def labels(self) -> list[str]:
-        return [_head_label(*_head_of(patch), self.counts_key_value_heads) for patch in self.sweep.patches]
+        return [head_label(*_head_of(patch), self.counts_key_value_heads) for patch in self.sweep.patches]
 
     @property
     def patch_type(self) -> str:
@@ -442,10 +365,6 @@ def _head_of(patch: Patch) -> tuple[int, int]:
     if site.layer is None or site.head is None:
         raise ValueError(f"{patch.label} is not an attention head: head results need a layer and a head")
     return site.layer, site.head
-
-
-def _head_label(layer: int, head: int, is_key_value_head: bool) -> str:
-    return f"L{layer}{'KV' if is_key_value_head else 'H'}{head}"
 
 
 def _mean(values: Float[np.ndarray, " pair"]) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, Unpack, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -26,9 +26,6 @@ from actpatch.core.sites import Patch, Site
 from actpatch.metrics.registry import metric_key
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
-
-if TYPE_CHECKING:
-    from typing import Unpack  # from Python 3.11 on
 
 Direction = Literal["denoising", "noising"]
 """`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""

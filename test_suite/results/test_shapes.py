@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from actpatch.core.sites import Site, block_hook
+from actpatch.results.items import HeadPatchingResult
 from actpatch.results.saved import load_results
-from actpatch.results.shapes import KINDS, HeadPatchingResult, HeadResults, NeuronResults
+from actpatch.results.shapes import KINDS, HeadResults, NeuronResults
 from test_suite.helpers.results import made_up_heads, made_up_sweep
 
 

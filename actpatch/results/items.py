@@ -1,0 +1,87 @@
+"""The entries of results: one hook point on one pair, one head or one neuron on all of them. Values alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from actpatch.core.text import count
+
+
+@dataclass(frozen=True)
+class PatchingResult:
+    """One hook point patched on one pair."""
+
+    hook_point: str
+    pair_index: int
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Share of the behaviour that the patch moved (`results.sweep`); NaN where the baselines barely differ."""
+    position: int | tuple[int, ...] | None = None
+    """The position that was patched, or several that were patched together; None for all."""
+
+
+class OverPairs(ABC):
+    """What items of one patch on every pair share."""
+
+    effect: float
+    pair_effects: tuple[float, ...]
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What it is called in tables and figures."""
+
+    def __repr__(self) -> str:
+        """One line, without the effects on single pairs."""
+        return (
+            f"{type(self).__name__}({self.label}, effect {self.effect:+.3f} on {count(len(self.pair_effects), 'pair')})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class HeadPatchingResult(OverPairs):
+    """One attention head patched on every pair. Metrics are means over the usable pairs."""
+
+    layer: int
+    head: int
+    patch_type: str
+    """`output`, `pattern`, `q`, `k` or `v`."""
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    is_key_value_head: bool = False
+    """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
+
+    @property
+    def label(self) -> str:
+        return head_label(self.layer, self.head, self.is_key_value_head)
+
+
+@dataclass(frozen=True, repr=False)
+class NeuronPatchingResult(OverPairs):
+    """One neuron of an MLP patched on every pair. Metrics are means over the usable pairs."""
+
+    layer: int
+    neuron: int
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+
+    @property
+    def label(self) -> str:
+        return f"L{self.layer}N{self.neuron}"
+
+
+def head_label(layer: int, head: int, is_key_value_head: bool) -> str:
+    return f"L{layer}{'KV' if is_key_value_head else 'H'}{head}"
