@@ -24,7 +24,7 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
-def counted(which: Iterable[bool], pairs: Sequence[int], of: str = "pairs") -> str:
+def share_of_pairs(which: Iterable[bool], pairs: Sequence[int], of: str = "pairs") -> str:
     """`3 of 20 pairs (pairs 4, 7 and 9)`."""
     named = chosen(which, pairs)
     total = f"{len(named)} of {len(pairs)} {of}"

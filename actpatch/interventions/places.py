@@ -9,7 +9,7 @@ from typing import TypeAlias
 from actpatch.core.hook_points import expand_hook_points, names_asked_for
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch, Site
-from actpatch.core.text import counted
+from actpatch.core.text import share_of_pairs
 from actpatch.interventions.positions import as_list, positions_in_pairs
 from actpatch.tasks.encoding import EncodedPairs
 
@@ -27,7 +27,7 @@ def hook_point_patches(
     Args:
         hook_points: names as the user wrote them; short names expand over all layers.
         available: the model's hook points.
-        places: the positions that are patched together (`at_positions`).
+        places: the positions that are patched together (`places_at`).
         window: number of adjacent layers patched together.
         n_layers: number of the model's layers.
 
@@ -51,7 +51,7 @@ def hook_point_patches(
     return list(patches.values())
 
 
-def at_positions(position: Position, pairs: EncodedPairs) -> list[Site]:
+def places_at(position: Position, pairs: EncodedPairs) -> list[Site]:
     """The positions that are patched together, as sites whose hook point is still to be filled in.
 
     Raises:
@@ -65,7 +65,7 @@ def at_positions(position: Position, pairs: EncodedPairs) -> list[Site]:
     return [_at(place, pairs) for place in dict.fromkeys(asked)]
 
 
-def at_named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> list[Site]:
+def named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> list[Site]:
     """The columns of a map over positions, each under its name, as sites whose hook point is still to be filled in.
 
     Raises:
@@ -85,7 +85,7 @@ def every_position(pairs: EncodedPairs) -> list[Site]:
     if len(each := sorted(set(lengths.tolist()))) > 1:
         named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
         by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
-        counts = "; ".join(f"{length} tokens: {counted(lengths == length, pairs.indices)}" for length in each)
+        counts = "; ".join(f"{length} tokens: {share_of_pairs(lengths == length, pairs.indices)}" for length in each)
         raise ValueError(
             f"the pairs have {' and '.join(map(str, each))} tokens, a map over all positions needs one length: align "
             f"them by name ({by_name}), or choose pairs of one length with pair_indices ({counts})"

@@ -28,12 +28,12 @@ from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import (
     HookPoints,
     Position,
-    at_named_columns,
-    at_positions,
     check_window,
     every_position,
     hook_point_patches,
     layer_window,
+    named_columns,
+    places_at,
 )
 from actpatch.interventions.settings import Options, Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
@@ -153,7 +153,7 @@ class ActivationPatcher:
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
         engine = self.engine
-        places = at_positions(position, pairs)
+        places = places_at(position, pairs)
         patches = hook_point_patches(hook_points, engine.runner.hook_points, places, window, engine.n_layers)
         return run_experiment(self.engine, LayerResults, pairs, patches, settings)
 
@@ -206,7 +206,7 @@ class ActivationPatcher:
         check_window(window)
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        columns = every_position(pairs) if positions is None else at_named_columns(positions, pairs)
+        columns = every_position(pairs) if positions is None else named_columns(positions, pairs)
         patches = [
             layer_window([replace(column, hook_point=name)], window, self.engine.n_layers)
             for name in names
@@ -267,7 +267,7 @@ class ActivationPatcher:
         chosen = sorted(set(check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")))
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        places = at_positions(position, pairs)
+        places = places_at(position, pairs)
         patches = [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
         return run_experiment(self.engine, NeuronResults, pairs, patches, settings)
 
@@ -295,6 +295,8 @@ class ActivationPatcher:
         if wrong := [patch for patch in patches if not isinstance(patch, Patch)]:
             raise ValueError(f"patches holds {wrong[0]!r}, expected Patch: Patch((site,))")
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        if len(settings.directions) > 1:
+            raise ValueError("direction 'both' gives two sweeps, expected 'denoising' or 'noising': run each")
         pairs = encoded(self.model, dataset, settings)
         return run_sweeps(self.engine, pairs, patches, settings)[0]
 

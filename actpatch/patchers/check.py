@@ -26,8 +26,8 @@ from actpatch.results.baselines import (
     SEVERITIES,
     Finding,
     chosen,
-    counted,
     repeated,
+    share_of_pairs,
     unbroken,
     unusable,
     wrong_answers,
@@ -190,7 +190,7 @@ def _no_wrong_answer(answers: Answers) -> Finding:
     lacking = np.array([not ids for ids in answers.incorrect])
     return Finding(
         "note",
-        f"{counted(lacking, answers.pair_indices)} have no wrong answer, so the metric is the "
+        f"{share_of_pairs(lacking, answers.pair_indices)} have no wrong answer, so the metric is the "
         "log-probability of the right one",
         "Give the sweep metrics='log_probability' too: its default needs a wrong answer",
         chosen(lacking, answers.pair_indices),
@@ -223,7 +223,7 @@ def _same_answer(judged: MetricValues, pairs: EncodedPairs, noise: GaussianNoise
     answer = "the right answer is the likeliest" if judged.name == "accuracy" else "the model prefers the right answer"
     return Finding(
         "fault" if kept else "care",
-        f"The answer does not change: {answer} in {counted(right, pairs.indices, 'corrupted runs')} too",
+        f"The answer does not change: {answer} in {share_of_pairs(right, pairs.indices, 'corrupted runs')} too",
         "Use more noise, or put it on tokens that decide the answer"
         if noise
         else "Use a corruption to which another answer is right; of IOIDataset, swap_names or flip_subject",
@@ -259,7 +259,7 @@ def _same_prompts(same: Bool[np.ndarray, " pair"], indices: Sequence[int]) -> Fi
         return None
     return Finding(
         "fault" if same.all() else "care",
-        f"Clean and corrupted prompt are the same in {counted(same, indices)}",
+        f"Clean and corrupted prompt are the same in {share_of_pairs(same, indices)}",
         "Give these pairs another corrupted prompt",
         chosen(same, indices),
     )

@@ -24,7 +24,7 @@ from actpatch.core.direction import Direction
 from actpatch.core.indices import check_indices
 from actpatch.core.sites import Patch, block_hook
 from actpatch.interventions.noise import GaussianNoise
-from actpatch.interventions.places import Position, at_positions
+from actpatch.interventions.places import Position, places_at
 from actpatch.interventions.settings import Options, Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
@@ -119,7 +119,7 @@ class HeadPatcher:
         chosen = check_indices(every if layers is None else layers, len(every), "layers", "layer")
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        places = at_positions(position, pairs)
+        places = places_at(position, pairs)
         patches = [
             Patch(tuple(replace(place, hook_point=block_hook(layer, component.name), head=head) for place in places))
             for layer in sorted(set(chosen))

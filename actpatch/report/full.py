@@ -6,7 +6,6 @@ nothing here knows how a figure is drawn or a page is made.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, cre
 from actpatch.figures.scatter import create_metric_scatter
 from actpatch.report.page import write_report
 from actpatch.results.check import DatasetCheck
+from actpatch.results.files import writable_folder
 from actpatch.results.shapes import LayerResults, PositionResults, SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics
@@ -200,9 +200,7 @@ def _check_one_model(sweeps: Mapping[str, Sweep]) -> None:
 
 def _writable_folder(folder: Path) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        return writable_folder(folder)
     except OSError as error:
         raise OSError(
             f"cannot write to save_dir {str(folder)!r} ({error}): pass a folder that can be written"

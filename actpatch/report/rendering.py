@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actpatch.figures import rendering
+from actpatch.core.templates import Templates
+from actpatch.figures.rendering import FIGURES
 
-REPORT = rendering.Templates(Path(__file__).parent / "templates", *rendering.FIGURES.folders)
+REPORT = Templates(Path(__file__).parent / "templates", *FIGURES.folders)
 """What a report is made of."""

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from actpatch.core.text import MOST_LISTED, chosen, counted
+from actpatch.core.text import MOST_LISTED, chosen, share_of_pairs
 from actpatch.core.warn import warn_user
 from actpatch.metrics.registry import METRICS, metric_key, right_above
 from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
@@ -81,7 +81,7 @@ def wrong_answers(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
         message = "The right answer is not the likeliest next token"
     return Finding(
         _severity(wrong),
-        f"{message} on {counted(wrong, pairs, 'clean prompts')}",
+        f"{message} on {share_of_pairs(wrong, pairs, 'clean prompts')}",
         "Choose a model that does the task, or leave these pairs out with pair_indices",
         chosen(wrong, pairs),
     )
@@ -96,7 +96,7 @@ def unbroken(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
         if not better.any():
             return None
         severity = _severity(better)
-        what = f"The corrupted run has the better {values.name} in {counted(better, pairs)}"
+        what = f"The corrupted run has the better {values.name} in {share_of_pairs(better, pairs)}"
     else:
         severity = "fault"
         what = (
@@ -104,7 +104,7 @@ def unbroken(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
             f"{corrupted[0]:+.3f}"
         )
         if better.any():
-            what += f"; the corrupted run has the better one in {counted(better, pairs)}"
+            what += f"; the corrupted run has the better one in {share_of_pairs(better, pairs)}"
     remedy = "Use a corruption that breaks the behaviour"
     if severity == "fault" and metric_key(values.name) not in METRICS:
         way = "less" if values.more_is_better else "more"
@@ -141,7 +141,7 @@ def repeated(prompts: Sequence[Hashable], pairs: Sequence[int]) -> Finding | Non
         return None
     return Finding(
         "care",
-        f"{counted(again, pairs)} repeat the prompts of an earlier one",
+        f"{share_of_pairs(again, pairs)} repeat the prompts of an earlier one",
         "Leave them out with pair_indices: intervals and p-values take pairs for independent",
         chosen(again, pairs),
     )

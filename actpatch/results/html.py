@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actpatch.core.templates import Templates
 from actpatch.core.text import escaped
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 ROWS = 10
 """Most effects that are shown."""
+
+TABLES = Templates(Path(__file__).parent / "templates")
+"""What a notebook's table is made of."""
 
 
 def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
@@ -39,14 +48,16 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
         columns[sweep.metric] = [f"{sweep.patched[i, sweep.usable].mean():+.3f}" for i in top]
     if len(effects) > ROWS:
         note = " ".join([f"{len(effects) - ROWS} more with smaller effects.", note])
-    rows = "".join(f"<tr>{_cells('td', cells)}</tr>" for cells in zip(*columns.values()))
-    return (
-        f'<table><caption style="text-align: left">{_caption(sweep)}</caption>'
-        f"<thead><tr>{_cells('th', list(columns))}</tr></thead><tbody>{rows}</tbody></table><p>{escaped(note)}</p>"
+    return TABLES.render(
+        "table.html",
+        caption=_texts(_caption(sweep)),
+        columns=_texts(columns),
+        rows=[_texts(cells) for cells in zip(*columns.values())],
+        note=_texts([note])[0],
     )
 
 
-def _caption(sweep: Sweep) -> str:
+def _caption(sweep: Sweep) -> list[str]:
     n_pairs = len(sweep.pair_indices)
     excluded = int((~sweep.usable).sum())
     unit = f" {sweep.unit}" if sweep.unit else ""
@@ -60,7 +71,7 @@ def _caption(sweep: Sweep) -> str:
         worse = "" if sweep.more_is_better else " (less is better)"
         means = f"clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f}{unit}{worse}"
         lines.append(f"{sweep.metric}: {means}")
-    return "<br>".join(escaped(line) for line in lines if line)
+    return [line for line in lines if line]
 
 
 def _statistics(sweep: Sweep) -> tuple[SiteStatistics | None, str]:
@@ -76,5 +87,8 @@ def _statistics(sweep: Sweep) -> tuple[SiteStatistics | None, str]:
     return found, " ".join([f"n.s.: {tested}.", *notes])
 
 
-def _cells(tag: str, texts: Sequence[str]) -> str:
-    return "".join(f'<{tag} style="text-align: left">{escaped(text)}</{tag}>' for text in texts)
+def _texts(texts: Iterable[str]) -> list[Markup]:
+    """Texts as they are shown: escaped, and without the `$` that starts TeX in notebooks."""
+    from markupsafe import Markup
+
+    return [Markup(escaped(text)) for text in texts]

@@ -133,6 +133,8 @@ def test_mistakes_of_other_experiments_are_told_before_any_run(
     ):
         with pytest.raises(ValueError, match=message):
             layers.sweep(names, patches)
+    with pytest.raises(ValueError, match="direction 'both' gives two sweeps"):
+        layers.sweep(names, [Patch((Site(POINT),))], direction="both")
 
 
 @pytest.mark.parametrize("sites", [(), [Site(POINT)], Site(POINT), (POINT,)], ids=["none", "list", "site", "name"])
