@@ -43,5 +43,5 @@ bench-imports: $(READY)  ## measure how long imports take against that of torch
 	$(RUN) -m benchmarks.imports
 
 clean:  ## remove the environment, caches and figures
-	rm -rf $(VENV) .ci-venvs figures .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .ci-venvs build dist *.egg-info figures .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

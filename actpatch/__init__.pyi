@@ -19,7 +19,9 @@ from .figures.scatter import create_metric_scatter as create_metric_scatter
 from .interventions.noise import GaussianNoise as GaussianNoise
 from .interventions.sources import Mean as Mean
 from .interventions.sources import OtherRun as OtherRun
+from .interventions.sources import References as References
 from .interventions.sources import Resample as Resample
+from .interventions.sources import Source as Source
 from .interventions.sources import Zero as Zero
 from .metrics.base import Metric as Metric
 from .metrics.own import DatasetMetric as DatasetMetric
@@ -46,6 +48,8 @@ from .results.shapes import SweepResults as SweepResults
 from .results.sweep import Sweep as Sweep
 from .tasks.dataset import PatchingDataset as PatchingDataset
 from .tasks.files import PromptPair as PromptPair
+from .tasks.generated import GeneratedTask as GeneratedTask
+from .tasks.generated import TaskPair as TaskPair
 from .tasks.ioi import IOIDataset as IOIDataset
 from .tasks.language import AgreementDataset as AgreementDataset
 from .tasks.language import CapitalsDataset as CapitalsDataset

@@ -1,6 +1,7 @@
 """What the two demo scripts do: patch layers and positions, or heads, print what comes back, and write the report.
 
-Both write one report with all of it. The scripts themselves hold their first lines alone.
+The heads' report has layers and positions too, so that it can take the other's place. The scripts themselves hold
+their first lines alone.
 """
 
 from __future__ import annotations

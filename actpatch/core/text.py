@@ -10,8 +10,12 @@ MOST_LISTED = 5
 
 
 def count(n: int, what: str) -> str:
-    """`1 pair`, `3 pairs`."""
-    return f"{n} {what}{'' if n == 1 else 's'}"
+    """`1 pair`, `3 patches`."""
+    return f"{n} {what if n == 1 else plural(what)}"
+
+
+def plural(what: str) -> str:
+    return f"{what}{'es' if what.endswith('ch') else 's'}"
 
 
 def described(given: object) -> str:

@@ -12,13 +12,14 @@ import numpy as np
 
 from actpatch.core.heavy import go
 from actpatch.core.sites import block_hook
+from actpatch.core.text import plural
 from actpatch.figures.certainty import Certainty, certainty
 from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_layers, checked_sweep
 from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
 from actpatch.figures.frame import FADED, finish, height, step, thinned_note, thinned_pairs, width
 from actpatch.figures.heads import drawn_heads
 from actpatch.figures.ranking import largest, rows_axis
-from actpatch.figures.words import context_line, effect_name, escaped, hovers, labels_of, plural
+from actpatch.figures.words import context_line, effect_name, escaped, hovers, labels_of
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.statistics.sites import SiteStatistics
 

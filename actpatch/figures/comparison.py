@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from actpatch.core.heavy import go
+from actpatch.core.text import count
 from actpatch.figures.cells import (
     MOST_COLUMNS_WITH_NUMBERS,
     MUTED_ARE,
@@ -25,7 +26,7 @@ from actpatch.figures.checks import check_effects, checked_sweep
 from actpatch.figures.colours import NOT_MEASURED
 from actpatch.figures.frame import finish
 from actpatch.figures.places import Cell, EffectMap, effect_map
-from actpatch.figures.words import context, count, escaped, hovers, in_lines, labels_of
+from actpatch.figures.words import context, escaped, hovers, in_lines, labels_of
 from actpatch.results.differences import difference_statistics
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import Sweep

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
+from actpatch.core.text import count
 from actpatch.figures.checks import check_effects, check_size
 from actpatch.figures.frame import room_for, thin_out
-from actpatch.figures.words import count, escaped, head_kind, token_at, token_labels
+from actpatch.figures.words import escaped, head_kind, token_at, token_labels
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import Sweep
 

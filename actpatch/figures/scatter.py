@@ -11,23 +11,13 @@ import numpy as np
 
 from actpatch.core.direction import DIRECTIONS
 from actpatch.core.heavy import go
+from actpatch.core.text import count, plural
 from actpatch.figures.certainty import Certainty, certainties
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, wrong_type
 from actpatch.figures.colours import BLUE, GREY, GRID, INK, LINE, ORANGE, RED, VIOLET, ZERO_LINE
 from actpatch.figures.frame import NARROW, finish, height, label_points, thinned_note, thinned_pairs
 from actpatch.figures.ranking import largest, rows_axis
-from actpatch.figures.words import (
-    context,
-    context_line,
-    count,
-    escaped,
-    hovers,
-    in_lines,
-    labels_of,
-    metric_name,
-    metric_unit,
-    plural,
-)
+from actpatch.figures.words import context, context_line, escaped, hovers, in_lines, labels_of, metric_name, metric_unit
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep

@@ -10,21 +10,13 @@ from typing import Any
 import numpy as np
 
 from actpatch.core.sites import Patch, Site
-from actpatch.core.text import escaped
+from actpatch.core.text import count, escaped
 from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 
 LINE = 56
 """Letters of a subtitle's line: as many as fit a phone."""
-
-
-def plural(what: str) -> str:
-    return f"{what}{'es' if what.endswith('ch') else 's'}"
-
-
-def count(n: int, what: str) -> str:
-    return f"{n} {what if n == 1 else plural(what)}"
 
 
 def head_kind(heads: Sequence[HeadPatchingResult]) -> str:

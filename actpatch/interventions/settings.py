@@ -44,7 +44,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.source, Source):
             given = described(self.source) if isinstance(self.source, type) else repr(self.source)
-            raise ValueError(f"source is {given}, expected OtherRun(), Zero(), Mean() or Resample()")
+            raise ValueError(
+                f"source is {given}, expected OtherRun(), Zero(), Mean() or Resample(), or a Source of your own"
+            )
         written = type(self.source).__name__
         if self.noise is not None and not isinstance(self.noise, GaussianNoise):
             raise ValueError(f"noise is {self.noise!r}, expected GaussianNoise(positions)")

@@ -140,7 +140,7 @@ class HeadPatcher:
 
         Raises:
             ValueError: for a threshold below 0, where neither is given, for what is no list of heads, and for `alpha`
-                with a plain list, which lacks the heads that the correction counts.
+                with a plain list or a slice, which lack the heads that the correction counts.
         """
         if threshold is None and alpha is None:
             raise ValueError("threshold and alpha are both None, so nothing is selected: give at least one")
@@ -151,7 +151,7 @@ class HeadPatcher:
             raise ValueError(f"results holds a {type(wrong[0]).__name__}, expected HeadPatchingResult")
         important = [r for r in results if abs(r.effect) >= (threshold or 0)]
         if alpha is not None:
-            if not isinstance(results, HeadResults):
+            if not isinstance(results, HeadResults) or results.is_part:
                 raise ValueError(
                     f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns: alpha "
                     "needs every pair and head of the experiment. Use threshold alone, or give the whole results"
@@ -194,7 +194,7 @@ class HeadPatcher:
             clean_tokens=pairs.clean_tokens[0],
             corrupted_tokens=pairs.corrupted_tokens[0],
             model=self.patcher.engine.model_name,
-            task=dataset.name,
+            task=pairs.task,
             pair_index=pairs.indices[0],
         )
 

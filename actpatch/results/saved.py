@@ -22,7 +22,8 @@ def load_results(
     kind, sweeps = read_sweeps(path)
     if kind not in KINDS:
         raise ValueError(
-            f"{path} holds {kind!r}, expected one of {', '.join(KINDS)}: read it with the version that wrote it"
+            f"{path} holds {kind!r}, expected one of {', '.join(KINDS)}: read it with the version that wrote it, or "
+            "import the class of that name first"
         )
     results = [KINDS[kind](sweep) for sweep in sweeps]
     return results[0] if len(results) == 1 else BothDirections(*results)

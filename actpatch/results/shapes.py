@@ -45,6 +45,8 @@ class SweepResults:
     def __init_subclass__(cls, *, saved: bool = True) -> None:
         super().__init_subclass__()
         if saved:
+            if cls.__name__ in KINDS and KINDS[cls.__name__].__module__ == __name__ != cls.__module__:
+                raise TypeError(f"{cls.__name__} is a shape of the library's own: give yours another name")
             KINDS[cls.__name__] = cls
 
     def __init__(self, sweep: Sweep) -> None:
@@ -179,6 +181,9 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
 class RowResults(SweepResults, list[Row], Generic[Row], saved=False):
     """A list with one item per patch, each over all pairs, with the whole sweep in `.sweep`."""
 
+    is_part = False
+    """Whether these are a slice, which lacks patches of the experiment that a correction would count."""
+
     def __init__(self, sweep: Sweep) -> None:
         SweepResults.__init__(self, sweep)
         self._made = tuple(self._items(sweep))
@@ -210,12 +215,16 @@ class RowResults(SweepResults, list[Row], Generic[Row], saved=False):
     def __getitem__(self, index: Any) -> Any:
         """An item; of a slice the results of these patches alone, with a sweep of them.
 
-        Statistics of a slice are corrected over its own patches. A list that was sorted or changed, so that its items
-        are no longer those of `sweep`, is cut as any list.
+        Statistics of a slice are corrected over its own patches, and it `is_part` of an experiment. An empty slice is a
+        plain list, and so is one of a list that was sorted or changed: its items are no longer those of `sweep`.
         """
-        found = list.__getitem__(self, index)
+        items = list.__getitem__(self, index)
         as_made = len(self) == len(self._made) and all(map(is_, self, self._made))
-        return type(self)(self.sweep.of_patches(index)) if isinstance(index, slice) and as_made else found
+        if not isinstance(index, slice) or not items or not as_made:
+            return items
+        part = type(self)(self.sweep.of_patches(index))
+        part.is_part = self.is_part or len(items) < len(self)
+        return part
 
     def top(self, k: int = 10) -> list[Row]:
         """The k items of largest |effect|, largest first."""

@@ -21,19 +21,12 @@ from typing import Any, Literal, TypeVar, Unpack, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from actpatch.core.direction import DIRECTIONS, Direction
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.metrics.registry import metric_key
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
-
-Direction = Literal["denoising", "noising"]
-"""`denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run."""
-
-DIRECTIONS: dict[Direction, str] = {
-    "denoising": "clean into corrupted: does the component suffice to restore the behaviour?",
-    "noising": "corrupted into clean: is the component necessary for the behaviour?",
-}
 
 SourceKind = Literal["other run", "ablation"]
 """Whether patches write the activation of the pair's other run, or what is of neither run."""

@@ -117,9 +117,10 @@ class EncodedPairs:
 
     def all_of(self, dataset: PatchingDataset | None = None) -> EncodedPairs:
         """All pairs of the dataset that these are from, or of another one, as tokens of the same model."""
-        if self.origin is None:
+        if self.origin is None and dataset is None:
             return self
-        return encode_pairs(self.origin.model, dataset or self.origin.dataset)
+        origin = self._known_origin
+        return encode_pairs(origin.model, origin.dataset if dataset is None else dataset)
 
     def repeated(self, times: int) -> EncodedPairs:
         """Each pair so many times, one after the other."""
@@ -141,7 +142,9 @@ class EncodedPairs:
     @property
     def _known_origin(self) -> Origin:
         if self.origin is None:
-            raise ValueError("these pairs were made as tokens: they have neither answers nor a metric")
+            raise ValueError(
+                "these pairs were made as tokens: they have neither answers nor a metric, nor a model to encode others"
+            )
         return self.origin
 
 

@@ -23,12 +23,14 @@ from activation_patching import (
     InductionDataset,
     IOIDataset,
     Mean,
+    PatchingDataset,
     PromptPair,
     PromptPairs,
     Resample,
     load_results,
     summarize_results,
 )
+from actpatch import SweepResults
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.interventions.places import check_window
 from actpatch.metrics.own import DatasetMetric
@@ -359,3 +361,33 @@ def test_a_damaged_file_is_told_as_such(in_both: BothDirections, tmp_path: Path)
     path.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="is damaged"):
         load_results(path)
+
+
+def test_a_slice_lacks_the_heads_that_a_correction_counts(heads: HeadPatcher, names: IOIDataset) -> None:
+    results = heads.run_all_heads_experiment(names, layers=[0])
+    assert heads.find_important_heads(results[:2], threshold=0) and results[:0] == []
+    for part in (results[:2], results[:3][:2]):
+        with pytest.raises(ValueError, match="alpha needs every pair and head of the experiment"):
+            heads.find_important_heads(part, alpha=0.05)
+    assert not results[:].is_part
+
+
+def test_a_mean_over_a_dataset_without_pairs_is_not_that_over_the_experiment_s_own(
+    layers: ActivationPatcher, names: IOIDataset
+) -> None:
+    class Empty(PatchingDataset):
+        name = "nothing"
+
+        def get_clean_corrupt_pairs(self) -> list:
+            return []
+
+        def get_target_tokens(self, pair_idx: int) -> tuple:
+            return None, None
+
+    with pytest.raises(ValueError, match="the dataset 'nothing' has no pairs"):
+        layers.run_patching_experiment(names, "attn_out", source=Mean(Empty()))
+
+
+def test_a_shape_of_one_s_own_does_not_take_a_name_of_the_library_s() -> None:
+    with pytest.raises(TypeError, match="HeadResults is a shape of the library's own"):
+        type("HeadResults", (SweepResults,), {"__module__": "elsewhere"})
