@@ -23,7 +23,7 @@ from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics
 
-READINGS = {
+MARKS = {
     "both": (BLUE, "circle", "sufficient and necessary"),
     "sufficient": (ORANGE, "diamond", "sufficient alone"),
     "necessary": (VIOLET, "square", "necessary alone"),
@@ -130,7 +130,7 @@ def create_direction_quadrant(
     low, high = min(-0.1, np.nanmin(points)), max(2 * threshold, np.nanmax(points))
     ends = (low - 0.08 * (high - low), high + 0.12 * (high - low))
     figure = go.Figure()
-    for reading, (colour, symbol, called) in READINGS.items():
+    for reading, (colour, symbol, called) in MARKS.items():
         chosen = np.flatnonzero(readings == reading)
         hollow = evidence[0].muted[chosen] & evidence[1].muted[chosen]
         figure.add_scatter(
@@ -221,7 +221,7 @@ def _quadrants(figure: go.Figure, threshold: float, ends: tuple[float, float]) -
         add(threshold, line={"color": ZERO_LINE, "width": 1, "dash": "dash"})
     corners = {"both": (1, 1), "sufficient": (1, 0), "necessary": (0, 1), "neither": (0, 0)}
     for reading, (x, y) in corners.items():
-        _, _, called = READINGS[reading]
+        _, _, called = MARKS[reading]
         figure.add_annotation(
             text=called,
             x=x,

@@ -11,8 +11,8 @@ from typing import Any
 
 from actpatch.core.heavy import pd
 from actpatch.results.baselines import Finding, Verdict, verdict_of
+from actpatch.results.text import WIDTH
 
-WIDTH = 80
 MOST_SHOWN = 4
 """How many kinds of changes, and how many changes of the pair that is shown, a table lists."""
 

@@ -5,6 +5,7 @@ Each rests on one `Sweep`, which has every number; the shapes are ways to look a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from operator import is_
 from pathlib import Path
@@ -178,7 +179,7 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
         return wide.reindex(index=range(self.sweep.n_layers), columns=order)
 
 
-class RowResults(SweepResults, list[Row], Generic[Row], saved=False):
+class RowResults(SweepResults, list[Row], Generic[Row], ABC, saved=False):
     """A list with one item per patch, each over all pairs, with the whole sweep in `.sweep`."""
 
     is_part = False
@@ -202,9 +203,9 @@ class RowResults(SweepResults, list[Row], Generic[Row], saved=False):
                 pair_effects=tuple(effects[i].tolist()),
             )
 
+    @abstractmethod
     def _item(self, patch: Patch, **over_pairs: Any) -> Row:
         """The item of one patch, from where it is and what it came to over the pairs."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Row: ...
