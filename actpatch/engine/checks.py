@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import check_index, is_integer
-from actpatch.core.sites import Site
+from actpatch.core.sites import Site, kind_of, position_axis
 from actpatch.engine.resume import mlp_output_weight
 from actpatch.models.runner import Runner
 from actpatch.tasks.encoding import EncodedPairs
@@ -52,6 +52,36 @@ def checked_positions(
         raise ValueError(f"{len(per_pair)} positions were given for {len(pairs)} pairs: give one per pair")
     where = zip(per_pair, pairs.indices, pairs.lengths.tolist())
     return torch.tensor([check_index(at, n, f"position (in pair {pair}, of {n} tokens)") for at, pair, n in where])
+
+
+def check_shape(hook_point: str, value: Tensor | None, tokens: torch.Size, runner: Runner) -> None:
+    """Check the axes of what a run of these tokens holds at a hook point.
+
+    Raises:
+        RuntimeError: where it holds nothing.
+        ValueError: where an axis of prompts, positions, keys or heads is not where it should be, or not as long.
+    """
+    if value is None:
+        raise RuntimeError(f"the hook point {hook_point} did not fire in a run of this model: it cannot be patched")
+    expected = {0: tokens[0], position_axis(hook_point): tokens[1]}
+    kind = kind_of(hook_point)
+    if kind.head_axis is not None:
+        expected[kind.head_axis] = n_key_value_heads(runner) if kind.per_key_value_head else runner.model.cfg.n_heads
+    if kind.head_axis == 1:
+        expected[3] = tokens[1]
+    if value.ndim <= max(expected) or any(value.shape[axis] != size for axis, size in expected.items()):
+        heads = "" if kind.head_axis is None else f" in which {expected[kind.head_axis]} heads are on axis {kind.head_axis}"
+        raise ValueError(
+            f"{hook_point} holds a tensor of shape {tuple(value.shape)} for {tokens[0]} prompts of {tokens[1]} tokens: "
+            f"only activations with a prompt and a position axis can be patched{heads and ','}{heads}"
+        )
+
+
+def positions_are_ambiguous(hook_point: str, value: Tensor) -> bool:
+    """Whether an axis that is none of prompts, positions or keys is as long as that of the positions."""
+    axis = position_axis(hook_point)
+    others = {0, axis, 3} if kind_of(hook_point).head_axis == 1 else {0, axis}
+    return any(size == value.shape[axis] for at, size in enumerate(value.shape) if at not in others)
 
 
 def _check_head(runner: Runner, site: Site, head: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.models.runner import Runner
+from actpatch.models.runner import Read, Runner
 
 
 def embedding_deviation(runner: Runner) -> float:
@@ -41,7 +41,7 @@ def _embedded(runner: Runner, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "
         raise _EmbeddedError
 
     with contextlib.suppress(_EmbeddedError), runner.hooks([("hook_embed", keep)]):
-        runner.run(tokens, None)
+        runner.run(tokens, Read())
     if not seen:
         raise RuntimeError("hook_embed did not fire in a run of this model: no noise can be put on its embeddings")
     return seen[0]

@@ -43,7 +43,7 @@ from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.sources import References
 from actpatch.metrics.base import Metric
 from actpatch.metrics.chosen import MetricSet
-from actpatch.models.runner import Recording, Runner, make_runner
+from actpatch.models.runner import Read, Recording, Runner, make_runner
 from actpatch.tasks.encoding import EncodedPairs
 
 
@@ -103,7 +103,7 @@ class PatchingEngine:
     def record(self, tokens: Int[Tensor, "pair pos"], hook_points: Sequence[str]) -> Recording:
         """One run, with the activations at these hook points and the logits at all positions."""
         with self.runner.as_found(hook_points):
-            return self.runner.record(tokens.to(self.runner.device), hook_points, read=None)
+            return self.runner.record(tokens.to(self.runner.device), hook_points, Read(alone=False), keeps_keys=False)
 
     def sweep(
         self,

@@ -1,31 +1,32 @@
-"""Whether resuming is exact for this model, asked before each sweep of the very runs that the sweep rests on.
+"""Whether resuming is exact for this model, asked of the very runs that a sweep rests on.
 
-A model whose blocks cannot be run singly, or not over recorded keys and values, or whose parts do not add up to its
-residual stream, is found out here, and so is one that computes on without what a hook returns.
+A model whose blocks cannot be run singly, or not over recorded keys and values, whose parts do not add up to its
+residual stream, or whose blocks are given something beside it that differs between prompts, is found out here, and so
+is one that computes on without what a hook returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from actpatch.core.sites import Site, block_hook
-from actpatch.engine.experiment import Chunk, Experiment, resid_name
+from actpatch.core.sites import Site, block_hook, position_axis
+from actpatch.engine.experiment import Chunk, Experiment
 from actpatch.engine.plan import Batch, Route
-from actpatch.engine.resume import Resumption, added_by_heads, mlp_output_weight
-from actpatch.models.runner import Hook, Recording
+from actpatch.engine.resume import Resumption
+from actpatch.models.runner import Hook, Read, is_out_of_memory, recording_hooks
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-"""Largest error of a resumed run, relative to the largest value, that the self-check accepts."""
+"""Largest error of a run, relative to the largest value, that is taken for rounding."""
 
 
 @dataclass(frozen=True)
 class Exactness:
-    """Which shortcuts reproduce this model's recorded runs."""
+    """Which shortcuts reproduce this model's own runs. Each is exact where it holds, and tried before it is used."""
 
     resume: bool = True
     """Running the blocks singly, from a recorded residual stream."""
@@ -35,50 +36,124 @@ class Exactness:
     """Adding a change to the recorded residual stream."""
     narrow: bool = True
     """Computing, in the last layer, what follows the attention at the position that is read alone."""
+    logits: bool = True
+    """Computing only the logits that are read."""
+    padded: bool = True
+    """Running prompts of several lengths together."""
+    together: bool = True
+    """Running several prompts together."""
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of the shortcuts that hold."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name))
+
+    def without_resuming(self) -> Exactness:
+        """Full runs, as many at once as before."""
+        return replace(self, resume=False, prefix=False, linear=False, narrow=False)
 
     def weakened(self) -> Exactness:
-        """The next set of shortcuts to try."""
+        """The next way of resuming to try."""
         if self.narrow:
             return replace(self, narrow=False)
         if self.linear:
             return replace(self, linear=False)
-        return replace(self, prefix=False) if self.prefix else FULL_RUNS
+        return replace(self, prefix=False) if self.prefix else self.without_resuming()
 
 
-FULL_RUNS = Exactness(resume=False, prefix=False, linear=False, narrow=False)
+ONE_PROMPT = Exactness(**dict.fromkeys((field.name for field in fields(Exactness)), False))
+"""No shortcut: each run is the model's own, of one prompt."""
+
+
+def sentence_on(lost: Mapping[str, str]) -> str:
+    """What it means that these shortcuts do not hold, with the reasons; empty for none."""
+    if "together" in lost:
+        return f"every run is one of a whole prompt alone, which takes long ({lost['together']})"
+    said = []
+    if "padded" in lost:
+        said.append(f"only prompts of one length are run together ({lost['padded']})")
+    if "logits" in lost:
+        said.append(f"all logits are computed ({lost['logits']})")
+    if "resume" in lost:
+        said.append(
+            f"this model's blocks cannot be resumed exactly ({lost['resume']}), so every patch is a full run: slower, "
+            "and the same as the model's own run of a prompt alone"
+        )
+    elif parts := [name for name in ("prefix", "linear", "narrow") if name in lost]:
+        reasons = "; ".join(dict.fromkeys(lost[name] for name in parts))
+        said.append(f"runs take longer without the shortcut{'s' * (len(parts) > 1)} {', '.join(parts)} ({reasons})")
+    return "; ".join(said)
 
 
 def error_of_resuming(
     experiment: Experiment, chunk: Chunk, exactness: Exactness, routes: Sequence[Route]
 ) -> str | None:
-    """What differs when a pair is resumed with no change wherever the patches enter; None where nothing does."""
-    runner, pair = experiment.runner, int(chunk.first_change.argmin())
-    length, first = int(chunk.lengths[pair]), int(chunk.first_change[pair])
-    start = min(max(first, 1), length - 1) if exactness.prefix else 0
-    entries = sorted({(route.layer, route.stage) for route in routes})
-    if len(entries) == 1:  # what some models hand to their blocks fits a batch of one row alone
-        entries *= 2
-    unchanged = [Route(layer, stage, (), ()) for layer, stage in entries]
-    batch = Batch(tuple(range(len(unchanged))), (pair,) * len(unchanged), start, length)
+    """What differs when pairs are resumed with no change wherever patches enter; None where nothing does.
+
+    What each patch writes on entering is written, with the values that are there. Rows of two pairs stand in one batch,
+    whose first is not that by which the blocks' other arguments were found.
+    """
+    pairs = _two_pairs(chunk)
+    patches = _one_of_each_kind(routes)
+    rows = [(patch, pairs[i % 2]) for i, patch in enumerate(patches)]
+    if len(rows) == 1:  # what some models hand to their blocks fits a batch of one row alone
+        rows = [(patches[0], pair) for pair in pairs]
+    return _error_of_rows(experiment, chunk, exactness, routes, rows)
+
+
+def _error_of_rows(
+    experiment: Experiment,
+    chunk: Chunk,
+    exactness: Exactness,
+    routes: Sequence[Route],
+    rows: Sequence[tuple[int, int]],
+) -> str | None:
+    """The same for these patches and pairs, in one batch, or in several where memory holds no more."""
+    patches, pairs = map(list, zip(*rows))
+    length = int(chunk.lengths[pairs].max())
+    start = min(max(int(chunk.first_change[pairs].min()), 1), length - 1) if exactness.prefix else 0
+    batch = Batch(tuple(patches), tuple(pairs), start, length)
+    unchanged = replace(chunk, source=chunk.base.activations)
+    unhooked = [replace(route, hooked=()) for route in routes]
+    seen: dict[str, Tensor] = {}
+    hooked = {site.hook_point for route in routes for site in route.hooked}
+    runner = experiment.runner
     try:
-        resumption = Resumption(experiment, batch, chunk, unchanged, narrow=exactness.narrow)
-        logits = resumption.run(runner.begin(chunk.base, start, length))
+        resumption = Resumption(experiment, batch, unchanged, unhooked, narrow=exactness.narrow)
+        with runner.hooks(recording_hooks(runner.model, hooked, seen)):
+            logits = resumption.run(runner.begin(chunk.base, start, length))
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
-        return f"{type(failure).__name__}: {failure}"
-    expected = chunk.base.logits[pair, start:length] if experiment.reads_all else chunk.base.logits[pair]
-    error, allowed = float((logits - expected).abs().max()), _allowed_error(expected)
-    if error <= allowed:
-        return None
-    return f"resuming with no change gives logits that are {error:.2g} off, {allowed:.2g} is allowed"
+        if not is_out_of_memory(failure):
+            return f"{type(failure).__name__}: {failure}"
+        if len(rows) == 1:
+            raise
+        halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        return next(filter(None, (_error_of_rows(experiment, chunk, exactness, routes, half) for half in halves)), None)
+    for name, value in seen.items():
+        if value.shape[position_axis(name)] != length - start:
+            return f"{name} then holds {value.shape[position_axis(name)]} positions instead of {length - start}"
+    expected = chunk.base.logits[pairs]
+    if experiment.reads_all:
+        expected = expected[:, start:length]
+        is_padding = torch.arange(start, length) >= chunk.lengths[pairs][:, None]
+        logits = torch.where(is_padding[..., None].to(logits.device), expected, logits)
+    return too_far("resuming with no change", logits, expected)
 
 
-def error_of_adding(experiment: Experiment, base: Recording, routes: Sequence[Route]) -> str | None:
-    """Where the recorded parts do not add up as the shortcut for linear writes assumes; None where they do."""
-    for site in {Site(site.hook_point) for route in routes for site in route.on_entry}:
-        error, allowed = _adding_error(experiment, site, base.activations)
-        if not error <= allowed:
-            return f"{site.hook_point} does not add up to the residual stream ({error:.2g} off)"
-    return None
+def too_far(what: str, found: Tensor, expected: Tensor) -> str | None:
+    """A sentence on how far these logits are off, where that is more than rounding; what is NaN in both is no error."""
+    found = found.to(expected.device)
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    error = float(torch.where(same, 0, (found - expected).abs()).max())
+    allowed = allowed_error(expected)
+    return None if error <= allowed else f"{what} gives logits that are {error:.2g} off, {allowed:.2g} is allowed"
+
+
+def allowed_error(values: Tensor) -> float:
+    """What may be rounding, of values of this type and size."""
+    finite = values[values.isfinite()]
+    largest = float(finite.abs().max()) if len(finite) else 0.0
+    return TOLERANCE.get(values.dtype, 1e-5) * max(1.0, largest)
 
 
 def check_writing(experiment: Experiment, chunk: Chunk, exactness: Exactness, hooked: Iterable[Sequence[Site]]) -> None:
@@ -107,49 +182,22 @@ def _is_used(experiment: Experiment, name: str, chunk: Chunk, exactness: Exactne
     def run(hooks: list[Hook]) -> Tensor:
         with runner.hooks(hooks):
             if layer is None or not exactness.resume:
-                return runner.run(tokens, None)
+                return runner.run(tokens, Read(alone=exactness.logits))
             resid = chunk.base.activations[block_hook(layer, "resid_pre")][:1]
             return runner.run_block(layer, resid, None, runner.begin(chunk.base, 0, resid.shape[1]))
 
-    runner, layer, tokens = experiment.runner, Site(name).layer, chunk.base.tokens[:1]
+    runner, layer, tokens = experiment.runner, Site(name).layer, chunk.base.tokens[:1, : int(chunk.lengths[0])]
     return not torch.equal(run([]), run(runner.writing_hooks(name, disturb)))
 
 
-def _adding_error(experiment: Experiment, site: Site, recorded: dict[str, Tensor]) -> tuple[float, float]:
-    """(error, allowed error) of what the site's activation should add up to."""
-    layer, component = site.layer, site.component
-    if layer is None or not site.kind.is_added or component == "attn_out":
-        return 0.0, 0.0
-    before = recorded[block_hook(layer, "resid_pre")]
-    attn_out = recorded[block_hook(layer, "attn_out")]
-    if component == "mlp_post":
-        error, allowed = _neuron_error(experiment, site, recorded)
-        if not error <= allowed:
-            return error, allowed
-    if component in ("mlp_post", "mlp_out"):
-        expected = recorded[resid_name(layer + 1, experiment.runner.n_layers)]
-        found = before + attn_out + recorded[block_hook(layer, "mlp_out")]
-    elif component == "resid_mid":
-        expected, found = recorded[site.hook_point], before + attn_out
-    else:  # z and result: compared between positions, so that the output bias does not matter
-        expected = attn_out - attn_out.roll(1, dims=1)
-        heads = recorded[site.hook_point]
-        found = added_by_heads(experiment.runner, site, heads - heads.roll(1, dims=1), None)
-    return float((found - expected).abs().max()), max(_allowed_error(expected), _allowed_error(before))
+def _two_pairs(chunk: Chunk) -> list[int]:
+    """The pair with the earliest change, and the last whose prompt is another than the first one's; one twice."""
+    earliest = int(chunk.first_change.argmin())
+    differs = (chunk.base.tokens != chunk.base.tokens[:1]).any(dim=1).nonzero().flatten().tolist()
+    return [earliest, differs[-1] if differs else earliest]
 
 
-def _neuron_error(experiment: Experiment, site: Site, recorded: dict[str, Tensor]) -> tuple[float, float]:
-    """(error, allowed error) of the MLP's output as its neurons times a matrix; infinite where there is none."""
-    layer, neurons = site.layer, recorded[site.hook_point]
-    assert layer is not None
-    weight = mlp_output_weight(experiment.runner, layer)
-    output = recorded.get(block_hook(layer, "mlp_out"))
-    if weight is None or output is None or len(weight) != neurons.shape[-1]:
-        return float("inf"), 0.0
-    expected = output - output.roll(1, dims=1)  # compared between positions, so that the bias does not matter
-    found = (neurons - neurons.roll(1, dims=1)) @ weight
-    return float((found - expected).abs().max()), max(_allowed_error(expected), _allowed_error(output))
-
-
-def _allowed_error(values: Tensor) -> float:
-    return TOLERANCE.get(values.dtype, 1e-5) * max(1.0, float(values.abs().max()))
+def _one_of_each_kind(routes: Sequence[Route]) -> list[int]:
+    """Of the patches that enter at one place by one kind of change the last, ordered by entry."""
+    last = {(route.order, tuple(site.component for site in route.on_entry)): i for i, route in enumerate(routes)}
+    return sorted(last.values(), key=lambda i: routes[i].order)

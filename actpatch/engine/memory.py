@@ -47,10 +47,6 @@ def pairs_that_fit(experiment: Experiment, recorded: Sequence[int]) -> int:
     return max(1, min(len(experiment.pairs), int(budget // per_pair)))
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
 def _bytes_per_value(model: Any) -> int:
     return next(model.parameters()).element_size()
 

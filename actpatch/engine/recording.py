@@ -5,17 +5,18 @@ What was recorded of the two runs serves either direction. Nothing here knows ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.core.sites import position_axis
+from actpatch.engine.checks import check_shape, positions_are_ambiguous
+from actpatch.engine.exactness import Exactness
 from actpatch.engine.experiment import Chunk, Experiment
 from actpatch.engine.writes import noise_hook
 from actpatch.interventions.sources import Prompts
-from actpatch.models.runner import Recording
+from actpatch.models.runner import Read, Recording, joined
 
 
 class Recorder:
@@ -32,8 +33,12 @@ class Recorder:
         self.runner, self.pairs = self.experiment.runner, self.experiment.pairs
         self.pairs_at_once = pairs_at_once
         self._means: dict[int, dict[str, Tensor]] = {}
+        self._exactness = Exactness()
+        self._axes_are_known = False
 
-    def record(self, pairs: Int[Tensor, " pair"], base_names: set[str], source_names: set[str]) -> tuple[Chunk, ...]:
+    def record(
+        self, pairs: Int[Tensor, " pair"], base_names: set[str], source_names: set[str], *, exactness: Exactness
+    ) -> tuple[Chunk, ...]:
         """The pairs' runs, as seen in each direction.
 
         Both are recorded from one pass: for few tokens, reading the weights is what a pass takes.
@@ -42,7 +47,13 @@ class Recorder:
             pairs: which pairs.
             base_names: hook points needed of the run that is patched.
             source_names: hook points whose activations are written.
+            exactness: the shortcuts that hold.
+
+        Raises:
+            ValueError: for a hook point without a prompt, a position, or the heads that it should have.
+            RuntimeError: for one that does not fire.
         """
+        self._exactness = exactness
         lengths = self.pairs.lengths[pairs]
         averaged = self.experiment.references is not None
         of_base, of_other = (base_names | source_names, set()) if averaged else (base_names, source_names)
@@ -54,7 +65,8 @@ class Recorder:
         noise = self._noise(pairs)
         recorded = self._record_run(prompts, of_base | of_other, torch.cat([lengths, lengths]) - 1, noise)
         for name in source_names:
-            _check_shape(name, recorded.activations.get(name), prompts.shape)
+            check_shape(name, recorded.activations.get(name), prompts.shape, self.runner)
+        self._check_axes(prompts, source_names, recorded)
         halves = slice(len(pairs)), slice(len(pairs), None)
         added = None if noise is None else [noise[half] for half in halves]
         parts = [recorded.part(half, of_run) for half, of_run in zip(halves, names)]
@@ -85,20 +97,36 @@ class Recorder:
             None if noise is None else noise[patched],
         )
 
+    def _check_axes(self, prompts: Int[Tensor, "prompt pos"], names: set[str], recorded: Recording) -> None:
+        """Look at a shorter prompt where another axis is as long as that of the positions, and might be meant."""
+        if self._axes_are_known or prompts.shape[1] < 2:
+            return
+        unsure = {name for name in names if positions_are_ambiguous(name, recorded.activations[name])}
+        if unsure:
+            shorter = prompts[:1, :-1]
+            found = self._record_run(shorter, unsure, torch.tensor([shorter.shape[1] - 1])).activations
+            for name in unsure:
+                check_shape(name, found.get(name), shorter.shape, self.runner)
+        self._axes_are_known = True
+
     def _record_run(
         self,
         prompts: Int[Tensor, "prompt pos"],
         hook_points: Collection[str],
-        read: Int[Tensor, " prompt"],
+        at: Int[Tensor, " prompt"],
         noise: Float[Tensor, "prompt pos d_model"] | None = None,
     ) -> Recording:
-        with self.runner.hooks([] if noise is None else [noise_hook(noise)]):
-            return self.runner.record(
-                prompts.to(self.runner.device),
-                hook_points,
-                None if self.experiment.reads_all else read,
-                self.experiment.vocabulary,
-            )
+        """One run of all these prompts, or of one at a time, where only that is the model's own."""
+        exactness = self._exactness
+        size = len(prompts) if exactness.together else 1
+        runs = []
+        for begin in range(0, len(prompts), size):
+            rows = slice(begin, begin + size)
+            read = Read(None if self.experiment.reads_all else at[rows], self.experiment.vocabulary, exactness.logits)
+            with self.runner.hooks([] if noise is None else [noise_hook(noise[rows])]):
+                tokens = prompts[rows].to(self.runner.device)
+                runs.append(self.runner.record(tokens, hook_points, read, keeps_keys=exactness.prefix))
+        return joined(runs)
 
     def _noise(self, pairs: Int[Tensor, " pair"]) -> Float[Tensor, "prompt pos d_model"] | None:
         """Added to the embeddings of the clean runs, which is nothing, and then of the corrupted ones."""
@@ -123,13 +151,24 @@ class Recorder:
         shapes = {name: base.activations[name].shape[1:] for name in names}
         return {name: torch.stack([_fitted(means[group][name], shapes[name]) for group in groups]) for name in names}
 
+    def _batches(self, waiting: Sequence[tuple[int, Int[Tensor, " _"]]]) -> Iterator[list[tuple[int, Tensor]]]:
+        """Prompts with their groups, those together that may be run so."""
+        size, batch = self.pairs_at_once(), []
+        for item in waiting:
+            is_other = bool(batch) and not self._exactness.padded and len(item[1]) != len(batch[0][1])
+            if len(batch) == size or is_other:
+                yield batch
+                batch = []
+            batch.append(item)
+        if batch:
+            yield batch
+
     def _means_over(self, groups: Sequence[Prompts], base: Recording, names: set[str]) -> list[dict[str, Tensor]]:
         """Each hook point's mean over each group of prompts; sums are kept, not the prompts' own activations."""
         sums = [{name: torch.zeros_like(base.activations[name][0]) for name in names} for _ in groups]
         waiting = [(i, prompt) for i, prompts in enumerate(groups) for prompt in prompts]
-        size = self.pairs_at_once()
-        for begin in range(0, len(waiting), size):
-            batch = waiting[begin : begin + size]
+        waiting.sort(key=lambda item: len(item[1]))
+        for batch in self._batches(waiting):
             prompts = padded([prompt for _, prompt in batch])
             read = torch.tensor([len(prompt) - 1 for _, prompt in batch])
             recorded = self._record_run(prompts, names, read).activations
@@ -148,17 +187,6 @@ def padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:
     """Prompts of one length, by repeating their last token: attention is causal, so nothing that is read sees it."""
     longest = max(len(prompt) for prompt in prompts)
     return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in prompts])
-
-
-def _check_shape(name: str, value: Tensor | None, tokens: torch.Size) -> None:
-    if value is None:
-        raise RuntimeError(f"the hook point {name} did not fire in a run of this model: it cannot be patched")
-    axis = position_axis(name)
-    if value.ndim <= axis or value.shape[0] != tokens[0] or value.shape[axis] != tokens[1]:
-        raise ValueError(
-            f"{name} holds a tensor of shape {tuple(value.shape)} for {tokens[0]} prompts of {tokens[1]} tokens: "
-            "only activations with a prompt and a position axis can be patched"
-        )
 
 
 def _fitted(value: Tensor, shape: Sequence[int]) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,9 @@ from actpatch.engine.writes import (
 )
 from actpatch.models.forwards import at_positions, outputs_at, reading, replaced_forward
 from actpatch.models.runner import Runner
+
+MOST_CANCELLED = 4
+"""By which factor a changed output may be smaller than before and still be reached by adding the change to it."""
 
 
 class Resumption:
@@ -77,18 +81,23 @@ class Resumption:
         begin = 0 if resid is None else len(resid)
         end = self._entered(layer, Stage.BLOCK)
         entering = self._recorded_resid(layer, begin, end)
-        base, source = self.chunk.base.activations, self.chunk.source
         for rows, sites, written in self._on_entry(begin, end):
-            if neurons := [site for site in sites if site.component == "mlp_post"]:
-                entering[rows] += self._change_by_neurons(
-                    neurons, slice(begin + rows.start, begin + rows.stop), written
-                )
-            for site in sites[len(neurons) :]:
-                value = source[site.hook_point]
-                if site.component == "mlp_out":
-                    value = base[resid_name(layer, self.runner.n_layers)] + (value - base[site.hook_point])
-                put(entering[rows], value, replace(site, hook_point=block_hook(0, "resid_pre")), *written(site))
+            entering[rows] = self._written_resid(entering[rows], sites, layer, slice(begin + rows.start, begin + rows.stop), written)
         return entering if resid is None else torch.cat([resid, entering])
+
+    def _written_resid(
+        self, resid: Tensor, sites: Sequence[Site], layer: int, rows: slice, written: WhereWritten
+    ) -> Float[Tensor, "row pos d_model"]:
+        """The residual stream before a layer, as these sites change it: what is written downstream wins."""
+        source = self.chunk.source
+        for is_below, group in itertools.groupby(sites, lambda site: site.component in ("mlp_post", "mlp_out")):
+            of_group = list(group)
+            if is_below:
+                resid = self._mid(layer - 1, rows) + self._mlp_output(layer - 1, of_group, rows, written)
+                continue
+            for site in of_group:
+                put(resid, source[site.hook_point], replace(site, hook_point=block_hook(0, "resid_pre")), *written(site))
+        return resid
 
     def _run_layer(self, resid: Tensor, layer: int, call: Any) -> Tensor:
         entered, total = len(resid), self._entered(layer, Stage.ATTENTION)
@@ -99,11 +108,11 @@ class Resumption:
         with contextlib.ExitStack() as stack:
             narrowed = layer == self.runner.n_layers - 1 and self.narrow
             if total > entered:
-                outputs = self._attention_outputs(layer, entered, total)
+                entering, outputs = self._entering_after_attention(layer, entered, total)
                 if narrowed:
                     outputs = at_positions(outputs, self.read[entered:total])
                 stack.enter_context(self._given_attention(block.attn, outputs, entered, total))
-                resid = torch.cat([resid, self._recorded_resid(layer, entered, total)])
+                resid = torch.cat([resid, entering])
             if narrowed and getattr(block, "mlp", None) is not None:
                 stack.enter_context(reading(block.mlp, self.read[:total]))
             return self.runner.run_block(layer, resid, prefix, call)
@@ -124,52 +133,90 @@ class Resumption:
 
         return replaced_forward(attn, forward)
 
-    def _attention_outputs(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
-        """Attention outputs of the rows that enter there, changed as their patches say."""
-        base, source = self.chunk.base.activations, self.chunk.source
-        name = block_hook(layer, "attn_out")
-        outputs = self._slice(base[name], begin, end)
-        for rows, sites, written in self._on_entry(begin, end):
-            if heads := [site for site in sites if site.kind.head_axis is not None]:
-                outputs[rows] += self._change_by_heads(heads, slice(begin + rows.start, begin + rows.stop), written)
-            for site in sites[len(heads) :]:
-                value = source[site.hook_point]
-                if site.component == "resid_mid":
-                    value = base[name] + (value - base[site.hook_point])
-                put(outputs[rows], value, replace(site, hook_point=name), *written(site))
-        return outputs
+    def _entering_after_attention(
+        self, layer: int, begin: int, end: int
+    ) -> tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos d_model"]]:
+        """Residual streams and attention outputs, of which the block makes a sum, of the rows that enter there.
 
-    def _change_by_heads(self, sites: Sequence[Site], rows: slice, written: WhereWritten) -> Float[Tensor, "row pos d"]:
-        """What these rows' attention output changes by when the sites, all of one hook point, are replaced."""
-        name = sites[0].hook_point
+        Where their sum is what is written (`resid_mid`), it is written as it is: the stream gives nothing to it.
+        """
+        source, name = self.chunk.source, block_hook(layer, "attn_out")
+        resid = self._recorded_resid(layer, begin, end)
+        outputs = self._slice(self.chunk.base.activations[name], begin, end)
+        for rows, sites, written in self._on_entry(begin, end):
+            of_all = slice(begin + rows.start, begin + rows.stop)
+            if heads := [site for site in sites if site.kind.head_axis is not None]:
+                outputs[rows] = self._output_of_heads(heads, of_all, written)
+            for site in sites[len(heads) :]:
+                value, where = source[site.hook_point], written(site)
+                put(outputs[rows], value, replace(site, hook_point=name), *where)
+                if site.component == "resid_mid":
+                    put(resid[rows], torch.zeros_like(value), replace(site, hook_point=name), *where)
+        return resid, outputs
+
+    def _output_of_heads(
+        self, sites: Sequence[Site], rows: slice, written: WhereWritten
+    ) -> Float[Tensor, "row pos d_model"]:
+        """These rows' attention output with the sites, all of one hook point, replaced."""
+        site = sites[0]
+        assert site.layer is not None
+        attn, name = self.runner.model.blocks[site.layer].attn, site.hook_point
         before = self._slice(self.chunk.base.activations[name], rows.start, rows.stop)
         after = before.clone()
         for site in sites:
             put(after, self.chunk.source[name], site, *written(site))
+        if site.component != "z":
+            return _with_bias(after.sum(dim=2), attn, "b_O")
         heads = sorted({site.head for site in sites if site.head is not None})
-        every = any(site.head is None for site in sites)
-        return added_by_heads(self.runner, sites[0], after - before, None if every else heads)
+        if any(site.head is None for site in sites):
+            heads = list(range(after.shape[2]))
+        weight = attn.W_O
+        return _linear_output(
+            self._slice(self.chunk.base.activations[block_hook(site.layer, "attn_out")], rows.start, rows.stop),
+            (before[:, :, heads].flatten(2), after[:, :, heads].flatten(2), weight[heads].flatten(0, 1)),
+            lambda at: _with_bias(after[at].flatten(1) @ weight.flatten(0, 1), attn, "b_O"),
+        )
 
-    def _change_by_neurons(
-        self, sites: Sequence[Site], rows: slice, written: WhereWritten
+    def _mlp_output(
+        self, layer: int, sites: Sequence[Site], rows: slice, written: WhereWritten
     ) -> Float[Tensor, "row pos d_model"]:
-        """What these rows' MLP output changes by when the sites, neurons of one layer, are replaced."""
-        name, layer = sites[0].hook_point, sites[0].layer
-        assert layer is not None
+        """These rows' MLP output with the sites, neurons of the layer or the output itself, replaced."""
+        name = block_hook(layer, "mlp_out")
+        output = self._slice(self.chunk.base.activations[name], rows.start, rows.stop)
+        if neurons := [site for site in sites if site.component == "mlp_post"]:
+            output = self._output_of_neurons(layer, output, neurons, rows, written)
+        for site in sites[len(neurons) :]:
+            put(output, self.chunk.source[name], site, *written(site))
+        return output
+
+    def _output_of_neurons(
+        self, layer: int, output: Tensor, sites: Sequence[Site], rows: slice, written: WhereWritten
+    ) -> Float[Tensor, "row pos d_model"]:
+        """These rows' MLP output with the sites, neurons of the layer, replaced."""
+        name, mlp = sites[0].hook_point, self.runner.model.blocks[layer].mlp
         base, source = self.chunk.base.activations[name], self.chunk.source[name]
         weight = mlp_output_weight(self.runner, layer)
-        assert weight is not None, "checked before any change is added"
-        chosen = sorted({site.neuron for site in sites if site.neuron is not None})
+        assert weight is not None, "checked before anything enters here"
+        chosen = list(range(len(weight)))
         if all(site.neuron is not None for site in sites):
-            base, source, weight = base[..., chosen], source[..., chosen], weight[chosen]
-        else:
-            chosen = list(range(len(weight)))
-        before = self._slice(base, rows.start, rows.stop)
+            chosen = sorted({site.neuron for site in sites if site.neuron is not None})
+        before = self._slice(base[..., chosen], rows.start, rows.stop)
         after = before.clone()
         for site in sites:
             column = None if site.neuron is None else chosen.index(site.neuron)
-            put(after, source, replace(site, neuron=column), *written(site))
-        return (after - before) @ weight
+            put(after, source[..., chosen], replace(site, neuron=column), *written(site))
+
+        def in_full(at: Tensor) -> Tensor:
+            every = self._slice(base, rows.start, rows.stop)[at]
+            every[..., chosen] = after[at]
+            return _with_bias(every @ weight, mlp, "b_out")
+
+        return _linear_output(output, (before, after, weight[chosen]), in_full)
+
+    def _mid(self, layer: int, rows: slice) -> Float[Tensor, "row pos d_model"]:
+        """The recorded residual stream between attention and MLP, as the block adds it up."""
+        output = self.chunk.base.activations[block_hook(layer, "attn_out")]
+        return self._recorded_resid(layer, rows.start, rows.stop) + self._slice(output, rows.start, rows.stop)
 
     def _recorded_resid(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
         return self._slice(self.chunk.base.activations[resid_name(layer, self.runner.n_layers)], begin, end)
@@ -200,16 +247,30 @@ class Resumption:
         return all(site.kind in COMPONENTS and in_forward_order(site.kind) <= z for site in sites)
 
 
-def added_by_heads(
-    runner: Runner, site: Site, change: Float[Tensor, "row pos head d"], heads: Sequence[int] | None
+def _linear_output(
+    output: Float[Tensor, "row pos d_model"],
+    change: tuple[Float[Tensor, "row pos part"], Float[Tensor, "row pos part"], Float[Tensor, "part d_model"]],
+    in_full: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, "row pos d_model"]:
-    """What a change of z or of the heads' results adds to the attention output; None for all heads."""
-    if heads is not None:
-        change = change[:, :, heads]
-    if site.component != "z":
-        return change.sum(dim=2)
-    weight = runner.model.blocks[site.layer].attn.W_O
-    return torch.einsum("bphd,hdm->bpm", change, weight if heads is None else weight[heads])
+    """The output of a linear map, a part of whose input changes.
+
+    Args:
+        output: what it is before.
+        change: that part before and after, and what the map does to it.
+        in_full: the changed output at some rows and positions, not by way of a difference. What cancels leaves a
+            residue of rounding of its own size: where little remains, it is not left there.
+    """
+    before, after, weight = change
+    changed = output + (after - before) @ weight
+    cancelled = output.abs().amax(dim=-1) > MOST_CANCELLED * changed.abs().amax(dim=-1)
+    if bool(cancelled.any()):
+        changed[cancelled] = in_full(cancelled)
+    return changed
+
+
+def _with_bias(output: Tensor, module: Any, name: str) -> Tensor:
+    bias = getattr(module, name, None)
+    return output + bias if isinstance(bias, Tensor) else output
 
 
 def mlp_output_weight(runner: Runner, layer: int) -> Float[Tensor, "neuron d_model"] | None:

@@ -10,19 +10,30 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from actpatch.core.sites import Site, block_hook
+from actpatch.core.sites import Site, block_hook, head_axis
+from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
-from actpatch.engine.exactness import FULL_RUNS, Exactness, check_writing, error_of_adding, error_of_resuming
+from actpatch.engine.agreement import (
+    Alone,
+    check_causal,
+    check_finite,
+    error_of_full_runs,
+    error_of_recording,
+    run_alone,
+    ways_to_agree,
+)
+from actpatch.engine.exactness import ONE_PROMPT, Exactness, check_writing, error_of_resuming, sentence_on
 from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.full import run_in_full
-from actpatch.engine.memory import is_out_of_memory, pairs_that_fit, tokens_that_fit
+from actpatch.engine.memory import pairs_that_fit, tokens_that_fit
 from actpatch.engine.plan import Batch, Route, plan, route
 from actpatch.engine.recording import Recorder
 from actpatch.engine.resume import Resumption
 from actpatch.engine.starts import starts_of
+from actpatch.models.runner import is_out_of_memory
 
 
 class Runs:
@@ -42,12 +53,17 @@ class Runs:
             self.experiment.patches,
         )
         self.batch_size = batch_size
-        layers = [site.layer for patch in self.patches for site in patch.sites]
-        resumed = bool(layers) and None not in layers  # without patches nothing is resumed
-        self.exactness = Exactness() if resumed else FULL_RUNS
+        self.notes: list[str] = []
+        """What a reader of the numbers should know of how they were run."""
+        self.first: tuple[Chunk, Alone] | None = None
+        """The first chunk, and one of its prompts as the model runs it alone; None before it is recorded."""
+        self._reasons: dict[str, str] = {}
+        self.exactness = self._first_try()
         self.max_tokens = tokens_that_fit(self.experiment)
         self._recorder = Recorder(experiments, self._pairs_at_once)
         self._routes: dict[bool, list[Route]] = {}
+        self._ways: Iterator[tuple[Exactness, str]] | None = None
+        self._is_checked = False
 
     @property
     def routes(self) -> list[Route]:
@@ -62,23 +78,41 @@ class Runs:
     def chunks(self) -> Iterator[tuple[Chunk, ...]]:
         """The pairs, recorded a few at a time, as seen in each direction.
 
-        Those of like length, references and first change are recorded together.
+        Those of like length, references and first change are recorded together. Each chunk is checked before it is
+        handed out; where a shortcut does not hold it is left out from there on, and the chunk recorded again.
+
+        Raises:
+            ValueError: where the model is not causal, or its logits are all NaN.
+            RuntimeError: where no way of recording gives the logits of the model's own run.
         """
         lengths, first, references = self.pairs.lengths, self.experiment.first_change, self.experiment.references
         group = [0] * len(self.pairs) if references is None else references.of_pair
-        order = sorted(range(len(self.pairs)), key=lambda i: (int(lengths[i]), group[i], int(first[i])))
-        size, begin = self._pairs_at_once(), 0
-        while begin < len(order):
-            indices = torch.tensor(order[begin : begin + size])
+        waiting = sorted(range(len(self.pairs)), key=lambda i: (int(lengths[i]), group[i], int(first[i])))
+        most = self._pairs_at_once()
+        while waiting:
+            indices = self._next(waiting, most)
             try:
-                chunks = self._record(indices)
+                chunks = self._recorder.record(
+                    torch.tensor(indices), *self._recorded_names(), exactness=self.exactness
+                )
+                if not self._settled(chunks):
+                    continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(indices) == 1:
                     raise
-                size = len(indices) // 2
+                most = len(indices) // 2
                 continue
-            yield self._checked(chunks) if begin == 0 else chunks
-            begin += len(indices)
+            del waiting[: len(indices)]
+            yield chunks
+
+    def _next(self, waiting: Sequence[int], most: int) -> list[int]:
+        """The first pairs of those waiting that may be recorded together."""
+        if not self.exactness.together:
+            return list(waiting[:1])
+        some, lengths = waiting[:most], self.pairs.lengths
+        if self.exactness.padded:
+            return list(some)
+        return [i for i in some if lengths[i] == lengths[some[0]]]
 
     def batches(self, experiment: Experiment, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
         """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
@@ -87,7 +121,8 @@ class Runs:
         if not self.exactness.prefix:
             starts = torch.where(starts < chunk.lengths, 0, starts)
         order = [way.order for way in routes] or [(0, 0)] * len(self.patches)
-        waiting = plan(order, starts, chunk.lengths, self.max_tokens, self.batch_size)[::-1]
+        most = self.batch_size if self.exactness.together else 1
+        waiting = plan(order, starts, chunk.lengths, self.max_tokens, most)[::-1]
         calls: dict[tuple[int, int], Any] = {}
         while waiting:
             batch = waiting.pop()
@@ -108,7 +143,7 @@ class Runs:
         calls: dict[tuple[int, int], Any],
     ) -> Float[Tensor, "row read token"]:
         if not routes:
-            return run_in_full(experiment, batch, chunk)
+            return run_in_full(experiment, batch, chunk, alone=self.exactness.logits)
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
@@ -117,9 +152,6 @@ class Runs:
             before = chunk.base.logits[list(batch.pairs), : batch.start]
             logits = torch.cat([before, logits], dim=1)
         return logits
-
-    def _record(self, pairs: Int[Tensor, " pair"]) -> tuple[Chunk, ...]:
-        return self._recorder.record(pairs, *self._recorded_names())
 
     def _pairs_at_once(self) -> int:
         base, source = self._recorded_names()
@@ -139,31 +171,88 @@ class Runs:
                     base |= {block_hook(site.layer, "attn_out"), block_hook(site.layer, "mlp_out")} & hook_points
         return base, source
 
-    def _checked(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
-        """Find the shortcuts that are exact for this model, from all of them to none; warn where none is.
+    def _first_try(self) -> Exactness:
+        """All shortcuts but those that this experiment, or what is on the model, leaves out from the start."""
+        sites = [site for patch in self.patches for site in patch.sites]
+        exactness = Exactness()
+        if not sites or any(site.layer is None for site in sites):
+            exactness = exactness.without_resuming()
+        if any(site.hook_point.startswith("unembed.") for site in sites):
+            exactness = replace(exactness, logits=False)
+        if any(head_axis(site.hook_point) == 1 for site in sites):  # padding would be among the keys
+            exactness = replace(exactness, padded=False)
+        known, n_layers = set(self.runner.hook_points), self.runner.n_layers
+        streams = [resid_name(layer, n_layers) for layer in range(n_layers + 1)]
+        if exactness.resume and (lacking := [name for name in streams if name not in known]):
+            exactness = self._left_out(exactness, exactness.without_resuming(), f"it has no {lacking[0]}")
+        if foreign := self.runner.foreign:
+            more = f" and {len(foreign) - MOST_LISTED} more" if len(foreign) > MOST_LISTED else ""
+            where = f"{', '.join(foreign[:MOST_LISTED])}{more}"
+            exactness = self._left_out(exactness, ONE_PROMPT, f"code that is not its own runs at {where}")
+        return exactness
 
-        Returns the chunks, recorded again where fewer shortcuts need other activations.
+    def _settled(self, chunks: tuple[Chunk, ...]) -> bool:
+        """Whether the chunk's runs are the model's own, and its patches exact, as they are run now.
+
+        Where not, the shortcuts are others from here on, and the chunk has to be recorded again.
         """
-        reason = None
-        embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
-        while self.exactness.resume:
-            if chunks[0].base.keys_values is None:
-                self.exactness = replace(self.exactness, prefix=False)
-            reason = next(filter(None, map(self._error, self.experiments, chunks)), None)
-            if reason is None:
-                break
-            self.exactness = self.exactness.weakened()
-            chunks = self._record(chunks[0].pairs)
+        chunk = chunks[0]
+        if not self._is_checked:
+            check_finite(chunk)
+            check_causal(self.experiment, chunk)
+        if self.exactness.prefix and chunk.base.keys_values is None:
+            without = replace(self.exactness, prefix=False)
+            self.exactness = self._left_out(self.exactness, without, "it keeps no keys and values")
+        alone = run_alone(self.experiment, chunk)
+        reason = error_of_recording(chunk, alone)
+        if reason is None and self.patches and not self.exactness.resume:
+            reason = error_of_full_runs(self.experiment, chunk, self.exactness, alone)
         if reason is not None:
-            warn_user(
-                f"this model's blocks cannot be resumed exactly ({reason}), so every patch is a full run: the numbers "
-                "are right, only slower"
+            self._record_otherwise(reason)
+            return False
+        self._ways = None
+        if self.exactness.resume and (reason := next(filter(None, map(self._error, self.experiments, chunks)), None)):
+            self.exactness = self._left_out(self.exactness, self.exactness.weakened(), reason)
+            return False
+        if not self._is_checked:
+            self._is_checked = True
+            embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
+            hooked = [way.hooked for way in self.routes] or [patch.sites for patch in self.patches]
+            check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
+            self.first = chunk, alone
+        self._tell()
+        return True
+
+    def _record_otherwise(self, reason: str) -> None:
+        """Take the next way in which the recorded run may be the model's own.
+
+        Raises:
+            RuntimeError: where there is none left.
+        """
+        self._ways = self._ways or iter([*ways_to_agree(self.exactness)])
+        found = next(self._ways, None)
+        if found is None:
+            raise RuntimeError(
+                f"this model cannot be patched: {reason}, and no other way of running it gives those of a prompt run "
+                "alone. Does it draw something at random in each run?"
             )
-        hooked = [way.hooked for way in self.routes] or [patch.sites for patch in self.patches]
-        check_writing(self.experiment, chunks[0], self.exactness, [*hooked, *embedding])
-        return chunks
+        other, cause = found
+        self.exactness = self._left_out(self.exactness, other, f"{cause}: {reason}")
+
+    def _left_out(self, before: Exactness, after: Exactness, reason: str) -> Exactness:
+        """The weaker of the two, and a note of the reason for each shortcut that it lacks."""
+        self._reasons.update(dict.fromkeys({*before.held} - {*after.held}, reason))
+        return after
+
+    def _tell(self) -> None:
+        """Say, once, which shortcuts were found not to hold; with a warning, where that takes much longer."""
+        lost = {name: reason for name, reason in self._reasons.items() if name not in self.exactness.held}
+        sentence = sentence_on(lost)
+        if sentence and sentence not in self.notes:
+            self.notes.append(sentence)
+            if {*lost} - {"linear", "narrow"}:
+                warn_user(sentence)
 
     def _error(self, experiment: Experiment, chunk: Chunk) -> str | None:
         """What is not exact with the present shortcuts on the run that is patched in this direction."""
-        reason = error_of_adding(experiment, chunk.base, self.routes)
-        return reason or error_of_resuming(experiment, chunk, self.exactness, self.routes)
+        return error_of_resuming(experiment, chunk, self.exactness, self.routes)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from actpatch.core.components import COMPONENTS, in_forward_order
 from actpatch.core.sites import Site, head_axis, position_axis
 from actpatch.engine.experiment import Chunk, Experiment
 from actpatch.engine.plan import Batch
@@ -48,9 +49,15 @@ def write_hooks(
         return write
 
     hooks = []
-    for name in by_hook:
+    for name in sorted(by_hook, key=_in_forward_order):  # a hook point may be written by way of others' hooks
         hooks += experiment.runner.writing_hooks(name, writer(name))
     return hooks, fired
+
+
+def _in_forward_order(hook_point: str) -> tuple[int, int]:
+    site = Site(hook_point)
+    is_known = site.kind in COMPONENTS
+    return (-1 if site.layer is None else site.layer, in_forward_order(site.kind) if is_known else -1)
 
 
 def check_fired(writes: list[Written], fired: set[str]) -> None:

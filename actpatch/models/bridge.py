@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from actpatch.models.forwards import replaced_forward, unembedding_only
-from actpatch.models.runner import Hook, KeysValues, Recording, Runner, recording_hooks
+from actpatch.models.runner import Hook, KeysValues, Read, Recording, Runner, is_out_of_memory
 
 
 class BridgeRunner(Runner):
@@ -22,25 +24,36 @@ class BridgeRunner(Runner):
     run over blocks that only note their arguments tells what that is for a given prefix and length.
     """
 
+    _hands_on = False
+    """Whether the attention reads the cache by its old name alone: TransformerLens 4.3 with Transformers 5.24."""
     _block_outputs: int | None = None
     """Length of the tuple that a block returns; None where it returns a tensor."""
 
-    def record(
-        self,
-        tokens: Int[Tensor, "pair pos"],
-        hook_points: Collection[str],
-        read: Int[Tensor, " pair"] | None,
-        vocabulary: Int[Tensor, " token"] | None = None,
+    def _recorded_with_keys(
+        self, tokens: Int[Tensor, "pair pos"], activations: dict[str, Tensor], read: Read
     ) -> Recording:
-        model, cache = self.model, DynamicCache()
-        activations: dict[str, Tensor] = {}
-        handle = model.blocks[0].register_forward_hook(self._note_block_output)
+        handle = self.model.blocks[0].register_forward_hook(self._note_block_output)
         try:
-            with self.hooks(recording_hooks(model, hook_points, activations)), self._unembedding(read, vocabulary):
-                logits = model(tokens, past_key_values=cache, use_cache=True)
+            cache, logits = self._run_with_cache(tokens, activations, read)
+            if self._filled(cache, tokens.shape[1]) is None and self._cache_name == "cache" and not self._hands_on:
+                self._hands_on = True
+                cache, logits = self._run_with_cache(tokens, activations, read)
+        except Exception as failure:  # a model with states beside keys and values takes no such cache
+            if is_out_of_memory(failure):
+                raise
+            activations.clear()
+            return Recording(tokens, activations, self.run(tokens, read), None)
         finally:
             handle.remove()
         return Recording(tokens, activations, logits, self._filled(cache, tokens.shape[1]))
+
+    def _run_with_cache(
+        self, tokens: Int[Tensor, "pair pos"], activations: dict[str, Tensor], read: Read
+    ) -> tuple[DynamicCache, Tensor]:
+        cache = DynamicCache()
+        activations.clear()
+        with self._cache_handed_on():
+            return cache, self.run(tokens, read, **self._caching(cache))
 
     def begin(self, recording: Recording, start: int, length: int) -> list[tuple[tuple, dict[str, Any]]]:
         calls: list[tuple[tuple, dict[str, Any]]] = []
@@ -51,11 +64,11 @@ class BridgeRunner(Runner):
 
         options: dict[str, Any] = {}
         if recording.keys_values is not None:
-            options = {"past_key_values": _past(recording.keys_values[0], start), "use_cache": True}
+            options = self._caching(_past(recording.keys_values[0], start))
         with contextlib.ExitStack() as stack:
             for block in self.model.blocks:
                 stack.enter_context(replaced_forward(block, _with_hidden_states_first(note)))
-            self.model(recording.tokens[:1, start:length], **options)
+            self.run(recording.tokens[:1, start:length], Read(torch.zeros(1, dtype=torch.long)), **options)
         return calls
 
     def run_block(
@@ -65,7 +78,8 @@ class BridgeRunner(Runner):
         cache = _PrefixCache(prefix)
         args = tuple(cache if isinstance(value, DynamicCache) else value for value in args)
         kwargs = {name: cache if isinstance(value, DynamicCache) else value for name, value in kwargs.items()}
-        output = self.model.blocks[layer](resid, *args, **kwargs)
+        with self._cache_handed_on(layer):
+            output = self.model.blocks[layer](resid, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def prefix(self, recording: Recording, layer: int, pairs: Tensor, start: int) -> KeysValues | None:
@@ -109,6 +123,25 @@ class BridgeRunner(Runner):
 
         return [(f"{block}.hook_resid_pre", note), (f"{block}.hook_attn_out", add)]
 
+    @functools.cached_property
+    def _cache_name(self) -> str:
+        """What the wrapped model's argument for keys and values of earlier positions is called."""
+        taken = inspect.signature(self.model.original_model.forward).parameters
+        return "cache" if "cache" in taken else "past_key_values"  # renamed in Transformers 5.24
+
+    def _caching(self, cache: DynamicCache) -> dict[str, Any]:
+        return {self._cache_name: cache, "use_cache": True}
+
+    @contextlib.contextmanager
+    def _cache_handed_on(self, layer: int | None = None) -> Iterator[None]:
+        """The attention of a layer, or of all, given the cache by the old name too, if that is what it reads."""
+        with contextlib.ExitStack() as stack:
+            for block in self.model.blocks if layer is None else [self.model.blocks[layer]]:
+                attn = getattr(block, "attn", None)
+                if self._hands_on and attn is not None:
+                    stack.enter_context(replaced_forward(attn, _with_both_names(attn.forward)))
+            yield
+
     def _note_block_output(self, module: nn.Module, args: Any, output: Any) -> None:
         self._block_outputs = len(output) if isinstance(output, tuple) else None
 
@@ -139,6 +172,17 @@ class _PrefixCache(DynamicCache):
             return key_states, value_states
         keys, values = self._prefix
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+def _with_both_names(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` with the cache under its old name too."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("cache") is not None:
+            kwargs = {**kwargs, "past_key_values": kwargs["cache"]}
+        return forward(*args, **kwargs)
+
+    return call
 
 
 def _past(first_layer: KeysValues, start: int) -> DynamicCache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,29 +11,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import TransformerLensKeyValueCache, TransformerLensKeyValueCacheEntry
 
-from actpatch.models.forwards import laid_out_as_multiplied, unembedding_only
-from actpatch.models.runner import KeysValues, Recording, Runner, recording_hooks
+from actpatch.models.forwards import laid_out_as_multiplied, replaced_forward, unembedding_only
+from actpatch.models.runner import KeysValues, Read, Recording, Runner
 
 
 class HookedRunner(Runner):
     """`HookedTransformer` of TransformerLens 3.x."""
 
-    def record(
-        self,
-        tokens: Int[Tensor, "pair pos"],
-        hook_points: Collection[str],
-        read: Int[Tensor, " pair"] | None,
-        vocabulary: Int[Tensor, " token"] | None = None,
+    def _recorded_with_keys(
+        self, tokens: Int[Tensor, "pair pos"], activations: dict[str, Tensor], read: Read
     ) -> Recording:
-        model = self.model
-        activations: dict[str, Tensor] = {}
-        with self.hooks(recording_hooks(model, hook_points, activations)), self._unembedding(read, vocabulary):
-            # Keys and values are taken from a growing cache: hook_k comes before the normalization of keys.
-            resid, _, position_input, _ = model.input_to_embed(tokens)
-            cache = _key_value_cache([(k, k) for k in self._no_keys(len(tokens))], frozen=False)
-            logits = model(resid, start_at_layer=0, past_kv_cache=cache, shortformer_pos_embed=position_input)
-        keys_values = [(entry.past_keys, entry.past_values) for entry in cache.entries]
-        return Recording(tokens, activations, logits, keys_values, position_input)
+        # Keys and values are taken from a growing cache: hook_k comes before the normalization of keys. Each block is
+        # handed its own, because a model that is handed one makes up a mask of padding.
+        entries = _key_value_cache([(k, k) for k in self._no_keys(len(tokens))], frozen=False).entries
+        given: list[dict[str, Any]] = []
+        with contextlib.ExitStack() as stack:
+            for block, entry in zip(self.model.blocks, entries):
+                stack.enter_context(replaced_forward(block, _filling(block.forward, entry, given)))
+            logits = self.run(tokens, read)
+        masks = [mask for options in given if (mask := options.get("attention_mask")) is not None]
+        if not all(bool(mask.all()) for mask in masks):  # blocks that are run singly are given none
+            return Recording(tokens, activations, logits, None)
+        keys_values = [(entry.past_keys, entry.past_values) for entry in entries]
+        return Recording(tokens, activations, logits, keys_values, given[0].get("shortformer_pos_embed"))
 
     def begin(self, recording: Recording, start: int, length: int) -> Tensor | None:
         position_input = recording.position_input
@@ -72,8 +72,18 @@ class HookedRunner(Runner):
         cfg = self.model.cfg
         grouped = cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention
         heads = cfg.n_key_value_heads if grouped else cfg.n_heads
-        devices = [next(block.parameters()).device for block in self.model.blocks]
-        return [torch.empty(rows, 0, heads, cfg.d_head, dtype=cfg.dtype, device=device) for device in devices]
+        like = [next(block.parameters()) for block in self.model.blocks]
+        return [torch.empty(rows, 0, heads, cfg.d_head, dtype=cfg.dtype, device=weight.device) for weight in like]
+
+
+def _filling(forward: Callable[..., Any], entry: Any, given: list[dict[str, Any]]) -> Callable[..., Any]:
+    """A block's forward pass that fills its cache, and notes what it is given beside the residual stream."""
+
+    def fill(resid: Tensor, **options: Any) -> Any:
+        given.append(options)
+        return forward(resid, **{**options, "past_kv_cache_entry": entry})
+
+    return fill
 
 
 def _key_value_cache(layers: Sequence[KeysValues], frozen: bool) -> Any:

@@ -18,11 +18,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actpatch.core.sites import kind_of
-from actpatch.models.forwards import fused_gelu, reading, unembedding_only
+from actpatch.models.foreign import foreign_code
+from actpatch.models.forwards import at_positions, fused_gelu, reading, unembedding_only
+from actpatch.models.found import as_found, modules_of
 
 KeysValues = tuple[Tensor, Tensor]
 Hook = tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]
 """A hook point's name, or a filter of names, and what is called with its activation."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What of a run's logits is read."""
+
+    at: Int[Tensor, " row"] | None = None
+    """Position of each row at which they are read; None for all."""
+    vocabulary: Int[Tensor, " token"] | None = None
+    """Vocabulary entries of which they are read; None for all."""
+    alone: bool = True
+    """Whether no others are computed; False runs the unembedding as it stands, and takes from its output."""
+
+    def taken(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row read token"]:
+        """What is read of all logits of a run."""
+        logits = logits if self.at is None else at_positions(logits, self.at)
+        return logits if self.vocabulary is None else logits[..., self.vocabulary.to(logits.device)]
 
 
 @dataclass(frozen=True)
@@ -52,12 +71,27 @@ class Recording:
         )
 
 
+def joined(recordings: Sequence[Recording]) -> Recording:
+    """Recordings of prompts of one length as one; without keys and values, where there are several."""
+    if len(recordings) == 1:
+        return recordings[0]
+    names = recordings[0].activations
+    return Recording(
+        torch.cat([recording.tokens for recording in recordings]),
+        {name: torch.cat([recording.activations[name] for recording in recordings]) for name in names},
+        torch.cat([recording.logits for recording in recordings]),
+        None,
+    )
+
+
 class Runner(ABC):
     """What both model classes share. `HookedRunner` and `BridgeRunner` add how their blocks are called."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.n_layers: int = model.cfg.n_layers
+        self.foreign: list[str] = []
+        """Where code that is not the model's own runs in it (`foreign_code`); known while it is held `as_found`."""
 
     @property
     def hook_points(self) -> Collection[str]:
@@ -68,22 +102,31 @@ class Runner(ABC):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @abstractmethod
     def record(
-        self,
-        tokens: Int[Tensor, "pair pos"],
-        hook_points: Collection[str],
-        read: Int[Tensor, " pair"] | None,
-        vocabulary: Int[Tensor, " token"] | None = None,
+        self, tokens: Int[Tensor, "pair pos"], hook_points: Collection[str], read: Read, *, keeps_keys: bool = True
     ) -> Recording:
-        """Run the model and keep the activations at `hook_points` and the logits.
+        """Run the model as `run` does and keep the activations at `hook_points` and the logits.
 
         Args:
             tokens: the prompts.
             hook_points: full names.
-            read: position of each prompt at which logits are kept; None for all.
-            vocabulary: vocabulary entries of which logits are kept; None for all.
+            read: which logits are kept.
+            keeps_keys: whether the keys and values of each layer are kept, where the model gives them.
+
+        Raises:
+            ValueError: for a hook point that holds several activations in one run.
         """
+        activations: dict[str, Tensor] = {}
+        with self.hooks(recording_hooks(self.model, hook_points, activations)):
+            if not keeps_keys:
+                return Recording(tokens, activations, self.run(tokens, read), None)
+            return self._recorded_with_keys(tokens, activations, read)
+
+    @abstractmethod
+    def _recorded_with_keys(
+        self, tokens: Int[Tensor, "pair pos"], activations: dict[str, Tensor], read: Read
+    ) -> Recording:
+        """Run the model, with the hooks that fill `activations` on it, and keep keys and values."""
 
     @abstractmethod
     def begin(self, recording: Recording, start: int, length: int) -> Any:
@@ -109,23 +152,12 @@ class Runner(ABC):
     def attention_output(self, output: Float[Tensor, "row pos d_model"]) -> Any:
         """`output` in the form in which the model's attention module returns it."""
 
-    def run(
-        self,
-        tokens: Int[Tensor, "row pos"],
-        read: Int[Tensor, " row"] | None,
-        vocabulary: Int[Tensor, " token"] | None = None,
-    ) -> Float[Tensor, "row read token"]:
-        """Logits of the model's own full forward pass, of what is read."""
-        with self._unembedding(read, vocabulary):
-            return self.model(tokens)
-
-    @contextlib.contextmanager
-    def _unembedding(
-        self, read: Int[Tensor, " row"] | None, vocabulary: Int[Tensor, " token"] | None
-    ) -> Iterator[None]:
-        """The model computing logits only at these positions and of these vocabulary entries."""
-        with reading(self.model.unembed, read), unembedding_only(self.model.unembed, vocabulary):
-            yield
+    def run(self, tokens: Int[Tensor, "row pos"], read: Read, **options: Any) -> Float[Tensor, "row read token"]:
+        """What is read of the logits of the model's own full forward pass."""
+        if not read.alone:
+            return read.taken(self.model(tokens, **options))
+        with reading(self.model.unembed, read.at), unembedding_only(self.model.unembed, read.vocabulary):
+            return self.model(tokens, **options)
 
     def writing_hooks(self, hook_point: str, write: Callable[..., Tensor]) -> list[Hook]:
         """The hooks that change what the model computes at a hook point as `write` changes its value."""
@@ -139,23 +171,20 @@ class Runner(ABC):
     def as_found(self, hook_points: Collection[str]) -> Iterator[None]:
         """Run the model in evaluation mode, without gradients, with the switches that these hook points need.
 
-        Afterwards modes and switches are as they were, also after an exception.
+        Other threads that want the model wait. Afterwards it is as it was, also after an exception.
         """
-        in_training = [module for module in self.model.modules() if module.training]
         needed = {switch for name in hook_points if (switch := kind_of(name).switch) is not None}
-        switches = {name: bool(getattr(self.model.cfg, name, False)) for name in needed}
-        try:
-            for module in in_training:
-                module.training = False
+        with as_found(self.model), contextlib.ExitStack() as stack:
+            self.foreign = foreign_code(self.model)
             for name in needed:
-                getattr(self.model, f"set_{name}")(True)
-            with torch.no_grad(), fused_gelu(self.model):
-                yield
-        finally:
-            for name, was_on in switches.items():
-                getattr(self.model, f"set_{name}")(was_on)
-            for module in in_training:
-                module.training = True
+                switch = getattr(self.model, f"set_{name}")
+                stack.callback(switch, bool(getattr(self.model.cfg, name, False)))
+                switch(True)
+            for module in modules_of(self.model):
+                module.training = False
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(fused_gelu(self.model))
+            yield
 
 
 def make_runner(model: Any) -> Runner:
@@ -163,8 +192,11 @@ def make_runner(model: Any) -> Runner:
 
     Raises:
         TypeError: for anything but a `HookedTransformer` or a `TransformerBridge`.
+        ValueError: for one that is no stack of blocks over tokens, or says that it attends to later positions.
     """
     classes = {kind.__name__ for kind in type(model).__mro__}
+    if classes & {"TransformerBridge", "HookedTransformer"}:
+        _check_is_causal_decoder(model)
     if "TransformerBridge" in classes:
         from actpatch.models.bridge import BridgeRunner
 
@@ -180,6 +212,23 @@ def make_runner(model: Any) -> Runner:
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    is_said = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return is_said or isinstance(error, torch.OutOfMemoryError)
+
+
+def _check_is_causal_decoder(model: Any) -> None:
+    """What the model says of itself; whether it is true is seen when it is run (`engine.agreement`)."""
+    wrapped = model.__dict__.get("original_model")
+    name = type(model if wrapped is None else wrapped).__name__
+    if getattr(getattr(wrapped, "config", None), "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder: only decoder-only models can be patched")
+    if not hasattr(model, "blocks") or not hasattr(model, "unembed"):
+        raise ValueError(f"{name} has no stack of blocks with an unembedding: only decoder-only models can be patched")
+    if getattr(model.cfg, "attention_dir", "causal") == "bidirectional":
+        raise ValueError(f"{name} attends to later positions: only causal models can be patched")
+
+
 def recording_hooks(model: Any, hook_points: Collection[str], into: dict[str, Tensor]) -> list[Hook]:
     """One hook for all, given as a filter of names: TransformerLens looks each name up by listing them all.
 
@@ -191,6 +240,9 @@ def recording_hooks(model: Any, hook_points: Collection[str], into: dict[str, Te
         asked.setdefault(hook_dict[name].name or name, []).append(name)
 
     def keep(value: Tensor, hook: Any) -> None:
-        into.update(dict.fromkeys(asked[hook.name], value.detach()))
+        for name in asked[hook.name]:
+            if name in into and not (into[name].shape == value.shape and torch.equal(into[name], value)):
+                raise ValueError(f"{name} holds several activations in one run of this model: it cannot be patched")
+            into[name] = value.detach()
 
     return [(set(hook_points).__contains__, keep)] if hook_points else []

@@ -1,0 +1,138 @@
+"""Whether what is recorded is the model's own run: `model(prompt)`, one prompt at a time, as a user calls it.
+
+Everything else rests on it. A model may compute something else where prompts of several lengths are padded, where
+several run together, where its unembedding is not run as a whole, or where it is handed a cache; and all shortcuts take
+it that later tokens leave earlier positions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from actpatch.engine.exactness import ONE_PROMPT, Exactness, allowed_error, too_far
+from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.full import run_in_full
+from actpatch.engine.plan import Batch
+from actpatch.engine.writes import noise_hook
+from actpatch.models.runner import Read, Recording
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One prompt of a chunk, run alone."""
+
+    pair: int
+    """Which pair of the chunk."""
+    base: Float[Tensor, "read token"]
+    """What is read of the run that is patched."""
+
+
+def run_alone(experiment: Experiment, chunk: Chunk) -> Alone:
+    """One prompt of the chunk as the model runs it alone: where lengths differ one of the shortest, else the last."""
+    lengths = chunk.lengths
+    pair = int(lengths.argmin()) if len(set(lengths.tolist())) > 1 else len(lengths) - 1
+    return Alone(pair, prompt_alone(experiment, chunk, chunk.base, pair))
+
+
+def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int) -> Float[Tensor, "read token"]:
+    """What is read of a pair's run, by the model's own forward pass of this prompt alone."""
+    runner, length = experiment.runner, int(chunk.lengths[pair])
+    at = None if experiment.reads_all else torch.tensor([length - 1])
+    noise = chunk.base_noise if run is chunk.base else None
+    with runner.hooks([] if noise is None else [noise_hook(noise[pair : pair + 1, :length])]):
+        if runner.foreign:
+            logits = Read(at, experiment.vocabulary, alone=False).taken(runner.model(run.tokens[pair : pair + 1, :length]))
+        else:  # what is not read of the positions is not computed, of the vocabulary everything is
+            logits = runner.run(run.tokens[pair : pair + 1, :length], Read(at))
+            logits = Read(None, experiment.vocabulary).taken(logits)
+    return logits[0]
+
+
+def error_of_recording(chunk: Chunk, alone: Alone) -> str | None:
+    """How far the recorded run is off the prompt's own; None where it is not."""
+    recorded = chunk.base.logits[alone.pair, : len(alone.base)]
+    return too_far("running it as the sweep does", recorded, alone.base)
+
+
+def error_of_full_runs(experiment: Experiment, chunk: Chunk, exactness: Exactness, alone: Alone) -> str | None:
+    """The same of full runs, batched as the sweep batches them."""
+    rows = (alone.pair, *range(len(chunk.pairs))) if exactness.together else (alone.pair,)
+    length = int(chunk.lengths[list(rows)].max())
+    batch = Batch((0,) * len(rows), rows, 0, length)
+    logits = run_in_full(experiment, batch, chunk, alone=exactness.logits, patched=False)
+    return too_far("a full run as the sweep makes it", logits[0, : len(alone.base)], alone.base)
+
+
+def ways_to_agree(exactness: Exactness) -> Iterator[tuple[Exactness, str]]:
+    """What may be left out so that the recorded run is the model's own, one thing after the other, with the reason."""
+    if exactness.logits:
+        yield replace(exactness, logits=False), "its unembedding computes more than a product with its weights"
+    if exactness.padded:
+        yield replace(exactness, padded=False), "prompts of several lengths change each other when they run together"
+    if exactness.prefix:
+        yield replace(exactness, prefix=False), "it computes something else when its keys and values are kept"
+    yield ONE_PROMPT, "prompts change each other when they run together"
+
+
+def check_finite(chunk: Chunk) -> None:
+    """Raises ValueError where all logits that are read are NaN: nothing could be said with them."""
+    logits = torch.cat([chunk.base.logits, chunk.other.logits]).flatten(1)
+    broken = ~logits.isfinite().any(dim=1)
+    if broken.all():
+        raise ValueError(
+            f"the logits of this model are NaN on all of {len(broken)} prompts (in {str(logits.dtype).split('.')[-1]}): "
+            "load it in float32 or bfloat16"
+        )
+
+
+def check_causal(experiment: Experiment, chunk: Chunk) -> None:
+    """Look whether a later token moves earlier positions.
+
+    The clean and the corrupted run are alike up to their first difference: what was recorded there is compared. Where
+    that shows nothing, one prompt is run with another last token.
+
+    Raises:
+        ValueError: where it does.
+    """
+    moved = _moved_before_the_change(experiment, chunk)
+    if moved is None:
+        moved = _moved_by_the_last_token(experiment, chunk)
+    if moved:
+        raise ValueError(
+            "this model attends to later positions (another token at the end changes what stands before it): only "
+            "causal models can be patched"
+        )
+
+
+def _moved_before_the_change(experiment: Experiment, chunk: Chunk) -> bool | None:
+    """Whether the keys of the last layer differ before the runs' first difference; None where that is not known."""
+    runner, last = experiment.runner, experiment.runner.n_layers - 1
+    pairs, noise = experiment.pairs, experiment.noise
+    first = (pairs.first_difference if noise is None else noise.first_change)[chunk.pairs]
+    known = ((first > 0) & (first < chunk.lengths)).nonzero().flatten()
+    if not last or not len(known) or chunk.base.keys_values is None or chunk.other.keys_values is None:
+        return None
+    pair = known[:1].to(runner.device)
+    start = int(first[known[0]])
+    runs = [runner.prefix(run, last, pair, start) for run in (chunk.base, chunk.other)]
+    (keys, _), (others, _) = (run for run in runs if run is not None)
+    return not float((keys - others).abs().max()) <= allowed_error(keys) if keys.isfinite().all() else None
+
+
+def _moved_by_the_last_token(experiment: Experiment, chunk: Chunk) -> bool:
+    pair = int(chunk.lengths.argmax())
+    prompt = chunk.base.tokens[pair : pair + 1, : int(chunk.lengths[pair])]
+    if prompt.shape[1] < 2:
+        return False
+    other = prompt.clone()
+    other[:, -1] = (other[:, -1] + 1) % experiment.runner.model.cfg.d_vocab
+    before = slice(None, -1)
+    logits, moved = (experiment.runner.run(tokens, Read(alone=False))[:, before] for tokens in (prompt, other))
+    return too_far("", moved, logits) is not None
+
+

@@ -1,0 +1,103 @@
+"""A model as it was found: what a sweep may replace on it is noted before, and put back whatever happens.
+
+One sweep at a time runs on a model: hooks, forward methods and switches are the model's own, so two at once would take
+each other's for the original. Other threads wait. Nothing here knows what is replaced, or why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_LOCKS_CHANGE = threading.Lock()
+_TORCH_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
+_OF_INSTANCE = ("forward", "act_fn")
+"""What is replaced in a module's own dictionary."""
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """All modules that take part in a run, each once: those of what a bridge wraps, which it does not register, too."""
+    wrapped = model.__dict__.get("original_model")
+    both = [*model.modules(), *(wrapped.modules() if isinstance(wrapped, nn.Module) else ())]
+    return list(dict.fromkeys(both))
+
+
+@contextlib.contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """The model to change at will, for this thread alone; afterwards it is as it was, also after an exception.
+
+    The thread that has it may have it again. What is put back: hooks, training modes, forward methods, activation
+    functions, and the memory that weights lie in.
+    """
+    with _lock_of(model):
+        found = _Found(model)
+        try:
+            yield
+        finally:
+            try:
+                found.put_back()
+            except BaseException:  # an interrupt while it is put back: once more, and then let it through
+                found.put_back()
+                raise
+
+
+def _lock_of(model: nn.Module) -> Any:
+    """The lock of the model; bridges around one Hugging Face model share one."""
+    wrapped = model.__dict__.get("original_model")
+    owner = wrapped if isinstance(wrapped, nn.Module) else model
+    with _LOCKS_CHANGE:
+        return _LOCKS.setdefault(owner, threading.RLock())
+
+
+class _Found:
+    """What the model was like."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.level = getattr(model, "context_level", None)
+        self.modules = [(module, _state_of(module)) for module in modules_of(model)]
+        self.weights = [(weight, weight.data) for weight in model.parameters()]
+
+    def put_back(self) -> None:
+        for module, (training, own, hooks, lens_hooks) in self.modules:
+            if module.training != training:
+                module.training = training
+            for name in _OF_INSTANCE:
+                _put_back_own(module, name, own)
+            for name, before in hooks.items():
+                registered = getattr(module, name)
+                for key in [key for key in registered if key not in before]:
+                    del registered[key]
+            if lens_hooks is not None and len(module.fwd_hooks) != len(lens_hooks):
+                module.fwd_hooks[:] = [hook for hook in module.fwd_hooks if any(hook is kept for kept in lens_hooks)]
+        for weight, data in self.weights:
+            if weight.data_ptr() != data.data_ptr():
+                weight.data = data
+        if self.level is not None:
+            self.model.context_level = self.level
+
+
+def _state_of(module: nn.Module) -> tuple[bool, dict[str, Any], dict[str, tuple[int, ...]], list[Any] | None]:
+    own = {name: module.__dict__[name] for name in _OF_INSTANCE if name in module.__dict__}
+    hooks = {name: tuple(getattr(module, name)) for name in _TORCH_HOOKS}
+    lens_hooks = getattr(module, "fwd_hooks", None) if "fwd_hooks" in module.__dict__ else None
+    return module.training, own, hooks, None if lens_hooks is None else list(lens_hooks)
+
+
+def _put_back_own(module: nn.Module, name: str, own: dict[str, Any]) -> None:
+    if name not in own:
+        module.__dict__.pop(name, None)
+    elif module.__dict__.get(name) is not own[name]:
+        module.__dict__[name] = own[name]
