@@ -43,7 +43,7 @@ def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int
     """What is read of a pair's run, by the model's own forward pass of this prompt alone."""
     runner, length = experiment.runner, int(chunk.lengths[pair])
     at = None if experiment.reads_all else torch.tensor([length - 1])
-    noise = chunk.base_noise if run is chunk.base else None
+    noise = chunk.base_noise if run is chunk.base else chunk.other_noise
     with runner.hooks([] if noise is None else [noise_hook(noise[pair : pair + 1, :length])]):
         if runner.foreign:
             logits = Read(at, experiment.vocabulary, alone=False).taken(runner.model(run.tokens[pair : pair + 1, :length]))
@@ -94,14 +94,14 @@ def check_causal(experiment: Experiment, chunk: Chunk) -> None:
     """Look whether a later token moves earlier positions.
 
     The clean and the corrupted run are alike up to their first difference: what was recorded there is compared. Where
-    that shows nothing, one prompt is run with another last token.
+    that shows nothing, two prompts that differ late are run for it.
 
     Raises:
         ValueError: where it does.
     """
     moved = _moved_before_the_change(experiment, chunk)
     if moved is None:
-        moved = _moved_by_the_last_token(experiment, chunk)
+        moved = _moved_by_a_later_token(experiment, chunk)
     if moved:
         raise ValueError(
             "this model attends to later positions (another token at the end changes what stands before it): only "
@@ -124,15 +124,41 @@ def _moved_before_the_change(experiment: Experiment, chunk: Chunk) -> bool | Non
     return not float((keys - others).abs().max()) <= allowed_error(keys) if keys.isfinite().all() else None
 
 
-def _moved_by_the_last_token(experiment: Experiment, chunk: Chunk) -> bool:
-    pair = int(chunk.lengths.argmax())
-    prompt = chunk.base.tokens[pair : pair + 1, : int(chunk.lengths[pair])]
-    if prompt.shape[1] < 2:
+def _moved_by_a_later_token(experiment: Experiment, chunk: Chunk) -> bool:
+    """Whether the logits before a difference of two prompts differ: of a pair's, or of one with another last token."""
+    at = experiment.pairs.first_difference[chunk.pairs]
+    known = ((at > 0) & (at < chunk.lengths)).nonzero().flatten().tolist()
+    pair = known[0] if known else int(chunk.lengths.argmax())
+    length = int(chunk.lengths[pair])
+    before = int(at[pair]) if known else length - 1
+    if not before:
         return False
-    other = prompt.clone()
-    other[:, -1] = (other[:, -1] + 1) % experiment.runner.model.cfg.d_vocab
-    before = slice(None, -1)
-    logits, moved = (experiment.runner.run(tokens, Read(alone=False))[:, before] for tokens in (prompt, other))
+    prompt, other = (run.tokens[pair : pair + 1, :length] for run in (chunk.base, chunk.other))
+    if not known:
+        other = prompt.clone()
+        other[:, -1] = (other[:, -1] + 1) % experiment.runner.model.cfg.d_vocab
+    logits, moved = (experiment.runner.run(tokens, Read(alone=False))[:, :before] for tokens in (prompt, other))
     return too_far("", moved, logits) is not None
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """The logits of both runs of one pair, alone and among others: what differs is rounding."""
+
+    pair: int
+    """Index of the pair within the experiment."""
+    length: int
+    alone: tuple[Float[Tensor, "1 read token"], Float[Tensor, "1 read token"]]
+    """Of the clean and of the corrupted run."""
+    among_others: tuple[Float[Tensor, "1 read token"], Float[Tensor, "1 read token"]]
+
+
+def rounding_of(experiment: Experiment, chunk: Chunk, alone: Alone) -> Rounding:
+    """What rounding does to the pair that was run alone, whose other run is run alone here too."""
+    pair = alone.pair
+    runs = [alone.base[None], prompt_alone(experiment, chunk, chunk.other, pair)[None]]
+    recorded = [run.logits[pair : pair + 1, : len(alone.base)].clone() for run in (chunk.base, chunk.other)]
+    order = slice(None, None, -1 if experiment.direction == "denoising" else 1)
+    return Rounding(
+        int(chunk.pairs[pair]), int(chunk.lengths[pair]), tuple(runs[order]), tuple(recorded[order])
+    )

@@ -35,7 +35,9 @@ from actpatch.core.direction import Direction, check_direction
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
+from actpatch.core.text import count
 from actpatch.engine import checks
+from actpatch.engine.agreement import Rounding
 from actpatch.engine.embeddings import embedding_deviation
 from actpatch.engine.experiment import Experiment
 from actpatch.engine.runs import Runs
@@ -47,6 +49,10 @@ from actpatch.models.runner import Read, Recording, Runner, make_runner
 from actpatch.tasks.encoding import EncodedPairs
 
 
+WORTH_A_NOTE = 0.01
+"""From this share of a metric's gap on, what rounding alone does is told."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a sweep measured in one direction, by metric."""
@@ -55,6 +61,10 @@ class Measured:
     """Empty where nothing was patched."""
     clean: Float[np.ndarray, "metric pair"]
     corrupted: Float[np.ndarray, "metric pair"]
+    shortcuts: tuple[str, ...] = ()
+    """Names of the shortcuts that were used, each of which was exact in this sweep (`Exactness`)."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how the numbers were run, for whoever reads them."""
 
 
 class PatchingEngine:
@@ -72,6 +82,12 @@ class PatchingEngine:
         self.runner: Runner = make_runner(model)
         self.batch_size = batch_size
         self.show_progress = show_progress
+        self.shortcuts: tuple[str, ...] | None = None
+        """Names of the shortcuts that were exact in the last sweep; None before the first."""
+
+    def __repr__(self) -> str:
+        held = "found by the first sweep" if self.shortcuts is None else ", ".join(self.shortcuts) or "none"
+        return f"{self.model_name}, {count(self.n_layers, 'layer')} × {count(self.n_heads, 'head')}, shortcuts: {held}"
 
     @property
     def model_name(self) -> str:
@@ -220,8 +236,12 @@ class PatchingEngine:
                         done += len(batch)
                         progress.update(len(batch))
                     progress.update(len(patches) * len(indices) - done)
+        self.shortcuts = runs.exactness.held
+        notes = (*runs.notes, *_rounding_notes(measured, runs.rounding, samples))
         clean, corrupted = (_mean_of_samples(values, samples) for values in (clean, corrupted))
-        return [Measured(_mean_of_samples(values, samples), clean, corrupted) for values in patched]
+        return [
+            Measured(_mean_of_samples(values, samples), clean, corrupted, self.shortcuts, notes) for values in patched
+        ]
 
     @contextlib.contextmanager
     def running(
@@ -274,6 +294,25 @@ def _samples(references: References | None, noise: GaussianNoise | None) -> int:
     if references is not None:
         return references.samples
     return 1 if noise is None else noise.samples
+
+
+def _rounding_notes(metrics: MetricSet, rounding: Rounding | None, samples: int) -> Iterator[str]:
+    """A sentence for each metric that rounding alone moves by more than a share of its gap."""
+    if rounding is None:
+        return
+
+    def measured(runs: tuple[Tensor, Tensor]) -> Float[np.ndarray, "metric run"]:
+        pairs, lengths = torch.tensor([rounding.pair // samples]), torch.tensor([rounding.length])
+        options: dict[str, Any] = {"rows": torch.zeros(1, dtype=torch.long), "pairs": pairs, "lengths": lengths}
+        return np.hstack([metrics.measure(run, runs[0], **options).numpy() for run in runs])
+
+    alone, among_others = measured(rounding.alone), measured(rounding.among_others)
+    gaps = np.abs(np.diff(alone, axis=1))[:, 0]
+    moved = np.abs(alone - among_others).max(axis=1)
+    for metric, size, gap in zip(metrics.metrics, moved, gaps):
+        if size > WORTH_A_NOTE * gap:
+            share = f"{size / gap:.1%} of its gap" if gap else "although its gap is 0"
+            yield f"rounding alone moves {metric.name} by {size:.2g}, {share} (one pair, alone and among others)"
 
 
 def _mean_of_samples(values: Float[np.ndarray, "... run"], samples: int) -> Float[np.ndarray, "... pair"]:

@@ -70,6 +70,8 @@ class Chunk:
     """Hook point -> what is written there, one row per pair."""
     base_noise: Float[Tensor, "pair pos d_model"] | None = None
     """What is added to the embeddings of the run that is patched."""
+    other_noise: Float[Tensor, "pair pos d_model"] | None = None
+    """What is added to those of the other run."""
 
 
 def resid_name(layer: int, n_layers: int) -> str:

@@ -95,6 +95,7 @@ class Recorder:
             other,
             self._reference_means(pairs, base, source_names) if averaged else other.activations,
             None if noise is None else noise[patched],
+            None if noise is None else noise[not patched],
         )
 
     def _check_axes(self, prompts: Int[Tensor, "prompt pos"], names: set[str], recorded: Recording) -> None:

@@ -17,11 +17,12 @@ from actpatch.core.sites import Site, block_hook, head_axis
 from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
 from actpatch.engine.agreement import (
-    Alone,
+    Rounding,
     check_causal,
     check_finite,
     error_of_full_runs,
     error_of_recording,
+    rounding_of,
     run_alone,
     ways_to_agree,
 )
@@ -34,6 +35,9 @@ from actpatch.engine.recording import Recorder
 from actpatch.engine.resume import Resumption
 from actpatch.engine.starts import starts_of
 from actpatch.models.runner import is_out_of_memory
+
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Runs:
@@ -55,8 +59,8 @@ class Runs:
         self.batch_size = batch_size
         self.notes: list[str] = []
         """What a reader of the numbers should know of how they were run."""
-        self.first: tuple[Chunk, Alone] | None = None
-        """The first chunk, and one of its prompts as the model runs it alone; None before it is recorded."""
+        self.rounding: Rounding | None = None
+        """What rounding does to one pair; None where the model computes in single precision or better."""
         self._reasons: dict[str, str] = {}
         self.exactness = self._first_try()
         self.max_tokens = tokens_that_fit(self.experiment)
@@ -179,7 +183,8 @@ class Runs:
             exactness = exactness.without_resuming()
         if any(site.hook_point.startswith("unembed.") for site in sites):
             exactness = replace(exactness, logits=False)
-        if any(head_axis(site.hook_point) == 1 for site in sites):  # padding would be among the keys
+        has_keys = any(head_axis(site.hook_point) == 1 for site in sites)
+        if has_keys and self.experiment.references is not None:  # what is written has a meaning for padding too
             exactness = replace(exactness, padded=False)
         known, n_layers = set(self.runner.hook_points), self.runner.n_layers
         streams = [resid_name(layer, n_layers) for layer in range(n_layers + 1)]
@@ -219,7 +224,8 @@ class Runs:
             embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
             hooked = [way.hooked for way in self.routes] or [patch.sites for patch in self.patches]
             check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
-            self.first = chunk, alone
+            if next(self.runner.model.parameters()).dtype in HALF:
+                self.rounding = rounding_of(self.experiment, chunk, alone)
         self._tell()
         return True
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.engine.runs import Runs
+from actpatch.engine.recording import Recorder
 from test_suite.helpers.models import (
     HAS_HOOKED,
     encoded,
@@ -65,8 +65,7 @@ def test_a_patch_leaves_the_positions_before_it_alone(name: str, short: str) -> 
     if hook_point not in model.hook_dict:
         pytest.skip(f"this model has no {hook_point}")
     engine = engine_on(model)
-    both = torch.stack([pairs.corrupted[0], pairs.clean[0]])  # in one pass, as the engine records them: rounded alike
-    unpatched = engine.record(both, []).logits[0]
+    unpatched = engine.patched_logits(pairs, Patch((Site(hook_point, position=0),)))[0]  # where the runs do not differ
     patched = engine.patched_logits(pairs, Patch((Site(hook_point, position=6),)))[0]
     assert torch.equal(patched[:6], unpatched[:6])
     assert not torch.allclose(patched[6:], unpatched[6:], atol=1e-4)
@@ -170,15 +169,15 @@ def test_many_pairs_in_several_recordings_agree_with_all_at_once(monkeypatch: py
 def test_recordings_held_in_memory_do_not_grow_with_the_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two at most: the one whose patches are done when the next is made."""
     monkeypatch.setattr("actpatch.engine.memory.MOST_RECORDED_BYTES", 2**16)
-    record, made, held, sizes = Runs._record, [], [], []
+    record, made, held, sizes = Recorder.record, [], [], []
 
-    def note(runs: Any, indices: Tensor) -> Any:
-        chunks = record(runs, indices)
+    def note(recorder: Any, indices: Tensor, *names: Any, **options: Any) -> Any:
+        chunks = record(recorder, indices, *names, **options)
         made.append(weakref.ref(chunks[0]))
         held.append(sum(earlier() is not None for earlier in made))
         sizes.append(len(indices))
         return chunks
 
-    monkeypatch.setattr(Runs, "_record", note)
+    monkeypatch.setattr(Recorder, "record", note)
     site_sweep(small_model(PLAIN), token_pairs([9] * 40, [(2, 4)] * 40), [Site(block_hook(1, "z"), head=0)])
     assert len(made) >= 4 and max(sizes) <= 10 and max(held) <= 2
