@@ -33,6 +33,9 @@ class PatchingDataset(ABC):
     more_is_better: bool = True
     """Whether it is the higher, the better the model does what the clean prompt asks for. False for a loss."""
 
+    made_with: Any = None
+    """The tokenizer that its answers were made with, where they are kept; None for that of the model it is for."""
+
     @property
     @abstractmethod
     def name(self) -> str:
@@ -102,7 +105,7 @@ class CleanPrompts(PatchingDataset):
     def __init__(self, dataset: PatchingDataset) -> None:
         check_is_dataset(dataset)
         self.dataset = dataset
-        for declared in ("seed", "metric_name", "metric_unit", "more_is_better", "compute_metric"):
+        for declared in ("seed", "metric_name", "metric_unit", "more_is_better", "compute_metric", "made_with"):
             setattr(self, declared, getattr(dataset, declared))
 
     @property

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
 from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several
-from actpatch.tasks.tokens import need_tokenizer, single_token
+from actpatch.tasks.tokens import need_tokenizer, single_token, text_tokens
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class GeneratedTask(PatchingDataset):
         if not is_integer(seed):
             raise ValueError(f"seed is {seed!r}, expected an integer: with a seed the same pairs come again")
         need_tokenizer(model, f"{type(self).__name__} needs")
-        self.model = model
+        self.model, self.made_with = model, getattr(model, "tokenizer", None)
         self.seed = operator.index(seed)
         self._pairs = self._distinct_pairs(n_pairs)
         answers = {answer for pair in self._pairs for answer in (*pair.correct, *pair.incorrect)}
@@ -148,7 +148,7 @@ class GeneratedTask(PatchingDataset):
         )
 
     def _count_tokens(self, text: str) -> int:
-        return self.model.to_tokens(text).shape[1]
+        return len(text_tokens(self.model, text))
 
 
 def usable(

@@ -44,7 +44,7 @@ class PromptPairs(PatchingDataset):
         if not isinstance(pairs, Iterable):
             raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
         need_tokenizer(model, "PromptPairs need")
-        self.model = model
+        self.model, self.made_with = model, getattr(model, "tokenizer", None)
         self.pairs = tuple(pairs)
         if not self.pairs:
             raise ValueError(f"{name} has no pairs: give at least one row")

@@ -33,7 +33,7 @@ def encode_prompt(model: Any, prompt: Prompt) -> Int[Tensor, " pos"]:
             know, what is neither a text nor ids of the model's vocabulary, and for no tokens or more than the model
             reads.
     """
-    tokens = _tokenize(model, prompt) if isinstance(prompt, str) else _given_ids(model, prompt)
+    tokens = text_tokens(model, prompt) if isinstance(prompt, str) else _given_ids(model, prompt)
     if isinstance(prompt, str):
         _check_known(model, tokens, prompt)
     if len(tokens) > model.cfg.n_ctx:
@@ -42,6 +42,30 @@ def encode_prompt(model: Any, prompt: Prompt) -> Int[Tensor, " pos"]:
             f"the prompt {begins}... has {len(tokens)} tokens, the model reads at most {model.cfg.n_ctx}: shorten it"
         )
     return tokens
+
+
+def text_tokens(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
+    """The text's token ids as the model's tokenizer makes them, unknown words included.
+
+    Raises:
+        TypeError: for what is no model.
+        ValueError: where the model has no tokenizer (`WrongTokenizer`), or one that cannot do it.
+    """
+    if not hasattr(model, "to_tokens"):
+        raise TypeError(
+            f"model is {described(model)}, expected a TransformerLens HookedTransformer or TransformerBridge: load one "
+            "with load_model(...)"
+        )
+    if not has_tokenizer(model):
+        raise WrongTokenizer("this model has no tokenizer: give prompts as token ids, or set model.tokenizer")
+    try:
+        return model.to_tokens(text, truncate=False, **options)[0].cpu()
+    except (AssertionError, TypeError, ValueError) as error:
+        reason = str(error).split(". ")[0]
+        raise ValueError(
+            f"the model's tokenizer cannot make tokens of {shortened(text)} ({reason}): give prompts as token "
+            "ids, or set another model.tokenizer"
+        ) from error
 
 
 def is_one_prompt(given: Any) -> bool:
@@ -80,7 +104,7 @@ def single_token(model: Any, text: str) -> int:
     Raises:
         ValueError: where it is several tokens, or none that the tokenizer knows.
     """
-    ids = _tokenize(model, text, prepend_bos=False)
+    ids = text_tokens(model, text, prepend_bos=False)
     _check_known(model, ids, text)
     if len(ids) != 1:
         parts = " + ".join(repr(part) for part in token_strings(model, ids))
@@ -132,24 +156,6 @@ def first_difference(clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) -> 
     return int(differs[0]) if len(differs) else common
 
 
-def _tokenize(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
-    if not hasattr(model, "to_tokens"):
-        raise TypeError(
-            f"model is {described(model)}, expected a TransformerLens HookedTransformer or TransformerBridge: load one "
-            "with load_model(...)"
-        )
-    if not has_tokenizer(model):
-        raise WrongTokenizer("this model has no tokenizer: give prompts as token ids, or set model.tokenizer")
-    try:
-        return model.to_tokens(text, truncate=False, **options)[0].cpu()
-    except (AssertionError, TypeError, ValueError) as error:
-        without = "" if getattr(model.tokenizer, "bos_token", None) else "; it has no BOS token"
-        raise ValueError(
-            f"the model's tokenizer cannot make tokens of {shortened(text)} ({error}{without}): give prompts as token "
-            "ids, or set another model.tokenizer"
-        ) from error
-
-
 def _given_ids(model: Any, prompt: Any) -> Int[Tensor, " pos"]:
     """Token ids as a tensor of their own."""
     ids = as_list(prompt)
@@ -194,11 +200,10 @@ def _check_known(model: Any, tokens: Int[Tensor, " pos"], text: str) -> None:
 
 
 def _unknown_words(tokenizer: Any, text: str, unknown: int) -> list[str]:
-    try:
+    if getattr(tokenizer, "is_fast", False):
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    except NotImplementedError:  # only fast tokenizers know where in a text a token stands
-        words = [piece for piece in tokenizer.tokenize(text) if tokenizer.convert_tokens_to_ids(piece) == unknown]
-    else:
         spans = [span for token, span in zip(encoding["input_ids"], encoding["offset_mapping"]) if token == unknown]
         words = [text[start:end].strip() or text[start:end] for start, end in spans]
+    else:  # it does not know where in a text a token stands
+        words = [piece for piece in tokenizer.tokenize(text) if tokenizer.convert_tokens_to_ids(piece) == unknown]
     return list(dict.fromkeys(words))

@@ -22,15 +22,16 @@ def check_made_for(model: Any, dataset: PatchingDataset, pairs: Sequence[Any]) -
 
     Args:
         model: the model that the dataset is used with.
-        dataset: the dataset, which says what it was `made_for`.
+        dataset: the dataset, which says what it was `made_for`, and `made_with` where that may have changed since.
         pairs: its pairs.
     """
     other = dataset.made_for
-    if other is model or not all(hasattr(other, name) for name in ("to_tokens", "cfg")):
+    if not all(hasattr(other, name) for name in ("to_tokens", "cfg")) or not (
+        has_tokenizer(model) and has_tokenizer(other)
+    ):
         return
-    if not (has_tokenizer(model) and has_tokenizer(other)):
-        return
-    if _share_ids(model.tokenizer, other.tokenizer) and _reads_alike(model, other, pairs):
+    made_with = other.tokenizer if dataset.made_with is None else dataset.made_with
+    if _share_ids(model.tokenizer, made_with) and (other is model or _reads_alike(model, other, pairs)):
         return
     raise WrongTokenizer(
         f"this dataset was made for another model's tokenizer: make it anew for this model (dataset {dataset.name!r})"
