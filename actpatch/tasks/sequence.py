@@ -13,7 +13,7 @@ from typing import Any
 from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
 from actpatch.tasks.generated import GeneratedTask, TaskPair, bare_and_spaced, spaced, usable
-from actpatch.tasks.tokens import single_token, text_tokens, token_strings
+from actpatch.tasks.tokens import need_tokenizer, single_token, text_tokens, token_strings
 
 TWO_DIGITS = tuple(f"{year:02d}" for year in range(100))
 CORRUPTED_START = "01"
@@ -117,6 +117,8 @@ class GreaterThanDataset(GeneratedTask):
     roles = ("EVENT", "START")
 
     def __init__(self, model: Any, n_pairs: int = 10, *, seed: int = 0, events: Sequence[str] | None = None) -> None:
+        need_tokenizer(model, f"{type(self).__name__} needs")
+        self._starts = _usable_starts(model)
         self._events = usable(
             model,
             task_templates.GREATER_THAN_EVENTS,
@@ -126,7 +128,6 @@ class GreaterThanDataset(GeneratedTask):
             what="greater-than needs at least one event",
             remedy="give others with events=[...]",
         )
-        self._starts = _usable_starts(model)
         super().__init__(model, n_pairs, seed=seed)
 
     @property

@@ -343,7 +343,7 @@ def test_pairs_may_be_given_one_after_the_other(name: str, noise: Any) -> None:
     assert [pair.pair for pair in chosen.pairs] == [0]
     with pytest.raises(ValueError, match="the dataset 'own task' has no pairs"):
         check_dataset(model, Yielding([]), noise=noise)
-    with pytest.raises(ValueError, match="get_clean_corrupt_pairs .* returned None, expected a list"):
+    with pytest.raises(ValueError, match=r"get_clean_corrupt_pairs .* returned None, expected a list"):
         check_dataset(model, OwnTask(None), noise=noise)
 
 
