@@ -7,7 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from actpatch.tasks.dataset import PatchingDataset
-from actpatch.tasks.tokens import WrongTokenizer, as_list, encode_prompt, has_tokenizer
+from actpatch.tasks.tokens import WrongTokenizer, as_list, has_tokenizer, text_tokens
 
 _compared: WeakKeyDictionary[Any, WeakKeyDictionary[Any, tuple[tuple[int, int], bool]]] = WeakKeyDictionary()
 """Two tokenizers -> their sizes when they were compared, and whether they share their ids."""
@@ -65,6 +65,6 @@ def _reads_alike(model: Any, other: Any, pairs: Sequence[Any]) -> bool:
     if text is None:
         return True
     try:
-        return encode_prompt(model, text).tolist() == encode_prompt(other, text).tolist()
-    except ValueError:  # a fault of the text, which is told as such
+        return text_tokens(model, text).tolist() == text_tokens(other, text).tolist()
+    except ValueError:  # a tokenizer that cannot read it, which is told as such
         return True
