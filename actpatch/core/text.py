@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Iterable, Sequence
 
 MOST_LISTED = 5
@@ -16,6 +17,11 @@ def count(n: int, what: str) -> str:
 
 def plural(what: str) -> str:
     return f"{what}{'es' if what.endswith('ch') else 's'}"
+
+
+def shortened(given: object) -> str:
+    """What was given, as it is written, on one line and not too long."""
+    return textwrap.shorten(repr(given), 120, placeholder=" ...")
 
 
 def described(given: object) -> str:

@@ -54,7 +54,8 @@ class Metric(Protocol):
         """The metric of each run. `pos` is 1 for a metric that reads the last position alone.
 
         Args:
-            logits: the runs' logits at what the metric reads.
+            logits: the runs' logits at what the metric reads: a copy, where the metric is not one of the library's,
+                so that it may work in place.
             pairs: for each run the pair it belongs to, counted from 0 within the experiment.
             clean: the logits of the clean run of each run's pair, read in the same way; None unless `reads_clean`.
         """

@@ -108,7 +108,7 @@ class MetricSet:
                 size = max(1, LARGEST_SLICE // last.shape[-1])
                 slices = zip(last.split(size), rows.split(size))
                 runs = [self._measure(metric, part, last_clean, of, pairs) for part, of in slices]
-            measured.append(torch.cat(runs).double().cpu())
+            measured.append(torch.cat(runs))
         return torch.stack(measured)
 
     def _measure(
@@ -119,8 +119,13 @@ class MetricSet:
         rows: Int[Tensor, " row"],
         pairs: Int[Tensor, " pair"],
     ) -> Float[Tensor, " row"]:
+        """A metric of the user's may work on its logits in place: it gets a copy of those, which others read too.
+        The clean ones are its own already, as picking rows copies; what it returns may be its own as well."""
         beside = self._narrowed(clean[rows], metric) if metric.reads_clean else None
-        return metric.measure(self._narrowed(logits, metric), pairs[rows], beside)
+        read = self._narrowed(logits, metric)
+        if type(metric) not in NAMED_METRICS.values():
+            read = read.clone()
+        return metric.measure(read, pairs[rows], beside).cpu().to(torch.float64, copy=True)
 
     def _narrowed(self, logits: Float[Tensor, "row pos token"], metric: Metric) -> Float[Tensor, "row pos read"]:
         """What the metric reads of these logits, in single precision at least."""

@@ -16,6 +16,7 @@ from torch import Tensor
 class DatasetMetric:
     """A function of one's own, or a dataset's `compute_metric`: it is given all positions and the whole vocabulary.
 
+    The logits are a copy that it may change.
     A dataset says by its `metric_name`, `metric_unit` and `more_is_better` what its own measures.
     """
 

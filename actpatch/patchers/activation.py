@@ -23,6 +23,7 @@ from torch import Tensor
 from actpatch.core.direction import Direction
 from actpatch.core.indices import check_index, check_indices
 from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.core.text import shortened
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import (
@@ -45,6 +46,7 @@ from actpatch.results.sweep import Sweep
 from actpatch.results.text import results_text
 from actpatch.tasks.dataset import PatchingDataset, SinglePair
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
+from actpatch.tasks.tokens import Prompt
 
 
 class _AtPosition(Options, total=False):
@@ -301,17 +303,28 @@ class ActivationPatcher:
         return run_sweeps(self.engine, pairs, patches, settings)[0]
 
     def run_with_cache(
-        self, prompt: str, hook_points: str | Sequence[str]
+        self, prompt: Prompt, hook_points: str | Sequence[str]
     ) -> tuple[Float[Tensor, "1 pos d_vocab"], dict[str, Tensor]]:
-        """One run of a prompt: its logits, and its activations by hook point, each with a leading axis of 1."""
+        """One run of a prompt: its logits, and its activations by hook point, each with a leading axis of 1.
+
+        Args:
+            prompt: a text, or token ids, to which no BOS is added: a list, a tuple, an array or a tensor of integers.
+            hook_points: full or short names, as for `run_patching_experiment`.
+
+        Returns:
+            Tensors that belong to the caller: a change of one in place changes neither another nor the model.
+
+        Raises:
+            ValueError: before any run of the model, for an unknown hook point and whatever is wrong with the prompt.
+        """
         names = self.engine.hook_points(hook_points)
         recorded = self.engine.record(_one_prompt(self.model, prompt).clean[0][None], names)
-        return recorded.logits, {name: recorded.activations[name] for name in names}
+        return recorded.logits.clone(), {name: recorded.activations[name].clone() for name in names}
 
     def run_patched(
         self,
-        clean_prompt: str,
-        corrupted_prompt: str,
+        clean_prompt: Prompt,
+        corrupted_prompt: Prompt,
         hook_point: str,
         *,
         head: int | None = None,
@@ -321,13 +334,21 @@ class ActivationPatcher:
         """Logits of a single patched run, at all positions.
 
         Args:
-            clean_prompt: prompt of the clean run.
+            clean_prompt: prompt of the clean run: a text, or token ids, to which no BOS is added.
             corrupted_prompt: prompt of the corrupted run, of as many tokens.
             hook_point: full name of the hook point.
             head: head to patch; None for all.
             position: position to patch; None for all.
             direction: which run's activation goes into the other.
+
+        Raises:
+            ValueError: before any run of the model, for whatever of the arguments is wrong.
         """
+        if not isinstance(hook_point, str):
+            raise ValueError(
+                f"hook_point is {shortened(hook_point)}, expected one name: give several to run_patching_experiment, "
+                "or several that are patched together to sweep"
+            )
         pairs = _one_prompt(self.model, clean_prompt, corrupted_prompt)
         names = self.engine.hook_points(hook_point)
         if len(names) > 1:
@@ -348,5 +369,5 @@ def summarize_results(results: LayerResults, top_k: int = 10) -> None:
     print(results_text(results.sweep, rows, kind="hook point", of=len(results)))
 
 
-def _one_prompt(model: Any, clean: str, corrupted: str | None = None) -> EncodedPairs:
+def _one_prompt(model: Any, clean: Prompt, corrupted: Prompt | None = None) -> EncodedPairs:
     return encode_pairs(model, SinglePair(clean, clean if corrupted is None else corrupted))

@@ -36,8 +36,9 @@ from actpatch.results.check import Change, DatasetCheck, PairCheck
 from actpatch.results.sweep import MetricValues, usable_pairs
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.tasks.answers import checked_targets, has_own_metric
-from actpatch.tasks.dataset import CleanPrompts, PatchingDataset
+from actpatch.tasks.dataset import CleanPrompts, PatchingDataset, pairs_of
 from actpatch.tasks.encoding import EncodedPairs, chosen_indices, encode_pairs
+from actpatch.tasks.tokens import WrongTokenizer
 
 STILL_RIGHT = 0.75
 """Where so large a share of the corrupted runs is right, the corruption does not change the answer."""
@@ -66,8 +67,8 @@ def check_dataset(
 
     Raises:
         TypeError: for a model or a dataset of another class.
-        ValueError: for an empty dataset, a pair index out of range or given twice, and a metric that cannot be
-            measured.
+        ValueError: for an empty dataset, one that was made for another model's tokenizer or has nothing but texts
+            for a model without one, a pair index out of range or given twice, and a metric that cannot be measured.
     """
     if not isinstance(dataset, PatchingDataset):
         raise TypeError(
@@ -76,7 +77,7 @@ def check_dataset(
         )
     engine = PatchingEngine(model, show_progress=False)
     prompts = dataset if noise is None else CleanPrompts(dataset)
-    asked = chosen_indices(dataset.name, len(prompts), pair_indices)
+    asked = chosen_indices(dataset.name, len(pairs_of(prompts)), pair_indices)
     faults = _faults(model, prompts, asked, answers_needed=_reads_answers(dataset, metric))
     sound = tuple(i for i in asked if i not in faults)
     findings: list[Finding | None] = [_refused(faults, asked)]
@@ -142,8 +143,8 @@ def _reads_answers(dataset: PatchingDataset, metric: str | Metric | None) -> boo
 
 
 def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], *, answers_needed: bool) -> dict[int, str]:
-    """Pair -> why a sweep would refuse it."""
-    faults = {}
+    """Pair -> why a sweep would refuse it. Raises what is wrong with all of them: the model's tokenizer."""
+    refused: dict[int, ValueError] = {}
     try:
         encode_pairs(model, dataset, indices)
     except ValueError:
@@ -151,7 +152,10 @@ def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], *, ans
             try:
                 encode_pairs(model, dataset, [i])
             except ValueError as error:
-                faults[i] = str(error)
+                refused[i] = error
+        if len(refused) == len(indices) and all(isinstance(error, WrongTokenizer) for error in refused.values()):
+            raise
+    faults = {i: str(error) for i, error in refused.items()}
     for i in indices if answers_needed else ():
         try:
             correct, _ = checked_targets(model, dataset, i)

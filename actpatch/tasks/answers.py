@@ -9,7 +9,7 @@ from typing import Any
 from actpatch.metrics.base import AnswerMetric, Metric
 from actpatch.metrics.own import DatasetMetric
 from actpatch.tasks.dataset import PatchingDataset
-from actpatch.tasks.tokens import token_ids, token_strings
+from actpatch.tasks.tokens import WrongTokenizer, has_tokenizer, token_ids, token_strings, unknown_token
 
 
 def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -21,6 +21,10 @@ def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[t
     try:
         targets = dataset.get_target_tokens(index)
     except (AssertionError, ValueError) as error:
+        if not has_tokenizer(model):
+            raise WrongTokenizer(
+                f"pair {index}: get_target_tokens failed ({error}), and this model has no tokenizer: return token ids"
+            ) from error
         raise ValueError(
             f"pair {index}: get_target_tokens found no single token for its answer ({error}). The answers must be one "
             "token each for this model, usually with a leading space"
@@ -32,13 +36,20 @@ def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[t
             f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id), "
             "or a list of ids or None in the place of either"
         ) from error
+    size, unknown = n_answers(model), unknown_token(model)
     for token in (*correct, *incorrect):
-        if not 0 <= token < model.cfg.d_vocab:
-            raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {model.cfg.d_vocab}")
-        if token == model.tokenizer.unk_token_id and token != model.tokenizer.bos_token_id:
+        if not 0 <= token < size:
+            raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {size}")
+        if token == unknown:
             raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
     _check_disjoint(model, index, correct, incorrect)
     return correct, incorrect
+
+
+def n_answers(model: Any) -> int:
+    """How many tokens the model chooses from: not all that it reads, where its output has a vocabulary of its own."""
+    size = getattr(model.cfg, "d_vocab_out", None)
+    return size if size and size > 0 else model.cfg.d_vocab
 
 
 def has_own_metric(dataset: PatchingDataset) -> bool:

@@ -1,12 +1,12 @@
 """What a dataset is: clean and corrupted prompt pairs with their answers, and if it wants names for positions, a key of
-pairs that are made alike, and its own metric. Nothing here knows how texts become tokens; `tasks.encoding` does.
+pairs that are made alike, and its own metric. Nothing here knows how prompts become tokens; `tasks.encoding` does.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor
 from actpatch.core.text import described
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
-from actpatch.tasks.tokens import token_ids
+from actpatch.tasks.tokens import Prompt, as_list, is_one_prompt, token_ids
 
 TargetTokens: TypeAlias = int | Sequence[int] | None
 """Token id of the only answer, or the ids of several that count alike; None where there is no answer."""
@@ -33,14 +33,21 @@ class PatchingDataset(ABC):
     more_is_better: bool = True
     """Whether it is the higher, the better the model does what the clean prompt asks for. False for a loss."""
 
+    made_with: Any = None
+    """The tokenizer that its answers were made with, where they are kept; None for that of the model it is for."""
+
     @property
     @abstractmethod
     def name(self) -> str:
         """What the task is called in tables and figures."""
 
     @abstractmethod
-    def get_clean_corrupt_pairs(self) -> Sequence[tuple[str, str]]:
-        """The pairs `(clean prompt, corrupted prompt)`; both prompts of a pair have the same number of tokens."""
+    def get_clean_corrupt_pairs(self) -> Iterable[tuple[Prompt, Prompt]]:
+        """The pairs `(clean prompt, corrupted prompt)`; both prompts of a pair have the same number of tokens.
+
+        A prompt is a text, or token ids: a list, a tuple, an array or a tensor of integers. Ids are used as they are
+        given, without a BOS of the model's, and serve models that have no tokenizer too.
+        """
 
     @abstractmethod
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
@@ -55,7 +62,8 @@ class PatchingDataset(ABC):
         return ""
 
     def get_positions(self, pair_idx: int) -> Mapping[str, int]:
-        """Named positions of the pair, counted in tokens of its prompts, BOS included where the model prepends one.
+        """Named positions of the pair, counted in tokens of its prompts, BOS included where the model prepends one
+        to a text.
 
         Negative ones count from the end. Both prompts of a pair have as many tokens, so one position holds for both.
         """
@@ -65,6 +73,14 @@ class PatchingDataset(ABC):
         """A key that pairs share if their prompts differ in single words of the same places, and so may be averaged
         position by position; empty where that is not said."""
         return ""
+
+    @property
+    def made_for(self) -> Any:
+        """The model whose token ids the answers and positions are; None where that is not said.
+
+        It is the attribute `model`, where there is one. A model that reads texts as other tokens is refused.
+        """
+        return getattr(self, "model", None)
 
     def compute_metric(self, logits: Float[Tensor, "1 pos d_vocab"], pair_idx: int) -> float:
         """logit(correct) - logit(incorrect) at the last position, in logits. Override it to measure something else.
@@ -77,7 +93,7 @@ class PatchingDataset(ABC):
         return metric.measure(logits[..., metric.tokens], torch.zeros(1, dtype=torch.long)).item()
 
     def __len__(self) -> int:
-        return len(self.get_clean_corrupt_pairs())
+        return len(pairs_of(self))
 
 
 class CleanPrompts(PatchingDataset):
@@ -89,15 +105,19 @@ class CleanPrompts(PatchingDataset):
     def __init__(self, dataset: PatchingDataset) -> None:
         check_is_dataset(dataset)
         self.dataset = dataset
-        for declared in ("seed", "metric_name", "metric_unit", "more_is_better", "compute_metric"):
+        for declared in ("seed", "metric_name", "metric_unit", "more_is_better", "compute_metric", "made_with"):
             setattr(self, declared, getattr(dataset, declared))
 
     @property
     def name(self) -> str:
         return self.dataset.name
 
-    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
-        prompts = [pair if isinstance(pair, str) else pair[0] for pair in self.dataset.get_clean_corrupt_pairs()]
+    @property
+    def made_for(self) -> Any:
+        return self.dataset.made_for
+
+    def get_clean_corrupt_pairs(self) -> list[tuple[Prompt, Prompt]]:
+        prompts = [pair if is_one_prompt(pair) else (as_list(pair) or [pair])[0] for pair in pairs_of(self.dataset)]
         return [(prompt, prompt) for prompt in prompts]
 
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
@@ -113,14 +133,14 @@ class CleanPrompts(PatchingDataset):
 class SinglePair(PatchingDataset):
     """One pair of prompts without answers, for single runs."""
 
-    def __init__(self, clean: str, corrupted: str) -> None:
+    def __init__(self, clean: Prompt, corrupted: Prompt) -> None:
         self.prompts = (clean, corrupted)
 
     @property
     def name(self) -> str:
         return "single run"
 
-    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
+    def get_clean_corrupt_pairs(self) -> list[tuple[Prompt, Prompt]]:
         return [self.prompts]
 
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
@@ -134,6 +154,21 @@ def check_is_dataset(dataset: object) -> None:
             f"the dataset is {described(dataset)}, expected a PatchingDataset: a task (IOIDataset(model)), or pairs of "
             "your own (PromptPairs.from_dataframe(model, frame))"
         )
+
+
+def pairs_of(dataset: PatchingDataset) -> list[Any]:
+    """The dataset's pairs, which it may give as a list or one after the other.
+
+    Raises:
+        ValueError: where it gives no pairs at all, but something else.
+    """
+    given = dataset.get_clean_corrupt_pairs()
+    if not isinstance(given, Iterable):
+        raise ValueError(
+            f"get_clean_corrupt_pairs of the dataset {dataset.name!r} returned {given!r}, expected a list of pairs "
+            "(clean prompt, corrupted prompt)"
+        )
+    return list(given)
 
 
 def one_or_several(ids: Sequence[int]) -> TargetTokens:

@@ -6,7 +6,7 @@ Every fault of the pairs that can be found before a model is run is found here. 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,13 +16,21 @@ from jaxtyping import Int
 from torch import Tensor
 
 from actpatch.core.indices import check_index, check_indices, is_integer
-from actpatch.core.text import MOST_LISTED
+from actpatch.core.text import MOST_LISTED, shortened
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import AnswerMetric, Answers, Metric
 from actpatch.metrics.chosen import MetricChoice, choose_metrics
-from actpatch.tasks.answers import check_answers, checked_targets, has_own_metric, of_pairs, own_metric
-from actpatch.tasks.dataset import PatchingDataset, check_is_dataset
-from actpatch.tasks.tokens import compare_lengths, encode_prompt, first_difference, token_strings
+from actpatch.tasks.answers import check_answers, checked_targets, has_own_metric, n_answers, of_pairs, own_metric
+from actpatch.tasks.dataset import PatchingDataset, check_is_dataset, pairs_of
+from actpatch.tasks.tokens import (
+    WrongTokenizer,
+    as_list,
+    compare_lengths,
+    encode_prompt,
+    first_difference,
+    token_strings,
+)
+from actpatch.tasks.vocabulary import check_made_for
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,10 @@ class EncodedPairs:
     indices: tuple[int, ...]
     """Index of each pair in its dataset."""
     clean: tuple[Int[Tensor, " _"], ...]
-    """Token ids of each clean prompt, of its own length, BOS included where the model prepends one."""
+    """Token ids of each clean prompt, of its own length, BOS included where the model prepends one to a text."""
     corrupted: tuple[Int[Tensor, " _"], ...]
     clean_tokens: tuple[tuple[str, ...], ...]
-    """Token strings of each clean prompt."""
+    """Token strings of each clean prompt; the ids as texts where the model has no tokenizer."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
     positions: tuple[Mapping[str, int], ...] = ()
     """Named positions of each pair, counted from the front; empty where the pairs were not made from a dataset."""
@@ -112,7 +120,7 @@ class EncodedPairs:
         chosen = [of_pairs(metric, self.indices) for metric in choose_metrics(asked, own, lambda: self.answers)]
         for metric in chosen:
             if isinstance(metric, AnswerMetric):
-                check_answers(metric, len(self), origin.model.cfg.d_vocab)
+                check_answers(metric, len(self), n_answers(origin.model))
         return tuple(chosen)
 
     def all_of(self, dataset: PatchingDataset | None = None) -> EncodedPairs:
@@ -152,24 +160,21 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
     """The dataset's pairs as tokens.
 
     Args:
-        model: a `HookedTransformer` or a `TransformerBridge`, for its tokenizer.
+        model: a `HookedTransformer` or a `TransformerBridge`, for its tokenizer and the sizes of what it reads.
         dataset: the pairs.
         pair_indices: which pairs to use, negative ones counting from the end; None for all.
 
     Raises:
         ValueError: for an empty dataset, a pair index out of range or given twice, a pair that is not two prompts, a
-            word that the tokenizer does not know, prompts of different token lengths, or longer than the context, a
-            named position outside its prompt, a template key that is no text, and a seed that is no integer.
+            text where the model has no tokenizer and a dataset that was made for another one (both `WrongTokenizer`), a
+            word that the tokenizer does not know, a token id outside the vocabulary, prompts of different token
+            lengths, or longer than the context, a named position outside its prompt, a template key that is no text,
+            and a seed that is no integer.
     """
     check_is_dataset(dataset)
-    given = dataset.get_clean_corrupt_pairs()
-    if not isinstance(given, Iterable):
-        raise ValueError(
-            f"get_clean_corrupt_pairs of the dataset {dataset.name!r} returned {given!r}, expected a list of pairs "
-            "(clean prompt, corrupted prompt)"
-        )
-    pairs = list(given)
+    pairs = pairs_of(dataset)
     indices = chosen_indices(dataset.name, len(pairs), pair_indices)
+    check_made_for(model, dataset, pairs)
     encoded = [_encode_pair(model, pairs[i], i) for i in indices]
     return EncodedPairs(
         indices=indices,
@@ -234,10 +239,16 @@ def _checked_seed(dataset: PatchingDataset) -> int | None:
 
 
 def _encode_pair(model: Any, pair: Any, index: int) -> tuple[Int[Tensor, " pos"], Int[Tensor, " pos"]]:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
-        raise ValueError(f"pair {index} is {pair!r}, expected (clean prompt, corrupted prompt), two texts")
+    prompts = as_list(pair) or []
+    if len(prompts) != 2 or not all(as_list(p) is not None or (isinstance(p, str) and p) for p in prompts):
+        raise ValueError(
+            f"pair {index} is {shortened(pair)}, expected (clean prompt, corrupted prompt), two texts or lists of "
+            "token ids"
+        )
     try:
-        clean, corrupted = (encode_prompt(model, prompt) for prompt in pair)
+        clean, corrupted = (encode_prompt(model, prompt) for prompt in prompts)
+    except WrongTokenizer:
+        raise
     except ValueError as error:
         raise ValueError(f"pair {index}: {error}") from None
     if len(clean) != len(corrupted):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from actpatch.core.heavy import pd
 from actpatch.core.text import MOST_LISTED
@@ -16,7 +16,8 @@ POSITION_PREFIX = "position:"
 """What the names of columns with named positions begin with."""
 ANSWER_SEPARATOR = "|"
 """What stands between several acceptable answers in a CSV cell."""
-_QUOTING = 'a cell with a comma or a line break stands in double quotes, and a quote inside such a cell is doubled ("")'
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+"""What may stand between the cells of a CSV file."""
 
 
 @dataclass(frozen=True)
@@ -125,21 +126,23 @@ class Columns:
 def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
     """Every cell as the text it is, and the line of the file on which each row begins.
 
-    Read with Python's own reader: that of pandas loses the lines, because cells may hold line breaks.
+    Cells are separated as those of the header are. Read with Python's own reader: that of pandas loses the lines,
+    because cells may hold line breaks.
     """
     records: list[list[str]] = []
     rows: list[str] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        begins = 1
+        begins, delimiter = 1, ","
         try:
+            delimiter = _delimiter(file, path.name)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
                     records.append(cells)
                     rows.append(f"row {begins}")
                 begins = reader.line_num + 1
         except csv.Error as error:
-            raise ValueError(f"{path.name}, row {begins} cannot be read ({error}): {_QUOTING}") from None
+            raise ValueError(f"{path.name}, row {begins} cannot be read ({error}): {_quoting(delimiter)}") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path.name} is not in UTF-8 ({error}): save it in that encoding") from None
     if not records:
@@ -151,9 +154,29 @@ def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
         for row, cells in zip(rows[1:], records)
         if len(cells) > width
     ]
-    refuse(overfull, len(records), path.name, "more cells than the header", _QUOTING)
+    refuse(overfull, len(records), path.name, "more cells than the header", _quoting(delimiter))
     filled = [cells + [""] * (width - len(cells)) for cells in records]
     return pd.DataFrame(filled, columns=[name.strip() for name in header]), rows[1:]
+
+
+def _delimiter(file: TextIO, source: str) -> str:
+    """What separates the columns that the header, the first line with a text, names; the file is put back."""
+    header = next((line for line in iter(file.readline, "") if line.strip()), "")
+    file.seek(0)
+    delimiter = max(_DELIMITERS, key=header.count)  # the comma where there are as many of several
+    if delimiter not in header and ANSWER_SEPARATOR in header:
+        raise ValueError(
+            f"{source}: the columns are separated by {ANSWER_SEPARATOR!r}, which stands between answers: separate them "
+            "by commas, semicolons or tabs"
+        )
+    return delimiter
+
+
+def _quoting(delimiter: str) -> str:
+    return (
+        f"a cell with {_DELIMITERS[delimiter]} or a line break stands in double quotes, and a quote inside such a cell "
+        'is doubled ("")'
+    )
 
 
 def read_jsonl(path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
 from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several
-from actpatch.tasks.tokens import single_token
+from actpatch.tasks.tokens import need_tokenizer, single_token, text_tokens
 
 T = TypeVar("T")
 
@@ -57,7 +57,8 @@ class GeneratedTask(PatchingDataset):
         seed: seed of all choices. The global random state is neither used nor changed.
 
     Raises:
-        ValueError: where n_pairs is below 1 or more than the task can make, or the seed is no integer.
+        ValueError: where n_pairs is below 1 or more than the task can make, the seed is no integer, or the model has
+            no tokenizer.
     """
 
     roles: ClassVar[tuple[str, ...]] = ()
@@ -69,7 +70,8 @@ class GeneratedTask(PatchingDataset):
             raise ValueError(f"n_pairs is {n_pairs!r}, expected at least 1, an integer")
         if not is_integer(seed):
             raise ValueError(f"seed is {seed!r}, expected an integer: with a seed the same pairs come again")
-        self.model = model
+        need_tokenizer(model, f"{type(self).__name__} needs")
+        self.model, self.made_with = model, getattr(model, "tokenizer", None)
         self.seed = operator.index(seed)
         self._pairs = self._distinct_pairs(n_pairs)
         answers = {answer for pair in self._pairs for answer in (*pair.correct, *pair.incorrect)}
@@ -146,7 +148,7 @@ class GeneratedTask(PatchingDataset):
         )
 
     def _count_tokens(self, text: str) -> int:
-        return self.model.to_tokens(text).shape[1]
+        return len(text_tokens(self.model, text))
 
 
 def usable(
@@ -172,9 +174,10 @@ def usable(
         remedy: what to do where there are too few.
 
     Raises:
-        ValueError: where a given word is several tokens or unknown, too few different words are left, or one text is
-            given in the place of a list.
+        ValueError: where a given word is several tokens or unknown, too few different words are left, one text is
+            given in the place of a list, or the model has no tokenizer.
     """
+    need_tokenizer(model, "tasks that are made of words need")
     if given is None:
         words = [word for word in known if all(_is_single_token(model, text) for text in texts(word))]
     else:

@@ -16,7 +16,7 @@ from actpatch.core.warn import warn_user
 from actpatch.tasks.answers import checked_targets
 from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several
 from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
-from actpatch.tasks.tokens import compare_lengths, encode_prompt, single_token
+from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer, single_token
 
 
 class PromptPairs(PatchingDataset):
@@ -35,15 +35,16 @@ class PromptPairs(PatchingDataset):
         varies: which signal of the clean prompt the corruption changes.
 
     Raises:
-        ValueError: for no pairs, answers that are not one token each, or on both sides, prompts of different token
-            lengths, with unknown words or longer than the context, and positions outside their prompt: up to five
-            rows, and their number.
+        ValueError: for a model without a tokenizer, no pairs, answers that are not one token each, or on both sides,
+            prompts of different token lengths, with unknown words or longer than the context, and positions outside
+            their prompt: up to five rows, and their number.
     """
 
     def __init__(self, model: Any, pairs: Iterable[PromptPair], *, name: str = "own prompts", varies: str = "") -> None:
         if not isinstance(pairs, Iterable):
             raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
-        self.model = model
+        need_tokenizer(model, "PromptPairs need")
+        self.model, self.made_with = model, getattr(model, "tokenizer", None)
         self.pairs = tuple(pairs)
         if not self.pairs:
             raise ValueError(f"{name} has no pairs: give at least one row")
@@ -70,8 +71,8 @@ class PromptPairs(PatchingDataset):
         name: str | None = None,
         varies: str = "",
     ) -> PromptPairs:
-        """Pairs from a CSV file in UTF-8, commas between cells, with a header. Cells with commas stand in quotes.
-
+        """Pairs from a CSV file in UTF-8, with a header. Commas stand between cells, or semicolons or tabs, as
+        the header has them. Cells with such a one stand in quotes.
         Rows are named in errors by their line in the file; the header is line 1.
 
         Args:

@@ -13,7 +13,7 @@ from typing import Any
 from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
 from actpatch.tasks.generated import GeneratedTask, TaskPair, bare_and_spaced, spaced, usable
-from actpatch.tasks.tokens import single_token, token_strings
+from actpatch.tasks.tokens import need_tokenizer, single_token, text_tokens, token_strings
 
 TWO_DIGITS = tuple(f"{year:02d}" for year in range(100))
 CORRUPTED_START = "01"
@@ -117,6 +117,7 @@ class GreaterThanDataset(GeneratedTask):
     roles = ("EVENT", "START")
 
     def __init__(self, model: Any, n_pairs: int = 10, *, seed: int = 0, events: Sequence[str] | None = None) -> None:
+        need_tokenizer(model, f"{type(self).__name__} needs")
         self._starts = _usable_starts(model)
         self._events = usable(
             model,
@@ -252,4 +253,4 @@ def _usable_starts(model: Any) -> list[str]:
 
 
 def _ids(model: Any, text: str) -> list[int]:
-    return model.to_tokens(text, prepend_bos=False)[0].tolist()
+    return text_tokens(model, text, prepend_bos=False).tolist()

@@ -34,7 +34,7 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.answers import LogProbability
 from actpatch.tasks.encoding import encode_pairs
 from docs import four_corruptions
-from test_suite.helpers.models import bundled, small_model, smollm2, words
+from test_suite.helpers.models import bundled, model_parameters, small_model, smollm2, words
 from test_suite.helpers.tasks import TASKS
 
 ANIMALS = ("cat", "dog", "fox", "bear", "bird", "fish")
@@ -316,6 +316,35 @@ def test_tables_fit_the_width_and_checks_can_be_stored(task):
     table = check.to_dataframe()
     assert table["pair"].tolist() == list(range(len(dataset))) and tuple(table["usable"]) == check.usable
     assert hash(check) == hash(check_dataset(bundled(), dataset))
+
+
+class Yielding(OwnTask):
+    """Gives its pairs one after the other."""
+
+    def get_clean_corrupt_pairs(self) -> Any:
+        yield from self.pairs
+
+
+def words_of(*tokens: int) -> str:
+    return f" {words(tokens)}"
+
+
+@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge:gpt2", "bridge+:llama"))
+@pytest.mark.parametrize("noise", [None, GaussianNoise(1, samples=2)])
+def test_pairs_may_be_given_one_after_the_other(name: str, noise: Any) -> None:
+    pairs = [(words_of(3, 4, 5), words_of(6, 4, 5)), (words_of(7, 4, 5), words_of(8, 4)), (words_of(9, 4), "")]
+    model, targets = small_model(name), [(4, 6)]
+    yielding, listed = Yielding(pairs, targets), OwnTask(pairs, targets)
+    found, expected = (check_dataset(model, dataset, noise=noise) for dataset in (yielding, listed))
+    assert found == expected and len(yielding) == 3
+    faulty = () if noise else (1, 2)
+    assert tuple(pair.pair for pair in found.pairs if pair.fault) == faulty
+    chosen = check_dataset(model, yielding, pair_indices=[-3], noise=noise)
+    assert [pair.pair for pair in chosen.pairs] == [0]
+    with pytest.raises(ValueError, match="the dataset 'own task' has no pairs"):
+        check_dataset(model, Yielding([]), noise=noise)
+    with pytest.raises(ValueError, match=r"get_clean_corrupt_pairs .* returned None, expected a list"):
+        check_dataset(model, OwnTask(None), noise=noise)
 
 
 def test_what_is_no_dataset_is_refused_in_words():

@@ -238,6 +238,47 @@ def test_faults_of_a_csv_name_file_and_rows(tmp_path, header, lines, message):
         PromptPairs.from_csv(bundled(), path)
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_may_be_separated_by_semicolons_or_tabs(tmp_path, separator):
+    """As spreadsheets write them. Commas need no quotes then, and the separator does."""
+    rows = [
+        ["clean", "corrupted", "correct", "incorrect", "position:X"],
+        [MARY, JOHN, " Mary", " John| Tom", "2"],
+        [CAT, DOG, " cat", " dog", ""],
+    ]
+    path = tmp_path / "other.csv"
+    path.write_text("\n" + "\r\n".join(separator.join(row) for row in rows), encoding="utf-8-sig")
+    dataset = PromptPairs.from_csv(bundled(), path)
+    assert [pair.clean for pair in dataset.pairs] == [rows[1][0], CAT] and "," in rows[1][0]
+    assert dataset.pairs[0].incorrect == (" John", " Tom") and dataset.pairs[0].positions == {"X": 2}
+    assert [pair.row for pair in dataset.pairs] == ["row 3", "row 4"]
+    path.write_text("\n".join([separator.join(rows[0][:4]), separator.join([CAT, DOG, " cat", " dog", "x"])]))
+    kind = {";": "a semicolon", "\t": "a tab"}[separator]
+    with pytest.raises(
+        ValueError, match=rf"row 2: 5 cells under 4 columns\. a cell with {kind} or a line break stands"
+    ):
+        PromptPairs.from_csv(bundled(), path)
+    path.write_text("\n".join([separator.join(rows[0][:4]), separator.join([f'"{CAT}', DOG, " cat", " dog"])]))
+    with pytest.raises(ValueError, match=rf"other.csv, row 2 cannot be read .*: a cell with {kind} or a line break"):
+        PromptPairs.from_csv(bundled(), path)
+
+
+def test_a_header_with_commas_is_one_of_commas(tmp_path):
+    path = tmp_path / "notes.csv"
+    path.write_text(f"clean,corrupted,correct,incorrect,a;b;c;d\n{CAT},{DOG}, cat, dog,x;y\n")
+    assert PromptPairs.from_csv(bundled(), path).pairs[0].corrupted == DOG
+
+
+def test_another_separator_is_told(tmp_path):
+    path = tmp_path / "bars.csv"
+    path.write_text(f"clean|corrupted|correct|incorrect\n{CAT}|{DOG}| cat| dog\n")
+    message = (
+        r"bars.csv: the columns are separated by '\|', which stands between answers: separate them by commas, semi"
+    )
+    with pytest.raises(ValueError, match=message):
+        PromptPairs.from_csv(bundled(), path)
+
+
 def test_rows_are_named_by_their_line_even_after_cells_of_several_lines(tmp_path):
     path = write_csv(
         tmp_path / "lines.csv", '"The cat\nsat","The dog\nsat", cat, dog', "", f"{CAT},{DOG}, cat,", *good_rows(1)
