@@ -46,7 +46,9 @@ def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int
     noise = chunk.base_noise if run is chunk.base else chunk.other_noise
     with runner.hooks([] if noise is None else [noise_hook(noise[pair : pair + 1, :length])]):
         if runner.foreign:
-            logits = Read(at, experiment.vocabulary, alone=False).taken(runner.model(run.tokens[pair : pair + 1, :length]))
+            logits = Read(at, experiment.vocabulary, alone=False).taken(
+                runner.model(run.tokens[pair : pair + 1, :length])
+            )
         else:  # what is not read of the positions is not computed, of the vocabulary everything is
             logits = runner.run(run.tokens[pair : pair + 1, :length], Read(at))
             logits = Read(None, experiment.vocabulary).taken(logits)
@@ -84,9 +86,10 @@ def check_finite(chunk: Chunk) -> None:
     logits = torch.cat([chunk.base.logits, chunk.other.logits]).flatten(1)
     broken = ~logits.isfinite().any(dim=1)
     if broken.all():
+        dtype = str(logits.dtype).removeprefix("torch.")
         raise ValueError(
-            f"the logits of this model are NaN on all of {len(broken)} prompts (in {str(logits.dtype).split('.')[-1]}): "
-            "load it in float32 or bfloat16"
+            f"the logits of this model are NaN on all of {len(broken)} prompts (in {dtype}): load it in float32 or "
+            "bfloat16"
         )
 
 
@@ -155,10 +158,10 @@ class Rounding:
 
 def rounding_of(experiment: Experiment, chunk: Chunk, alone: Alone) -> Rounding:
     """What rounding does to the pair that was run alone, whose other run is run alone here too."""
-    pair = alone.pair
-    runs = [alone.base[None], prompt_alone(experiment, chunk, chunk.other, pair)[None]]
-    recorded = [run.logits[pair : pair + 1, : len(alone.base)].clone() for run in (chunk.base, chunk.other)]
-    order = slice(None, None, -1 if experiment.direction == "denoising" else 1)
-    return Rounding(
-        int(chunk.pairs[pair]), int(chunk.lengths[pair]), tuple(runs[order]), tuple(recorded[order])
-    )
+    pair, n_read = alone.pair, len(alone.base)
+    other = prompt_alone(experiment, chunk, chunk.other, pair)[None]
+    recorded, of_other = (run.logits[pair : pair + 1, :n_read].clone() for run in (chunk.base, chunk.other))
+    index, length = int(chunk.pairs[pair]), int(chunk.lengths[pair])
+    if experiment.direction == "denoising":
+        return Rounding(index, length, (other, alone.base[None]), (of_other, recorded))
+    return Rounding(index, length, (alone.base[None], other), (recorded, of_other))

@@ -70,7 +70,9 @@ def check_shape(hook_point: str, value: Tensor | None, tokens: torch.Size, runne
     if kind.head_axis == 1:
         expected[3] = tokens[1]
     if value.ndim <= max(expected) or any(value.shape[axis] != size for axis, size in expected.items()):
-        heads = "" if kind.head_axis is None else f" in which {expected[kind.head_axis]} heads are on axis {kind.head_axis}"
+        heads = (
+            "" if kind.head_axis is None else f" in which {expected[kind.head_axis]} heads are on axis {kind.head_axis}"
+        )
         raise ValueError(
             f"{hook_point} holds a tensor of shape {tuple(value.shape)} for {tokens[0]} prompts of {tokens[1]} tokens: "
             f"only activations with a prompt and a position axis can be patched{heads and ','}{heads}"

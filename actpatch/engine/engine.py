@@ -45,9 +45,8 @@ from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.sources import References
 from actpatch.metrics.base import Metric
 from actpatch.metrics.chosen import MetricSet
-from actpatch.models.runner import Read, Recording, Runner, make_runner
+from actpatch.models.runner import Read, Recording, Runner, joined, make_runner
 from actpatch.tasks.encoding import EncodedPairs
-
 
 WORTH_A_NOTE = 0.01
 """From this share of a metric's gap on, what rounding alone does is told."""
@@ -96,6 +95,11 @@ class PatchingEngine:
         return str(getattr(model.cfg, "model_name", None) or type(model).__name__)
 
     @property
+    def dtype(self) -> str:
+        """The type of the model's weights, for instance `float32`."""
+        return str(next(self.runner.model.parameters()).dtype).removeprefix("torch.")
+
+    @property
     def n_layers(self) -> int:
         return self.runner.n_layers
 
@@ -117,9 +121,11 @@ class PatchingEngine:
         return expand_hook_points(asked, self.runner.hook_points, self.n_layers)
 
     def record(self, tokens: Int[Tensor, "pair pos"], hook_points: Sequence[str]) -> Recording:
-        """One run, with the activations at these hook points and the logits at all positions."""
+        """The runs of these prompts, each alone, with the activations at these hook points and all logits."""
         with self.runner.as_found(hook_points):
-            return self.runner.record(tokens.to(self.runner.device), hook_points, Read(alone=False), keeps_keys=False)
+            prompts = tokens.to(self.runner.device).split(1)
+            read = Read(alone=False)
+            return joined([self.runner.record(one, hook_points, read, keeps_keys=False) for one in prompts])
 
     def sweep(
         self,
@@ -236,11 +242,11 @@ class PatchingEngine:
                         done += len(batch)
                         progress.update(len(batch))
                     progress.update(len(patches) * len(indices) - done)
-        self.shortcuts = runs.exactness.held
         notes = (*runs.notes, *_rounding_notes(measured, runs.rounding, samples))
         clean, corrupted = (_mean_of_samples(values, samples) for values in (clean, corrupted))
         return [
-            Measured(_mean_of_samples(values, samples), clean, corrupted, self.shortcuts, notes) for values in patched
+            Measured(_mean_of_samples(values, samples), clean, corrupted, runs.exactness.held, notes)
+            for values in patched
         ]
 
     @contextlib.contextmanager
@@ -286,7 +292,9 @@ class PatchingEngine:
                 )
                 for direction in directions
             ]
-            yield Runs(experiments, self.batch_size)
+            runs = Runs(experiments, self.batch_size)
+            yield runs
+            self.shortcuts = runs.exactness.held
 
 
 def _samples(references: References | None, noise: GaussianNoise | None) -> int:

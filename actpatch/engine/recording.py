@@ -154,7 +154,8 @@ class Recorder:
 
     def _batches(self, waiting: Sequence[tuple[int, Int[Tensor, " _"]]]) -> Iterator[list[tuple[int, Tensor]]]:
         """Prompts with their groups, those together that may be run so."""
-        size, batch = self.pairs_at_once(), []
+        size = self.pairs_at_once()
+        batch: list[tuple[int, Tensor]] = []
         for item in waiting:
             is_other = bool(batch) and not self._exactness.padded and len(item[1]) != len(batch[0][1])
             if len(batch) == size or is_other:

@@ -82,7 +82,9 @@ class Resumption:
         end = self._entered(layer, Stage.BLOCK)
         entering = self._recorded_resid(layer, begin, end)
         for rows, sites, written in self._on_entry(begin, end):
-            entering[rows] = self._written_resid(entering[rows], sites, layer, slice(begin + rows.start, begin + rows.stop), written)
+            entering[rows] = self._written_resid(
+                entering[rows], sites, layer, slice(begin + rows.start, begin + rows.stop), written
+            )
         return entering if resid is None else torch.cat([resid, entering])
 
     def _written_resid(
@@ -96,7 +98,9 @@ class Resumption:
                 resid = self._mid(layer - 1, rows) + self._mlp_output(layer - 1, of_group, rows, written)
                 continue
             for site in of_group:
-                put(resid, source[site.hook_point], replace(site, hook_point=block_hook(0, "resid_pre")), *written(site))
+                put(
+                    resid, source[site.hook_point], replace(site, hook_point=block_hook(0, "resid_pre")), *written(site)
+                )
         return resid
 
     def _run_layer(self, resid: Tensor, layer: int, call: Any) -> Tensor:
@@ -158,21 +162,21 @@ class Resumption:
         self, sites: Sequence[Site], rows: slice, written: WhereWritten
     ) -> Float[Tensor, "row pos d_model"]:
         """These rows' attention output with the sites, all of one hook point, replaced."""
-        site = sites[0]
-        assert site.layer is not None
-        attn, name = self.runner.model.blocks[site.layer].attn, site.hook_point
+        name, layer, is_z = sites[0].hook_point, sites[0].layer, sites[0].component == "z"
+        assert layer is not None
+        attn = self.runner.model.blocks[layer].attn
         before = self._slice(self.chunk.base.activations[name], rows.start, rows.stop)
         after = before.clone()
         for site in sites:
             put(after, self.chunk.source[name], site, *written(site))
-        if site.component != "z":
+        if not is_z:
             return _with_bias(after.sum(dim=2), attn, "b_O")
         heads = sorted({site.head for site in sites if site.head is not None})
         if any(site.head is None for site in sites):
             heads = list(range(after.shape[2]))
         weight = attn.W_O
         return _linear_output(
-            self._slice(self.chunk.base.activations[block_hook(site.layer, "attn_out")], rows.start, rows.stop),
+            self._slice(self.chunk.base.activations[block_hook(layer, "attn_out")], rows.start, rows.stop),
             (before[:, :, heads].flatten(2), after[:, :, heads].flatten(2), weight[heads].flatten(0, 1)),
             lambda at: _with_bias(after[at].flatten(1) @ weight.flatten(0, 1), attn, "b_O"),
         )

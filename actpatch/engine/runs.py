@@ -36,7 +36,6 @@ from actpatch.engine.resume import Resumption
 from actpatch.engine.starts import starts_of
 from actpatch.models.runner import is_out_of_memory
 
-
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -96,9 +95,7 @@ class Runs:
         while waiting:
             indices = self._next(waiting, most)
             try:
-                chunks = self._recorder.record(
-                    torch.tensor(indices), *self._recorded_names(), exactness=self.exactness
-                )
+                chunks = self._recorder.record(torch.tensor(indices), *self._recorded_names(), exactness=self.exactness)
                 if not self._settled(chunks):
                     continue
             except RuntimeError as error:

@@ -18,16 +18,17 @@ _OWN = {"actpatch", "transformer_lens", "transformers", "accelerate", "torch"}
 """Packages whose hooks and forward methods are the model's own, or the library's."""
 
 
-def foreign_code(model: nn.Module) -> list[str]:
+def foreign_code(model: Any) -> list[str]:
     """Where foreign code runs in the model's forward pass: hook points and modules by name; empty where none does."""
     found = dict.fromkeys(_hooked_points(model))
     found.update(dict.fromkeys(_hooked_modules(model)))
     for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
-        found.update({"every module": None for hook in hooks.values() if not _is_own(hook)})
+        if not all(map(_is_own, hooks.values())):
+            found["every module"] = None
     return list(found)
 
 
-def _hooked_points(model: nn.Module) -> Iterator[str]:
+def _hooked_points(model: Any) -> Iterator[str]:
     points = {id(point): (name, point) for name, point in reversed(list(model.hook_dict.items()))}
     for name, point in reversed(points.values()):
         if not all(_is_own(getattr(hook, "user_hook", None) or hook) for hook in point.fwd_hooks):

@@ -16,13 +16,7 @@ from torch import nn
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _LOCKS_CHANGE = threading.Lock()
-_TORCH_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks_with_kwargs",
-)
+_TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OF_INSTANCE = ("forward", "act_fn")
 """What is replaced in a module's own dictionary."""
 
@@ -38,8 +32,8 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 def as_found(model: nn.Module) -> Iterator[None]:
     """The model to change at will, for this thread alone; afterwards it is as it was, also after an exception.
 
-    The thread that has it may have it again. What is put back: hooks, training modes, forward methods, activation
-    functions, and the memory that weights lie in.
+    The thread that has it may have it again. What is put back: hooks, but for those that the model wires itself when it
+    is first run, training modes, forward methods, activation functions, and the memory that weights lie in.
     """
     with _lock_of(model):
         found = _Found(model)
@@ -76,12 +70,12 @@ class _Found:
                 module.training = training
             for name in _OF_INSTANCE:
                 _put_back_own(module, name, own)
+            kept = None if lens_hooks is None else _kept(module, lens_hooks)
             for name, before in hooks.items():
                 registered = getattr(module, name)
                 for key in [key for key in registered if key not in before]:
-                    del registered[key]
-            if lens_hooks is not None and len(module.fwd_hooks) != len(lens_hooks):
-                module.fwd_hooks[:] = [hook for hook in module.fwd_hooks if any(hook is kept for kept in lens_hooks)]
+                    if _is_of_the_sweep(registered[key]) if kept is None else key not in kept:
+                        del registered[key]
         for weight, data in self.weights:
             if weight.data_ptr() != data.data_ptr():
                 weight.data = data
@@ -92,8 +86,19 @@ class _Found:
 def _state_of(module: nn.Module) -> tuple[bool, dict[str, Any], dict[str, tuple[int, ...]], list[Any] | None]:
     own = {name: module.__dict__[name] for name in _OF_INSTANCE if name in module.__dict__}
     hooks = {name: tuple(getattr(module, name)) for name in _TORCH_HOOKS}
-    lens_hooks = getattr(module, "fwd_hooks", None) if "fwd_hooks" in module.__dict__ else None
+    lens_hooks = module.__dict__.get("fwd_hooks")
     return module.training, own, hooks, None if lens_hooks is None else list(lens_hooks)
+
+
+def _kept(point: Any, before: list[Any]) -> set[int]:
+    """Ids of the hooks that stay on a hook point: those that were there, and what the model wires for good itself."""
+    point.fwd_hooks[:] = [hook for hook in point.fwd_hooks if hook.is_permanent or any(hook is one for one in before)]
+    return {hook.hook.id for hook in point.fwd_hooks}
+
+
+def _is_of_the_sweep(hook: Any) -> bool:
+    """Whether the library registered this hook: a model may wire its own when it is first run."""
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "actpatch"
 
 
 def _put_back_own(module: nn.Module, name: str, own: dict[str, Any]) -> None:

@@ -81,6 +81,9 @@ class ActivationPatcher:
         self.model = model
         self.engine = PatchingEngine(model, batch_size=batch_size, show_progress=show_progress)
 
+    def __repr__(self) -> str:
+        return f"ActivationPatcher({self.engine!r})"
+
     def list_hook_points(self, containing: str = "", *, layer: int | None = None) -> list[str]:
         """Names of the model's hook points, those that contain a text and those of one layer if these are given."""
         names = [name for name in self.engine.runner.hook_points if containing in name]

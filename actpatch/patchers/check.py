@@ -26,6 +26,9 @@ from actpatch.results.baselines import (
     SEVERITIES,
     Finding,
     chosen,
+    finite_pairs,
+    not_finite,
+    of_pairs,
     repeated,
     share_of_pairs,
     unbroken,
@@ -92,7 +95,7 @@ def check_dataset(
             findings.append(_no_wrong_answer(answers))
         runs = _run(engine, pairs, answers, metric, noise)
         measured = runs.metric
-        findings += [*_about_runs(runs, pairs, noise), *_about_prompts(pairs, noise)]
+        findings += [*_about_runs(runs, pairs, noise, engine.dtype), *_about_prompts(pairs, noise)]
         checked |= {i: _pair_check(pairs, runs, j) for j, i in enumerate(sound)}
     return DatasetCheck(
         task=dataset.name,
@@ -115,6 +118,13 @@ class _Runs:
     preference: MetricValues | None
     """Logit difference; None where a pair lacks an answer."""
     accuracy: MetricValues | None
+
+    def of_pairs(self, kept: Bool[np.ndarray, " pair"]) -> _Runs:
+        """The same of these pairs alone."""
+        runs = (self.metric, self.preference, self.accuracy)
+        metric, preference, accuracy = (None if values is None else of_pairs(values, kept) for values in runs)
+        assert metric is not None
+        return _Runs(metric, preference, accuracy)
 
 
 def _run(
@@ -201,21 +211,25 @@ def _no_wrong_answer(answers: Answers) -> Finding:
     )
 
 
-def _about_runs(runs: _Runs, pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Finding | None]:
+def _about_runs(whole: _Runs, all_pairs: EncodedPairs, noise: GaussianNoise | None, dtype: str) -> list[Finding | None]:
+    broken, kept = not_finite(whole.metric, all_pairs.indices, dtype), finite_pairs(whole.metric)
+    if not kept.any():
+        return [broken]
+    runs, indices = whole.of_pairs(kept), chosen(kept, all_pairs.indices)
     judged = runs.preference or runs.accuracy
-    findings = [unbroken(runs.metric, pairs.indices), unusable(runs.metric, pairs.indices)]
+    findings = [broken, unbroken(runs.metric, indices), unusable(runs.metric, indices)]
     if judged is None:
         return findings
-    unlikely = wrong_answers(runs.accuracy, pairs.indices) if runs.preference and runs.accuracy else None
+    unlikely = wrong_answers(runs.accuracy, indices) if runs.preference and runs.accuracy else None
     return [
-        wrong_answers(judged, pairs.indices),
-        _same_answer(judged, pairs, noise),
+        wrong_answers(judged, indices),
+        _same_answer(judged, indices, noise),
         *findings,
         dataclasses.replace(unlikely, severity="note", remedy="") if unlikely else None,
     ]
 
 
-def _same_answer(judged: MetricValues, pairs: EncodedPairs, noise: GaussianNoise | None) -> Finding | None:
+def _same_answer(judged: MetricValues, pairs: Sequence[int], noise: GaussianNoise | None) -> Finding | None:
     """Where the corrupted runs are right as well: what answers the clean prompt answers the corrupted one."""
     above = right_above(judged.name)
     if above is None:
@@ -227,11 +241,11 @@ def _same_answer(judged: MetricValues, pairs: EncodedPairs, noise: GaussianNoise
     answer = "the right answer is the likeliest" if judged.name == "accuracy" else "the model prefers the right answer"
     return Finding(
         "fault" if kept else "care",
-        f"The answer does not change: {answer} in {share_of_pairs(right, pairs.indices, 'corrupted runs')} too",
+        f"The answer does not change: {answer} in {share_of_pairs(right, pairs, 'corrupted runs')} too",
         "Use more noise, or put it on tokens that decide the answer"
         if noise
         else "Use a corruption to which another answer is right; of IOIDataset, swap_names or flip_subject",
-        chosen(right, pairs.indices),
+        chosen(right, pairs),
     )
 
 

@@ -68,6 +68,9 @@ def run_sweeps(
             noise="" if settings.noise is None else settings.noise.label,
             varies=pairs.varies,
             dataset_seed=pairs.seed,
+            dtype=engine.dtype,
+            shortcuts=runs.shortcuts,
+            notes=runs.notes,
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
         for direction, runs in zip(settings.directions, measured)

@@ -57,6 +57,9 @@ class HeadPatcher:
         self.model = model
         self.patcher = ActivationPatcher(model, batch_size=batch_size, show_progress=show_progress)
 
+    def __repr__(self) -> str:
+        return f"HeadPatcher({self.patcher.engine!r})"
+
     @overload
     def run_all_heads_experiment(
         self,

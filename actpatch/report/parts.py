@@ -44,6 +44,8 @@ def settings_section(shown: Mapping[str, SweepResults], statistics: Mapping[str,
         "Pairs": _pairs,
         "Mean clean, corrupted": lambda _, sweep: f"{sweep.clean.mean():+.3f}, {sweep.corrupted.mean():+.3f}",
         "Intervals and tests": lambda name, _: _drawn(statistics[name]),
+        "Run with": lambda _, sweep: ", ".join(filter(None, [sweep.dtype, *sweep.shortcuts])) or "not recorded",
+        "Notes": lambda _, sweep: "; ".join(sweep.notes),
         "Versions": lambda _, sweep: (
             ", ".join(f"{library} {v}" for library, v in sweep.versions.items()) or "not recorded"
         ),

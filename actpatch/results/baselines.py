@@ -9,7 +9,7 @@ precise they look. These questions are asked of every sweep, of the runs that it
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -66,6 +66,32 @@ def warn_about_baselines(sweep: Sweep) -> None:
         remedies = dict.fromkeys(finding.remedy for finding in worthless)
         sentences = [*(finding.what for finding in worthless), *remedies, "check_dataset(model, dataset) tells more"]
         warn_user(". ".join(sentences))
+
+
+def not_finite(values: MetricValues, pairs: Sequence[int], dtype: str = "") -> Finding | None:
+    """The pairs on which the metric of a run is no number: nothing else can be said of them."""
+    broken = ~np.isfinite(np.stack([values.clean, values.corrupted]))
+    if not broken.any():
+        return None
+    said = f" (in {dtype})" if dtype else ""
+    return Finding(
+        _severity(broken.any(axis=0)),
+        f"The {values.name} is NaN or infinite on {broken.sum()} of {broken.size} prompts{said}",
+        "Load the model in float32 or bfloat16"
+        if dtype == "float16"
+        else "Look at the logits of these prompts, or leave them out with pair_indices",
+        chosen(broken.any(axis=0), pairs),
+    )
+
+
+def of_pairs(values: MetricValues, kept: Bool[np.ndarray, " pair"]) -> MetricValues:
+    """The metric of these pairs alone."""
+    return replace(values, patched=values.patched[:, kept], clean=values.clean[kept], corrupted=values.corrupted[kept])
+
+
+def finite_pairs(values: MetricValues) -> Bool[np.ndarray, " pair"]:
+    """Which pairs have a finite metric in both runs."""
+    return np.isfinite(values.clean) & np.isfinite(values.corrupted)
 
 
 def wrong_answers(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
@@ -149,8 +175,14 @@ def repeated(prompts: Sequence[Hashable], pairs: Sequence[int]) -> Finding | Non
 
 def _found(sweep: Sweep) -> Iterator[tuple[Finding, bool]]:
     """Each finding, and whether a sweep warns of it."""
-    pairs = sweep.pair_indices
     for values in sweep.measured:
+        if broken := not_finite(values, sweep.pair_indices, sweep.dtype):
+            yield broken, True
+    for whole in sweep.measured:
+        kept = finite_pairs(whole)
+        if not kept.any():
+            continue
+        values, pairs = of_pairs(whole, kept), chosen(kept, sweep.pair_indices)
         if wrong := wrong_answers(values, pairs):
             yield wrong, wrong.severity == "fault"
         if unchanged := unbroken(values, pairs):

@@ -101,6 +101,12 @@ class Sweep:
     """A pair is left out of effects where |clean - corrupted| is below this share of max(|clean|, |corrupted|)."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that computed it."""
+    dtype: str = ""
+    """The type that the model computes in, for instance `float32`."""
+    shortcuts: tuple[str, ...] = ()
+    """The shortcuts that it was run with, each of which was found to be exact (`engine.exactness`)."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of how it was run: shortcuts that do not hold for this model, what rounding does."""
     selected: int = 0
     """Which of `measured` is shown."""
 

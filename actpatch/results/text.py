@@ -55,6 +55,7 @@ def describe_experiment(sweep: Sweep) -> str:
         )
         if excluded:
             lines.append(f"  {excluded} of them left out of the effects: clean and corrupted barely differ")
+    lines += [f"note: {note}" for note in sweep.notes]
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 
 
