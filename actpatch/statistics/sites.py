@@ -129,6 +129,12 @@ class SiteStatistics:
     def significant(self) -> Bool[np.ndarray, " site"]:
         return self.p_corrected <= self.alpha
 
+    @property
+    def in_doubt(self) -> Bool[np.ndarray, " site"]:
+        """Where the interval leaves out 0 though `p` is above 1 - `level`, or holds 0 though `p` is not above it."""
+        interval_alone, test_alone = _disagreement(self.low, self.high, self.p, self.level)
+        return interval_alone | test_alone
+
     def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
         """`significant`, with a warning where no site is, and a single one could not be whatever its effect."""
         if not self.significant.any() and math.isnan(self.detectable_effect):
@@ -153,7 +159,7 @@ class SiteStatistics:
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per site."""
-        columns = ("effect", "low", "high", "p", "p_corrected", "significant", "too_skewed", "detectable")
+        columns = ("effect", "low", "high", "p", "p_corrected", "significant", "too_skewed", "in_doubt", "detectable")
         table = pd.DataFrame({"site": self.sites, **{name: getattr(self, name) for name in columns}})
         return table.assign(n_pairs=self.n_pairs)
 
@@ -318,14 +324,21 @@ def _notes_on_disagreement(
     p: Float[np.ndarray, " site"],
     level: float,
 ) -> Iterator[str]:
-    """Two methods are not two views of one: where they disagree about 0, neither is to be shown as the answer."""
-    outside, rare = (low > 0) | (high < 0), p <= 1 - level
-    for which, found in (
-        (outside & ~rare, "leaves out 0 though p, before correction, is above"),
-        (~outside & rare & ~np.isnan(low), "holds 0 though p, before correction, is at most"),
-    ):
+    said = ("leaves out 0 though p, before correction, is above", "holds 0 though p, before correction, is at most")
+    for which, found in zip(_disagreement(low, high, p, level), said, strict=True):
         if which.any():
             yield f"in doubt, as the {level * 100:g}% interval {found} {1 - level:.2g}: {_named(labels, which)}"
+
+
+def _disagreement(
+    low: Float[np.ndarray, " site"], high: Float[np.ndarray, " site"], p: Float[np.ndarray, " site"], level: float
+) -> tuple[Bool[np.ndarray, " site"], Bool[np.ndarray, " site"]]:
+    """Where the interval alone leaves out 0, and where the p-value alone does; nowhere without an interval.
+
+    Two methods are not two views of one: where they disagree, neither is to be taken for the answer.
+    """
+    interval, test = (low > 0) | (high < 0), p <= 1 - level
+    return interval & ~test, ~interval & test & ~np.isnan(low)
 
 
 def _named(labels: Sequence[str], which: Bool[np.ndarray, " site"]) -> str:
