@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from actpatch.statistics.resampling import detectable_size, sign_flip_p_values
+from actpatch.statistics.sites import WEIGHTS
 from actpatch.statistics.skewness import careful_p_values, skewness_weight
 
 N_SITES, N_REAL, ALPHA = 40, 5, 0.05
@@ -104,7 +105,9 @@ def detectable_is_found(scatter: str, n_pairs: int, n_maps: int, seed: int = 0) 
     rng = np.random.default_rng([seed, n_pairs])
     before, new = (draw(scatter, n_pairs, 0.0, n_maps, rng) for _ in range(2))
     sizes = [
-        detectable_size(n_pairs, ALPHA / N_SITES, n_flips=N_FLIPS, weight=round(skewness_weight(changes), 2))
+        detectable_size(
+            n_pairs, ALPHA / N_SITES, n_flips=N_FLIPS, weight=round(skewness_weight(changes) * WEIGHTS) / WEIGHTS
+        )
         for changes in before
     ]
     up_or_down = (-1) ** np.arange(n_maps)

@@ -44,7 +44,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from actpatch.core.heavy import optimize, stats
-from actpatch.statistics.skewness import FEWEST_FOR_SKEWNESS, skewed_p_values
+from actpatch.statistics.skewness import adjusted_skewness, skewed_p_values
 
 FEWEST_PAIRS = 5
 """With fewer pairs there is no interval: too many resamples repeat a single pair and have no spread."""
@@ -162,13 +162,15 @@ def detectable_size(
     found = _found_by_few_patterns if few else _found_by_quantile
     rng = np.random.default_rng(0)
     draws = rng.standard_normal((N_SIMULATED, n_pairs))
-    estimates = np.sqrt(rng.chisquare(n_pairs - 1, (N_SIMULATED, 1)) / (n_pairs - 1))
+    estimates = np.sqrt(rng.chisquare(n_pairs - 1, N_SIMULATED) / (n_pairs - 1))
+    means, scatter = draws.mean(axis=1), draws.std(axis=1, ddof=1)
+    skewness = adjusted_skewness(draws) if weight > 0 else np.zeros(N_SIMULATED)
 
     def missing(size: float) -> float:
-        changes = draws + size * estimates / math.sqrt(n_pairs)
-        sure = found(changes, patterns, patterns * step)
-        if weight > 0 and n_pairs >= FEWEST_FOR_SKEWNESS:
-            sure &= skewed_p_values(changes, weight) <= alpha
+        added = size * estimates / math.sqrt(n_pairs)
+        sure = found(draws + added[:, None], patterns, patterns * step)
+        if weight > 0:
+            sure &= skewed_p_values(means + added, scatter, skewness, n_pairs, weight) <= alpha
         return sure.mean() - power
 
     return float(optimize.brentq(missing, 0.0, 1e3, xtol=1e-3)) if missing(1e3) > 0 else math.nan

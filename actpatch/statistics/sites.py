@@ -55,6 +55,8 @@ ROUGH_BELOW = 10
 """With fewer pairs intervals are wide, and of skewed changes they hold the true effect less often than they claim."""
 FLIPS_AT_LEVEL = 20
 """How many random sign flips may reach a site's change while it alone is significant: with few, chance decides."""
+WEIGHTS = 20
+"""In how many steps the skewness' weight counts for the detectable effect."""
 MOST_NAMED = 5
 """Most sites that a note names."""
 MOST_FLIPS = 99_999
@@ -217,8 +219,8 @@ def site_statistics(
     p = np.maximum(flips, careful_p_values(changes, weight))
     p_corrected, flips_corrected = (stats.false_discovery_control(values, method=correction) for values in (p, flips))
     too_skewed = (flips_corrected <= alpha) & (p_corrected > alpha)
-    # Weights that differ by less do not show in the size, which is found once for each.
-    size = detectable_size(n_pairs, lone, power=power, n_flips=n_flips, weight=round(weight, 2))
+    # The size is found once for each weight: one that differs by less hardly shows in it.
+    size = detectable_size(n_pairs, lone, power=power, n_flips=n_flips, weight=round(weight * WEIGHTS) / WEIGHTS)
     spread = changes.std(axis=1, ddof=1) if n_pairs > 1 else np.full(len(labels), np.nan)
     reach = size * spread / np.sqrt(n_pairs) / abs(gaps.mean())
     split_half = split_half_agreement(changes, gaps, seed=for_splits)

@@ -57,7 +57,8 @@ def careful_p_values(changes: Float[np.ndarray, "site pair"], weight: float) -> 
     scatter, scattered = changes.std(axis=1, ddof=1), _scattered(changes)
     means = changes.mean(axis=1)
     held_back = np.zeros(len(changes))
-    held_back[scattered] = skewed_p_values(changes[scattered], weight)
+    skewness = adjusted_skewness(changes[scattered])
+    held_back[scattered] = skewed_p_values(means[scattered], scatter[scattered], skewness, n_pairs, weight)
     others = weight * np.median(scatter[scattered]) if scattered.any() else 0.0
     against = (changes * np.sign(means)[:, None]).min(axis=1) < -ROUNDING * np.abs(changes).max(axis=1)
     wider = ~against & (others > scatter)
@@ -71,36 +72,47 @@ def skewness_weight(changes: Float[np.ndarray, "site pair"]) -> float:
     if n < FEWEST_FOR_SKEWNESS or not scattered.any():
         return 0.0
     normal = 6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))
-    return max(0.0, 1 - normal / max(float((_skewness(changes[scattered]) ** 2).mean()), normal))
+    return max(0.0, 1 - normal / max(float((adjusted_skewness(changes[scattered]) ** 2).mean()), normal))
 
 
-def skewed_p_values(changes: Float[np.ndarray, "site pair"], weight: float) -> Float[np.ndarray, " site"]:
-    """Two-sided p-values of t, corrected for skewness against the mean (module docstring). For unequal changes.
+def skewed_p_values(
+    means: Float[np.ndarray, " site"],
+    scatter: Float[np.ndarray, " site"],
+    skewness: Float[np.ndarray, " site"],
+    n_pairs: int,
+    weight: float,
+) -> Float[np.ndarray, " site"]:
+    """Two-sided p-values of t, corrected for skewness against the mean (module docstring).
+
+    Args:
+        means: of each site's changes.
+        scatter: standard deviations, above 0.
+        skewness: G1 of each site.
+        n_pairs: pairs that these are of.
+        weight: that of the map.
 
     0 where skewness goes with the mean.
     """
-    n_pairs = changes.shape[1]
-    t = changes.mean(axis=1) / changes.std(axis=1, ddof=1) * np.sqrt(n_pairs)
-    against = np.maximum(-np.sign(t) * _skewness(changes), 0.0)
+    t = np.abs(means) / scatter * np.sqrt(n_pairs)
+    against = np.maximum(-np.sign(means) * skewness, 0.0)
     a = UNDERSTATED * weight * against / (3 * np.sqrt(n_pairs))
-    # With a against the sign of t, and |t| for t: (1 - (1 - a·|t|)³) / 3a - a / 2, level from a·|t| = 1 on.
-    x = np.minimum(a * np.abs(t), 1.0)
-    scale = np.divide(x, a, out=np.abs(t), where=x > 0)
-    corrected = scale * (1 - x + x**2 / 3) - a / 2
+    # With a against the sign of t, and t for |t|: (1 - (1 - a·t)³) / 3a - a / 2, level from a·t = 1 on.
+    x = np.minimum(a * t, 1.0)
+    corrected = np.divide(x, a, out=t, where=x > 0) * (1 - x + x**2 / 3) - a / 2
     return np.where(against > 0, _two_sided(np.maximum(corrected, 0.0), n_pairs), 0.0)
 
 
-def _two_sided(t: Float[np.ndarray, " site"], n_pairs: int) -> Float[np.ndarray, " site"]:
-    return 2 * stats.t.sf(np.abs(t), n_pairs - 1)
-
-
-def _skewness(changes: Float[np.ndarray, "site pair"]) -> Float[np.ndarray, " site"]:
-    """G1 of Joanes & Gill (1998); for unequal changes. Of a site in units of its largest, whose cube is no overflow."""
+def adjusted_skewness(changes: Float[np.ndarray, "site pair"]) -> Float[np.ndarray, " site"]:
+    """G1 of Joanes & Gill (1998), for unequal changes: taken in units of the largest, so that no cube overflows."""
     n = changes.shape[1]
     centred = changes / np.abs(changes).max(axis=1, keepdims=True)
     centred -= centred.mean(axis=1, keepdims=True)
     g1 = (centred**3).mean(axis=1) / (centred**2).mean(axis=1) ** 1.5
     return g1 * np.sqrt(n * (n - 1)) / (n - 2)
+
+
+def _two_sided(t: Float[np.ndarray, " site"], n_pairs: int) -> Float[np.ndarray, " site"]:
+    return 2 * stats.t.sf(np.abs(t), n_pairs - 1)
 
 
 def _scattered(changes: Float[np.ndarray, "site pair"]) -> Bool[np.ndarray, " site"]:
