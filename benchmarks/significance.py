@@ -1,6 +1,6 @@
 """How often significance is wrong: maps of sites without an effect, and with five real ones, by how changes scatter.
 
-    python -m benchmarks.significance                  # the table of docs/significance.md: about a quarter of an hour
+    python -m benchmarks.significance                  # the table of docs/significance.md: about eight minutes
     python -m benchmarks.significance --maps 100       # a rough one
 
 Every map has 40 sites and is drawn anew. Changes have mean 0 and standard deviation 1 where there is no effect; real
