@@ -36,7 +36,9 @@ class Certainty:
             interval = "none" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
             lines.append(f"{statistics.level * 100:g}% interval {interval}")
         lines.append(f"p {statistics.p[patch]:.2g}, corrected {statistics.p_corrected[patch]:.2g}")
-        return [*lines, "not significant"] if self.muted[patch] else lines
+        if self.muted[patch]:
+            lines.append("too skewed to judge" if statistics.too_skewed[patch] else "not significant")
+        return [*lines, "interval and p disagree about 0"] if statistics.in_doubt[patch] else lines
 
     @property
     def has_intervals(self) -> bool:

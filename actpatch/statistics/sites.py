@@ -5,15 +5,20 @@ closed, source - base. The effect over pairs is mean change / mean gap, and pair
 what other pairs of the same task would have given. None of them says anything about other tasks, corruptions or models.
 
 - *Intervals* are a studentised bootstrap over pairs, with the same resamples for all sites.
-- *p-values* are those of a sign-flip test, *corrected* over the whole map: at most the share alpha of the sites called
-  significant is expected to be so by chance (Benjamini & Hochberg 1995). `by` makes no assumption about how sites
-  depend on each other (Benjamini & Yekutieli 2001).
+- *p-values* are those of a sign-flip test, or larger where a site's changes are skewed against its mean and the map
+  shows that skewness is more than noise: a site's p-value therefore depends on the other sites. They are *corrected*
+  over the whole map: at most the share alpha of the sites called significant is expected to be so by chance (Benjamini
+  & Hochberg 1995). `by` makes no assumption about how sites depend on each other (Benjamini & Yekutieli 2001).
 - *Split-half agreement* says whether other pairs would rank the sites alike.
 - The *detectable effect* of a site is what it would have needed to be found, with the stated power and after
-  correction, if it alone had an effect: `size × standard deviation(change) / (√n × |mean gap|)`, `size` being the reach
-  of the test at the level alpha / sites.
+  correction, in as many new pairs, if it alone had an effect: `size × standard deviation(change) / (√n × |mean gap|)`,
+  `size` being the reach of the test at the level alpha / sites. It is that of normal changes; that the standard
+  deviation is an estimate is reckoned with.
 
-The methods, with sources and how often they were right in simulations, stand in `statistics.resampling`.
+Interval and p-value are two methods, and now and then disagree about 0: notes name the sites.
+
+The methods, with sources, stand in `statistics.resampling` and `statistics.skewness`; `docs/significance.md` says how
+often they were right in simulations.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from actpatch.statistics.resampling import (
     smallest_p_value,
     split_half_agreement,
 )
+from actpatch.statistics.skewness import careful_p_values, skewness_weight
 
 Correction = Literal["bh", "by"]
 
@@ -49,6 +55,10 @@ ROUGH_BELOW = 10
 """With fewer pairs intervals are wide, and of skewed changes they hold the true effect less often than they claim."""
 FLIPS_AT_LEVEL = 20
 """How many random sign flips may reach a site's change while it alone is significant: with few, chance decides."""
+WEIGHTS = 20
+"""In how many steps the skewness' weight counts for the detectable effect."""
+MOST_NAMED = 5
+"""Most sites that a note names."""
 MOST_FLIPS = 99_999
 """Most sign flips, for maps of many sites."""
 
@@ -77,12 +87,15 @@ class SiteStatistics:
     exactly one effect."""
     high: Float[np.ndarray, " site"]
     p: Float[np.ndarray, " site"]
-    """Sign-flip p-value, two-sided; 1 for a site that changes nothing on any pair."""
+    """Two-sided p-value, by sign flips and held back where changes are skewed; 1 for a site that changes nothing on any
+    pair."""
     p_corrected: Float[np.ndarray, " site"]
     """p-value corrected for the number of sites."""
+    too_skewed: Bool[np.ndarray, " site"]
+    """Sites that sign flips alone would call significant, but whose changes are too skewed for that."""
     detectable: Float[np.ndarray, " site"]
-    """Smallest |effect| that would have been found with `power`; NaN for a site that changes nothing, and where no
-    effect of any size could have been found."""
+    """Smallest |effect| that as many new pairs would find with `power`; NaN for a site that changes nothing, and where
+    no effect of any size would be found with it."""
     split_half: float
     """Mean Spearman correlation between the effects on two halves of the pairs."""
     n_pairs: int
@@ -118,6 +131,12 @@ class SiteStatistics:
     def significant(self) -> Bool[np.ndarray, " site"]:
         return self.p_corrected <= self.alpha
 
+    @property
+    def in_doubt(self) -> Bool[np.ndarray, " site"]:
+        """Where the interval leaves out 0 though `p` is above 1 - `level`, or holds 0 though `p` is not above it."""
+        interval_alone, test_alone = _disagreement(self.low, self.high, self.p, self.level)
+        return interval_alone | test_alone
+
     def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
         """`significant`, with a warning where no site is, and a single one could not be whatever its effect."""
         if not self.significant.any() and math.isnan(self.detectable_effect):
@@ -142,7 +161,7 @@ class SiteStatistics:
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per site."""
-        columns = ("effect", "low", "high", "p", "p_corrected", "significant", "detectable")
+        columns = ("effect", "low", "high", "p", "p_corrected", "significant", "too_skewed", "in_doubt", "detectable")
         table = pd.DataFrame({"site": self.sites, **{name: getattr(self, name) for name in columns}})
         return table.assign(n_pairs=self.n_pairs)
 
@@ -196,8 +215,12 @@ def site_statistics(
     n_flips = min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
     for_intervals, for_flips, for_splits = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     low, high = ratio_intervals(changes, gaps, level=level, n_resamples=n_resamples, seed=for_intervals)
-    p = sign_flip_p_values(changes, n_flips=n_flips, seed=for_flips)
-    size = detectable_size(n_pairs, lone, power=power, n_flips=n_flips)
+    flips, weight = sign_flip_p_values(changes, n_flips=n_flips, seed=for_flips), skewness_weight(changes)
+    p = np.maximum(flips, careful_p_values(changes, weight))
+    p_corrected, flips_corrected = (stats.false_discovery_control(values, method=correction) for values in (p, flips))
+    too_skewed = (flips_corrected <= alpha) & (p_corrected > alpha)
+    # The size is found once for each weight: one that differs by less hardly shows in it.
+    size = detectable_size(n_pairs, lone, power=power, n_flips=n_flips, weight=round(weight * WEIGHTS) / WEIGHTS)
     spread = changes.std(axis=1, ddof=1) if n_pairs > 1 else np.full(len(labels), np.nan)
     reach = size * spread / np.sqrt(n_pairs) / abs(gaps.mean())
     split_half = split_half_agreement(changes, gaps, seed=for_splits)
@@ -208,7 +231,8 @@ def site_statistics(
         low=low,
         high=high,
         p=p,
-        p_corrected=stats.false_discovery_control(p, method=correction),
+        p_corrected=p_corrected,
+        too_skewed=too_skewed,
         detectable=np.where(changes.any(axis=1), reach, np.nan),
         split_half=split_half,
         n_pairs=n_pairs,
@@ -219,7 +243,11 @@ def site_statistics(
         smallest_p=step,
         seed=seed,
         n_resamples=n_resamples,
-        notes=tuple(_notes(low, high, changes, lone, step, split_half)),
+        notes=(
+            *_notes(low, high, changes, lone, step, split_half),
+            *_notes_on_skewness(labels, changes, too_skewed, size, lone >= step, power),
+            *_notes_on_disagreement(labels, low, high, p, level),
+        ),
     )
 
 
@@ -268,6 +296,58 @@ def _notes(
             "no split-half agreement: there is one site alone, or in some half of the pairs all sites have one effect, "
             "or the gaps cancel"
         )
+
+
+def _notes_on_skewness(
+    labels: Sequence[str],
+    changes: Float[np.ndarray, "site pair"],
+    too_skewed: Bool[np.ndarray, " site"],
+    size: float,
+    attainable: bool,
+    power: float,
+) -> Iterator[str]:
+    n_pairs = changes.shape[1]
+    if too_skewed.any():
+        yield (
+            f"too skewed to judge with {n_pairs} pairs: {_named(labels, too_skewed)}. What looks like an effect "
+            "there may be the lack of a few pairs that change much the other way: use more pairs"
+        )
+    if attainable and math.isnan(size) and n_pairs > 1:
+        yield (
+            f"changes of this map are so skewed that {n_pairs} pairs find no effect of one site alone, whatever its "
+            f"size, with power {power:g}: use more pairs"
+        )
+
+
+def _notes_on_disagreement(
+    labels: Sequence[str],
+    low: Float[np.ndarray, " site"],
+    high: Float[np.ndarray, " site"],
+    p: Float[np.ndarray, " site"],
+    level: float,
+) -> Iterator[str]:
+    said = ("leaves out 0 though p, before correction, is above", "holds 0 though p, before correction, is at most")
+    for which, found in zip(_disagreement(low, high, p, level), said, strict=True):
+        if which.any():
+            yield f"in doubt, as the {level * 100:g}% interval {found} {1 - level:.2g}: {_named(labels, which)}"
+
+
+def _disagreement(
+    low: Float[np.ndarray, " site"], high: Float[np.ndarray, " site"], p: Float[np.ndarray, " site"], level: float
+) -> tuple[Bool[np.ndarray, " site"], Bool[np.ndarray, " site"]]:
+    """Where the interval alone leaves out 0, and where the p-value alone does; nowhere without an interval.
+
+    Two methods are not two views of one: where they disagree, neither is to be taken for the answer.
+    """
+    interval, test = (low > 0) | (high < 0), p <= 1 - level
+    return interval & ~test, ~interval & test & ~np.isnan(low)
+
+
+def _named(labels: Sequence[str], which: Bool[np.ndarray, " site"]) -> str:
+    """The first few of these sites, and how many more there are."""
+    chosen = [label for label, named in zip(labels, which, strict=True) if named]
+    more = len(chosen) - MOST_NAMED
+    return ", ".join(chosen[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_settings(seed: int, level: float, alpha: float, correction: str, power: float, n_resamples: int) -> None:

@@ -14,6 +14,7 @@ from scipy import optimize, stats
 from actpatch.statistics import resampling as patching_resampling
 from actpatch.statistics.resampling import detectable_size, ratio_intervals, sign_flip_p_values, split_half_agreement
 from actpatch.statistics.sites import Correction, site_statistics
+from actpatch.statistics.skewness import skewed_p_values
 from test_suite.helpers.statistics import random_map
 
 EFFECT = 0.3
@@ -337,26 +338,48 @@ def test_reliability_is_the_agreement_with_as_many_new_pairs():
     ],
 )
 def test_an_effect_of_the_detectable_size_is_found_with_the_stated_power(n_pairs, alpha):
-    """With few patterns of signs, with many, and where signs are drawn."""
+    """With few patterns of signs, with many, and where signs are drawn; the deviation is that of pairs seen before."""
     experiments = 1500
     size = detectable_size(n_pairs, alpha)
-    changes = np.random.default_rng(1).standard_normal((experiments, n_pairs)) + size / np.sqrt(n_pairs)
+    before, changes = np.random.default_rng(1).standard_normal((2, experiments, n_pairs))
+    changes += size * before.std(axis=1, ddof=1, keepdims=True) / np.sqrt(n_pairs)
     power = np.mean(sign_flip_p_values(changes) <= alpha)
     assert abs(power - 0.8) < 0.01 + 3 * np.sqrt(0.8 * 0.2 / experiments)
 
 
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_an_effect_of_the_detectable_size_is_found_with_the_stated_power_where_skewness_counts(weight):
+    size = detectable_size(24, 0.002, weight=weight)
+    assert size > detectable_size(24, 0.002) + 0.1
+    before, changes = np.random.default_rng(1).standard_normal((2, 1500, 24))
+    changes += size * before.std(axis=1, ddof=1, keepdims=True) / np.sqrt(24)
+    means, scatter, skewness = (
+        changes.mean(axis=1),
+        changes.std(axis=1, ddof=1),
+        stats.skew(changes, axis=1, bias=False),
+    )
+    p = np.maximum(sign_flip_p_values(changes), skewed_p_values(means, scatter, skewness, 24, weight))
+    assert abs(np.mean(p <= 0.002) - 0.8) < 0.01 + 3 * np.sqrt(0.8 * 0.2 / 1500)
+
+
+def test_no_size_is_detectable_where_skewness_leaves_too_few_claims():
+    assert np.isnan(detectable_size(10, 0.002, weight=1.0)) and np.isfinite(detectable_size(10, 0.002))
+    changes = np.eye(50, 11) + 0.01 * np.random.default_rng(0).standard_normal((50, 11))
+    changes[11:] = changes[0]
+    found = site_statistics(changes, np.zeros(11), np.full(11, 5.0), n_resamples=39)
+    assert found.smallest_p < 0.05 / 50
+    assert np.isnan(found.detectable_effect) and any("find no effect of one site alone" in note for note in found.notes)
+
+
 def test_detectable_effect_is_found_in_a_whole_map_with_the_stated_power():
-    rng, found = np.random.default_rng(10), 0
-    size = detectable_size(20, 0.05 / 16) / np.sqrt(20)
-    detectable, effect = [], size * 2 / 5
-    for _ in range(100):
-        changes = 2 * rng.standard_normal((16, 20))
-        changes[5] += 5 * effect
-        told = site_statistics(changes, np.zeros(20), np.full(20, 5.0), n_resamples=39)
-        found += told.significant[5]
-        detectable.append(told.detectable[5])
-    assert abs(found / 100 - 0.8) < 3 * np.sqrt(0.8 * 0.2 / 100)
-    assert np.mean(detectable) == pytest.approx(effect, rel=0.05)
+    """A map says how large an effect would have been found; new pairs, with an effect of that size, find it."""
+    rng, found, experiments = np.random.default_rng(10), 0, 200
+    for _ in range(experiments):
+        before, new = 2 * rng.standard_normal((2, 16, 20))
+        told = site_statistics(before, np.zeros(20), np.full(20, 5.0), n_resamples=39)
+        new[5] += 5 * told.detectable[5]
+        found += site_statistics(new, np.zeros(20), np.full(20, 5.0), n_resamples=39).significant[5]
+    assert abs(found / experiments - 0.8) < 3 * np.sqrt(0.8 * 0.2 / experiments)
 
 
 def test_smallest_p_says_whether_one_site_alone_could_be_found():

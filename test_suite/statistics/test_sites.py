@@ -16,12 +16,13 @@ from activation_patching import ActivationPatcher, IOIDataset, summarize_results
 from actpatch.results.shapes import HeadResults
 from actpatch.statistics import resampling as patching_resampling
 from actpatch.statistics.resampling import detectable_size, ratio_intervals
-from actpatch.statistics.sites import SiteStatistics, site_statistics
+from actpatch.statistics.sites import WEIGHTS, SiteStatistics, site_statistics
+from actpatch.statistics.skewness import skewness_weight
 from head_patching import HeadPatcher, print_head_results
 from test_suite.helpers.models import bundled
 from test_suite.helpers.statistics import random_map
 
-PER_SITE = ("effect", "low", "high", "p", "p_corrected", "significant", "detectable")
+PER_SITE = ("effect", "low", "high", "p", "p_corrected", "significant", "too_skewed", "in_doubt", "detectable")
 
 
 # --- values, seeds and order ------------------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def test_numbers_do_not_depend_on_the_order_of_sites(n_pairs):
     laid_out = site_statistics(np.asfortranarray(patched), base, source)
     assert_same(laid_out, plain)
     few = site_statistics(patched[5:9], base, source)
-    for name in ("effect", "low", "high", "p"):
+    for name in ("effect", "low", "high"):
         np.testing.assert_allclose(getattr(few, name), getattr(plain, name)[5:9], rtol=1e-9)
 
 
@@ -79,9 +80,14 @@ def test_settings_change_what_they_are_about_and_nothing_else():
     )
     assert (narrower.high - narrower.low < 0.6 * (usual.high - usual.low)).all()
     assert 0 < stricter.significant.sum() < usual.significant.sum()
-    sizes = [detectable_size(12, 0.05 / 16, power=power) for power in (0.8, 0.95)]
+    weight = round(WEIGHTS * skewness_weight(patched - base)) / WEIGHTS
+    sizes = [detectable_size(12, 0.05 / 16, power=power, weight=weight) for power in (0.8, 0.95)]
     np.testing.assert_allclose(surer.detectable / usual.detectable, sizes[1] / sizes[0])
-    for found, changed in ((narrower, "low high"), (stricter, "significant detectable"), (surer, "detectable")):
+    for found, changed in (
+        (narrower, "low high in_doubt"),
+        (stricter, "significant too_skewed detectable"),
+        (surer, "detectable"),
+    ):
         for name in set(PER_SITE) - set(changed.split()):
             np.testing.assert_array_equal(getattr(found, name), getattr(usual, name))
 

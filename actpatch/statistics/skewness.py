@@ -1,0 +1,122 @@
+"""How far the skewness of a map's changes holds its p-values back: a second and a third p-value of each site.
+
+Flipping signs takes changes to be symmetric about 0 where a patch does nothing. Where most pairs change a little one
+way and few pairs much the other way, with a mean of 0, the few are sometimes missing among the pairs at hand, and the
+rest then look like an effect. Two p-values ask whether that could be; a site has the largest of the three.
+
+**Skewness against the mean.** Student's t = mean / standard error is corrected for the site's skewness g by the cubic
+of Hall (1992, "On the removal of skewness by transformation"),
+
+    ((1 + a·t)³ - 1) / 3a + a / 2    with a = g / (3·√pairs),
+
+and compared with Student's distribution. Only skewness against the sign of the mean counts. The cubic is level at
+t = -1/a and rises again beyond; here it stays level: however large t, such a site is no surer than that.
+
+g is 1.5 times the weight times the adjusted Fisher-Pearson coefficient of skewness (G1 of Joanes & Gill 1998). Samples
+show less skewness than there is, and least where the long tail is missing: with 1 in place of 1.5, and 30 pairs, 9 % of
+the maps of exponential changes and 22 % of lognormal ones had a false site; with 1.25, 6 and 14 %; with 1.5, 4 and 10 %
+(600 maps of each, simulated as `docs/significance.md` says). The *weight*, from 0 to 1, is the share of the
+coefficients' mean square over the map that normal changes would not show,
+`1 - 6·n·(n - 1) / ((n - 2)·(n + 1)·(n + 3)) / mean(G1²)` for n pairs: the coefficient of one site is noise with few
+pairs, the whole map tells whether it means anything (James & Stein's estimator in the positive part, as Efron & Morris
+1973 read it).
+
+**All on one side.** Where no pair at all goes against the mean, a site's own skewness cannot show what is missing; the
+map's other sites can. The mean is then compared with the standard error that the map's median scatter gives, times the
+weight, where that is larger than the site's own.
+
+In maps of normal changes the weight is near 0 and sign flips alone decide. Below `FEWEST_FOR_SKEWNESS` pairs they
+always do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from actpatch.core.heavy import stats
+
+FEWEST_FOR_SKEWNESS = 5
+"""With fewer pairs, no pattern of signs is rare enough for anything to be held back."""
+UNDERSTATED = 1.5
+"""How many times the skewness that samples show is reckoned with (module docstring)."""
+ROUNDING = 1e-12
+"""Share of a site's largest change that the others may be off by."""
+
+
+def careful_p_values(changes: Float[np.ndarray, "site pair"], weight: float) -> Float[np.ndarray, " site"]:
+    """The larger of the two p-values of the module docstring: what a site's p-value may not be below.
+
+    Args:
+        changes: changes of all the map's sites.
+        weight: that of the map, `skewness_weight(changes)`.
+
+    0 for a site whose changes are equal and of a map of weight 0, and below `FEWEST_FOR_SKEWNESS` pairs.
+    """
+    n_pairs = changes.shape[1]
+    if n_pairs < FEWEST_FOR_SKEWNESS or weight == 0:
+        return np.zeros(len(changes))
+    scatter, scattered = changes.std(axis=1, ddof=1), _scattered(changes)
+    means = changes.mean(axis=1)
+    held_back = np.zeros(len(changes))
+    skewness = adjusted_skewness(changes[scattered])
+    held_back[scattered] = skewed_p_values(means[scattered], scatter[scattered], skewness, n_pairs, weight)
+    others = weight * np.median(scatter[scattered]) if scattered.any() else 0.0
+    against = (changes * np.sign(means)[:, None]).min(axis=1) < -ROUNDING * np.abs(changes).max(axis=1)
+    wider = ~against & (others > scatter)
+    held_back[wider] = np.maximum(held_back, _two_sided(means * np.sqrt(n_pairs) / (others or 1.0), n_pairs))[wider]
+    return held_back
+
+
+def skewness_weight(changes: Float[np.ndarray, "site pair"]) -> float:
+    """How much of the skewness that a map's sites show is more than normal changes would: from 0, nothing, to 1."""
+    n, scattered = changes.shape[1], _scattered(changes)
+    if n < FEWEST_FOR_SKEWNESS or not scattered.any():
+        return 0.0
+    normal = 6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))
+    return max(0.0, 1 - normal / max(float((adjusted_skewness(changes[scattered]) ** 2).mean()), normal))
+
+
+def skewed_p_values(
+    means: Float[np.ndarray, " site"],
+    scatter: Float[np.ndarray, " site"],
+    skewness: Float[np.ndarray, " site"],
+    n_pairs: int,
+    weight: float,
+) -> Float[np.ndarray, " site"]:
+    """Two-sided p-values of t, corrected for skewness against the mean (module docstring).
+
+    Args:
+        means: of each site's changes.
+        scatter: standard deviations, above 0.
+        skewness: G1 of each site.
+        n_pairs: pairs that these are of.
+        weight: that of the map.
+
+    0 where skewness goes with the mean.
+    """
+    t = np.abs(means) / scatter * np.sqrt(n_pairs)
+    against = np.maximum(-np.sign(means) * skewness, 0.0)
+    a = UNDERSTATED * weight * against / (3 * np.sqrt(n_pairs))
+    # With a against the sign of t, and t for |t|: (1 - (1 - a·t)³) / 3a - a / 2, level from a·t = 1 on.
+    x = np.minimum(a * t, 1.0)
+    corrected = np.divide(x, a, out=t, where=x > 0) * (1 - x + x**2 / 3) - a / 2
+    return np.where(against > 0, _two_sided(np.maximum(corrected, 0.0), n_pairs), 0.0)
+
+
+def adjusted_skewness(changes: Float[np.ndarray, "site pair"]) -> Float[np.ndarray, " site"]:
+    """G1 of Joanes & Gill (1998), for unequal changes: taken in units of the largest, so that no cube overflows."""
+    n = changes.shape[1]
+    centred = changes / np.abs(changes).max(axis=1, keepdims=True)
+    centred -= centred.mean(axis=1, keepdims=True)
+    g1 = (centred**3).mean(axis=1) / (centred**2).mean(axis=1) ** 1.5
+    return g1 * np.sqrt(n * (n - 1)) / (n - 2)
+
+
+def _two_sided(t: Float[np.ndarray, " site"], n_pairs: int) -> Float[np.ndarray, " site"]:
+    return 2 * stats.t.sf(np.abs(t), n_pairs - 1)
+
+
+def _scattered(changes: Float[np.ndarray, "site pair"]) -> Bool[np.ndarray, " site"]:
+    """Which sites' changes differ by more than rounding."""
+    return np.ptp(changes, axis=1) > ROUNDING * np.abs(changes).max(axis=1)
