@@ -348,8 +348,8 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     (sweep,) = stored["sweeps"]
     assert stored["format"] == 5
     for changes, message in (
-        ({"format": 4}, "has result format 4, this version reads format 5: read it with the version that wrote it, or"),
-        ({"format": 6}, "has result format 6, this version reads format 5"),
+        ({"format": 4}, "has result format 4, this version reads format 6: read it with the version that wrote it, or"),
+        ({"format": 7}, "has result format 7, this version reads format 6"),
         ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
         ({"sweeps": [{}]}, "is damaged"),
         ({"sweeps": []}, "is damaged .*0 sweeps, expected one, or one of each direction"),
