@@ -45,14 +45,8 @@ def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int
     at = None if experiment.reads_all else torch.tensor([length - 1])
     noise = chunk.base_noise if run is chunk.base else chunk.other_noise
     with runner.hooks([] if noise is None else [noise_hook(noise[pair : pair + 1, :length])]):
-        if runner.foreign:
-            logits = Read(at, experiment.vocabulary, alone=False).taken(
-                runner.model(run.tokens[pair : pair + 1, :length])
-            )
-        else:  # what is not read of the positions is not computed, of the vocabulary everything is
-            logits = runner.run(run.tokens[pair : pair + 1, :length], Read(at))
-            logits = Read(None, experiment.vocabulary).taken(logits)
-    return logits[0]
+        read = Read(at, experiment.vocabulary, alone=runner.unembeds_by_a_product)
+        return runner.run(run.tokens[pair : pair + 1, :length], read)[0]
 
 
 def error_of_recording(chunk: Chunk, alone: Alone) -> str | None:

@@ -128,6 +128,14 @@ class Runner(ABC):
     ) -> Recording:
         """Run the model, with the hooks that fill `activations` on it, and keep keys and values."""
 
+    @property
+    def unembeds_by_a_product(self) -> bool:
+        """Whether the unembedding is known for nothing but a product with its weights and a bias."""
+        unembed = self.model.unembed
+        wrapped = getattr(unembed, "original_component", None)
+        is_known = type(unembed).__module__.partition(".")[0] == "transformer_lens"
+        return not self.foreign and is_known and type(wrapped) in (type(None), torch.nn.Linear)
+
     @abstractmethod
     def begin(self, recording: Recording, start: int, length: int) -> Any:
         """What the blocks have to be called with on positions `start` to `length`; handed to `run_block`."""
