@@ -68,14 +68,14 @@ def test_report_opens_from_disk_alone_and_without_complaint(opened):
 
 
 @pytest.mark.slow
-def test_a_report_of_a_thousand_pairs_is_laid_out_like_one_of_twenty_and_saves_them_all(browser, tmp_path):
-    small = open_report(browser, create_full_report(made_up_heads(12, 12, n_pairs=20), save_dir=tmp_path / "few")[0])
+def test_a_report_of_a_thousand_pairs_is_laid_out_like_one_of_200_and_saves_them_all(browser, tmp_path):
+    small = open_report(browser, create_full_report(made_up_heads(12, 12, n_pairs=200), save_dir=tmp_path / "few")[0])
     small.page.context.close()
     heads = made_up_heads(12, 12, n_pairs=1000)
     report, *_ = create_full_report(heads, save_dir=tmp_path)
     assert report.stat().st_size < 9e6
     found = open_report(browser, report)
-    assert found.nodes < 2 * small.nodes
+    assert found.nodes < 1.5 * small.nodes, "what is laid out grows with the number of pairs"
     with found.page.expect_download() as saving:
         found.page.get_by_role("button", name="Save heads.csv").click()
     assert saving.value.path().read_bytes() == csv_content(heads.to_dataframe())
