@@ -26,6 +26,7 @@ from activation_patching import ActivationPatcher, IOIDataset
 from actpatch.models import load
 from actpatch.models.load import TINY, can_be_loaded, load_model
 from head_patching import HeadPatcher
+from test_suite.helpers.closeness import EXACT, folded
 from test_suite.helpers.hub import home_with_gpt2
 from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, needs_hooked, smollm2
 from test_suite.helpers.prompts import MARY
@@ -45,7 +46,7 @@ def test_a_directory_is_loaded_like_the_bundled_model(tiny, copied_checkpoint):
     with torch.no_grad():
         expected = tiny(MARY)
         for path in (copied_checkpoint, str(copied_checkpoint)):
-            model = load_model(path, device="cpu", model_class=type(tiny).__name__)
+            model = load_model(path, device="cpu", model_class=type(tiny).__name__, dtype=torch.float64)
             torch.testing.assert_close(model(MARY), expected)
     assert model.cfg.model_name == "my-model" and not model.training
 
@@ -54,14 +55,14 @@ def test_a_directory_is_loaded_like_the_bundled_model(tiny, copied_checkpoint):
 def test_both_classes_give_the_same_numbers():
     models = [bundled(name) for name in ("HookedTransformer", "TransformerBridge")]
     sweeps = [HeadPatcher(m, show_progress=False).run_all_heads_experiment(IOIDataset(m, 5)).sweep for m in models]
-    np.testing.assert_allclose(sweeps[0].patched, sweeps[1].patched, atol=1e-4)
+    np.testing.assert_allclose(sweeps[0].patched, sweeps[1].patched, atol=EXACT, rtol=0)
     assert sweeps[0].clean_tokens == sweeps[1].clean_tokens
 
 
 def test_default_class_is_hooked_transformer_where_there_is_one():
     model = load_model("tiny", device="cpu")
     assert type(model).__name__ == ("HookedTransformer" if HAS_HOOKED else "TransformerBridge")
-    assert not model.training and model.cfg.model_name == "tiny"
+    assert not model.training and model.cfg.model_name == "tiny" and model(MARY).dtype == torch.float32
 
 
 def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(tmp_path):
@@ -203,7 +204,7 @@ import json, torch
 from model_loading import can_be_loaded, load_model
 assert can_be_loaded("gpt2-small") and not can_be_loaded("gpt2-medium")
 for model_class in {classes}:
-    model = load_model("gpt2-small", device="cpu", model_class=model_class)
+    model = load_model("gpt2-small", device="cpu", model_class=model_class, dtype=torch.float64)
     with torch.no_grad():
         logits = model({MARY!r})[0, -1].log_softmax(-1).tolist()
     print(json.dumps([type(model).__name__, model.cfg.n_layers, model.cfg.n_heads, model.training, logits]))
@@ -214,13 +215,16 @@ for model_class in {classes}:
     folder = next((home_with_gpt2() / "hub" / "models--gpt2" / "snapshots").iterdir())
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(MARY)["input_ids"]
     with torch.no_grad():
-        plain = transformers.AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([[0, *tokens]]))
+        plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)(
+            torch.tensor([[0, *tokens]])
+        )
+    expected = plain.logits[0, -1].log_softmax(-1)
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(lines) == len(classes)
     for model_class, line in zip(classes, lines):
         *found, logits = json.loads(line)
         assert found == [model_class, 12, 12, False]
-        torch.testing.assert_close(torch.tensor(logits), plain.logits[0, -1].log_softmax(-1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.tensor(logits, dtype=torch.float64), expected, atol=folded(expected), rtol=0)
 
 
 @pytest.mark.slow
