@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actpatch.core.sites import Patch, Site, head_axis
@@ -95,7 +95,7 @@ def check_any_experiment(data: st.DataObject, models: tuple[str, ...]) -> None:
 
 
 @looks_at_random_entries
-@settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20)
 @given(st.data())
 def test_any_experiment_agrees_with_plain_patching(data: st.DataObject) -> None:
     check_any_experiment(data, QUICK_MODELS)
@@ -104,7 +104,7 @@ def test_any_experiment_agrees_with_plain_patching(data: st.DataObject) -> None:
 @looks_at_random_entries
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60)
 @given(data=st.data())
 def test_many_experiments_on_every_architecture_agree_with_plain_patching(name: str, data: st.DataObject) -> None:
     check_any_experiment(data, (name,))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actpatch.core.components import SHORT_NAMES
 from actpatch.core.sites import Site, block_hook
-from test_suite.helpers.closeness import EXACT, folded
+from test_suite.helpers.closeness import EXACT, allowed, folded
 from test_suite.helpers.models import (
     HAS_HOOKED,
     checkpoint,
@@ -87,7 +87,7 @@ def test_bloom_is_run_in_full_with_one_warning(name: str) -> None:
         found = site_sweep(model, pairs, sites)
     error, where = largest_error(model, pairs, singles(sites), "denoising", [(metric, found)])
     assert sum(FALLS_BACK in str(warning.message) for warning in caught) == 1
-    assert error <= EXACT, where
+    assert error <= allowed(model, pairs.clean), where
 
 
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:grouped", "bridge:gpt2", "bridge+:llama"))
