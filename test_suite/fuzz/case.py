@@ -86,7 +86,8 @@ def draw(seed: int, only: str | None = None) -> Case:
     source = drawn.choice(["other run"] * 4 + ["zero", "mean", "mean of clean"])
     if source == "zero" and any(site.component == "resid_mid" for patch in patches for site in patch.sites):
         source = "mean"  # of zeros there a norm divides by what rounding leaves of them
-    metrics = None if drawn.random() < 0.25 else tuple(drawn.sample(NAMED, drawn.randint(1, 2)))
+    names = [name for name in NAMED if source != "zero" or name not in ("rank", "accuracy")]  # zero logits are tied
+    metrics = None if drawn.random() < 0.25 else tuple(drawn.sample(names, drawn.randint(1, 2)))
     return Case(
         seed=seed,
         model=model,
@@ -141,9 +142,15 @@ def _site(drawn: random.Random, model: str, prompts: Sequence[Any]) -> Site:
     elif how < 0.5:
         position = tuple(drawn.randint(-length, length - 1) for length in lengths)
     has_heads = head_axis(hook_point) is not None and drawn.random() < 0.6
-    head = drawn.randrange(head_count(small_model(model), hook_point)) if has_heads else None
+    head = drawn.randrange(_heads(small_model(model), hook_point)) if has_heads else None
     neuron = drawn.randrange(48) if Site(hook_point).kind.has_neurons and drawn.random() < 0.5 else None
     return Site(hook_point, head, position, neuron)
+
+
+def _heads(model: Any, hook_point: str) -> int:
+    """How many heads the hook point has."""
+    per_key_value_head = Site(hook_point).kind.per_key_value_head
+    return head_count(model, "blocks.0.attn.hook_k" if per_key_value_head else hook_point)
 
 
 def _user_hooks(drawn: random.Random, model: str) -> tuple[tuple[str, str], ...]:

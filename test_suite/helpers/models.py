@@ -189,7 +189,9 @@ def fresh_hooked(architecture: str = "learned", *, with_bos: bool = True, seed: 
 
 def fresh_bridge(architecture: str, *, compatibility: bool = False) -> Any:
     """A new `TransformerBridge` around a random Hugging Face model, the same weights for both settings."""
-    model = TransformerBridge.boot_transformers(str(checkpoint(architecture)), device="cpu", dtype=torch.float64)
+    model = TransformerBridge.boot_transformers(
+        str(checkpoint(architecture)), device="cpu", dtype=torch.float64, tokenizer=word_tokenizer()
+    )
     if compatibility:
         model.enable_compatibility_mode(disable_warnings=True)
     return model.double().eval()  # what is folded may have become of single precision
