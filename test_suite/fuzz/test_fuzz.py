@@ -57,7 +57,7 @@ SEEDS = {
     "bridge:gptj": (2, 3, 4),
     "bridge+:gptj": (2, 3, 6),
 }
-"""Cases that are compared with plain runs, and in which a patch moves a metric, under both majors of TransformerLens."""
+"""Under both majors of TransformerLens these are compared with plain runs, and a patch moves a metric."""
 
 QUICK = (
     "hooked:learned",
