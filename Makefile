@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready-$(shell cksum requirements.txt | cut -d ' ' -f 1)
 
-.PHONY: help setup demo test lint bench bench-imports clean
+.PHONY: help setup demo test fuzz lint bench bench-imports clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,10 @@ demo: $(READY)  ## patch layers, then heads, and write the figures to ./figures
 
 test: $(READY)  ## the whole suite
 	$(RUN) -m pytest tests.py -v
+
+fuzz: $(READY)  ## random experiments against plain runs, others each time: make fuzz CASES=500 SEED=7
+	$(RUN) -m test_suite.fuzz --cases $(or $(CASES),500) $(if $(SEED),--seed $(SEED))
+	$(RUN) -m pytest test_suite/engine/test_property.py -q --hypothesis-profile=fuzz
 
 lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .

@@ -1,10 +1,19 @@
-"""`python -m pytest tests.py` runs the suite, which lies in `test_suite/`: ids name the file that a test stands in."""
+"""`python -m pytest tests.py` runs the suite, which lies in `test_suite/`: ids name the file that a test stands in.
+
+Drawn examples are the same in every run; with `--hypothesis-profile=fuzz` they are others each time.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Neither a deadline nor a health check: both are clocks.
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("fuzz", derandomize=False, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parent
 

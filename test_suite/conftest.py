@@ -1,4 +1,7 @@
-"""What every test finds: no hub, few threads, and the library with its shape annotations turned into checks."""
+"""What every test finds: no hub, few threads, and the library with its shape annotations turned into checks.
+
+The environment variable `TEST_THREADS`, or else `OMP_NUM_THREADS`, says how many threads; one if neither is set.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The models are small: two threads on a busy machine were ten times slower than one.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+THREADS = os.environ.setdefault("TEST_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = THREADS
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
@@ -22,7 +26,7 @@ import torch
 
 from test_suite.helpers.shape_checks import check_arrays_of
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(THREADS))
 check_arrays_of("actpatch")
 
 from actpatch import ActivationPatcher, HeadPatcher, HeadResults, IOIDataset, LayerResults

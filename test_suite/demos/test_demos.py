@@ -39,7 +39,7 @@ def run_script(name: str, *options: str, home: Path, cwd: Path) -> subprocess.Co
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=1200,
     )
 
 

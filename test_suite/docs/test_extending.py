@@ -53,7 +53,7 @@ def test_every_example_works_as_it_stands(tmp_path: Path) -> None:
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         encoding="utf-8",
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     assert "ln2.hook_normalized" in done.stdout and "Traceback" not in done.stderr

@@ -14,6 +14,7 @@ import model_loading
 import visualize
 from activation_patching import ActivationPatcher, IOIDataset, PatchingResult, summarize_results
 from head_patching import HeadPatcher, HeadPatchingResult, print_head_results
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.prompts import MyTask
 
 
@@ -100,7 +101,7 @@ def test_own_task_gives_the_same_numbers_with_and_without_its_own_metric(tiny, p
     assert (without.metric, without.unit, given.metric) == ("logit difference", "logits", "compute_metric")
     assert without.task == given.task == "My Custom Task"
     for name in ("patched", "clean", "corrupted"):
-        np.testing.assert_allclose(getattr(without, name), getattr(given, name), atol=1e-4)
+        np.testing.assert_allclose(getattr(without, name), getattr(given, name), atol=EXACT, rtol=0)
 
 
 def test_default_metric_is_the_logit_difference_at_the_last_position(tiny):

@@ -12,6 +12,7 @@ import torch
 from actpatch.core.sites import Site, block_hook
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.induction import (
     FORGOTTEN,
     INDUCTION_HEAD,
@@ -33,7 +34,7 @@ def induction_effects(sites: Sequence[Site], direction: str) -> np.ndarray:
     found = swept(engine_on(induction_model()), induction_pairs(), singles(sites), metric, direction)
     base, source = (found.corrupted, found.clean) if direction == "denoising" else (found.clean, found.corrupted)
     assert found.clean[0] == pytest.approx(SECOND_HALF_LOGIT)
-    assert found.corrupted[0] == pytest.approx(0, abs=1e-6)
+    assert found.corrupted[0] == pytest.approx(0, rel=0, abs=EXACT)
     return ((found.patched - base) / (source - base))[:, 0]
 
 
@@ -53,7 +54,7 @@ def test_its_two_heads_are_found_and_no_others(direction: str) -> None:
     heads = list(itertools.product(range(3), range(4)))
     effects = induction_effects([Site(block_hook(layer, "z"), head=head) for layer, head in heads], direction)
     expected = [float(head in (PREVIOUS_TOKEN_HEAD, INDUCTION_HEAD)) for head in heads]
-    np.testing.assert_allclose(effects, expected, atol=1e-6)
+    np.testing.assert_allclose(effects, expected, atol=EXACT, rtol=0)
 
 
 @needs_hooked
@@ -64,7 +65,7 @@ def test_its_heads_act_at_their_positions_and_nowhere_else(direction: str) -> No
     acting = {(*PREVIOUS_TOKEN_HEAD, FORGOTTEN + 1), (*INDUCTION_HEAD, last)}
     cells = list(itertools.product(range(3), range(4), range(last + 1)))
     effects = induction_effects([Site(block_hook(layer, "z"), head, at) for layer, head, at in cells], direction)
-    np.testing.assert_allclose(effects, [float(cell in acting) for cell in cells], atol=1e-6)
+    np.testing.assert_allclose(effects, [float(cell in acting) for cell in cells], atol=EXACT, rtol=0)
 
 
 @needs_hooked
@@ -77,7 +78,7 @@ def test_its_heads_are_moved_by_what_they_read(short: str, moved: tuple[tuple[in
     """The first head attends alike in both runs and copies another token; the second attends by other keys."""
     heads = list(itertools.product(range(3), range(4)))
     effects = induction_effects([Site(block_hook(layer, short), head=head) for layer, head in heads], direction)
-    np.testing.assert_allclose(effects, [float(head in moved) for head in heads], atol=1e-6)
+    np.testing.assert_allclose(effects, [float(head in moved) for head in heads], atol=EXACT, rtol=0)
 
 
 @needs_hooked
@@ -88,4 +89,4 @@ def test_its_residual_stream_carries_the_answer_from_position_to_position(direct
     path = {(0, FORGOTTEN), (1, FORGOTTEN + 1), (2, last)}
     cells = list(itertools.product(range(3), range(last + 1)))
     effects = induction_effects([Site(block_hook(layer, "resid_pre"), position=at) for layer, at in cells], direction)
-    np.testing.assert_allclose(effects, [float(cell in path) for cell in cells], atol=1e-6)
+    np.testing.assert_allclose(effects, [float(cell in path) for cell in cells], atol=EXACT, rtol=0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.models.forwards import laid_out_as_multiplied
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import (
     HAS_HOOKED,
     fresh_model,
@@ -184,7 +185,7 @@ def test_hooks_of_the_user_stay_and_take_part(name: str, model_to_disturb: Any) 
             error, where = largest_error(model, pairs, singles(sites), "denoising", [(metric, found)])
     finally:
         model.reset_hooks()
-    assert error <= 1e-5, where
+    assert error <= EXACT, where
     assert abs(found.clean - untouched.clean).max() > 1e-3
 
 

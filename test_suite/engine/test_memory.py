@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actpatch.core.sites import Site, block_hook
 from actpatch.engine import memory
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import (
     HAS_HOOKED,
     last_position_metric,
@@ -44,7 +45,7 @@ def test_batches_are_halved_until_they_fit_into_memory(name: str, rows_that_fit:
     engine.runner.run_block = run_few_rows
     found = swept(engine, pairs, singles(sites), last_position_metric(3), "denoising")
     assert refused
-    np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.patched, expected.patched, atol=EXACT, rtol=0)
 
 
 def test_recordings_are_halved_until_they_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +64,7 @@ def test_recordings_are_halved_until_they_fit_into_memory(monkeypatch: pytest.Mo
     found = swept(engine, pairs, singles(sites), last_position_metric(5), "denoising")
     looks_at_axes = 1  # 8 tokens are as many as a head has dimensions: one prompt more, shorter by a token
     assert asked == [10, 4, looks_at_axes, 4, 2]
-    np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.patched, expected.patched, atol=EXACT, rtol=0)
 
 
 def test_after_memory_ran_out_batches_stay_as_large_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:

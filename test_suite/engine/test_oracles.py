@@ -17,6 +17,7 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.answers import LogitDifference
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.ioi import IOIDataset
+from test_suite.helpers.closeness import EXACT, ROUNDINGS, allowed, folded
 from test_suite.helpers.models import (
     BRIDGE_MODELS,
     HAS_HOOKED,
@@ -40,7 +41,6 @@ from test_suite.helpers.models import (
 from test_suite.oracles.plain import PlainPatching, largest_error
 from test_suite.oracles.transformer_lens import BY_HEAD, BY_HEAD_AND_POSITION, BY_POSITION, reference
 
-TOLERANCE = 1e-5
 QUICK_MODELS = (
     *(name for name in HOOKED_MODELS if name not in ("hooked:gated", "hooked:ungrouped")),
     "bridge:llama",
@@ -60,7 +60,7 @@ def assert_plain_patching_agrees(
     metrics = [last_position_metric(len(pairs)), everything_metric(len(pairs))]
     sweeps = [(metric, swept(engine, pairs, patches, metric, direction)) for metric in metrics]
     error, where = largest_error(model, pairs, patches, direction, sweeps)
-    assert error <= TOLERANCE, f"{error:.2g} off at {where}"
+    assert error <= allowed(model, pairs.clean), f"{error:.2g} off at {where}"
 
 
 def single(sites: Sequence[Site]) -> list[Patch]:
@@ -206,7 +206,7 @@ def test_hook_points_that_are_switched_off_are_switched_on_for_the_sweep(name: s
     assert not getattr(model.cfg, SWITCHED[hook])
     with switched_on(model, SWITCHED[hook]):
         error, where = largest_error(model, pairs, patches, "denoising", [(metric, found)])
-    assert error <= TOLERANCE, where
+    assert error <= allowed(model, pairs.clean), where
 
 
 def test_the_patched_logits_are_those_of_plain_patching() -> None:
@@ -216,13 +216,13 @@ def test_the_patched_logits_are_those_of_plain_patching() -> None:
     logits = PatchingEngine(model, show_progress=False).patched_logits(pairs, patch)
     (expected,) = PlainPatching(model, pairs, [patch.sites[0].hook_point], "denoising").logits([patch])
     for found, plain in zip(logits, expected):
-        torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, plain, atol=EXACT, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:grouped", "bridge:gpt2", "bridge+:gpt2"))
 def test_other_precisions_agree_with_plain_patching_to_their_own(name: str, dtype: torch.dtype) -> None:
-    """Each rounds in its own order: at most some eight roundings of the largest value apart. Nothing falls back."""
+    """Each rounds in its own order, which is so many roundings of the largest logit. Nothing falls back."""
     model, pairs, metric = fresh_model(name).to(dtype), token_pairs([10, 7], [(2, 4), (3,)]), last_position_metric(2)
     patches = [Patch((site,)) for site in sampled_sites(name, [None, 5])]
     with warnings.catch_warnings():
@@ -230,7 +230,9 @@ def test_other_precisions_agree_with_plain_patching_to_their_own(name: str, dtyp
         found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "denoising")
     largest = max(abs(found.clean).max(), abs(found.corrupted).max())
     error, where = largest_error(model, pairs, patches, "denoising", [(metric, found)])
-    assert error <= max(8 * torch.finfo(dtype).eps * largest, 1e-12), where
+    with torch.no_grad():
+        largest_logit = max(float(model(prompt[None]).abs().max()) for prompt in pairs.clean)
+    assert error <= max(ROUNDINGS * torch.finfo(dtype).eps * largest_logit, EXACT), where
     assert abs(found.patched - found.corrupted[None]).max() > 0.1 * largest
 
 
@@ -243,6 +245,15 @@ def bundled_pairs(n_pairs: int) -> tuple[EncodedPairs, LogitDifference]:
     pairs = encode_pairs(model, dataset)
     (metric,) = pairs.metrics("logit_difference")
     return pairs, metric
+
+
+def assert_first_pair(
+    model: Any, pairs: EncodedPairs, metric: LogitDifference, sites: Sequence[Site], expected: torch.Tensor
+) -> None:
+    """The engine finds these numbers; in single precision as nearly as batches of other shapes agree."""
+    found = first_pair(model, pairs, metric, sites)
+    within = allowed(model, [pairs.clean[0], pairs.corrupted[0]])
+    torch.testing.assert_close(found, expected.double(), atol=within, rtol=0)
 
 
 def first_pair(model: Any, pairs: EncodedPairs, metric: LogitDifference, sites: Sequence[Site]) -> torch.Tensor:
@@ -258,7 +269,7 @@ def test_layers_and_positions_agree_with_transformer_lens(short: str) -> None:
     length = int(pairs.lengths[0])
     sites = [Site(block_hook(layer, short), position=at) for layer in range(model.cfg.n_layers) for at in range(length)]
     expected = reference(BY_POSITION[short], model, pairs, metric).flatten()
-    torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
+    assert_first_pair(model, pairs, metric, sites, expected)
 
 
 @pytest.mark.parametrize("short", BY_HEAD)
@@ -267,7 +278,7 @@ def test_heads_of_the_bundled_model_agree_with_transformer_lens(short: str) -> N
     heads = range(model.cfg.n_heads)
     sites = [Site(block_hook(layer, short), head=head) for layer in range(model.cfg.n_layers) for head in heads]
     expected = reference(BY_HEAD[short], model, pairs, metric).flatten()
-    torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
+    assert_first_pair(model, pairs, metric, sites, expected)
 
 
 def assert_heads_by_position_agree(model: Any, pairs: EncodedPairs, metric: LogitDifference, sites: list[Site]) -> None:
@@ -278,7 +289,7 @@ def assert_heads_by_position_agree(model: Any, pairs: EncodedPairs, metric: Logi
         frame = frame[["layer", "head", "pos"]].set_axis(["layer", "head_index", "dest_pos"], axis=1)
     options = {"index_axis_names": None, "index_df": frame}
     expected = reference(BY_HEAD_AND_POSITION[short], model, pairs, metric, **options)
-    torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
+    assert_first_pair(model, pairs, metric, sites, expected)
 
 
 @pytest.mark.parametrize("short", BY_HEAD_AND_POSITION)
@@ -315,7 +326,7 @@ def test_heads_of_smollm2_agree_with_transformer_lens(short: str) -> None:
     frame = pd.DataFrame([(layer, head) for layer in layers for head in heads], columns=["layer", "head"])
     sites = [Site(block_hook(layer, short), head=head) for layer in layers for head in heads]
     expected = reference(BY_HEAD[short], model, pairs, metric, index_axis_names=None, index_df=frame)
-    torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
+    assert_first_pair(model, pairs, metric, sites, expected)
 
 
 @pytest.mark.slow
@@ -340,7 +351,7 @@ def test_layers_and_positions_of_smollm2_agree_with_transformer_lens(short: str)
     frame = pd.DataFrame([(layer, at) for layer in layers for at in positions], columns=["layer", "pos"])
     sites = [Site(block_hook(layer, short), position=at) for layer in layers for at in positions]
     expected = reference(BY_POSITION[short], model, pairs, metric, index_axis_names=None, index_df=frame)
-    torch.testing.assert_close(first_pair(model, pairs, metric, sites).float(), expected, atol=1e-4, rtol=0)
+    assert_first_pair(model, pairs, metric, sites, expected)
 
 
 @pytest.mark.slow
@@ -350,19 +361,21 @@ def test_key_value_heads_of_smollm2_agree_with_plain_patching(short: str) -> Non
     patches = single([Site(block_hook(layer, short), head=head) for layer in (0, 12, 29) for head in range(3)])
     found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "noising")
     error, where = largest_error(model, pairs, patches, "noising", [(metric, found)])
-    assert error <= 1e-4, where
+    assert error <= allowed(model, [*pairs.clean, *pairs.corrupted]), where
 
 
 @needs_hooked
 @pytest.mark.slow
 def test_smollm2_is_the_same_on_both_classes() -> None:
+    """Each class rounds in its own way, from folded weights on: their plain runs say how far apart that takes them."""
     pairs, metric = smol_pairs()
     patches = single([Site(block_hook(layer, "z"), head=head) for layer in range(30) for head in range(9)])
     sweeps = [
         swept(PatchingEngine(smollm2(kind), show_progress=False), pairs, patches, metric, "denoising")
         for kind in ("HookedTransformer", "TransformerBridge")
     ]
-    assert abs(sweeps[0].patched - sweeps[1].patched).max() <= 1e-3
+    apart = max(abs(getattr(sweeps[0], run) - getattr(sweeps[1], run)).max() for run in ("clean", "corrupted"))
+    assert abs(sweeps[0].patched - sweeps[1].patched).max() <= 4 * max(apart, allowed(smollm2(), pairs.clean))
 
 
 # --- one model, two classes, two versions --------------------------------------------------------------------------
@@ -379,15 +392,15 @@ def test_a_checkpoint_gives_the_same_numbers_on_both_classes(architecture: str) 
         swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "noising")
         for model in (hooked, small_model(bridge))
     ]
-    assert abs(sweeps[0].patched - sweeps[1].patched).max() <= 1e-4
+    assert abs(sweeps[0].patched - sweeps[1].patched).max() <= folded(sweeps[0].patched)
 
 
 GOLDEN = {
-    "z": [-1.96067, -2.70286],
-    "resid_mid": [-1.95656, -2.70989],
-    "mlp_out": [-1.96031, -2.71438],
-    "k": [-1.97901, -2.70107],
-    "pattern": [-1.95977, -2.70248],
+    "z": [-1.9606671941, -2.7028587271],
+    "resid_mid": [-1.9565552518, -2.7098867980],
+    "mlp_out": [-1.9603046574, -2.7143784427],
+    "k": [-1.9790095896, -2.7010710462],
+    "pattern": [-1.9597715503, -2.7024758648],
 }
 """Metrics of patches in layer 1 of the random GPT-2 checkpoint, from full hooked runs of `HookedTransformer` 3.9."""
 
@@ -399,4 +412,4 @@ def test_numbers_are_the_same_on_every_version_and_class(model_class: str) -> No
     patches = single([Site(block_hook(1, short), position=6) for short in GOLDEN])
     found = swept(PatchingEngine(model, show_progress=False), pairs, patches, metric, "denoising")
     expected = torch.tensor(list(GOLDEN.values()), dtype=torch.float64)
-    torch.testing.assert_close(torch.tensor(found.patched), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.tensor(found.patched), expected, atol=folded(expected), rtol=0)

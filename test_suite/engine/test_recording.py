@@ -7,6 +7,7 @@ import pytest
 
 from actpatch import ActivationPatcher, GaussianNoise, IOIDataset
 from actpatch.engine.recording import Recorder
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import bundled
 
 
@@ -35,4 +36,4 @@ def test_both_directions_come_from_one_recording_and_are_what_each_is_alone(nois
         for metric, alone in zip(found.measured, expected.sweep.measured):
             np.testing.assert_array_equal(metric.clean, alone.clean)
             np.testing.assert_array_equal(metric.corrupted, alone.corrupted)
-            np.testing.assert_allclose(metric.patched, alone.patched, atol=1e-5, rtol=0)
+            np.testing.assert_allclose(metric.patched, alone.patched, atol=EXACT, rtol=0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.recording import Recorder
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import (
     HAS_HOOKED,
     encoded,
@@ -46,7 +47,7 @@ def test_the_whole_residual_stream_at_any_layer_carries_the_whole_behaviour(name
     sites = [Site(block_hook(layer, short)) for layer in range(3) for short in ("resid_pre", "resid_post")]
     found = site_sweep(small_model(name), pairs, sites, direction)
     source = found.clean if direction == "denoising" else found.corrupted
-    np.testing.assert_allclose(found.patched, np.tile(source, (len(sites), 1)), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.patched, np.tile(source, (len(sites), 1)), atol=EXACT, rtol=0)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -54,7 +55,7 @@ def test_what_is_not_read_at_the_last_position_of_the_last_layer_has_no_effect(n
     pairs = token_pairs([9, 9], [(2, 4), (3,)])
     sites = [Site(block_hook(2, short), position=5) for short in ("resid_post", "mlp_out", "attn_out")]
     found = site_sweep(small_model(name), pairs, sites)
-    np.testing.assert_allclose(found.patched, np.tile(found.corrupted, (3, 1)), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(found.patched, np.tile(found.corrupted, (3, 1)), atol=EXACT, rtol=0)
 
 
 @pytest.mark.parametrize("short", ["resid_pre", "z", "k", "pattern", "mlp_out"])
@@ -82,7 +83,7 @@ def test_a_patch_leaves_the_layers_below_it_alone(name: str, short: str) -> None
         found = site_sweep(model, pairs, [Site(block_hook(1 if short != "resid_pre" else 2, short))])
     assert abs(found.patched - found.corrupted).max() > 1e-4
     for row in (row for value in seen for row in value):
-        assert min(float((row - run.activations[below][0, -len(row) :]).abs().max()) for run in runs) <= 1e-5
+        assert min(float((row - run.activations[below][0, -len(row) :]).abs().max()) for run in runs) <= EXACT
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -112,7 +113,7 @@ def test_the_embedding_of_the_changed_token_is_the_whole_difference(name: str) -
     """Where one token differs, the residual stream before the first block at that position carries everything."""
     pairs = token_pairs([9, 9], [(4,), (6,)])
     found = site_sweep(small_model(name), pairs, [Site(block_hook(0, "resid_pre"), position=(4, 6))])
-    np.testing.assert_allclose(found.patched[0], found.clean, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.patched[0], found.clean, atol=EXACT, rtol=0)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -140,7 +141,7 @@ def test_the_batch_size_does_not_matter(name: str, batch_size: int) -> None:
     sites = sampled_sites(name, [None, 5])[::2]
     found = site_sweep(small_model(name), pairs, sites, batch_size=batch_size)
     expected = site_sweep(small_model(name), pairs, sites)
-    np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.patched, expected.patched, atol=EXACT, rtol=0)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -153,8 +154,8 @@ def test_pairs_of_mixed_lengths_together_agree_with_one_at_a_time(name: str) -> 
     for i in range(4):
         alone = encoded([together.clean[i]] * 4, [together.corrupted[i]] * 4)  # every pair has weights of its own
         expected = swept(engine_on(model), alone, patches, metric, "denoising")
-        np.testing.assert_allclose(found.patched[:, i], expected.patched[:, i], atol=1e-5, rtol=0)
-        np.testing.assert_allclose(found.corrupted[i], expected.corrupted[i], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(found.patched[:, i], expected.patched[:, i], atol=EXACT, rtol=0)
+        np.testing.assert_allclose(found.corrupted[i], expected.corrupted[i], atol=EXACT, rtol=0)
 
 
 def test_many_pairs_in_several_recordings_agree_with_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_many_pairs_in_several_recordings_agree_with_all_at_once(monkeypatch: py
     expected = site_sweep(small_model(PLAIN), pairs, sites)
     monkeypatch.setattr("actpatch.engine.memory.MOST_RECORDED_BYTES", 1)
     found = site_sweep(small_model(PLAIN), pairs, sites)
-    np.testing.assert_allclose(found.patched, expected.patched, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.patched, expected.patched, atol=EXACT, rtol=0)
 
 
 def test_recordings_held_in_memory_do_not_grow_with_the_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from activation_patching import IOIDataset, PromptPair, PromptPairs
 from head_patching import HeadPatcher
+from test_suite.helpers.closeness import SINGLE
 from test_suite.helpers.figures import subtitle
 from test_suite.helpers.models import model_parameters, small_model
 from test_suite.helpers.results import made_up_heads, patterns
@@ -38,8 +39,8 @@ def test_attention_patterns_are_those_of_the_model_s_own_runs(tiny):
         _, run = patcher.patcher.run_with_cache(prompt, "pattern")
         for i, (layer, head) in enumerate(found.heads):
             expected = run[f"blocks.{layer}.attn.hook_pattern"][0, head].numpy()
-            np.testing.assert_allclose(values[i], expected, atol=1e-6)
-    np.testing.assert_allclose(found.clean.sum(axis=-1), 1, atol=1e-5)
+            np.testing.assert_allclose(values[i], expected, atol=SINGLE, rtol=0)
+    np.testing.assert_allclose(found.clean.sum(axis=-1), 1, atol=len(found.clean[0, 0]) * SINGLE, rtol=0)
     assert found.clean_tokens != found.corrupted_tokens
     assert repr(found).startswith(f"AttentionPatterns(L1H0, L{last}H2, ")
 
@@ -54,7 +55,9 @@ def test_under_grouped_query_attention_patterns_go_by_query_head(name):
         PromptPairs(model, [PromptPair("w3 w4 w5", "w6 w4 w5", ("w7",), ("w8",))]), [(0, last)]
     )
     _, run = patcher.patcher.run_with_cache("w6 w4 w5", "blocks.0.attn.hook_pattern")
-    np.testing.assert_allclose(found.corrupted[0], run["blocks.0.attn.hook_pattern"][0, last].numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        found.corrupted[0], run["blocks.0.attn.hook_pattern"][0, last].numpy(), atol=SINGLE, rtol=0
+    )
 
 
 @pytest.mark.parametrize(

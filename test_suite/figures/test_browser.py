@@ -172,7 +172,7 @@ def test_numbers_in_cells_are_left_out_where_they_do_not_fit(browser, tmp_path):
     numbers = page.locator(".textpoint").first
     assert numbers.is_visible()
     page.set_viewport_size({"width": 390, "height": 900})
-    numbers.wait_for(state="hidden", timeout=5000)
+    numbers.wait_for(state="hidden")
     page.wait_for_function("document.querySelector('.heatmaplayer image').getBoundingClientRect().right < 390")
     assert page.locator(".heatmaplayer image").first.bounding_box()["width"] / 12 > 14
     assert page.evaluate("document.querySelector('figure').scrollWidth <= document.querySelector('figure').clientWidth")

@@ -46,6 +46,7 @@ def induction_model() -> Any:
         normalization_type=None,
         act_fn=None,
         device="cpu",
+        dtype=torch.float64,
         seed=0,
     )
     model = transformer_lens.HookedTransformer(config)

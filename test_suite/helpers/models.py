@@ -1,8 +1,9 @@
 """Small models of many architectures, prompt pairs for them, and the plain way to patch: the tests' common ground.
 
 A model is named by what it is: `hooked:grouped` is a `HookedTransformer`, `bridge:llama` a `TransformerBridge` as
-Hugging Face computes it, `bridge+:llama` the same in compatibility mode. Models are random, built once, and of a scale
-at which metrics vary by about one.
+Hugging Face computes it, `bridge+:llama` the same in compatibility mode. Models are random, built once, of a scale at
+which metrics vary by about one, and in double precision: what is compared is then the computation, not the order in
+which a machine adds up.
 """
 
 from __future__ import annotations
@@ -65,6 +66,15 @@ HOOKED_ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """What each architecture has that the plain one, with learned positions, has not."""
 
+MORE_HOOKED_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "no_norm": {"normalization_type": None},
+    "local": {"use_local_attn": True, "attn_types": ["global", "local", "local"], "window_size": 4},
+    "soft_capped": {**_LLAMA, "attn_scores_soft_cap": 3.0, "output_logits_soft_cap": 5.0},
+    "scaled_by_layer": {"scale_attn_by_inverse_layer_idx": True},
+    "parallel_grouped": {**_LLAMA, "parallel_attn_mlp": True, "n_key_value_heads": 2},
+}
+"""More of them, for what is drawn at random."""
+
 _COMMON = {
     "vocab_size": D_VOCAB,
     "num_hidden_layers": N_LAYERS,
@@ -98,6 +108,18 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("PhiConfig", _COMMON),
 }
 BRIDGE_ARCHITECTURES = tuple(_CONFIGS)
+_FALCON = {"vocab_size": D_VOCAB, "num_hidden_layers": N_LAYERS, "hidden_size": 32, "num_attention_heads": 4}
+_MPT = {"vocab_size": D_VOCAB, "n_layers": N_LAYERS, "d_model": 32, "n_heads": 4, "max_seq_len": N_CONTEXT}
+_MORE_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": 6, "head_dim": 8}),
+    "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 8}),
+    "gemma3": ("Gemma3TextConfig", {**_GROUPED, "head_dim": 8, "sliding_window": 6}),
+    "falcon": ("FalconConfig", {**_FALCON, "bos_token_id": 1, "eos_token_id": 1, "new_decoder_architecture": False}),
+    "mpt": ("MptConfig", _MPT),
+    "gptj": ("GPTJConfig", {**_GPT2, "rotary_dim": 4, "n_inner": 48}),
+}
+MORE_BRIDGE_ARCHITECTURES = tuple(_MORE_CONFIGS)
+"""More of them, for what is drawn at random."""
 
 UNWRITABLE = {"bridge:opt": ("pattern",), "bridge+:opt": ("pattern",)}
 """Hook points that these models pass, but compute on without what a hook returns."""
@@ -107,19 +129,19 @@ BRIDGE_MODELS = tuple(f"{kind}:{name}" for name in BRIDGE_ARCHITECTURES for kind
 
 
 @functools.cache
-def loaded(name_or_path: str | Path, model_class: str) -> Any:
+def loaded(name_or_path: str | Path, model_class: str, dtype: torch.dtype = torch.float64) -> Any:
     """The model that `load_model` gives, loaded once. It is shared: a test that changes it has to put it back."""
-    return load_model(name_or_path, device="cpu", model_class=model_class)
+    return load_model(name_or_path, device="cpu", model_class=model_class, dtype=dtype)
 
 
-def bundled(model_class: str = DEFAULT_CLASS) -> Any:
-    """The bundled model."""
-    return loaded("tiny", model_class)
+def bundled(model_class: str = DEFAULT_CLASS, dtype: torch.dtype = torch.float64) -> Any:
+    """The bundled model, in double precision if not said otherwise."""
+    return loaded("tiny", model_class, dtype)
 
 
 def smollm2(model_class: str = DEFAULT_CLASS) -> Any:
-    """SmolLM2-135M."""
-    return loaded(smol_checkpoint(), model_class)
+    """SmolLM2-135M, in single precision."""
+    return loaded(smol_checkpoint(), model_class, torch.float32)
 
 
 def model_parameters(*names: str, slow: Sequence[str] = ()) -> list[Any]:
@@ -155,8 +177,8 @@ def fresh_hooked(architecture: str = "learned", *, with_bos: bool = True, seed: 
     options = {
         **{"n_layers": N_LAYERS, "n_heads": 4, "d_model": 32, "d_head": 8, "d_mlp": 48, "n_ctx": N_CONTEXT},
         **{"d_vocab": D_VOCAB, "act_fn": "gelu_new", "normalization_type": "LN", "seed": seed},
-        **{"init_weights": True, "default_prepend_bos": with_bos, "device": "cpu"},
-        **HOOKED_ARCHITECTURES[architecture],
+        **{"init_weights": True, "default_prepend_bos": with_bos, "device": "cpu", "dtype": torch.float64},
+        **(HOOKED_ARCHITECTURES | MORE_HOOKED_ARCHITECTURES)[architecture],
         **changes,
     }
     config = transformer_lens.HookedTransformerConfig(**options)
@@ -167,20 +189,23 @@ def fresh_hooked(architecture: str = "learned", *, with_bos: bool = True, seed: 
 
 def fresh_bridge(architecture: str, *, compatibility: bool = False) -> Any:
     """A new `TransformerBridge` around a random Hugging Face model, the same weights for both settings."""
-    model = TransformerBridge.boot_transformers(str(checkpoint(architecture)), device="cpu")
+    model = TransformerBridge.boot_transformers(
+        str(checkpoint(architecture)), device="cpu", dtype=torch.float64, tokenizer=word_tokenizer()
+    )
     if compatibility:
         model.enable_compatibility_mode(disable_warnings=True)
-    return model.eval()
+    return model.double().eval()  # what is folded may have become of single precision
 
 
 @functools.cache
 def checkpoint(architecture: str) -> Path:
     """A random Hugging Face checkpoint with a word-level tokenizer."""
-    kind, options = _CONFIGS[architecture]
+    configs = _CONFIGS | _MORE_CONFIGS
+    kind, options = configs[architecture]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options))
     _randomize(model, 0)
-    path = _scratch() / f"random-{BRIDGE_ARCHITECTURES.index(architecture)}"  # loaders look for names in the path
+    path = _scratch() / f"random-{list(configs).index(architecture)}"  # loaders look for names in the path
     model.save_pretrained(path)
     _saved_tokenizer(path)
     return path

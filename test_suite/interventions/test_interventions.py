@@ -10,6 +10,7 @@ import pytest
 from activation_patching import GaussianNoise, IOIDataset, Mean, Resample, Zero, load_results, summarize_results
 from actpatch.core.sites import Site, block_hook
 from head_patching import HeadPatcher
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import HAS_HOOKED, bundled, fresh_hooked, small_model, token_pairs
 from test_suite.helpers.prompts import Words
 from test_suite.helpers.sweeps import patcher_on, raw, single
@@ -71,7 +72,7 @@ def test_reference_prompts_may_be_another_datasets() -> None:
     clean = patcher.run_patching_experiment(dataset, "attn_out", source=Mean(other, run="clean"))
     assert abs(raw(own) - raw(wide)).max() > 1e-3 and abs(raw(clean) - raw(wide)).max() > 1e-3
     some = patcher.run_patching_experiment(dataset, "attn_out", source=Mean(), pair_indices=[3])
-    np.testing.assert_allclose(raw(some)[:, 0], raw(own)[:, 3], atol=1e-4)
+    np.testing.assert_allclose(raw(some)[:, 0], raw(own)[:, 3], atol=EXACT, rtol=0)
 
 
 def test_noise_needs_no_corrupted_prompt() -> None:

@@ -14,6 +14,7 @@ from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
 from actpatch.models.runner import make_runner
 from actpatch.tasks.encoding import EncodedPairs
+from test_suite.helpers.closeness import EXACT, allowed
 from test_suite.helpers.models import (
     HAS_HOOKED,
     encoded,
@@ -28,7 +29,6 @@ from test_suite.helpers.sweeps import single, sweep_with
 from test_suite.oracles.plain import PlainPatching, measured
 from test_suite.oracles.sources import noise_by_hand
 
-TOLERANCE = 1e-5
 PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
 DIRECTIONS = ("denoising", "noising")
 
@@ -54,14 +54,15 @@ def test_noise_agrees_with_plain_patching(name: str, direction: str) -> None:
             names = [site.hook_point for patch in some for site in patch.sites]
             plain = PlainPatching(model, clean_pairs, names, direction, noise=added)
             expected += np.array([measured(metric, logits) for logits in plain.logits(some)]) / noise.samples
-        np.testing.assert_allclose(found.patched, expected, atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(found.patched, expected, atol=allowed(model, pairs.clean), rtol=0)
 
 
 @falls_back
 def test_noise_works_where_every_run_is_a_full_one() -> None:
-    pairs, patches = token_pairs([9, 7], [(), ()]), single([Site(block_hook(0, "resid_pre"), position=4)])
-    found = sweep_with(small_model("bridge:bloom"), pairs, patches, "denoising", noise=GaussianNoise(4, samples=2))
-    np.testing.assert_allclose(found.patched[0], found.clean, atol=TOLERANCE)
+    model, pairs = small_model("bridge:bloom"), token_pairs([9, 7], [(), ()])
+    patches = single([Site(block_hook(0, "resid_pre"), position=4)])
+    found = sweep_with(model, pairs, patches, "denoising", noise=GaussianNoise(4, samples=2))
+    np.testing.assert_allclose(found.patched[0], found.clean, atol=allowed(model, pairs.clean), rtol=0)
     assert abs(found.corrupted - found.clean).min() > 1e-3
 
 
@@ -72,7 +73,7 @@ def test_restoring_the_noised_embeddings_restores_everything(name: str) -> None:
     embedding = Patch(tuple(Site("hook_embed", position=at) for at in (2, 4)))
     for patch in (noised, embedding):
         found = sweep_with(small_model(name), pairs, [patch], "denoising", noise=GaussianNoise([2, 4], samples=3))
-        np.testing.assert_allclose(found.patched[0], found.clean, atol=TOLERANCE)
+        np.testing.assert_allclose(found.patched[0], found.clean, atol=EXACT, rtol=0)
         assert abs(found.corrupted - found.clean).min() > 1e-3
 
 
@@ -80,7 +81,7 @@ def test_no_noise_changes_nothing() -> None:
     pairs, patches = token_pairs([9, 7], [(2,), (3,)]), single(sampled_sites(PLAIN, [None, 5]))
     found = sweep_with(small_model(PLAIN), pairs, patches, noise=GaussianNoise(3, multiple=0, samples=2))
     assert (found.corrupted == found.clean).all()
-    np.testing.assert_allclose(found.patched, np.tile(found.clean, (len(patches), 1)), atol=TOLERANCE)
+    np.testing.assert_allclose(found.patched, np.tile(found.clean, (len(patches), 1)), atol=EXACT, rtol=0)
 
 
 def test_noise_is_a_function_of_seed_pair_and_sample_alone() -> None:
@@ -93,7 +94,7 @@ def test_noise_is_a_function_of_seed_pair_and_sample_alone() -> None:
     alone = EncodedPairs((2,), pairs.clean[2:], pairs.corrupted[2:], pairs.clean_tokens[2:], pairs.corrupted_tokens[2:])
     metric = LogitDifference(Answers(((4,),), ((10,),)))  # what pair 2 is measured by
     found = sweep_with(model, alone, patches, "denoising", noise=noise, metric=metric, batch_size=1)
-    np.testing.assert_allclose(found.patched[:, 0], expected.patched[:, 2], atol=TOLERANCE)
+    np.testing.assert_allclose(found.patched[:, 0], expected.patched[:, 2], atol=EXACT, rtol=0)
     other = sweep_with(model, pairs, patches, "denoising", noise=replace(noise, seed=2))
     assert abs(other.corrupted - expected.corrupted).min() > 1e-3
 

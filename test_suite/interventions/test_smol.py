@@ -18,9 +18,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from activation_patching import ActivationPatcher, GaussianNoise, IOIDataset, Mean, Resample, Zero
 from head_patching import HeadPatcher
+from test_suite.helpers.closeness import allowed
 from test_suite.helpers.models import CLASSES, smollm2
 
-TOLERANCE = 1e-4
 TEMPLATES = ["When {A} and {B} met, {S2} gave a book to", "Then, {A} and {B} had a long argument, and {S2} said to"]
 PAIRS = [0, 3, 4]
 """Of two templates, two lengths and both name orders; 0 and 4 are alike in all of these."""
@@ -41,6 +41,11 @@ class ByHand:
         self.clean, self.corrupted = zip(
             *([model.to_tokens(prompt)[0] for prompt in pair] for pair in self.dataset.get_clean_corrupt_pairs())
         )
+
+    @functools.cached_property
+    def within(self) -> float:
+        """How far apart two ways to the same metric may be."""
+        return allowed(self.model, [run[pair] for run in (self.clean, self.corrupted) for pair in PAIRS])
 
     def value(self, tokens: Tensor, hook_point: str, noise: Tensor | None = None) -> Tensor:
         seen: list[Tensor] = []
@@ -102,12 +107,13 @@ def smol_by_hand(request: pytest.FixtureRequest) -> ByHand:
 def assert_same(results: Any, expected: Sequence[Sequence[float]], by_hand: ByHand, noised: bool = False) -> None:
     """`expected` has a row per patch and a number per pair."""
     sweep = results.sweep
-    np.testing.assert_allclose(sweep.patched, expected, atol=TOLERANCE, rtol=0)
-    np.testing.assert_allclose(sweep.clean, [by_hand.metric(p, by_hand.clean[p]) for p in PAIRS], atol=TOLERANCE)
+    np.testing.assert_allclose(sweep.patched, expected, atol=by_hand.within, rtol=0)
+    clean = [by_hand.metric(p, by_hand.clean[p]) for p in PAIRS]
+    np.testing.assert_allclose(sweep.clean, clean, atol=by_hand.within, rtol=0)
     if not noised:
         corrupted = [by_hand.metric(p, by_hand.corrupted[p]) for p in PAIRS]
-        np.testing.assert_allclose(sweep.corrupted, corrupted, atol=TOLERANCE)
-    assert abs(sweep.patched - sweep.base).max() > 100 * TOLERANCE, "no patch changed anything"
+        np.testing.assert_allclose(sweep.corrupted, corrupted, atol=by_hand.within, rtol=0)
+    assert abs(sweep.patched - sweep.base).max() > 100 * by_hand.within, "no patch changed anything"
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -146,7 +152,7 @@ def test_ablations_of_smollm2_are_those_by_hand(smol_by_hand: ByHand, source: An
     for head in (0, 8):
         for at, pair in enumerate(PAIRS):
             of_head = by_hand.metric(pair, into[pair], {names[-1]: [((-1, head), written(pair, names[-1])[-1, head])]})
-            assert heads.sweep.patched[head, at] == pytest.approx(of_head, abs=TOLERANCE)
+            assert heads.sweep.patched[head, at] == pytest.approx(of_head, rel=0, abs=by_hand.within)
 
 
 # --- noise, and windows of layers ------------------------------------------------------------------------------------
@@ -174,7 +180,7 @@ def test_causal_tracing_of_smollm2_is_that_by_hand(smol_by_hand: ByHand, directi
     expected = [[np.mean([metric(p, layer, added) for added in drawn[p]]) for p in PAIRS] for layer in layers]
     assert_same(found, expected, by_hand, noised=True)
     corrupted = [np.mean([by_hand.metric(p, by_hand.clean[p], noise=added) for added in drawn[p]]) for p in PAIRS]
-    np.testing.assert_allclose(found.sweep.corrupted, corrupted, atol=TOLERANCE)
+    np.testing.assert_allclose(found.sweep.corrupted, corrupted, atol=by_hand.within, rtol=0)
 
 
 # --- where: sets of sites, neurons, named positions ------------------------------------------------------------------
@@ -201,7 +207,9 @@ def test_sets_neurons_and_named_positions_of_smollm2_are_those_by_hand(smol_by_h
     neurons = patcher.run_neurons_experiment(by_hand.dataset, 29, position="END", **options)
     largest = [neuron.neuron for neuron in neurons.top(3)]
     chosen = patcher.run_neurons_experiment(by_hand.dataset, 29, largest, position="END", **options)
-    np.testing.assert_allclose(chosen.sweep.patched, neurons.sweep.patched[sorted(largest)], atol=TOLERANCE)
+    np.testing.assert_allclose(
+        chosen.sweep.patched, neurons.sweep.patched[sorted(largest)], atol=by_hand.within, rtol=0
+    )
     post = point(29, "mlp.hook_post")
     assert_same(chosen, [[metric(p, [post], ["END"], n) for p in PAIRS] for n in sorted(largest)], by_hand)
 

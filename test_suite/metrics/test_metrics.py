@@ -19,6 +19,7 @@ from actpatch.metrics.chosen import MetricSet
 from actpatch.metrics.distribution import KLDivergence
 from actpatch.metrics.registry import metric_key
 from actpatch.results.sweep import MetricValues
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.metrics import PATCHES, SETS, SINGLE, named_metrics, pairs_of_three_lengths
 from test_suite.helpers.models import HAS_HOOKED, bundled, everything_metric, model_parameters, small_model
 from test_suite.helpers.sweeps import engine_on
@@ -45,12 +46,12 @@ def test_every_metric_of_every_run_agrees_with_scipy_on_plain_runs(
     found = engine_on(model).sweep(pairs, PATCHES, metrics, direction)
     clean, corrupted = (plain_logits(model, run) for run in (pairs.clean, pairs.corrupted))
     n = len(NAMED)
-    np.testing.assert_allclose(found.clean[:n], hand_measured(clean, clean, SETS), atol=2e-5, rtol=0)
-    np.testing.assert_allclose(found.corrupted[:n], hand_measured(corrupted, clean, SETS), atol=2e-5, rtol=0)
+    np.testing.assert_allclose(found.clean[:n], hand_measured(clean, clean, SETS), atol=EXACT, rtol=0)
+    np.testing.assert_allclose(found.corrupted[:n], hand_measured(corrupted, clean, SETS), atol=EXACT, rtol=0)
     plain = PlainPatching(model, pairs, [site.hook_point for patch in PATCHES for site in patch.sites], direction)
     for i, logits in enumerate(plain.logits(PATCHES)):
         patched = [run[-1].double().numpy() for run in logits]
-        np.testing.assert_allclose(found.patched[:n, i], hand_measured(patched, clean, SETS), atol=2e-5, rtol=0)
+        np.testing.assert_allclose(found.patched[:n, i], hand_measured(patched, clean, SETS), atol=EXACT, rtol=0)
     base = found.corrupted if direction == "denoising" else found.clean
     assert (abs(found.patched - base[:, None]).max(axis=(1, 2)) > 1e-3).sum() >= 5, "the patches move too little"
 
@@ -68,7 +69,7 @@ def test_metrics_by_name_agree_with_scipy_on_the_bundled_model(direction: Any) -
     answers = Answers(tuple((io,) for io, _ in targets), tuple((s,) for _, s in targets))
     for logits, run in ((clean, "clean"), (corrupted, "corrupted")):
         found = [getattr(sweep.by_metric(name), run) for name in NAMED]
-        np.testing.assert_allclose(found, hand_measured(logits, clean, answers), atol=1e-4, rtol=1e-5)
+        np.testing.assert_allclose(found, hand_measured(logits, clean, answers), atol=EXACT, rtol=0)
     assert (sweep.by_metric("accuracy").clean == 1).all() and (sweep.by_metric("accuracy").corrupted == 0).all()
 
 
@@ -93,12 +94,12 @@ def test_logits_that_are_no_numbers_give_no_numbers() -> None:
 
 def test_tokens_that_are_ruled_out_in_both_runs_add_nothing_to_the_kl_divergence() -> None:
     torch.manual_seed(0)
-    logits, clean = torch.randn(2, 1, 2, 10).unbind(0)
+    logits, clean = torch.randn(2, 1, 2, 10, dtype=torch.float64).unbind(0)
     logits, clean = (torch.cat([run[0][:, None], torch.full((2, 1, 3), -math.inf)], dim=2) for run in (logits, clean))
     found = KLDivergence().measure(logits, torch.arange(2), clean)
     for i in range(2):
         p, q = (scipy.special.softmax(run[i, 0, :10].double().numpy()) for run in (clean, logits))
-        assert float(found[i]) == pytest.approx(scipy.special.rel_entr(p, q).sum(), abs=1e-6)
+        assert float(found[i]) == pytest.approx(scipy.special.rel_entr(p, q).sum(), rel=0, abs=EXACT)
 
 
 def test_shapes_that_signatures_state_are_checked_while_the_suite_runs() -> None:
@@ -135,8 +136,8 @@ def test_several_answers_are_worth_the_sum_of_their_probabilities() -> None:
     metrics = [Probability(whole), LogitDifference(whole), Probability(Answers(whole.incorrect, ((),) * 3), "wrong")]
     found = engine_on(model).sweep(pairs, PATCHES, [*metrics, *parts])
     right, difference, wrong, *each = found.patched
-    np.testing.assert_allclose(right, sum(each), rtol=1e-5)
-    np.testing.assert_allclose(np.exp(difference), right / wrong, rtol=1e-4)
+    np.testing.assert_allclose(right, sum(each), rtol=EXACT)
+    np.testing.assert_allclose(np.exp(difference), right / wrong, rtol=EXACT)
 
 
 PARTS = {0: (3, 5, 12), 1: (7, 6, 4)}
@@ -152,7 +153,7 @@ def test_the_whole_stream_carries_every_metric_to_its_value_in_the_source_run(na
     patches = [Patch((Site(block_hook(layer, "resid_pre")),)) for layer in range(3)]
     found = engine_on(small_model(name)).sweep(pairs, patches, named_metrics(SETS), direction)
     source = found.clean if direction == "denoising" else found.corrupted
-    np.testing.assert_allclose(found.patched, np.repeat(source[:, None], 3, axis=1), atol=2e-5, rtol=0)
+    np.testing.assert_allclose(found.patched, np.repeat(source[:, None], 3, axis=1), atol=EXACT, rtol=0)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -162,7 +163,7 @@ def test_the_clean_run_is_its_own_reference_in_both_directions(name: str) -> Non
     there, back = (engine_on(small_model(name)).sweep(pairs, PATCHES, [KLDivergence()], d) for d in DIRECTIONS)
     assert (there.clean == 0).all() and (back.clean == 0).all()
     assert (there.corrupted > 1e-3).all()
-    np.testing.assert_allclose(there.corrupted, back.corrupted, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(there.corrupted, back.corrupted, atol=EXACT, rtol=0)
     assert (there.patched >= 0).all() and (back.patched >= 0).all()
 
 
@@ -176,4 +177,4 @@ def test_effects_have_the_same_sense_where_less_is_better() -> None:
         name not in ("rank", "kl_divergence") for name in NAMED
     ]
     for name in NAMED:
-        np.testing.assert_allclose(sweep.by_metric(name).effects, [1, 0], atol=1e-5)
+        np.testing.assert_allclose(sweep.by_metric(name).effects, [1, 0], atol=EXACT, rtol=0)

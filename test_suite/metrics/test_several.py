@@ -18,6 +18,7 @@ from actpatch.metrics.answers import LogitDifference, Rank
 from actpatch.metrics.base import Answers, Metric
 from actpatch.metrics.chosen import MetricSet
 from actpatch.metrics.distribution import KLDivergence
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.metrics import PATCHES, SETS, SINGLE, named_metrics, pairs_of_three_lengths
 from test_suite.helpers.models import HAS_HOOKED, everything_metric, model_parameters, small_model
 from test_suite.helpers.sweeps import engine_on
@@ -70,7 +71,7 @@ def test_metrics_beside_one_of_all_positions_cost_its_runs() -> None:
 
 def assert_same(found: Measured, expected: Measured, i: int, metric: Metric) -> None:
     """To the last bit; but for rounding where a metric alone has less of the vocabulary multiplied out."""
-    allowed = 0 if metric.tokens is None else 1e-5
+    allowed = 0 if metric.tokens is None else EXACT
     for run in ("patched", "clean", "corrupted"):
         together, alone = getattr(found, run)[i], getattr(expected, run)[0]
         np.testing.assert_allclose(together, alone, atol=allowed, rtol=0, err_msg=metric.name)

@@ -19,6 +19,7 @@ from activation_patching import IOIDataset
 from actpatch.models.load import TINY
 from actpatch.tasks.words import IOI_TEMPLATES, NAMES
 from head_patching import HeadPatcher
+from test_suite.helpers.closeness import folded
 from test_suite.helpers.models import bundled, needs_hooked
 
 FRESH_PROMPTS = 252
@@ -106,8 +107,8 @@ def test_bundled_checkpoint_gives_the_logits_of_hugging_face():
     prompt = "When Mary and John went to the store, John gave a drink to"
     tokens = bundled().to_tokens(prompt)
     with torch.no_grad():
-        expected = checkpoint()[0](tokens).logits.log_softmax(-1)
-        torch.testing.assert_close(bundled()(tokens).log_softmax(-1), expected, atol=1e-4, rtol=0)
+        expected = checkpoint()[0].double()(tokens).logits.log_softmax(-1)
+        torch.testing.assert_close(bundled()(tokens).log_softmax(-1), expected, atol=folded(expected), rtol=0)
 
 
 def test_every_template_has_what_the_corruptions_fill():

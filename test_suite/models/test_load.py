@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from huggingface_hub import constants
 
 import model_loading
 from activation_patching import ActivationPatcher, IOIDataset
+from actpatch.models import load
 from actpatch.models.load import TINY, can_be_loaded, load_model
 from head_patching import HeadPatcher
+from test_suite.helpers.closeness import EXACT, folded
 from test_suite.helpers.hub import home_with_gpt2
 from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, needs_hooked, smollm2
 from test_suite.helpers.prompts import MARY
@@ -44,7 +46,7 @@ def test_a_directory_is_loaded_like_the_bundled_model(tiny, copied_checkpoint):
     with torch.no_grad():
         expected = tiny(MARY)
         for path in (copied_checkpoint, str(copied_checkpoint)):
-            model = load_model(path, device="cpu", model_class=type(tiny).__name__)
+            model = load_model(path, device="cpu", model_class=type(tiny).__name__, dtype=torch.float64)
             torch.testing.assert_close(model(MARY), expected)
     assert model.cfg.model_name == "my-model" and not model.training
 
@@ -53,14 +55,14 @@ def test_a_directory_is_loaded_like_the_bundled_model(tiny, copied_checkpoint):
 def test_both_classes_give_the_same_numbers():
     models = [bundled(name) for name in ("HookedTransformer", "TransformerBridge")]
     sweeps = [HeadPatcher(m, show_progress=False).run_all_heads_experiment(IOIDataset(m, 5)).sweep for m in models]
-    np.testing.assert_allclose(sweeps[0].patched, sweeps[1].patched, atol=1e-4)
+    np.testing.assert_allclose(sweeps[0].patched, sweeps[1].patched, atol=EXACT, rtol=0)
     assert sweeps[0].clean_tokens == sweeps[1].clean_tokens
 
 
 def test_default_class_is_hooked_transformer_where_there_is_one():
     model = load_model("tiny", device="cpu")
     assert type(model).__name__ == ("HookedTransformer" if HAS_HOOKED else "TransformerBridge")
-    assert not model.training and model.cfg.model_name == "tiny"
+    assert not model.training and model.cfg.model_name == "tiny" and model(MARY).dtype == torch.float32
 
 
 def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(tmp_path):
@@ -90,10 +92,14 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(model_class, tmp_path):
 
 
 @contextlib.contextmanager
-def silent_hub() -> Iterator[str]:
+def silent_hub() -> Iterator[socket.socket]:
     """A hub that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield server
+
+
+def address_of(server: socket.socket) -> str:
+    return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @contextlib.contextmanager
@@ -112,21 +118,72 @@ def answering_hub(status: int) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("offline", [True, False])
-def test_unreachable_hub_is_found_out_within_five_seconds(monkeypatch, offline):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    with silent_hub() as address:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        begin = time.monotonic()
-        with refused(r"'nobody/nothing' is not in the local cache .* load_model\('tiny'\) .* work", ConnectionError):
+NOWHERE = r"'nobody/nothing' is not in the local cache .* load_model\('tiny'\) .* work"
+
+
+def test_the_hub_is_waited_for_less_than_five_seconds():
+    assert 0 < load.HUB_TIMEOUT < 5
+
+
+def test_a_hub_that_never_answers_is_asked_once_and_given_up(monkeypatch):
+    """Given up while it is still silent: else this test would not end."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(load, "HUB_TIMEOUT", 0.2)
+    urlopen, allowed = urllib.request.urlopen, []
+
+    def note(request, timeout):
+        allowed.append(timeout)
+        return urlopen(request, timeout=60)  # the caller has to give up, not the request
+
+    monkeypatch.setattr(urllib.request, "urlopen", note)
+    with silent_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", address_of(server))
+        with refused(NOWHERE, ConnectionError):
             load_model("nobody/nothing")
-        assert time.monotonic() - begin < (0.5 if offline else 5.0)
+        asked, _ = server.accept()
+        with asked:
+            assert asked.recv(999).startswith(b"HEAD /nobody/nothing/resolve/main/config.json ")
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert allowed == [0.2]
+
+
+def test_a_host_name_that_is_looked_up_for_ever_is_given_up(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    monkeypatch.setattr(load, "HUB_TIMEOUT", 0.2)
+    looked_up, given_up = [], threading.Event()
+
+    def look_up(host, *rest):
+        looked_up.append(host)
+        given_up.wait()
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    try:
+        with refused(NOWHERE, ConnectionError):
+            load_model("nobody/nothing")
+    finally:
+        given_up.set()
+    assert set(looked_up) <= {"hub.invalid"}
+
+
+def test_an_offline_hub_is_not_asked_at_all(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with silent_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", address_of(server))
+        with refused(NOWHERE, ConnectionError):
+            load_model("nobody/nothing")
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_hub_that_refuses_the_connection_is_out_of_reach(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with silent_hub() as address:
-        pass  # the port is free again
+    with silent_hub() as server:
+        address = address_of(server)  # whose port is free again behind this block
     monkeypatch.setattr(constants, "ENDPOINT", address)
     assert not can_be_loaded("nobody/nothing")
 
@@ -147,7 +204,7 @@ import json, torch
 from model_loading import can_be_loaded, load_model
 assert can_be_loaded("gpt2-small") and not can_be_loaded("gpt2-medium")
 for model_class in {classes}:
-    model = load_model("gpt2-small", device="cpu", model_class=model_class)
+    model = load_model("gpt2-small", device="cpu", model_class=model_class, dtype=torch.float64)
     with torch.no_grad():
         logits = model({MARY!r})[0, -1].log_softmax(-1).tolist()
     print(json.dumps([type(model).__name__, model.cfg.n_layers, model.cfg.n_heads, model.training, logits]))
@@ -158,13 +215,16 @@ for model_class in {classes}:
     folder = next((home_with_gpt2() / "hub" / "models--gpt2" / "snapshots").iterdir())
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(MARY)["input_ids"]
     with torch.no_grad():
-        plain = transformers.AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([[0, *tokens]]))
+        plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)(
+            torch.tensor([[0, *tokens]])
+        )
+    expected = plain.logits[0, -1].log_softmax(-1)
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(lines) == len(classes)
     for model_class, line in zip(classes, lines):
         *found, logits = json.loads(line)
         assert found == [model_class, 12, 12, False]
-        torch.testing.assert_close(torch.tensor(logits), plain.logits[0, -1].log_softmax(-1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.tensor(logits, dtype=torch.float64), expected, atol=folded(expected), rtol=0)
 
 
 @pytest.mark.slow

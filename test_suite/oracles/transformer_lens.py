@@ -1,7 +1,12 @@
-"""TransformerLens' own patching of single activations."""
+"""TransformerLens' own patching of single activations.
+
+It collects what it finds in a tensor of PyTorch's default type, which is the model's for as long as it runs.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,5 +45,15 @@ def reference(function: Any, model: Any, pairs: EncodedPairs, metric: LogitDiffe
     def difference(logits: torch.Tensor) -> torch.Tensor:
         return logits[0, -1, correct] - logits[0, -1, incorrect]
 
-    with torch.no_grad():
+    with torch.no_grad(), _default_type(model.cfg.dtype):
         return function(model, pairs.corrupted[0][None], cache, difference, **options)
+
+
+@contextlib.contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

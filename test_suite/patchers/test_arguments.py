@@ -37,14 +37,15 @@ from actpatch.metrics.own import DatasetMetric
 from actpatch.results.sweep import MetricValues, Sweep
 from actpatch.tasks.encoding import encode_pairs
 from head_patching import HeadPatcher, print_head_results
-from model_loading import load_model
+from test_suite.helpers.closeness import EXACT
+from test_suite.helpers.models import bundled
 
 POINT = block_hook(0, "mlp_out")
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return load_model("tiny", device="cpu")
+    return bundled()
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def test_a_metric_put_into_the_dataset_is_used(layers: ActivationPatcher, model:
     np.testing.assert_array_equal(given.sweep.patched, put_in.sweep.patched)
     with torch.no_grad():
         logits = model(model.to_tokens(dataset.get_clean_corrupt_pairs()[1][0]))
-    assert given.sweep.clean[0] == pytest.approx(float(logits[0, -1, 6]), abs=1e-4)
+    assert given.sweep.clean[0] == pytest.approx(float(logits[0, -1, 6]), rel=0, abs=EXACT)
 
 
 def test_gaps_that_cancel_divide_nothing() -> None:

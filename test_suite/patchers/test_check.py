@@ -34,6 +34,7 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.answers import LogProbability
 from actpatch.tasks.encoding import encode_pairs
 from docs import four_corruptions
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import bundled, model_parameters, small_model, smollm2, words
 from test_suite.helpers.tasks import TASKS
 
@@ -119,7 +120,7 @@ def test_accuracy_and_metric_are_those_of_plain_runs():
         for j, (prompt, value) in enumerate(zip(prompts, (found.clean, found.corrupted))):
             with torch.no_grad():
                 logits = bundled()(bundled().to_tokens(prompt))[0, -1]
-            assert value == pytest.approx(float(logits[right] - logits[wrong]), abs=1e-3)
+            assert value == pytest.approx(float(logits[right] - logits[wrong]), rel=0, abs=EXACT)
             assert says[j] is (int(logits.argmax()) == right)
             assert prefers[j] is bool(logits[right] > logits[wrong])
     assert check.clean_accuracy == np.mean([pair.says_right for pair in check.pairs])
@@ -134,8 +135,8 @@ def test_baselines_and_usable_pairs_are_those_of_the_sweep(corruption):
         sweep = patched(task).sweep
     check = check_dataset(bundled(), task)
     assert check.usable == tuple(sweep.usable.tolist())
-    np.testing.assert_allclose([pair.clean for pair in check.pairs], sweep.clean, atol=1e-4)
-    np.testing.assert_allclose([pair.corrupted for pair in check.pairs], sweep.corrupted, atol=1e-4)
+    np.testing.assert_allclose([pair.clean for pair in check.pairs], sweep.clean, atol=EXACT, rtol=0)
+    np.testing.assert_allclose([pair.corrupted for pair in check.pairs], sweep.corrupted, atol=EXACT, rtol=0)
     assert all(check.usable) is (corruption == "swap_names")
     assert dataclasses.replace(sweep, min_relative_change=0.0).usable.all()  # the rule, not chance, leaves pairs out
 
@@ -145,13 +146,13 @@ def test_the_engine_measures_baselines_alone_as_in_a_sweep():
     engine, pairs = PatchingEngine(bundled(), show_progress=False), encode_pairs(bundled(), task)
     alone = engine.baselines(pairs, pairs.metrics(["logit_difference", "rank"]))
     sweep = patched(task, metrics=["logit_difference", "rank"]).sweep
-    np.testing.assert_allclose(alone.clean, [values.clean for values in sweep.measured], atol=1e-4)
-    np.testing.assert_allclose(alone.corrupted, [values.corrupted for values in sweep.measured], atol=1e-4)
+    np.testing.assert_allclose(alone.clean, [values.clean for values in sweep.measured], atol=EXACT, rtol=0)
+    np.testing.assert_allclose(alone.corrupted, [values.corrupted for values in sweep.measured], atol=EXACT, rtol=0)
     assert alone.patched.shape == (2, 0, 3)
     check = check_dataset(bundled(), task, noise=noise)
     assert check.noise == noise.label and not check.pairs[0].changes
     np.testing.assert_allclose(
-        [pair.corrupted for pair in check.pairs], patched(task, noise=noise).sweep.corrupted, atol=1e-4
+        [pair.corrupted for pair in check.pairs], patched(task, noise=noise).sweep.corrupted, atol=EXACT, rtol=0
     )
 
 

@@ -16,6 +16,7 @@ from actpatch.core.sites import Patch, Site
 from actpatch.tasks.encoding import encode_pairs
 from actpatch.tasks.ioi import IOI_CORRUPTIONS
 from head_patching import HeadPatcher
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.refusals import refused
 
 
@@ -32,8 +33,8 @@ def test_chosen_pairs_give_the_columns_of_all_pairs(patcher, ioi):
     chosen = patcher.run_patching_experiment(ioi, "attn_out", pair_indices=[3, -5])
     assert chosen.sweep.pair_indices == (3, 1)
     assert [result.pair_index for result in chosen["blocks.0.hook_attn_out"]] == [3, 1]
-    np.testing.assert_allclose(chosen.sweep.patched, everything.patched[:, [3, 1]], atol=1e-5)
-    np.testing.assert_allclose(chosen.sweep.clean, everything.clean[[3, 1]], atol=1e-5)
+    np.testing.assert_allclose(chosen.sweep.patched, everything.patched[:, [3, 1]], atol=EXACT, rtol=0)
+    np.testing.assert_allclose(chosen.sweep.clean, everything.clean[[3, 1]], atol=EXACT, rtol=0)
     assert chosen.sweep.clean_tokens == (everything.clean_tokens[3], everything.clean_tokens[1])
 
 
@@ -42,7 +43,7 @@ def test_chosen_layers_give_the_heads_of_those_layers(heads_patcher, head_result
     last = head_results.sweep.n_layers - 1
     assert sorted({r.layer for r in chosen}) == [1, last]
     matrix = chosen.matrix()
-    np.testing.assert_allclose(matrix[[1, last]], head_results.matrix()[[1, last]], atol=1e-5)
+    np.testing.assert_allclose(matrix[[1, last]], head_results.matrix()[[1, last]], atol=EXACT, rtol=0)
     assert np.isnan(np.delete(matrix, [1, last], axis=0)).all()
 
 
@@ -52,7 +53,7 @@ def test_negative_positions_count_from_the_end_of_each_prompt(patcher, ioi):
     from_the_end = patcher.run_patching_experiment(ioi, "resid_pre", position=-2)
     for pair, length in enumerate(lengths):
         one = patcher.run_patching_experiment(ioi, "resid_pre", position=length - 2, pair_indices=[pair])
-        np.testing.assert_allclose(from_the_end.sweep.patched[:, [pair]], one.sweep.patched, atol=1e-5)
+        np.testing.assert_allclose(from_the_end.sweep.patched[:, [pair]], one.sweep.patched, atol=EXACT, rtol=0)
     assert from_the_end["blocks.0.hook_resid_pre"][0].position == -2
 
 
@@ -72,12 +73,12 @@ def test_experiment_agrees_with_its_own_single_runs(patcher, ioi, direction, pos
             clean, corrupted = ioi.get_clean_corrupt_pairs()[result.pair_index]
             logits = patcher.run_patched(clean, corrupted, hook_point, position=position, direction=direction)
             patched = logit_difference(ioi, logits, result.pair_index)
-            assert result.patched_metric == pytest.approx(patched, abs=1e-4)
+            assert result.patched_metric == pytest.approx(patched, rel=0, abs=EXACT)
             clean_metric, corrupted_metric = result.clean_metric, result.corrupted_metric
             base, source = (
                 (corrupted_metric, clean_metric) if direction == "denoising" else (clean_metric, corrupted_metric)
             )
-            assert result.effect == pytest.approx((patched - base) / (source - base), abs=1e-3)
+            assert result.effect == pytest.approx((patched - base) / (source - base), rel=0, abs=EXACT)
 
 
 def test_position_experiment_patches_each_position_alone(patcher, tiny):
@@ -90,7 +91,7 @@ def test_position_experiment_patches_each_position_alone(patcher, tiny):
         assert matrix.shape == (tiny.cfg.n_layers, n_positions)
         for position in (1, n_positions - 1):
             alone = patcher.run_patching_experiment(dataset, component, position=position)
-            np.testing.assert_allclose(matrix[:, position], list(alone.effects.values()), atol=1e-4)
+            np.testing.assert_allclose(matrix[:, position], list(alone.effects.values()), atol=EXACT, rtol=0)
     with refused("component 'z' was not patched: expected one of resid_pre, mlp_out"):
         results.matrix("z")
     patch, effect = results.top(1)[0]
@@ -127,7 +128,7 @@ def test_batches_of_any_size_give_the_same_numbers(tiny, ioi, head_results):
     for batch_size, pairs in ((1, [0, 5]), (7, [0, 1, 2, 3, 4, 5])):
         patcher = HeadPatcher(tiny, batch_size=batch_size, show_progress=False)
         found = patcher.run_all_heads_experiment(ioi, pair_indices=pairs)
-        np.testing.assert_allclose(found.sweep.patched, head_results.sweep.patched[:, pairs], atol=1e-4)
+        np.testing.assert_allclose(found.sweep.patched, head_results.sweep.patched[:, pairs], atol=EXACT, rtol=0)
 
 
 def test_two_runs_give_the_same_numbers(heads_patcher, ioi, head_results):
@@ -169,7 +170,7 @@ def test_all_results_of_heads_sum_to_their_layer(patcher, ioi, tiny):
     head_sum = [Patch(tuple(Site("blocks.1.attn.hook_z", head=head) for head in range(tiny.cfg.n_heads)))]
     together = patcher.sweep(ioi, head_sum).patched[0]
     whole = patcher.run_patching_experiment(ioi, "blocks.1.hook_attn_out").sweep.patched[0]
-    np.testing.assert_allclose(together, whole, atol=1e-4)
+    np.testing.assert_allclose(together, whole, atol=EXACT, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*barely differ")

@@ -11,6 +11,7 @@ from activation_patching import ActivationPatcher, summarize_results
 from actpatch.core.sites import Patch, Site
 from actpatch.results.shapes import PositionResults
 from head_patching import HeadPatcher, print_head_results
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.prompts import ANIMALS, FLIPPED, MARY, MyTask, Prompts
 from test_suite.helpers.refusals import refused
 
@@ -191,7 +192,7 @@ def test_pairs_that_barely_differ_are_named_left_out_and_counted(patcher, tiny, 
     for hook_point, (first, second) in results.items():
         assert math.isnan(second.effect)
         assert results.effects[hook_point] == pytest.approx(first.effect)
-        assert first.effect == pytest.approx(usable.effects[hook_point], abs=1e-6)  # batches of other sizes
+        assert first.effect == pytest.approx(usable.effects[hook_point], rel=0, abs=EXACT)  # batches of other sizes
     summarize_results(results)
     assert "1 of them left out of the effects" in capsys.readouterr().out
     with pytest.warns(UserWarning, match="1 of 1 pairs"):

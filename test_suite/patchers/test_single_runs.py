@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import model_parameters, small_model
 from test_suite.helpers.prompts import FLIPPED, MARY
 from test_suite.helpers.refusals import refused
@@ -18,10 +19,10 @@ def test_run_with_cache_gives_the_models_own_logits_and_activations(patcher, tin
     logits, activations = patcher.run_with_cache(MARY, names)
     with torch.no_grad():
         expected, cache = tiny.run_with_cache(MARY)
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, expected, atol=EXACT, rtol=0)
     assert list(activations) == names
     for name in names:
-        torch.testing.assert_close(activations[name], cache[name], atol=1e-4, rtol=0)
+        torch.testing.assert_close(activations[name], cache[name], atol=EXACT, rtol=0)
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
@@ -59,7 +60,7 @@ def test_run_patched_equals_a_plain_hooked_run(patcher, tiny, hook_point, head, 
     with torch.no_grad():
         expected = tiny.run_with_hooks(base, fwd_hooks=[(hook_point, write)])
     patched = patcher.run_patched(MARY, FLIPPED, hook_point, head=head, position=position, direction=direction)
-    torch.testing.assert_close(patched, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(patched, expected, atol=EXACT, rtol=0)
 
 
 def test_run_patched_takes_a_short_name_only_with_its_layer(patcher):

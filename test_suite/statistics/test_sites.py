@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -130,14 +129,13 @@ def test_few_pairs_have_no_made_up_numbers():
 
 @pytest.mark.slow
 @pytest.mark.model_free
-def test_a_large_map_takes_two_seconds_and_little_memory():
+def test_a_large_map_takes_little_memory():
     patched, base, source = random_map(8, n_sites=1000, n_pairs=100)
     tracemalloc.start()
-    begin = time.process_time()
     site_statistics(patched, base, source)
-    seconds, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 2 and peak < 200 * 2**20
+    assert peak < 200 * 2**20
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

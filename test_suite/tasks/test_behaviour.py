@@ -20,6 +20,7 @@ from activation_patching import (
     IOIDataset,
 )
 from actpatch.tasks.answers import checked_targets
+from test_suite.helpers.closeness import EXACT, allowed
 from test_suite.helpers.models import bundled, smollm2
 from test_suite.helpers.tasks import TASKS
 
@@ -77,8 +78,10 @@ def test_sweep_measures_the_baselines_of_plain_runs(model):
         ActivationPatcher(model(), show_progress=False).run_patching_experiment(IOIDataset(model()), "attn_out").sweep
     )
     clean, corrupted = baselines(model(), "swap_names")
-    np.testing.assert_allclose(sweep.clean, clean, atol=1e-4)
-    np.testing.assert_allclose(sweep.corrupted, corrupted, atol=1e-4)
+    pairs = IOIDataset(model(), 2).get_clean_corrupt_pairs()
+    within = allowed(model(), [model().to_tokens(prompt)[0] for pair in pairs for prompt in pair])
+    np.testing.assert_allclose(sweep.clean, clean, atol=within, rtol=0)
+    np.testing.assert_allclose(sweep.corrupted, corrupted, atol=within, rtol=0)
 
 
 def behaviour(dataset: Any) -> tuple[float, np.ndarray, np.ndarray]:
@@ -137,5 +140,5 @@ def test_a_sweep_measures_several_answers_as_plain_runs_do():
     dataset = GreaterThanDataset(bundled(), 5)
     _, clean, corrupted = behaviour(dataset)
     results = ActivationPatcher(bundled(), show_progress=False).run_patching_experiment(dataset, "attn_out")
-    np.testing.assert_allclose(results.sweep.clean, clean, atol=1e-4)
-    np.testing.assert_allclose(results.sweep.corrupted, corrupted, atol=1e-4)
+    np.testing.assert_allclose(results.sweep.clean, clean, atol=EXACT, rtol=0)
+    np.testing.assert_allclose(results.sweep.corrupted, corrupted, atol=EXACT, rtol=0)

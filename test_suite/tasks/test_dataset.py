@@ -11,6 +11,7 @@ import torch
 from activation_patching import PatchingDataset
 from actpatch.tasks.answers import checked_targets
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs, named_positions
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import bundled
 
 
@@ -123,9 +124,9 @@ def test_answers_that_cannot_be_are_refused(targets, message):
 
 
 def test_several_answers_count_as_one_of_their_summed_probability():
-    logits = torch.randn(1, 4, 20, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(1, 4, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     shares = logits[0, -1].double().softmax(-1)
     odds = (shares[[3, 5]].sum() / shares[[4, 6, 7]].sum()).log()
-    assert Animals(([3, 5], [4, 6, 7])).compute_metric(logits, 0) == pytest.approx(float(odds), abs=1e-5)
+    assert Animals(([3, 5], [4, 6, 7])).compute_metric(logits, 0) == pytest.approx(float(odds), rel=0, abs=EXACT)
     with pytest.raises(ValueError, match=r"'logit difference' needs a wrong answer .* \(pair 2\): give"):
         Animals((3, None)).compute_metric(logits, 2)

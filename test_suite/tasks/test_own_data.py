@@ -12,6 +12,7 @@ import pytest
 
 from activation_patching import ActivationPatcher, IOIDataset, PromptPair, PromptPairs
 from actpatch.tasks.encoding import encode_pairs, named_positions
+from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import bundled, smollm2
 from test_suite.helpers.tasks import answers_of
 
@@ -124,7 +125,7 @@ def test_without_incorrect_answers_only_metrics_of_the_right_answer_can_be_measu
         patcher.run_patching_experiment(dataset, "attn_out")
     sweep = patcher.run_patching_experiment(dataset, "attn_out", metrics="log_probability").sweep
     expected = bundled()(CAT)[0, -1].log_softmax(-1)[bundled().to_single_token(" cat")]
-    assert sweep.clean[0] == pytest.approx(float(expected), abs=1e-4)
+    assert sweep.clean[0] == pytest.approx(float(expected), rel=0, abs=EXACT)
 
 
 def test_repeated_pairs_are_kept_and_told():
