@@ -119,7 +119,9 @@ def _error_of_rows(
     hooked = {site.hook_point for route in routes for site in route.hooked}
     runner = experiment.runner
     try:
-        resumption = Resumption(experiment, batch, unchanged, unhooked, narrow=exactness.narrow)
+        resumption = Resumption(
+            experiment, batch, unchanged, unhooked, narrow=exactness.narrow, logits_alone=exactness.logits
+        )
         with runner.hooks(recording_hooks(runner.model, hooked, seen)):
             logits = resumption.run(runner.begin(chunk.base, start, length))
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly

@@ -32,17 +32,33 @@ from actpatch.engine.writes import (
     writes_of,
 )
 from actpatch.models.forwards import at_positions, outputs_at, reading, replaced_forward
-from actpatch.models.runner import Runner
+from actpatch.models.runner import Read, Runner
 
 MOST_CANCELLED = 4
 """By which factor a changed output may be smaller than before and still be reached by adding the change to it."""
 
 
 class Resumption:
-    """One batch, carried up through the layers while its rows enter."""
+    """One batch, carried up through the layers while its rows enter.
+
+    Args:
+        experiment: what is run.
+        batch: the rows.
+        chunk: the recorded runs of their pairs.
+        routes: how each patch is run.
+        narrow: whether, in the last layer, what follows the attention is computed only where it is read.
+        logits_alone: whether no logits are computed but those that are read.
+    """
 
     def __init__(
-        self, experiment: Experiment, batch: Batch, chunk: Chunk, routes: Sequence[Route], *, narrow: bool
+        self,
+        experiment: Experiment,
+        batch: Batch,
+        chunk: Chunk,
+        routes: Sequence[Route],
+        *,
+        narrow: bool,
+        logits_alone: bool,
     ) -> None:
         self.experiment, self.runner, self.batch, self.chunk = experiment, experiment.runner, batch, chunk
         self.routes = [routes[patch] for patch in batch.patches]
@@ -52,6 +68,7 @@ class Resumption:
         self.read = (chunk.lengths[list(batch.pairs)] - 1 - batch.start).to(device)
         self.writes = writes_of(batch, [route.hooked for route in routes])
         self.narrow = narrow and self._can_narrow_last_layer()
+        self.logits_alone = logits_alone
 
     def run(self, call: Any) -> Float[Tensor, "row read token"]:
         hooks, fired = write_hooks(self.experiment, self.batch, self.chunk, self.writes)
@@ -64,7 +81,9 @@ class Resumption:
         resid = self._joined(resid, last + 1)
         check_fired(self.writes, fired)
         resid = resid if self.experiment.reads_all else at_positions(resid, self.read)
-        return self.runner.unembed(resid, self.experiment.vocabulary)
+        if self.logits_alone:
+            return self.runner.unembed(resid, self.experiment.vocabulary)
+        return Read(None, self.experiment.vocabulary).taken(self.runner.unembed(resid, None))
 
     def _narrowed_z(self, last: int) -> contextlib.AbstractContextManager[None]:
         """The last layer with its heads' outputs narrowed to what is read, if that can be done."""

@@ -148,7 +148,8 @@ class Runs:
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
-        logits = Resumption(experiment, batch, chunk, routes, narrow=self.exactness.narrow).run(calls[key])
+        how = {"narrow": self.exactness.narrow, "logits_alone": self.exactness.logits}
+        logits = Resumption(experiment, batch, chunk, routes, **how).run(calls[key])
         if experiment.reads_all and batch.start:
             before = chunk.base.logits[list(batch.pairs), : batch.start]
             logits = torch.cat([before, logits], dim=1)
@@ -201,7 +202,6 @@ class Runs:
         chunk = chunks[0]
         if not self._is_checked:
             check_finite(chunk)
-            check_causal(self.experiment, chunk)
         if self.exactness.prefix and chunk.base.keys_values is None:
             without = replace(self.exactness, prefix=False)
             self.exactness = self._left_out(self.exactness, without, "it keeps no keys and values")
@@ -213,6 +213,8 @@ class Runs:
             self._record_otherwise(reason)
             return False
         self._ways = None
+        if not self._is_checked:
+            check_causal(self.experiment, chunk)
         if self.exactness.resume and (reason := next(filter(None, map(self._error, self.experiments, chunks)), None)):
             self.exactness = self._left_out(self.exactness, self.exactness.weakened(), reason)
             return False

@@ -121,6 +121,35 @@ _MORE_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 MORE_BRIDGE_ARCHITECTURES = tuple(_MORE_CONFIGS)
 """More of them, for what is drawn at random."""
 
+_HALVES = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 8}
+_STATES = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+_PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": D_VOCAB, "num_kv_shared_layers": 0}
+_LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_EXPERTS = {
+    "first_k_dense_replace": N_LAYERS,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_ODD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "longrope": (
+        "Phi3Config",
+        {**_GROUPED, **_HALVES, "rope_scaling": {**_HALVES, "rope_type": "longrope", "rope_theta": 1e4}},
+    ),
+    "falcon_alibi": ("FalconConfig", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
+    "per_layer_inputs": ("Gemma4TextConfig", {**_GROUPED, **_PER_LAYER, "head_dim": 8, "global_head_dim": 8}),
+    "latent": (
+        "DeepseekV3Config",
+        {**_COMMON, "num_key_value_heads": 4, **_LATENT, **_EXPERTS, "first_k_dense_replace": N_LAYERS},
+    ),
+    "state_space": ("FalconH1Config", {**_GROUPED, **_STATES}),
+    "scaled_residual": ("GraniteConfig", {**_GROUPED, "residual_multiplier": 0.5}),
+}
+"""What does not hold for most: rotary factors by the longest prompt of a batch (from 8 tokens on), attention biases by
+batch, inputs of each block that are made from the tokens, heads on another axis, states beside keys and values."""
+
 UNWRITABLE = {"bridge:opt": ("pattern",), "bridge+:opt": ("pattern",)}
 """Hook points that these models pass, but compute on without what a hook returns."""
 
@@ -200,7 +229,7 @@ def fresh_bridge(architecture: str, *, compatibility: bool = False) -> Any:
 @functools.cache
 def checkpoint(architecture: str) -> Path:
     """A random Hugging Face checkpoint with a word-level tokenizer."""
-    configs = _CONFIGS | _MORE_CONFIGS
+    configs = _CONFIGS | _MORE_CONFIGS | _ODD_CONFIGS
     kind, options = configs[architecture]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options))

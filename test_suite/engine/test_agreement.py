@@ -1,0 +1,326 @@
+"""What is recorded is the model's own run of each prompt alone, or the model is run otherwise, or refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from actpatch import ActivationPatcher
+from actpatch.core.sites import Site, block_hook
+from actpatch.engine.engine import Measured
+from actpatch.interventions.sources import References
+from test_suite.helpers.closeness import allowed, folded
+from test_suite.helpers.models import (
+    HAS_HOOKED,
+    fresh_hooked,
+    fresh_model,
+    last_position_metric,
+    model_parameters,
+    needs_hooked,
+    token_pairs,
+)
+from test_suite.helpers.sweeps import engine_on, site_sweep
+from test_suite.helpers.sweeps import single as singles
+from test_suite.oracles import one_prompt
+
+PAIRS = token_pairs([7, 11, 7, 9], [(3,), (4, 6), (2,), (5,)])
+SITES = [
+    Site(block_hook(1, "attn_out")),
+    Site(block_hook(0, "mlp_out"), position=4),
+    Site(block_hook(2, "z"), head=1),
+    Site(block_hook(1, "v"), head=0, position=-2),
+]
+
+
+def assert_as_by_hand(
+    model: Any, sites: Sequence[Site] = SITES, pairs: Any = PAIRS, *, zero: bool = False, bound: float | None = None
+) -> tuple[Measured, str]:
+    """Sweep, compare with one prompt per run, and return what was found and what was warned of."""
+    engine, metric = engine_on(model), last_position_metric(len(pairs))
+    references = References(((),), (0,) * len(pairs)) if zero else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = engine.sweep(pairs, singles(sites), [metric], references=references)
+    expected = one_prompt.patched(model, pairs, sites, metric, zero=zero)
+    bound = allowed(model, [*pairs.clean, *pairs.corrupted]) if bound is None else bound
+    for values, by_hand in zip((found.patched[0], found.clean[0], found.corrupted[0]), expected):
+        np.testing.assert_allclose(values, by_hand, atol=bound, rtol=0)
+    assert np.ptp(expected[0]) > 100 * bound
+    return found, "; ".join(str(warning.message) for warning in caught if warning.category is UserWarning)
+
+
+def of_another_class(model: Any, **methods: Any) -> Any:
+    """The model as one of a class of the user's own, with other methods."""
+    model.__class__ = type("OwnModel", (type(model),), methods)
+    return model
+
+
+# --- what runs together ----------------------------------------------------------------------------------------------
+
+
+BASES = model_parameters("hooked:rotary", "bridge:llama", "bridge+:gpt2")
+
+
+def test_rotary_factors_that_depend_on_the_longest_prompt() -> None:
+    model = fresh_model("bridge:longrope")
+    logits = one_prompt.run(model, PAIRS.clean[0])
+    found, warned = assert_as_by_hand(model, bound=folded(logits))  # angles are computed in single precision
+    assert "padded" not in found.shortcuts and "together" in found.shortcuts
+    assert "only prompts of one length are run together" in warned
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_prompts_that_change_each_other_in_a_batch_are_run_alone(name: str) -> None:
+    model = fresh_model(name)
+    forward = type(model).forward
+
+    def of_the_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        logits = forward(self, *args, **kwargs)
+        return logits - 0.5 * logits.mean(dim=0, keepdim=True) if isinstance(logits, Tensor) else logits
+
+    found, warned = assert_as_by_hand(of_another_class(model, forward=of_the_batch))
+    assert found.shortcuts == ()
+    assert "every run is one of a whole prompt alone" in warned and "change each other" in warned
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_an_unembedding_that_is_more_than_a_product_is_run_as_a_whole(name: str) -> None:
+    model = fresh_model(name)
+    forward = type(model.unembed).forward
+
+    def centred(self: Any, resid: Tensor) -> Tensor:
+        logits = forward(self, resid)
+        return logits * torch.tanh(logits.std(dim=-1, keepdim=True))
+
+    model.unembed.__class__ = type("OwnUnembed", (type(model.unembed),), {"forward": centred})
+    found, warned = assert_as_by_hand(model)
+    assert {"logits"} == {"resume", "prefix", "linear", "narrow", "logits", "padded", "together"} - {*found.shortcuts}
+    assert "all logits are computed" in warned
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_model_that_draws_at_random_is_refused(name: str) -> None:
+    model = fresh_model(name)
+    forward = type(model).forward
+
+    def drawn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        logits = forward(self, *args, **kwargs)
+        return logits + 0.1 * torch.randn_like(logits) if isinstance(logits, Tensor) else logits
+
+    with pytest.raises(RuntimeError, match=r"cannot be patched.*at random"):
+        assert_as_by_hand(of_another_class(model, forward=drawn))
+
+
+@needs_hooked
+@pytest.mark.parametrize("architecture", ["learned", "rotary", "shortformer"])
+def test_left_padding_and_an_own_bos_are_masked_as_the_model_masks_them(architecture: str) -> None:
+    model = fresh_hooked(architecture)
+    side = model.tokenizer.padding_side
+    model.tokenizer.padding_side = "left"
+    try:
+        pairs = token_pairs([7, 9], [(3,), (4,)])
+        for prompt in (*pairs.clean, *pairs.corrupted):
+            prompt[:2] = 1
+        assert_as_by_hand(model, pairs=pairs)
+        found, warned = assert_as_by_hand(model)
+        assert "resume" in found.shortcuts and not warned
+    finally:
+        model.tokenizer.padding_side = side
+
+
+@pytest.mark.parametrize("name", ["bridge:falcon_alibi", "bridge:per_layer_inputs", "bridge:state_space"])
+def test_models_whose_blocks_cannot_be_run_singly_are_run_in_full(name: str) -> None:
+    sites = [Site(block_hook(1, "resid_pre")), Site(block_hook(1, "resid_pre"), position=5)]
+    found, warned = assert_as_by_hand(fresh_model(name), sites)
+    assert "resume" not in found.shortcuts
+    assert "run" in warned
+
+
+@pytest.mark.parametrize("name", ["bridge:scaled_residual", "bridge+:scaled_residual"])
+def test_a_residual_stream_that_is_added_to_by_a_share(name: str) -> None:
+    for _ in range(2):  # hooks that the model wires itself, when it is first run, stay
+        assert_as_by_hand(fresh_model(name), [Site(block_hook(1, short)) for short in ("z", "mlp_out", "attn_out")])
+
+
+# --- later tokens ----------------------------------------------------------------------------------------------------
+
+
+@needs_hooked
+@pytest.mark.parametrize("changes", [{}, {"n_layers": 1}])
+@pytest.mark.parametrize("site", [Site(block_hook(0, "attn_out")), Site("hook_embed")])
+def test_a_model_that_looks_both_ways_is_found_out(changes: dict[str, Any], site: Site) -> None:
+    model = fresh_hooked("rotary", **changes)
+    for block in model.blocks:
+        unmasked = {"apply_causal_mask": lambda self, scores, *rest: scores}
+        block.attn.__class__ = type("OwnAttention", (type(block.attn),), unmasked)
+    with pytest.raises(ValueError, match="attends to later positions"):
+        site_sweep(model, PAIRS, [site])
+
+
+@needs_hooked
+def test_a_model_that_says_that_it_looks_both_ways_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="attends to later positions: only causal models"):
+        ActivationPatcher(fresh_hooked(attention_dir="bidirectional"))
+
+
+# --- code of the user's own ------------------------------------------------------------------------------------------
+
+
+def first_row(value: Tensor, hook: Any = None) -> Tensor:
+    value = value.clone()
+    value[0, 2] = 0
+    return value
+
+
+def first_position(value: Tensor, hook: Any = None) -> Tensor:
+    value = value.clone()
+    value[:, 0] = 0
+    return value
+
+
+def _lens(hook_point: str, code: Callable[..., Tensor]) -> Callable[[Any], Any]:
+    return lambda model: model.add_hook(hook_point, code)
+
+
+def _torch(part: str, code: Callable[..., Tensor]) -> Callable[[Any], Any]:
+    def add(model: Any) -> Any:
+        module = model.get_submodule(part)
+        return module.register_forward_hook(
+            lambda module, given, output: (code(output[0]), *output[1:]) if isinstance(output, tuple) else code(output)
+        )
+
+    return add
+
+
+def _before(model: Any) -> Any:
+    return model.blocks[2].register_forward_pre_hook(lambda module, given: (first_row(given[0]), *given[1:]))
+
+
+def _replaced(model: Any) -> Any:
+    forward = model.unembed.forward
+    model.unembed.__dict__["forward"] = lambda resid: first_row(forward(resid))
+
+
+FOREIGN = {
+    "a row, early": _lens("blocks.0.hook_resid_post", first_row),
+    "a position, in the last layer": _lens("blocks.2.hook_mlp_out", first_position),
+    "at the unembedding": _lens("ln_final.hook_normalized", first_row),
+    "of torch, on a block": _torch("blocks.1", first_row),
+    "of torch, on the unembedding": _torch(
+        "unembed", lambda logits: 3 * torch.tanh(logits / 3) + logits.mean(-1, True)
+    ),
+    "of torch, before a block": _before,
+    "another forward method": _replaced,
+}
+
+
+@pytest.mark.parametrize("code", FOREIGN)
+@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge:qwen2"))
+def test_code_of_the_users_own_sees_whole_prompts_alone(name: str, code: str) -> None:
+    model = fresh_model(name)
+    bound = allowed(model, PAIRS.clean)
+    FOREIGN[code](model)
+    found, warned = assert_as_by_hand(model, bound=bound)
+    assert found.shortcuts == ()
+    assert "code that is not its own runs at" in warned
+
+
+def test_hooks_on_what_a_bridge_wraps_are_seen() -> None:
+    model = fresh_model("bridge:llama")
+    model.original_model.model.register_forward_pre_hook(lambda module, given: None)
+    found, warned = assert_as_by_hand(model)
+    assert "model" in warned and found.shortcuts == ()
+
+
+class Spliced(torch.nn.Module):
+    """What stands in the place of a hook point, as a sparse autoencoder does."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value + torch.relu(value)
+
+
+@needs_hooked
+@pytest.mark.parametrize("where", ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_post", "blocks.1.hook_mlp_out"])
+@pytest.mark.parametrize("architecture", ["rotary", "gated"])
+def test_a_module_in_the_place_of_a_hook_point(architecture: str, where: str) -> None:
+    model = fresh_hooked(architecture)
+    parent, _, own = where.rpartition(".")
+    setattr(model.get_submodule(parent), own, Spliced())
+    model.setup()
+    sites = [site for site in SITES if site.hook_point != where]
+    _, warned = assert_as_by_hand(model, sites)
+    assert f"{where} (a Spliced in its place)" in warned
+
+
+# --- axes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [4, 6, 8, 12])
+@pytest.mark.parametrize("hook", ["attn.hook_q", "attn.hook_v", "attn.hook_k"])
+def test_heads_on_another_axis_are_refused_whatever_the_length(length: int, hook: str) -> None:
+    """Also where there are as many tokens as heads (4) or as a head has dimensions (8, 12)."""
+    pairs = token_pairs([length], [(2,)])
+    with pytest.raises(ValueError, match=f"blocks.1.{hook} holds a tensor of shape .* 4 heads are on axis 2"):
+        engine_on(fresh_model("bridge:latent")).sweep(
+            pairs, singles([Site(f"blocks.1.{hook}")]), [last_position_metric(1)]
+        )
+
+
+@pytest.mark.parametrize(
+    "name", model_parameters("hooked:rotary", "hooked:grouped", "hooked:parallel", "hooked:qk_norm")
+)
+@pytest.mark.parametrize("position", [None, 5, -1])
+def test_hook_points_that_hold_every_position_in_a_resumed_run(name: str, position: int | None) -> None:
+    """TransformerLens keeps keys unrotated, and rotates those of the prefix again."""
+    sites = [Site(f"blocks.{layer}.attn.hook_rot_{of}", position=position) for layer in (0, 1, 2) for of in "kq"]
+    found, _ = assert_as_by_hand(fresh_model(name), sites)
+    assert "prefix" not in found.shortcuts and "resume" in found.shortcuts
+
+
+@needs_hooked
+def test_a_hook_point_that_holds_several_activations_is_refused() -> None:
+    model = fresh_hooked("grouped")
+    model.set_use_split_qkv_input(True)
+    with pytest.raises(ValueError, match=r"ln1\.hook_normalized holds several activations in one run"):
+        site_sweep(model, PAIRS, [Site("blocks.1.ln1.hook_normalized")])
+
+
+# --- the unembedding's own hook points -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", ["unembed.hook_in", "unembed.hook_out", "ln_final.hook_normalized"])
+@pytest.mark.parametrize("name", ["bridge:gpt2", "bridge+:llama", "bridge:neox"])
+def test_what_sits_at_the_unembedding_can_be_patched(name: str, hook: str) -> None:
+    assert_as_by_hand(fresh_model(name), [Site(hook), Site(hook, position=-1)])
+
+
+# --- shortcuts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    model_parameters(
+        *("hooked:learned", "hooked:grouped", "bridge:gpt2", "bridge:llama", "bridge:opt", "bridge+:neox"),
+        slow=("bridge+:qwen2", "bridge:phi", "bridge:olmo2", "bridge:gemma2", "bridge+:gpt2"),
+    ),
+)
+def test_usual_models_have_all_of_resume_and_prefix(name: str) -> None:
+    """A prefix of keys and values that is lost costs time and no number: nothing else would notice."""
+    found, warned = assert_as_by_hand(fresh_model(name))
+    assert {"resume", "prefix", "logits", "padded", "together"} <= {*found.shortcuts}
+    assert not warned
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="a bridge's scores cannot be zeroed alike")
+@pytest.mark.parametrize("hook", ["attn.hook_attn_scores", "attn.hook_pattern"])
+def test_zeroed_scores_do_not_depend_on_the_other_pairs(hook: str) -> None:
+    """Padding is among the keys, and a zero there attends to it."""
+    sites = [Site(f"blocks.1.{hook}", head=head) for head in range(4)]
+    for architecture in ("rotary", "learned"):
+        assert_as_by_hand(fresh_hooked(architecture), sites, zero=True)

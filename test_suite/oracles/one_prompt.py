@@ -1,0 +1,67 @@
+"""Patching with one prompt per run, by the model's own hooked forward pass: what a user would write by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actpatch.core.sites import Site, head_axis, position_axis
+from actpatch.tasks.encoding import EncodedPairs
+
+
+def run(model: Any, tokens: Tensor, hooks: Sequence[tuple[str, Callable[..., Any]]] = ()) -> Tensor:
+    """Logits at all positions of one prompt."""
+    with torch.no_grad():
+        return model.run_with_hooks(tokens[None], fwd_hooks=list(hooks))[0]
+
+
+def recorded(model: Any, tokens: Tensor, hook_point: str) -> Tensor:
+    """What one prompt's run holds at a hook point."""
+    found: list[Tensor] = []
+    run(model, tokens, [(hook_point, lambda value, hook: found.append(value.detach().clone()))])
+    return found[-1]
+
+
+def patched(
+    model: Any, pairs: EncodedPairs, sites: Sequence[Site], metric: Any, *, zero: bool = False
+) -> list[np.ndarray]:
+    """The metric of the patched [site, pair], the clean and the corrupted runs [pair].
+
+    What is written into the corrupted run is the clean one's activation, or zeros.
+    """
+    found = np.empty((len(sites), len(pairs)))
+    clean, corrupted = np.empty((2, len(pairs)))
+    for pair, (good, bad) in enumerate(zip(pairs.clean, pairs.corrupted)):
+        clean[pair], corrupted[pair] = (_measured(metric, run(model, tokens), pair) for tokens in (good, bad))
+        for i, site in enumerate(sites):
+            source = recorded(model, good, site.hook_point)
+            write = _writer(site, torch.zeros_like(source) if zero else source)
+            found[i, pair] = _measured(metric, run(model, bad, [(site.hook_point, write)]), pair)
+    return [found, clean, corrupted]
+
+
+def _measured(metric: Any, logits: Tensor, pair: int) -> float:
+    seen = logits[None] if metric.reads_all_positions else logits[None, -1:]
+    return float(metric.measure(seen[..., metric.tokens] if metric.tokens is not None else seen, torch.tensor([pair])))
+
+
+def _writer(site: Site, source: Tensor) -> Callable[..., Tensor]:
+    def write(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        index: list[Any] = [slice(None)] * value.ndim
+        if site.head is not None:
+            heads = head_axis(site.hook_point)
+            assert heads is not None
+            index[heads] = site.head
+        if site.position is not None:
+            index[position_axis(site.hook_point)] = site.position
+        if site.neuron is not None:
+            index[-1] = site.neuron
+        value[tuple(index)] = source[tuple(index)]
+        return value
+
+    return write
