@@ -120,7 +120,13 @@ def _error_of_rows(
     runner = experiment.runner
     try:
         resumption = Resumption(
-            experiment, batch, unchanged, unhooked, narrow=exactness.narrow, logits_alone=exactness.logits
+            experiment,
+            batch,
+            unchanged,
+            unhooked,
+            narrow=exactness.narrow,
+            logits_alone=exactness.logits,
+            most_cancelled=0,
         )
         with runner.hooks(recording_hooks(runner.model, hooked, seen)):
             logits = resumption.run(runner.begin(chunk.base, start, length))

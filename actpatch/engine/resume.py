@@ -48,6 +48,8 @@ class Resumption:
         routes: how each patch is run.
         narrow: whether, in the last layer, what follows the attention is computed only where it is read.
         logits_alone: whether no logits are computed but those that are read.
+        most_cancelled: by which factor the output of a linear map may become smaller and still be reached by adding a
+            change to it; 0 computes every changed output in full.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Resumption:
         *,
         narrow: bool,
         logits_alone: bool,
+        most_cancelled: float = MOST_CANCELLED,
     ) -> None:
         self.experiment, self.runner, self.batch, self.chunk = experiment, experiment.runner, batch, chunk
         self.routes = [routes[patch] for patch in batch.patches]
@@ -68,7 +71,7 @@ class Resumption:
         self.read = (chunk.lengths[list(batch.pairs)] - 1 - batch.start).to(device)
         self.writes = writes_of(batch, [route.hooked for route in routes])
         self.narrow = narrow and self._can_narrow_last_layer()
-        self.logits_alone = logits_alone
+        self.logits_alone, self.most_cancelled = logits_alone, most_cancelled
 
     def run(self, call: Any) -> Float[Tensor, "row read token"]:
         hooks, fired = write_hooks(self.experiment, self.batch, self.chunk, self.writes)
@@ -198,6 +201,7 @@ class Resumption:
             self._slice(self.chunk.base.activations[block_hook(layer, "attn_out")], rows.start, rows.stop),
             (before[:, :, heads].flatten(2), after[:, :, heads].flatten(2), weight[heads].flatten(0, 1)),
             lambda at: _with_bias(after[at].flatten(1) @ weight.flatten(0, 1), attn, "b_O"),
+            self.most_cancelled,
         )
 
     def _mlp_output(
@@ -234,7 +238,7 @@ class Resumption:
             every[..., chosen] = after[at]
             return _with_bias(every @ weight, mlp, "b_out")
 
-        return _linear_output(output, (before, after, weight[chosen]), in_full)
+        return _linear_output(output, (before, after, weight[chosen]), in_full, self.most_cancelled)
 
     def _mid(self, layer: int, rows: slice) -> Float[Tensor, "row pos d_model"]:
         """The recorded residual stream between attention and MLP, as the block adds it up."""
@@ -274,6 +278,7 @@ def _linear_output(
     output: Float[Tensor, "row pos d_model"],
     change: tuple[Float[Tensor, "row pos part"], Float[Tensor, "row pos part"], Float[Tensor, "part d_model"]],
     in_full: Callable[[Tensor], Tensor],
+    most_cancelled: float,
 ) -> Float[Tensor, "row pos d_model"]:
     """The output of a linear map, a part of whose input changes.
 
@@ -282,10 +287,11 @@ def _linear_output(
         change: that part before and after, and what the map does to it.
         in_full: the changed output at some rows and positions, not by way of a difference. What cancels leaves a
             residue of rounding of its own size: where little remains, it is not left there.
+        most_cancelled: by which factor the output may become smaller before it is computed in full.
     """
     before, after, weight = change
     changed = output + (after - before) @ weight
-    cancelled = output.abs().amax(dim=-1) > MOST_CANCELLED * changed.abs().amax(dim=-1)
+    cancelled = output.abs().amax(dim=-1) > most_cancelled * changed.abs().amax(dim=-1)
     if bool(cancelled.any()):
         changed[cancelled] = in_full(cancelled)
     return changed

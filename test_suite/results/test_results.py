@@ -346,7 +346,7 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
     (sweep,) = stored["sweeps"]
-    assert stored["format"] == 5
+    assert stored["format"] == 6
     for changes, message in (
         ({"format": 4}, "has result format 4, this version reads format 6: read it with the version that wrote it, or"),
         ({"format": 7}, "has result format 7, this version reads format 6"),
