@@ -140,22 +140,30 @@ def _moved_by_a_later_token(experiment: Experiment, chunk: Chunk) -> bool:
 
 @dataclass(frozen=True)
 class Rounding:
-    """The logits of both runs of one pair, alone and among others: what differs is rounding."""
+    """The logits of both runs of one pair, run in ways that differ by rounding alone."""
 
     pair: int
     """Index of the pair within the experiment."""
     length: int
-    alone: tuple[Float[Tensor, "1 read token"], Float[Tensor, "1 read token"]]
-    """Of the clean and of the corrupted run."""
-    among_others: tuple[Float[Tensor, "1 read token"], Float[Tensor, "1 read token"]]
+    clean: Float[Tensor, "way_of_clean read token"]
+    """Of the clean run: alone first, then among others, then resumed with no change, if it is resumed."""
+    corrupted: Float[Tensor, "way_of_corrupted read token"]
 
 
-def rounding_of(experiment: Experiment, chunk: Chunk, alone: Alone) -> Rounding:
-    """What rounding does to the pair that was run alone, whose other run is run alone here too."""
+def rounding_of(
+    experiment: Experiment, chunk: Chunk, alone: Alone, resumed: Float[Tensor, "row read token"] | None
+) -> Rounding:
+    """What rounding does to the pair that was run alone.
+
+    Args:
+        resumed: the run that is patched, resumed with no change; None where it is not resumed.
+    """
     pair, n_read = alone.pair, len(alone.base)
-    other = prompt_alone(experiment, chunk, chunk.other, pair)[None]
-    recorded, of_other = (run.logits[pair : pair + 1, :n_read].clone() for run in (chunk.base, chunk.other))
-    index, length = int(chunk.pairs[pair]), int(chunk.lengths[pair])
-    if experiment.direction == "denoising":
-        return Rounding(index, length, (other, alone.base[None]), (of_other, recorded))
-    return Rounding(index, length, (alone.base[None], other), (recorded, of_other))
+    others = prompt_alone(experiment, chunk, chunk.other, pair)
+    base, other = (
+        torch.stack([by_itself, run.logits[pair, :n_read]])
+        for by_itself, run in ((alone.base, chunk.base), (others, chunk.other))
+    )
+    base = base if resumed is None else torch.cat([base, resumed])
+    clean, corrupted = (other, base) if experiment.direction == "denoising" else (base, other)
+    return Rounding(int(chunk.pairs[pair]), int(chunk.lengths[pair]), clean, corrupted)

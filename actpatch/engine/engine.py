@@ -309,18 +309,22 @@ def _rounding_notes(metrics: MetricSet, rounding: Rounding | None, samples: int)
     if rounding is None:
         return
 
-    def measured(runs: tuple[Tensor, Tensor]) -> Float[np.ndarray, "metric run"]:
-        pairs, lengths = torch.tensor([rounding.pair // samples]), torch.tensor([rounding.length])
-        options: dict[str, Any] = {"rows": torch.zeros(1, dtype=torch.long), "pairs": pairs, "lengths": lengths}
-        return np.hstack([metrics.measure(run, runs[0], **options).numpy() for run in runs])
+    def measured(runs: Float[Tensor, "way read token"]) -> Float[np.ndarray, "metric way"]:
+        return metrics.measure(
+            runs,
+            rounding.clean[:1],
+            rows=torch.zeros(len(runs), dtype=torch.long),
+            pairs=torch.tensor([rounding.pair // samples]),
+            lengths=torch.tensor([rounding.length]),
+        ).numpy()
 
-    alone, among_others = measured(rounding.alone), measured(rounding.among_others)
-    gaps = np.abs(np.diff(alone, axis=1))[:, 0]
-    moved = np.abs(alone - among_others).max(axis=1)
+    clean, corrupted = measured(rounding.clean), measured(rounding.corrupted)
+    gaps = np.abs(clean[:, 0] - corrupted[:, 0])
+    moved = np.maximum(*(np.abs(runs - runs[:, :1]).max(axis=1) for runs in (clean, corrupted)))
     for metric, size, gap in zip(metrics.metrics, moved, gaps):
         if size > WORTH_A_NOTE * gap:
             share = f"{size / gap:.1%} of its gap" if gap else "although its gap is 0"
-            yield f"rounding alone moves {metric.name} by {size:.2g}, {share} (one pair, alone and among others)"
+            yield f"rounding alone moves the {metric.name} by {size:.2g}, {share} (of one pair, run in other ways)"
 
 
 def _mean_of_samples(values: Float[np.ndarray, "... run"], samples: int) -> Float[np.ndarray, "... pair"]:

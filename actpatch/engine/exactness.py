@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from actpatch.core.sites import Site, block_hook, position_axis
@@ -113,21 +114,11 @@ def _error_of_rows(
     length = int(chunk.lengths[pairs].max())
     start = min(max(int(chunk.first_change[pairs].min()), 1), length - 1) if exactness.prefix else 0
     batch = Batch(tuple(patches), tuple(pairs), start, length)
-    unchanged = replace(chunk, source=chunk.base.activations)
-    unhooked = [replace(route, hooked=()) for route in routes]
     seen: dict[str, Tensor] = {}
     hooked = {site.hook_point for route in routes for site in route.hooked}
     runner = experiment.runner
     try:
-        resumption = Resumption(
-            experiment,
-            batch,
-            unchanged,
-            unhooked,
-            narrow=exactness.narrow,
-            logits_alone=exactness.logits,
-            most_cancelled=0,
-        )
+        resumption = _unchanged(experiment, chunk, exactness, routes, batch)
         with runner.hooks(recording_hooks(runner.model, hooked, seen)):
             logits = resumption.run(runner.begin(chunk.base, start, length))
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
@@ -149,6 +140,35 @@ def _error_of_rows(
         is_padding = torch.arange(start, length) >= chunk.lengths[pairs][:, None]
         logits = torch.where(is_padding[..., None].to(logits.device), expected, logits)
     return too_far("resuming with no change", logits, expected)
+
+
+def resumed_with_no_change(
+    experiment: Experiment, chunk: Chunk, exactness: Exactness, routes: Sequence[Route], pair: int
+) -> Float[Tensor, "row read token"]:
+    """What is read of a pair's run, resumed with no change wherever patches enter, as long as the pair is."""
+    patches, length = _one_of_each_kind(routes), int(chunk.lengths[pair])
+    start = min(max(int(chunk.first_change[pair]), 1), length - 1) if exactness.prefix else 0
+    batch = Batch(tuple(patches), (pair,) * len(patches), start, length)
+    call = experiment.runner.begin(chunk.base, start, length)
+    logits = _unchanged(experiment, chunk, exactness, routes, batch).run(call)
+    if not experiment.reads_all:
+        return logits
+    return torch.cat([chunk.base.logits[pair, :start].expand(len(logits), -1, -1), logits], dim=1)
+
+
+def _unchanged(
+    experiment: Experiment, chunk: Chunk, exactness: Exactness, routes: Sequence[Route], batch: Batch
+) -> Resumption:
+    """A batch into which the values are written that are there."""
+    return Resumption(
+        experiment,
+        batch,
+        replace(chunk, source=chunk.base.activations),
+        [replace(route, hooked=()) for route in routes],
+        narrow=exactness.narrow,
+        logits_alone=exactness.logits,
+        most_cancelled=0,
+    )
 
 
 def too_far(what: str, found: Tensor, expected: Tensor) -> str | None:

@@ -26,7 +26,14 @@ from actpatch.engine.agreement import (
     run_alone,
     ways_to_agree,
 )
-from actpatch.engine.exactness import ONE_PROMPT, Exactness, check_writing, error_of_resuming, sentence_on
+from actpatch.engine.exactness import (
+    ONE_PROMPT,
+    Exactness,
+    check_writing,
+    error_of_resuming,
+    resumed_with_no_change,
+    sentence_on,
+)
 from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.full import run_in_full
 from actpatch.engine.memory import pairs_that_fit, tokens_that_fit
@@ -224,7 +231,11 @@ class Runs:
             hooked = [way.hooked for way in self.routes] or [patch.sites for patch in self.patches]
             check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
             if next(self.runner.model.parameters()).dtype in HALF:
-                self.rounding = rounding_of(self.experiment, chunk, alone)
+                resumed = None
+                if self.exactness.resume:
+                    how = self.exactness, self.routes, alone.pair
+                    resumed = resumed_with_no_change(self.experiment, chunk, *how)
+                self.rounding = rounding_of(self.experiment, chunk, alone, resumed)
         self._tell()
         return True
 

@@ -46,14 +46,17 @@ def describe_experiment(sweep: Sweep) -> str:
     n_pairs = len(sweep.pair_indices)
     for name in sweep.metrics:
         shown = sweep.by_metric(name)
-        excluded = int((~shown.usable).sum())
+        finite = np.isfinite(shown.clean) & np.isfinite(shown.corrupted)
+        clean, corrupted = (run[finite].mean() if finite.any() else np.nan for run in (shown.clean, shown.corrupted))
         lines.append(
-            f"{name}: clean {shown.clean.mean():+.3f}, corrupted {shown.corrupted.mean():+.3f}"
+            f"{name}: clean {clean:+.3f}, corrupted {corrupted:+.3f}"
             + (f" {shown.unit}" if shown.unit else "")
             + ("" if shown.more_is_better else " (less is better)")
-            + (", of one pair" if n_pairs == 1 else f", mean of {n_pairs} pairs")
+            + (", of one pair" if n_pairs == 1 else f", mean of {finite.sum()} pairs")
         )
-        if excluded:
+        if not finite.all():
+            lines.append(f"  {(~finite).sum()} more have a metric that is NaN or infinite")
+        if excluded := int((~shown.usable & finite).sum()):
             lines.append(f"  {excluded} of them left out of the effects: clean and corrupted barely differ")
     lines += [f"note: {note}" for note in sweep.notes]
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)

@@ -324,3 +324,55 @@ def test_zeroed_scores_do_not_depend_on_the_other_pairs(hook: str) -> None:
     sites = [Site(f"blocks.1.{hook}", head=head) for head in range(4)]
     for architecture in ("rotary", "learned"):
         assert_as_by_hand(fresh_hooked(architecture), sites, zero=True)
+
+
+# --- numbers that are none, and numbers that are rounded -------------------------------------------------------------
+
+
+def test_logits_that_are_all_nan_are_told_before_anything_else() -> None:
+    for name in ("bridge:llama", *(["hooked:grouped"] if HAS_HOOKED else [])):
+        model = fresh_model(name)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.fill_(float("nan"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ValueError, match=r"model are NaN on all of 8 prompts \(in float64\): load"):
+                site_sweep(model, PAIRS, SITES)
+
+
+@pytest.mark.parametrize("name", model_parameters("hooked:rotary", "bridge:llama", "bridge+:gpt2"))
+def test_logits_that_are_nan_on_one_prompt_leave_the_others_as_they_are(name: str) -> None:
+    model = fresh_model(name)
+    expected = site_sweep(model, PAIRS, SITES)
+    broken = int(PAIRS.clean[1][4])
+    assert not any((prompt == broken).any() for i in (0, 2, 3) for prompt in (PAIRS.clean[i], PAIRS.corrupted[i]))
+    with torch.no_grad():
+        embedding = model.embed.W_E if name.startswith("hooked") else model.original_model.get_input_embeddings().weight
+        embedding[broken] = float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = site_sweep(model, PAIRS, SITES)
+    others = [0, 2, 3]
+    assert np.isnan(found.clean[1])
+    np.testing.assert_allclose(
+        found.patched[:, others], expected.patched[:, others], atol=allowed(model, PAIRS.clean[:1])
+    )
+
+
+@pytest.mark.parametrize("name", model_parameters("hooked:rotary", "bridge:llama"))
+def test_half_precision_says_what_rounding_moves(name: str) -> None:
+    """It is told where rounding moves a metric by more than 1 % of its gap: so here, where prompts hardly differ."""
+    notes = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        model, pairs = fresh_model(name), token_pairs([9] * 3, [(8,)] * 3)
+        with torch.no_grad():
+            embedding = model.embed.W_E if name.startswith("hooked") else model.original_model.model.embed_tokens.weight
+            for clean, corrupted in zip(pairs.clean, pairs.corrupted):
+                embedding[int(corrupted[8])] = embedding[int(clean[8])] * 1.02
+        model.to(dtype, **({"print_details": False} if name.startswith("hooked") else {}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            notes[dtype] = engine_on(model).sweep(pairs, singles(SITES), [last_position_metric(3)]).notes
+    assert any("rounding alone moves the logit difference by" in note for note in notes[torch.bfloat16])
+    assert not notes[torch.float64]
