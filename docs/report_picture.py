@@ -20,7 +20,7 @@ from head_patching import HeadPatcher
 from model_loading import load_model
 from visualize import create_full_report
 
-WIDTH, HEIGHT = 1000, 1235
+WIDTH, HEIGHT = 1000, 1265
 """Pixels of the picture; each is two by two in the file."""
 PICTURES = {"light": "report.png", "dark": "report-dark.png"}
 DRAWN = "[...document.querySelectorAll('.drawn')].every((figure) => figure.querySelector('.main-svg .nsewdrag'))"
