@@ -360,19 +360,19 @@ def test_logits_that_are_nan_on_one_prompt_leave_the_others_as_they_are(name: st
     )
 
 
-@pytest.mark.parametrize("name", model_parameters("hooked:rotary", "bridge:llama"))
+@pytest.mark.parametrize("name", model_parameters("hooked:rotary", "bridge:gpt2"))
 def test_half_precision_says_what_rounding_moves(name: str) -> None:
-    """It is told where rounding moves a metric by more than 1 % of its gap: so here, where prompts hardly differ."""
-    notes = {}
+    """It is told where rounding moves a metric by more than 1 % of its gap, which it does on some prompts."""
+    told = {}
     for dtype in (torch.bfloat16, torch.float64):
-        model, pairs = fresh_model(name), token_pairs([9] * 3, [(8,)] * 3)
-        with torch.no_grad():
-            embedding = model.embed.W_E if name.startswith("hooked") else model.original_model.model.embed_tokens.weight
-            for clean, corrupted in zip(pairs.clean, pairs.corrupted):
-                embedding[int(corrupted[8])] = embedding[int(clean[8])] * 1.02
+        model = fresh_model(name)
         model.to(dtype, **({"print_details": False} if name.startswith("hooked") else {}))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            notes[dtype] = engine_on(model).sweep(pairs, singles(SITES), [last_position_metric(3)]).notes
-    assert any("rounding alone moves the logit difference by" in note for note in notes[torch.bfloat16])
-    assert not notes[torch.float64]
+        notes: list[str] = []
+        for seed in range(10):
+            pairs = token_pairs([9] * 3, [(1,)] * 3, seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                notes += engine_on(model).sweep(pairs, singles(SITES), [last_position_metric(3)]).notes
+        told[dtype] = [note for note in notes if "rounding alone moves the logit difference by" in note]
+    assert 1 <= len(told[torch.bfloat16]) < 10
+    assert not told[torch.float64]
