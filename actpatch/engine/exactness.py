@@ -128,6 +128,9 @@ def _error_of_rows(
             raise
         halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
         return next(filter(None, (_error_of_rows(experiment, chunk, exactness, routes, half) for half in halves)), None)
+    for in_full, recorded in resumption.compared or ():
+        if reason := too_far("computing the output of heads or neurons in full", in_full, recorded, "values"):
+            return reason
     last = runner.n_layers - 1
     for name, value in seen.items():
         found = value.shape[position_axis(name)]
@@ -167,17 +170,17 @@ def _unchanged(
         [replace(route, hooked=()) for route in routes],
         narrow=exactness.narrow,
         logits_alone=exactness.logits,
-        most_cancelled=0,
+        compares=True,
     )
 
 
-def too_far(what: str, found: Tensor, expected: Tensor) -> str | None:
-    """A sentence on how far these logits are off, where that is more than rounding; what is NaN in both is no error."""
+def too_far(what: str, found: Tensor, expected: Tensor, of: str = "logits") -> str | None:
+    """A sentence on how far these numbers are off, where that is more than rounding; NaN in both is none."""
     found = found.to(expected.device)
     same = (found == expected) | (found.isnan() & expected.isnan())
     error = float(torch.where(same, 0, (found - expected).abs()).max())
     allowed = allowed_error(expected)
-    return None if error <= allowed else f"{what} gives logits that are {error:.2g} off, {allowed:.2g} is allowed"
+    return None if error <= allowed else f"{what} gives {of} that are {error:.2g} off, {allowed:.2g} is allowed"
 
 
 def allowed_error(values: Tensor) -> float:

@@ -48,8 +48,7 @@ class Resumption:
         routes: how each patch is run.
         narrow: whether, in the last layer, what follows the attention is computed only where it is read.
         logits_alone: whether no logits are computed but those that are read.
-        most_cancelled: by which factor the output of a linear map may become smaller and still be reached by adding a
-            change to it; 0 computes every changed output in full.
+        compares: whether maps that are taken for linear are also computed in full, where nothing changes.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Resumption:
         *,
         narrow: bool,
         logits_alone: bool,
-        most_cancelled: float = MOST_CANCELLED,
+        compares: bool = False,
     ) -> None:
         self.experiment, self.runner, self.batch, self.chunk = experiment, experiment.runner, batch, chunk
         self.routes = [routes[patch] for patch in batch.patches]
@@ -71,7 +70,9 @@ class Resumption:
         self.read = (chunk.lengths[list(batch.pairs)] - 1 - batch.start).to(device)
         self.writes = writes_of(batch, [route.hooked for route in routes])
         self.narrow = narrow and self._can_narrow_last_layer()
-        self.logits_alone, self.most_cancelled = logits_alone, most_cancelled
+        self.logits_alone = logits_alone
+        self.compared: list[tuple[Tensor, Tensor]] | None = [] if compares else None
+        """Outputs of linear maps, computed in full from their input, and as they were recorded."""
 
     def run(self, call: Any) -> Float[Tensor, "row read token"]:
         hooks, fired = write_hooks(self.experiment, self.batch, self.chunk, self.writes)
@@ -196,12 +197,12 @@ class Resumption:
         heads = sorted({site.head for site in sites if site.head is not None})
         if any(site.head is None for site in sites):
             heads = list(range(after.shape[2]))
-        weight = attn.W_O
-        return _linear_output(
-            self._slice(self.chunk.base.activations[block_hook(layer, "attn_out")], rows.start, rows.stop),
+        weight, whole = attn.W_O, attn.W_O.flatten(0, 1)
+        output = self._slice(self.chunk.base.activations[block_hook(layer, "attn_out")], rows.start, rows.stop)
+        return self._linear_output(
+            output,
             (before[:, :, heads].flatten(2), after[:, :, heads].flatten(2), weight[heads].flatten(0, 1)),
-            lambda at: _with_bias(after[at].flatten(1) @ weight.flatten(0, 1), attn, "b_O"),
-            self.most_cancelled,
+            lambda at: _with_bias(after[at].flatten(1) @ whole, attn, "b_O"),
         )
 
     def _mlp_output(
@@ -238,7 +239,31 @@ class Resumption:
             every[..., chosen] = after[at]
             return _with_bias(every @ weight, mlp, "b_out")
 
-        return _linear_output(output, (before, after, weight[chosen]), in_full, self.most_cancelled)
+        return self._linear_output(output, (before, after, weight[chosen]), in_full)
+
+    def _linear_output(
+        self,
+        output: Float[Tensor, "row pos d_model"],
+        change: tuple[Float[Tensor, "row pos part"], Float[Tensor, "row pos part"], Float[Tensor, "part d_model"]],
+        in_full: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "row pos d_model"]:
+        """The output of a linear map, a part of whose input changes.
+
+        Args:
+            output: what it is before.
+            change: that part before and after, and what the map does to it.
+            in_full: the changed output at some rows and positions, not by way of a difference. What cancels leaves a
+                residue of rounding of its own size: where little remains, it is not left there.
+        """
+        before, after, weight = change
+        if self.compared is not None:
+            everywhere = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+            self.compared.append((in_full(everywhere).view_as(output), output))
+        changed = output + (after - before) @ weight
+        cancelled = output.abs().amax(dim=-1) > MOST_CANCELLED * changed.abs().amax(dim=-1)
+        if bool(cancelled.any()):
+            changed[cancelled] = in_full(cancelled)
+        return changed
 
     def _mid(self, layer: int, rows: slice) -> Float[Tensor, "row pos d_model"]:
         """The recorded residual stream between attention and MLP, as the block adds it up."""
@@ -272,29 +297,6 @@ class Resumption:
         z = in_forward_order(component_of(SHORT_NAMES["z"]))
         sites = [site for route in self.routes for site in route.hooked if site.layer == last]
         return all(site.kind in COMPONENTS and in_forward_order(site.kind) <= z for site in sites)
-
-
-def _linear_output(
-    output: Float[Tensor, "row pos d_model"],
-    change: tuple[Float[Tensor, "row pos part"], Float[Tensor, "row pos part"], Float[Tensor, "part d_model"]],
-    in_full: Callable[[Tensor], Tensor],
-    most_cancelled: float,
-) -> Float[Tensor, "row pos d_model"]:
-    """The output of a linear map, a part of whose input changes.
-
-    Args:
-        output: what it is before.
-        change: that part before and after, and what the map does to it.
-        in_full: the changed output at some rows and positions, not by way of a difference. What cancels leaves a
-            residue of rounding of its own size: where little remains, it is not left there.
-        most_cancelled: by which factor the output may become smaller before it is computed in full.
-    """
-    before, after, weight = change
-    changed = output + (after - before) @ weight
-    cancelled = output.abs().amax(dim=-1) > most_cancelled * changed.abs().amax(dim=-1)
-    if bool(cancelled.any()):
-        changed[cancelled] = in_full(cancelled)
-    return changed
 
 
 def _with_bias(output: Tensor, module: Any, name: str) -> Tensor:

@@ -23,11 +23,13 @@ from test_suite.helpers.models import (
     last_position_metric,
     model_parameters,
     needs_hooked,
+    swept,
     token_pairs,
 )
 from test_suite.helpers.sweeps import engine_on, site_sweep
 from test_suite.helpers.sweeps import single as singles
 from test_suite.oracles import one_prompt
+from test_suite.oracles.plain import largest_error
 
 PAIRS = token_pairs([7, 11, 7, 9], [(3,), (4, 6), (2,), (5,)])
 SITES = [
@@ -146,6 +148,26 @@ def test_models_whose_blocks_cannot_be_run_singly_are_run_in_full(name: str) -> 
 def test_a_residual_stream_that_is_added_to_by_a_share(name: str) -> None:
     for _ in range(2):  # hooks that the model wires itself, when it is first run, stay
         assert_as_by_hand(fresh_model(name), [Site(block_hook(1, short)) for short in ("z", "mlp_out", "attn_out")])
+
+
+@pytest.mark.parametrize("short", ["z", "attn_out", "resid_mid", "mlp_post", "mlp_out"])
+@pytest.mark.parametrize(
+    "name",
+    model_parameters("hooked:sandwich", "bridge:gemma2", "bridge+:olmo2", slow=("bridge:gemma3", "bridge+:gemma2")),
+)
+def test_what_is_normalized_before_it_is_added(name: str, short: str) -> None:
+    """A change of one component alone is taken for linear: behind it stands a norm."""
+    model = fresh_model(name)
+    sites = [Site(block_hook(layer, short), position=at) for layer in range(3) for at in (None, 5)]
+    if short == "z":
+        sites += [Site(block_hook(layer, short), head=1) for layer in range(3)]
+    if short == "mlp_post":
+        sites += [Site(block_hook(layer, short), neuron=3) for layer in range(3)]
+    pairs = token_pairs([9, 7], [(3,), (4,)])
+    patches, metric = singles(sites), last_position_metric(2)
+    found = swept(engine_on(model), pairs, patches, metric)
+    error, where = largest_error(model, pairs, patches, "denoising", [(metric, found)])
+    assert error <= allowed(model, pairs.clean), where
 
 
 # --- later tokens ----------------------------------------------------------------------------------------------------
