@@ -21,22 +21,29 @@ from actpatch.engine.plan import Batch
 from actpatch.engine.writes import noise_hook
 from actpatch.models.runner import Read, Recording
 
+MANY = 8
+"""Where no logit of so many pairs is a number, those of the others are taken not to be either."""
+
 
 @dataclass(frozen=True)
 class Alone:
-    """One prompt of a chunk, run alone."""
+    """One prompt of a chunk, run alone: of the corrupted run, which no row of a recording begins with."""
 
     pair: int
     """Which pair of the chunk."""
-    base: Float[Tensor, "read token"]
-    """What is read of the run that is patched."""
+    logits: Float[Tensor, "read token"]
+    """What is read of them."""
 
 
 def run_alone(experiment: Experiment, chunk: Chunk) -> Alone:
     """One prompt of the chunk as the model runs it alone: where lengths differ one of the shortest, else the last."""
     lengths = chunk.lengths
     pair = int(lengths.argmin()) if len(set(lengths.tolist())) > 1 else len(lengths) - 1
-    return Alone(pair, prompt_alone(experiment, chunk, chunk.base, pair))
+    return Alone(pair, prompt_alone(experiment, chunk, _corrupted_run(experiment, chunk), pair))
+
+
+def _corrupted_run(experiment: Experiment, chunk: Chunk) -> Recording:
+    return chunk.base if experiment.direction == "denoising" else chunk.other
 
 
 def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int) -> Float[Tensor, "read token"]:
@@ -49,19 +56,18 @@ def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int
         return runner.run(run.tokens[pair : pair + 1, :length], read)[0]
 
 
-def error_of_recording(chunk: Chunk, alone: Alone) -> str | None:
+def error_of_recording(experiment: Experiment, chunk: Chunk, alone: Alone) -> str | None:
     """How far the recorded run is off the prompt's own; None where it is not."""
-    recorded = chunk.base.logits[alone.pair, : len(alone.base)]
-    return too_far("running it as the sweep does", recorded, alone.base)
+    recorded = _corrupted_run(experiment, chunk).logits[alone.pair, : len(alone.logits)]
+    return too_far("running it as the sweep does", recorded, alone.logits)
 
 
-def error_of_full_runs(experiment: Experiment, chunk: Chunk, exactness: Exactness, alone: Alone) -> str | None:
-    """The same of full runs, batched as the sweep batches them."""
-    rows = (alone.pair, *range(len(chunk.pairs))) if exactness.together else (alone.pair,)
-    length = int(chunk.lengths[list(rows)].max())
-    batch = Batch((0,) * len(rows), rows, 0, length)
+def error_of_full_runs(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> str | None:
+    """The same of full runs, batched as the sweep batches them, against the recorded ones."""
+    rows = tuple(reversed(range(len(chunk.pairs)))) if exactness.together else (0,)
+    batch = Batch((0,) * len(rows), rows, 0, int(chunk.lengths[list(rows)].max()))
     logits = run_in_full(experiment, batch, chunk, alone=exactness.logits, patched=False)
-    return too_far("a full run as the sweep makes it", logits[0, : len(alone.base)], alone.base)
+    return too_far("a full run as the sweep makes it", logits, chunk.base.logits[list(rows)])
 
 
 def ways_to_agree(exactness: Exactness) -> Iterator[tuple[Exactness, str]]:
@@ -75,15 +81,17 @@ def ways_to_agree(exactness: Exactness) -> Iterator[tuple[Exactness, str]]:
     yield ONE_PROMPT, "prompts change each other when they run together"
 
 
-def check_finite(chunk: Chunk) -> None:
-    """Raises ValueError where all logits that are read are NaN: nothing could be said with them."""
+def check_finite(experiment: Experiment, chunk: Chunk) -> None:
+    """Raises ValueError where the logits that are read are NaN on all prompts, or on many from the first one on."""
+    if len(chunk.pairs) < min(MANY, len(experiment.pairs)):
+        return
     logits = torch.cat([chunk.base.logits, chunk.other.logits]).flatten(1)
     broken = ~logits.isfinite().any(dim=1)
     if broken.all():
         dtype = str(logits.dtype).removeprefix("torch.")
         raise ValueError(
-            f"the logits of this model are NaN on all of {len(broken)} prompts (in {dtype}): load it in float32 or "
-            "bfloat16"
+            f"the logits of this model are NaN on all of {len(broken)} prompts (in {dtype}): "
+            f"{'load it in float32 or bfloat16' if dtype == 'float16' else 'look at its weights'}"
         )
 
 
@@ -158,12 +166,13 @@ def rounding_of(
     Args:
         resumed: the run that is patched, resumed with no change; None where it is not resumed.
     """
-    pair, n_read = alone.pair, len(alone.base)
-    others = prompt_alone(experiment, chunk, chunk.other, pair)
-    base, other = (
-        torch.stack([by_itself, run.logits[pair, :n_read]])
-        for by_itself, run in ((alone.base, chunk.base), (others, chunk.other))
-    )
-    base = base if resumed is None else torch.cat([base, resumed])
-    clean, corrupted = (other, base) if experiment.direction == "denoising" else (base, other)
+    pair, n_read, in_denoising = alone.pair, len(alone.logits), experiment.direction == "denoising"
+    clean_run, corrupted_run = (chunk.other, chunk.base) if in_denoising else (chunk.base, chunk.other)
+    of_clean = prompt_alone(experiment, chunk, clean_run, pair)
+    clean = torch.stack([of_clean, clean_run.logits[pair, :n_read]])
+    corrupted = torch.stack([alone.logits, corrupted_run.logits[pair, :n_read]])
+    if resumed is not None:
+        clean, corrupted = (
+            (clean, torch.cat([corrupted, resumed])) if in_denoising else (torch.cat([clean, resumed]), corrupted)
+        )
     return Rounding(int(chunk.pairs[pair]), int(chunk.lengths[pair]), clean, corrupted)

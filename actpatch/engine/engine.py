@@ -12,9 +12,10 @@ What is saved is saved exactly:
 5. a patch that changes nothing is not run;
 6. both directions of an experiment come from one recording.
 
-Before a sweep the engine checks itself: resuming with no change, wherever the patches enter, must reproduce the
-recorded logits. Where it does not, it falls back to full runs and says so. Nothing here knows a task, the shape of a
-result, or a statistic.
+On the runs of every sweep the engine checks itself. What is recorded must be the model's own run of a prompt alone
+(`engine.agreement`), and resuming with no change, wherever the patches enter, must reproduce it (`engine.exactness`).
+A shortcut that does not hold is left out, and the results say so. Nothing here knows a task, the shape of a result, or
+a statistic.
 """
 
 from __future__ import annotations

@@ -25,6 +25,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torc
 """Largest error of a run, relative to the largest value, that is taken for rounding."""
 
 
+CHOOSING = ("q", "k", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "pattern")
+"""What chooses among positions to attend to: of a single one it changes nothing."""
+
+
 @dataclass(frozen=True)
 class Exactness:
     """Which shortcuts reproduce this model's own runs. Each is exact where it holds, and tried before it is used."""
@@ -54,11 +58,11 @@ class Exactness:
         return replace(self, resume=False, prefix=False, linear=False, narrow=False)
 
     def weakened(self) -> Exactness:
-        """The next way of resuming to try."""
+        """The next way of resuming to try: without one of two shortcuts, without both, without the prefix too."""
         if self.narrow:
             return replace(self, narrow=False)
         if self.linear:
-            return replace(self, linear=False)
+            return replace(self, linear=False, narrow=True)
         return replace(self, prefix=False) if self.prefix else self.without_resuming()
 
 
@@ -97,8 +101,7 @@ def error_of_resuming(
     pairs = _two_pairs(chunk)
     patches = _one_of_each_kind(routes)
     rows = [(patch, pairs[i % 2]) for i, patch in enumerate(patches)]
-    if len(rows) == 1:  # what some models hand to their blocks fits a batch of one row alone
-        rows = [(patches[0], pair) for pair in pairs]
+    rows.insert(1, (patches[0], pairs[1]))  # both pairs pass every block that is run
     return _error_of_rows(experiment, chunk, exactness, routes, rows)
 
 
@@ -118,7 +121,7 @@ def _error_of_rows(
     hooked = {site.hook_point for route in routes for site in route.hooked}
     runner = experiment.runner
     try:
-        resumption = _unchanged(experiment, chunk, exactness, routes, batch)
+        resumption = _unchanged(experiment, chunk, exactness, routes, batch, compares=True)
         with runner.hooks(recording_hooks(runner.model, hooked, seen)):
             logits = resumption.run(runner.begin(chunk.base, start, length))
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
@@ -153,14 +156,19 @@ def resumed_with_no_change(
     start = min(max(int(chunk.first_change[pair]), 1), length - 1) if exactness.prefix else 0
     batch = Batch(tuple(patches), (pair,) * len(patches), start, length)
     call = experiment.runner.begin(chunk.base, start, length)
-    logits = _unchanged(experiment, chunk, exactness, routes, batch).run(call)
+    logits = _unchanged(experiment, chunk, exactness, routes, batch, in_full=True).run(call)
     if not experiment.reads_all:
         return logits
     return torch.cat([chunk.base.logits[pair, :start].expand(len(logits), -1, -1), logits], dim=1)
 
 
 def _unchanged(
-    experiment: Experiment, chunk: Chunk, exactness: Exactness, routes: Sequence[Route], batch: Batch
+    experiment: Experiment,
+    chunk: Chunk,
+    exactness: Exactness,
+    routes: Sequence[Route],
+    batch: Batch,
+    **options: bool,
 ) -> Resumption:
     """A batch into which the values are written that are there."""
     return Resumption(
@@ -170,7 +178,7 @@ def _unchanged(
         [replace(route, hooked=()) for route in routes],
         narrow=exactness.narrow,
         logits_alone=exactness.logits,
-        compares=True,
+        **options,
     )
 
 
@@ -199,7 +207,10 @@ def check_writing(experiment: Experiment, chunk: Chunk, exactness: Exactness, ho
     by_component: dict[str, set[str]] = {}
     for site in (site for sites in hooked for site in sites):
         by_component.setdefault(site.component, set()).add(site.hook_point)
-    for names in by_component.values():
+    longest = int(chunk.lengths.argmax())
+    for component, names in by_component.items():
+        if chunk.lengths[longest] == 1 and component in CHOOSING:
+            continue
         if not any(_is_used(experiment, name, chunk, exactness) for name in sorted(names)):
             raise RuntimeError(
                 f"writing to {sorted(names)[0]} changes nothing in this model: it computes on without what the hook "
@@ -217,10 +228,11 @@ def _is_used(experiment: Experiment, name: str, chunk: Chunk, exactness: Exactne
         with runner.hooks(hooks):
             if layer is None or not exactness.resume:
                 return runner.run(tokens, Read(alone=exactness.logits))
-            resid = chunk.base.activations[block_hook(layer, "resid_pre")][:1]
+            resid = chunk.base.activations[block_hook(layer, "resid_pre")][pair : pair + 1]
             return runner.run_block(layer, resid, None, runner.begin(chunk.base, 0, resid.shape[1]))
 
-    runner, layer, tokens = experiment.runner, Site(name).layer, chunk.base.tokens[:1, : int(chunk.lengths[0])]
+    runner, layer, pair = experiment.runner, Site(name).layer, int(chunk.lengths.argmax())
+    tokens = chunk.base.tokens[pair : pair + 1]
     return not torch.equal(run([]), run(runner.writing_hooks(name, disturb)))
 
 

@@ -49,6 +49,7 @@ class Resumption:
         narrow: whether, in the last layer, what follows the attention is computed only where it is read.
         logits_alone: whether no logits are computed but those that are read.
         compares: whether maps that are taken for linear are also computed in full, where nothing changes.
+        in_full: whether no output of a linear map is reached by adding a change to it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Resumption:
         narrow: bool,
         logits_alone: bool,
         compares: bool = False,
+        in_full: bool = False,
     ) -> None:
         self.experiment, self.runner, self.batch, self.chunk = experiment, experiment.runner, batch, chunk
         self.routes = [routes[patch] for patch in batch.patches]
@@ -71,6 +73,7 @@ class Resumption:
         self.writes = writes_of(batch, [route.hooked for route in routes])
         self.narrow = narrow and self._can_narrow_last_layer()
         self.logits_alone = logits_alone
+        self.in_full = in_full
         self.compared: list[tuple[Tensor, Tensor]] | None = [] if compares else None
         """Outputs of linear maps, computed in full from their input, and as they were recorded."""
 
@@ -260,7 +263,8 @@ class Resumption:
             everywhere = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
             self.compared.append((in_full(everywhere).view_as(output), output))
         changed = output + (after - before) @ weight
-        cancelled = output.abs().amax(dim=-1) > MOST_CANCELLED * changed.abs().amax(dim=-1)
+        most = 0.0 if self.in_full else MOST_CANCELLED
+        cancelled = output.abs().amax(dim=-1) > most * changed.abs().amax(dim=-1)
         if bool(cancelled.any()):
             changed[cancelled] = in_full(cancelled)
         return changed

@@ -191,6 +191,9 @@ class Runs:
         has_keys = any(head_axis(site.hook_point) == 1 for site in sites)
         if has_keys and self.experiment.references is not None:  # what is written has a meaning for padding too
             exactness = replace(exactness, padded=False)
+        if self.runner.positions_depend_on_the_longest and len(set(self.pairs.lengths.tolist())) > 1:
+            reason = "its position embeddings grow with the longest prompt"
+            exactness = self._left_out(exactness, replace(exactness, padded=False), reason)
         known, n_layers = set(self.runner.hook_points), self.runner.n_layers
         streams = [resid_name(layer, n_layers) for layer in range(n_layers + 1)]
         if exactness.resume and (lacking := [name for name in streams if name not in known]):
@@ -208,14 +211,18 @@ class Runs:
         """
         chunk = chunks[0]
         if not self._is_checked:
-            check_finite(chunk)
+            check_finite(self.experiment, chunk)
+        if self.exactness.resume and (chunk.base.is_masked or chunk.other.is_masked):
+            without = self.exactness.without_resuming()
+            self.exactness = self._left_out(self.exactness, without, "they are given a mask of padding")
+            return False
         if self.exactness.prefix and chunk.base.keys_values is None:
             without = replace(self.exactness, prefix=False)
             self.exactness = self._left_out(self.exactness, without, "it keeps no keys and values")
         alone = run_alone(self.experiment, chunk)
-        reason = error_of_recording(chunk, alone)
+        reason = error_of_recording(self.experiment, chunk, alone)
         if reason is None and self.patches and not self.exactness.resume:
-            reason = error_of_full_runs(self.experiment, chunk, self.exactness, alone)
+            reason = error_of_full_runs(self.experiment, chunk, self.exactness)
         if reason is not None:
             self._record_otherwise(reason)
             return False

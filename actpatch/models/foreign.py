@@ -43,11 +43,11 @@ def _hooked_modules(model: nn.Module) -> Iterator[str]:
     seen: set[int] = set()
     for whole in (model, wrapped):
         for name, module in whole.named_modules() if isinstance(whole, nn.Module) else ():
-            if id(module) in seen or hasattr(module, "fwd_hooks"):
+            if id(module) in seen:
                 continue
             seen.add(id(module))
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-            replaced = [module.__dict__["forward"]] if "forward" in module.__dict__ else []
+            replaced = [module.__dict__[own] for own in ("forward", "act_fn") if own in module.__dict__]
             if not all(map(_is_own, [*hooks, *replaced])):
                 yield name or "the model itself"
 

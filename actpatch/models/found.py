@@ -62,6 +62,7 @@ class _Found:
         self.model = model
         self.level = getattr(model, "context_level", None)
         self.modules = [(module, _state_of(module)) for module in modules_of(model)]
+        self.buffers = [(module, dict(module._buffers), _longest_seen(module)) for module, _ in self.modules]
         self.weights = [(weight, weight.data) for weight in model.parameters()]
 
     def put_back(self) -> None:
@@ -76,6 +77,10 @@ class _Found:
                 for key in [key for key in registered if key not in before]:
                     if _is_of_the_sweep(registered[key]) if kept is None else key not in kept:
                         del registered[key]
+        for module, buffers, longest in self.buffers:
+            module._buffers.update(buffers)
+            for name, value in longest.items():
+                setattr(module, name, value)
         for weight, data in self.weights:
             if weight.data_ptr() != data.data_ptr():
                 weight.data = data
@@ -99,6 +104,11 @@ def _kept(point: Any, before: list[Any]) -> set[int]:
 def _is_of_the_sweep(hook: Any) -> bool:
     """Whether the library registered this hook: a model may wire its own when it is first run."""
     return str(getattr(hook, "__module__", "")).partition(".")[0] == "actpatch"
+
+
+def _longest_seen(module: nn.Module) -> dict[str, Any]:
+    """What rotary embeddings that grow with the prompt remember of the longest one."""
+    return {name: value for name, value in vars(module).items() if name.endswith("max_seq_len_cached")}
 
 
 def _put_back_own(module: nn.Module, name: str, own: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ class HookedRunner(Runner):
             logits = self.run(tokens, read)
         masks = [mask for options in given if (mask := options.get("attention_mask")) is not None]
         if not all(bool(mask.all()) for mask in masks):  # blocks that are run singly are given none
-            return Recording(tokens, activations, logits, None)
+            return Recording(tokens, activations, logits, None, is_masked=True)
         keys_values = [(entry.past_keys, entry.past_values) for entry in entries]
         return Recording(tokens, activations, logits, keys_values, given[0].get("shortformer_pos_embed"))
 

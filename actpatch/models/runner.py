@@ -58,6 +58,8 @@ class Recording:
     """Keys and values of each layer, laid out as the model's class keeps them; None where it keeps none."""
     position_input: Float[Tensor, "pair pos d_model"] | None = None
     """Positional embedding that a shortformer model adds inside its blocks."""
+    is_masked: bool = False
+    """Whether its blocks were given a mask of padding, which blocks that are run singly are not."""
 
     def part(self, pairs: slice, hook_points: Collection[str]) -> Recording:
         """These pairs alone, with these activations, which are copied so that what else was recorded can be freed."""
@@ -68,6 +70,7 @@ class Recording:
             self.logits[pairs],
             self.keys_values and [(keys[pairs], values[pairs]) for keys, values in self.keys_values],
             None if position_input is None else position_input[pairs],
+            self.is_masked,
         )
 
 
@@ -81,6 +84,7 @@ def joined(recordings: Sequence[Recording]) -> Recording:
         {name: torch.cat([recording.activations[name] for recording in recordings]) for name in names},
         torch.cat([recording.logits for recording in recordings]),
         None,
+        is_masked=any(recording.is_masked for recording in recordings),
     )
 
 
@@ -130,11 +134,17 @@ class Runner(ABC):
 
     @property
     def unembeds_by_a_product(self) -> bool:
-        """Whether the unembedding is known for nothing but a product with its weights and a bias."""
-        unembed = self.model.unembed
+        """Whether logits are known to come of nothing but a product with weights and a bias, each by itself."""
+        unembed, whole = self.model.unembed, self.model.__dict__.get("original_model")
+        forwards = [type(module).forward for module in (unembed, self.model, whole) if module is not None]
+        is_known = all(code.__module__.partition(".")[0] in ("transformer_lens", "transformers") for code in forwards)
         wrapped = getattr(unembed, "original_component", None)
-        is_known = type(unembed).__module__.partition(".")[0] == "transformer_lens"
         return not self.foreign and is_known and type(wrapped) in (type(None), torch.nn.Linear)
+
+    @property
+    def positions_depend_on_the_longest(self) -> bool:
+        """Whether position embeddings are known to change with the longest prompt seen (rotary ones that grow)."""
+        return any("dynamic" in str(getattr(module, "rope_type", "")) for module in modules_of(self.model))
 
     @abstractmethod
     def begin(self, recording: Recording, start: int, length: int) -> Any:

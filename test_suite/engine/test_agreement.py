@@ -359,7 +359,7 @@ def test_logits_that_are_all_nan_are_told_before_anything_else() -> None:
                 weight.fill_(float("nan"))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(ValueError, match=r"model are NaN on all of 8 prompts \(in float64\): load"):
+            with pytest.raises(ValueError, match=r"model are NaN on all of 8 prompts \(in float64\): look"):
                 site_sweep(model, PAIRS, SITES)
 
 
