@@ -15,9 +15,12 @@ from actpatch import ActivationPatcher
 from actpatch.core.sites import Site, block_hook
 from actpatch.engine.engine import Measured
 from actpatch.interventions.sources import References
+from actpatch.metrics.answers import LogitDifference
+from actpatch.metrics.base import Answers
 from test_suite.helpers.closeness import allowed, folded
 from test_suite.helpers.models import (
     HAS_HOOKED,
+    encoded,
     fresh_hooked,
     fresh_model,
     last_position_metric,
@@ -75,6 +78,53 @@ def test_rotary_factors_that_depend_on_the_longest_prompt() -> None:
     found, warned = assert_as_by_hand(model, bound=folded(logits))  # angles are computed in single precision
     assert "padded" not in found.shortcuts and "together" in found.shortcuts
     assert "only prompts of one length are run together" in warned
+
+
+def test_rotary_factors_that_grow_with_the_longest_prompt_seen() -> None:
+    """The model remembers it: a prompt run alone after the others would be off as they are."""
+    bound = folded(one_prompt.run(fresh_model("bridge:growing_rope"), PAIRS.clean[0]))
+    model, reads = fresh_model("bridge:growing_rope"), last_position_metric(4)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="only prompts of one length are run together"):
+            found = engine_on(model).sweep(PAIRS, singles(SITES), [reads])
+        for pair in range(4):
+            alone = encoded(PAIRS.clean[pair : pair + 1], PAIRS.corrupted[pair : pair + 1])
+            metric = LogitDifference(Answers((reads.answers.correct[pair],), (reads.answers.incorrect[pair],)))
+            expected = one_prompt.patched(fresh_model("bridge:growing_rope"), alone, SITES, metric)[0]
+            np.testing.assert_allclose(found.patched[0][:, pair], expected[:, 0], atol=bound, rtol=0)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_logits_that_a_model_changes_after_its_unembedding(name: str) -> None:
+    model = fresh_model(name)
+    forward = type(model).forward
+
+    def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        logits = forward(self, *args, **kwargs)
+        is_whole = isinstance(logits, Tensor) and kwargs.get("stop_at_layer") is None
+        return logits * torch.tanh(logits.std(dim=-1, keepdim=True)) if is_whole else logits
+
+    found, warned = assert_as_by_hand(of_another_class(model, forward=scaled))
+    assert "logits" not in found.shortcuts and "all logits are computed" in warned
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("name", BASES)
+def test_code_that_no_hook_shows_and_that_names_a_row(name: str, direction: Any) -> None:
+    """A norm of the user's own class, which treats the first row of a batch otherwise."""
+    model, reads = fresh_model(name), last_position_metric(4)
+    forward = type(model.ln_final).forward
+
+    def first_row_otherwise(self: Any, value: Tensor, *rest: Any) -> Tensor:
+        normalized = forward(self, value, *rest)
+        return torch.cat([0.5 * normalized[:1], normalized[1:]])
+
+    model.ln_final.__class__ = type("OwnNorm", (type(model.ln_final),), {"forward": first_row_otherwise})
+    with pytest.warns(UserWarning, match="every run is one of a whole prompt alone"):
+        found = engine_on(model).sweep(PAIRS, singles(SITES), [reads], direction)
+    base = PAIRS if direction == "denoising" else encoded(PAIRS.corrupted, PAIRS.clean)
+    expected = one_prompt.patched(model, base, SITES, reads)[0]
+    np.testing.assert_allclose(found.patched[0], expected, atol=allowed(model, PAIRS.clean), rtol=0)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -142,6 +192,41 @@ def test_models_whose_blocks_cannot_be_run_singly_are_run_in_full(name: str) -> 
     found, warned = assert_as_by_hand(fresh_model(name), sites)
     assert "resume" not in found.shortcuts
     assert "run" in warned
+
+
+@pytest.mark.parametrize("name", ["bridge:falcon_alibi", "bridge:per_layer_inputs"])
+@pytest.mark.parametrize("n_pairs", [2, 3])
+def test_blocks_are_checked_with_several_prompts_where_patches_enter_late(name: str, n_pairs: int) -> None:
+    pairs = token_pairs([9] * n_pairs, [(3,)] * n_pairs)
+    found, _ = assert_as_by_hand(
+        fresh_model(name), [Site(block_hook(1, "resid_pre")), Site(block_hook(2, "resid_post"))], pairs
+    )
+    assert "resume" not in found.shortcuts
+
+
+@needs_hooked
+@pytest.mark.parametrize("architecture", ["learned", "rotary"])
+def test_a_mask_of_padding_for_one_pair_among_others(architecture: str) -> None:
+    model, pairs = fresh_hooked(architecture), token_pairs([9] * 3, [(3,)] * 3)
+    side = model.tokenizer.padding_side
+    model.tokenizer.padding_side = "left"
+    pairs.clean[1][:2] = pairs.corrupted[1][:2] = 1
+    try:
+        found, warned = assert_as_by_hand(model, [Site(block_hook(0, "resid_pre")), *SITES], pairs)
+    finally:
+        model.tokenizer.padding_side = side
+    assert "resume" not in found.shortcuts and "mask of padding" in warned
+
+
+@pytest.mark.parametrize("short", ["q", "k", "v", "z"])
+@pytest.mark.parametrize("name", BASES)
+def test_prompts_of_one_token(name: str, short: str) -> None:
+    """There is one position to attend to: what chooses changes nothing, and is no fault of the hook."""
+    assert_as_by_hand(
+        fresh_model(name),
+        [Site(block_hook(1, short)), Site(block_hook(0, "mlp_out"))],
+        token_pairs([1, 1], [(0,), (0,)]),
+    )
 
 
 @pytest.mark.parametrize("name", ["bridge:scaled_residual", "bridge+:scaled_residual"])
@@ -230,6 +315,9 @@ def _replaced(model: Any) -> Any:
 
 
 FOREIGN = {
+    "of torch, on a hook point": lambda model: model.hook_dict["blocks.1.hook_mlp_out"].register_forward_hook(
+        lambda module, given, output: first_row(output)
+    ),
     "a row, early": _lens("blocks.0.hook_resid_post", first_row),
     "a position, in the last layer": _lens("blocks.2.hook_mlp_out", first_position),
     "at the unembedding": _lens("ln_final.hook_normalized", first_row),

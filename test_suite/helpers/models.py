@@ -138,6 +138,10 @@ _ODD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Phi3Config",
         {**_GROUPED, **_HALVES, "rope_scaling": {**_HALVES, "rope_type": "longrope", "rope_theta": 1e4}},
     ),
+    "growing_rope": (
+        "LlamaConfig",
+        {**_GROUPED, "max_position_embeddings": 8, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    ),
     "falcon_alibi": ("FalconConfig", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
     "per_layer_inputs": ("Gemma4TextConfig", {**_GROUPED, **_PER_LAYER, "head_dim": 8, "global_head_dim": 8}),
     "latent": (
@@ -147,8 +151,8 @@ _ODD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "state_space": ("FalconH1Config", {**_GROUPED, **_STATES}),
     "scaled_residual": ("GraniteConfig", {**_GROUPED, "residual_multiplier": 0.5}),
 }
-"""What does not hold for most: rotary factors by the longest prompt of a batch (from 8 tokens on), attention biases by
-batch, inputs of each block that are made from the tokens, heads on another axis, states beside keys and values."""
+"""What does not hold for most: rotary factors by the longest prompt of a batch, or the longest one seen (from 8 tokens
+on), attention biases by batch, inputs of each block that are made from the tokens, heads on another axis, states beside keys and values."""
 
 UNWRITABLE = {"bridge:opt": ("pattern",), "bridge+:opt": ("pattern",)}
 """Hook points that these models pass, but compute on without what a hook returns."""
