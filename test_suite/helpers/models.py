@@ -152,7 +152,8 @@ _ODD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled_residual": ("GraniteConfig", {**_GROUPED, "residual_multiplier": 0.5}),
 }
 """What does not hold for most: rotary factors by the longest prompt of a batch, or the longest one seen (from 8 tokens
-on), attention biases by batch, inputs of each block that are made from the tokens, heads on another axis, states beside keys and values."""
+on), attention biases by batch, inputs of each block that are made from the tokens, heads on another axis, states beside
+keys and values."""
 
 UNWRITABLE = {"bridge:opt": ("pattern",), "bridge+:opt": ("pattern",)}
 """Hook points that these models pass, but compute on without what a hook returns."""
