@@ -24,7 +24,6 @@ from actpatch.models.runner import Hook, Read, is_out_of_memory, recording_hooks
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Largest error of a run, relative to the largest value, that is taken for rounding."""
 
-
 CHOOSING = ("q", "k", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "pattern")
 """What chooses among positions to attend to: of a single one it changes nothing."""
 

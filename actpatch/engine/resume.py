@@ -227,7 +227,8 @@ class Resumption:
         name, mlp = sites[0].hook_point, self.runner.model.blocks[layer].mlp
         base, source = self.chunk.base.activations[name], self.chunk.source[name]
         weight = mlp_output_weight(self.runner, layer)
-        assert weight is not None, "checked before anything enters here"
+        if weight is None:
+            raise RuntimeError("its MLP's output is no product with one matrix")
         chosen = list(range(len(weight)))
         if all(site.neuron is not None for site in sites):
             chosen = sorted({site.neuron for site in sites if site.neuron is not None})

@@ -44,6 +44,7 @@ from actpatch.engine.starts import starts_of
 from actpatch.models.runner import is_out_of_memory
 
 HALF = (torch.float16, torch.bfloat16)
+"""Types in which rounding is told of."""
 
 
 class Runs:

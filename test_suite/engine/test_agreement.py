@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from actpatch import ActivationPatcher
 from actpatch.core.sites import Site, block_hook
-from actpatch.engine.engine import Measured
-from actpatch.interventions.sources import References
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
+from test_suite.helpers.by_hand import PAIRS, SITES, assert_as_by_hand
 from test_suite.helpers.closeness import allowed, folded
 from test_suite.helpers.models import (
     HAS_HOOKED,
@@ -33,31 +31,6 @@ from test_suite.helpers.sweeps import engine_on, site_sweep
 from test_suite.helpers.sweeps import single as singles
 from test_suite.oracles import one_prompt
 from test_suite.oracles.plain import largest_error
-
-PAIRS = token_pairs([7, 11, 7, 9], [(3,), (4, 6), (2,), (5,)])
-SITES = [
-    Site(block_hook(1, "attn_out")),
-    Site(block_hook(0, "mlp_out"), position=4),
-    Site(block_hook(2, "z"), head=1),
-    Site(block_hook(1, "v"), head=0, position=-2),
-]
-
-
-def assert_as_by_hand(
-    model: Any, sites: Sequence[Site] = SITES, pairs: Any = PAIRS, *, zero: bool = False, bound: float | None = None
-) -> tuple[Measured, str]:
-    """Sweep, compare with one prompt per run, and return what was found and what was warned of."""
-    engine, metric = engine_on(model), last_position_metric(len(pairs))
-    references = References(((),), (0,) * len(pairs)) if zero else None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = engine.sweep(pairs, singles(sites), [metric], references=references)
-    expected = one_prompt.patched(model, pairs, sites, metric, zero=zero)
-    bound = allowed(model, [*pairs.clean, *pairs.corrupted]) if bound is None else bound
-    for values, by_hand in zip((found.patched[0], found.clean[0], found.corrupted[0]), expected):
-        np.testing.assert_allclose(values, by_hand, atol=bound, rtol=0)
-    assert np.ptp(expected[0]) > 100 * bound
-    return found, "; ".join(str(warning.message) for warning in caught if warning.category is UserWarning)
 
 
 def of_another_class(model: Any, **methods: Any) -> Any:
@@ -276,98 +249,6 @@ def test_a_model_that_says_that_it_looks_both_ways_is_refused_at_once() -> None:
         ActivationPatcher(fresh_hooked(attention_dir="bidirectional"))
 
 
-# --- code of the user's own ------------------------------------------------------------------------------------------
-
-
-def first_row(value: Tensor, hook: Any = None) -> Tensor:
-    value = value.clone()
-    value[0, 2] = 0
-    return value
-
-
-def first_position(value: Tensor, hook: Any = None) -> Tensor:
-    value = value.clone()
-    value[:, 0] = 0
-    return value
-
-
-def _lens(hook_point: str, code: Callable[..., Tensor]) -> Callable[[Any], Any]:
-    return lambda model: model.add_hook(hook_point, code)
-
-
-def _torch(part: str, code: Callable[..., Tensor]) -> Callable[[Any], Any]:
-    def add(model: Any) -> Any:
-        module = model.get_submodule(part)
-        return module.register_forward_hook(
-            lambda module, given, output: (code(output[0]), *output[1:]) if isinstance(output, tuple) else code(output)
-        )
-
-    return add
-
-
-def _before(model: Any) -> Any:
-    return model.blocks[2].register_forward_pre_hook(lambda module, given: (first_row(given[0]), *given[1:]))
-
-
-def _replaced(model: Any) -> Any:
-    forward = model.unembed.forward
-    model.unembed.__dict__["forward"] = lambda resid: first_row(forward(resid))
-
-
-FOREIGN = {
-    "of torch, on a hook point": lambda model: model.hook_dict["blocks.1.hook_mlp_out"].register_forward_hook(
-        lambda module, given, output: first_row(output)
-    ),
-    "a row, early": _lens("blocks.0.hook_resid_post", first_row),
-    "a position, in the last layer": _lens("blocks.2.hook_mlp_out", first_position),
-    "at the unembedding": _lens("ln_final.hook_normalized", first_row),
-    "of torch, on a block": _torch("blocks.1", first_row),
-    "of torch, on the unembedding": _torch(
-        "unembed", lambda logits: 3 * torch.tanh(logits / 3) + logits.mean(-1, True)
-    ),
-    "of torch, before a block": _before,
-    "another forward method": _replaced,
-}
-
-
-@pytest.mark.parametrize("code", FOREIGN)
-@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge:qwen2"))
-def test_code_of_the_users_own_sees_whole_prompts_alone(name: str, code: str) -> None:
-    model = fresh_model(name)
-    bound = allowed(model, PAIRS.clean)
-    FOREIGN[code](model)
-    found, warned = assert_as_by_hand(model, bound=bound)
-    assert found.shortcuts == ()
-    assert "code that is not its own runs at" in warned
-
-
-def test_hooks_on_what_a_bridge_wraps_are_seen() -> None:
-    model = fresh_model("bridge:llama")
-    model.original_model.model.register_forward_pre_hook(lambda module, given: None)
-    found, warned = assert_as_by_hand(model)
-    assert "model" in warned and found.shortcuts == ()
-
-
-class Spliced(torch.nn.Module):
-    """What stands in the place of a hook point, as a sparse autoencoder does."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        return value + torch.relu(value)
-
-
-@needs_hooked
-@pytest.mark.parametrize("where", ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_post", "blocks.1.hook_mlp_out"])
-@pytest.mark.parametrize("architecture", ["rotary", "gated"])
-def test_a_module_in_the_place_of_a_hook_point(architecture: str, where: str) -> None:
-    model = fresh_hooked(architecture)
-    parent, _, own = where.rpartition(".")
-    setattr(model.get_submodule(parent), own, Spliced())
-    model.setup()
-    sites = [site for site in SITES if site.hook_point != where]
-    _, warned = assert_as_by_hand(model, sites)
-    assert f"{where} (a Spliced in its place)" in warned
-
-
 # --- axes ------------------------------------------------------------------------------------------------------------
 
 
@@ -427,7 +308,7 @@ def test_usual_models_have_all_of_resume_and_prefix(name: str) -> None:
     assert not warned
 
 
-@pytest.mark.skipif(not HAS_HOOKED, reason="a bridge's scores cannot be zeroed alike")
+@needs_hooked
 @pytest.mark.parametrize("hook", ["attn.hook_attn_scores", "attn.hook_pattern"])
 def test_zeroed_scores_do_not_depend_on_the_other_pairs(hook: str) -> None:
     """Padding is among the keys, and a zero there attends to it."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from actpatch.core.sites import Patch, Site, block_hook, head_axis, position_axis
+from actpatch.core.sites import Patch, Site, block_hook
 from test_suite.fuzz.case import Case
 from test_suite.helpers.models import words
 from test_suite.oracles.metrics import by_hand
+from test_suite.oracles.one_prompt import index_of
 
 Hooks = list[tuple[str, Callable[..., Any]]]
 
@@ -127,15 +128,6 @@ def user_hook(kind: str) -> Callable[[Tensor, Any], Tensor]:
 def _write(value: Tensor, hook: Any, *, sites: Sequence[Site], source: Tensor, pair: int) -> Tensor:
     value = value.clone()
     for site in sites:
-        index: list[Any] = [slice(None)] * value.ndim
-        if site.head is not None:
-            heads = head_axis(site.hook_point)
-            assert heads is not None
-            index[heads] = site.head
-        if site.position is not None:
-            at = site.position[pair] if isinstance(site.position, tuple) else site.position
-            index[position_axis(site.hook_point)] = at
-        if site.neuron is not None:
-            index[-1] = site.neuron
-        value[tuple(index)] = source[tuple(index)]
+        where = index_of(site, value.ndim, pair)
+        value[where] = source[where]
     return value

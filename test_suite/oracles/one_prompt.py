@@ -39,7 +39,7 @@ def patched(
         clean[pair], corrupted[pair] = (_measured(metric, run(model, tokens), pair) for tokens in (good, bad))
         for i, site in enumerate(sites):
             source = recorded(model, good, site.hook_point)
-            write = _writer(site, torch.zeros_like(source) if zero else source)
+            write = _writer(site, torch.zeros_like(source) if zero else source, pair)
             found[i, pair] = _measured(metric, run(model, bad, [(site.hook_point, write)]), pair)
     return [found, clean, corrupted]
 
@@ -49,19 +49,25 @@ def _measured(metric: Any, logits: Tensor, pair: int) -> float:
     return float(metric.measure(seen[..., metric.tokens] if metric.tokens is not None else seen, torch.tensor([pair])))
 
 
-def _writer(site: Site, source: Tensor) -> Callable[..., Tensor]:
+def index_of(site: Site, ndim: int, pair: int) -> tuple[Any, ...]:
+    """Where a site lies in its hook point's tensor, of so many axes, in a run of the pair."""
+    index: list[Any] = [slice(None)] * ndim
+    if site.head is not None:
+        heads = head_axis(site.hook_point)
+        assert heads is not None
+        index[heads] = site.head
+    if site.position is not None:
+        at = site.position[pair] if isinstance(site.position, tuple) else site.position
+        index[position_axis(site.hook_point)] = at
+    if site.neuron is not None:
+        index[-1] = site.neuron
+    return tuple(index)
+
+
+def _writer(site: Site, source: Tensor, pair: int) -> Callable[..., Tensor]:
     def write(value: Tensor, hook: Any) -> Tensor:
-        value = value.clone()
-        index: list[Any] = [slice(None)] * value.ndim
-        if site.head is not None:
-            heads = head_axis(site.hook_point)
-            assert heads is not None
-            index[heads] = site.head
-        if site.position is not None:
-            index[position_axis(site.hook_point)] = site.position
-        if site.neuron is not None:
-            index[-1] = site.neuron
-        value[tuple(index)] = source[tuple(index)]
+        value, where = value.clone(), index_of(site, value.ndim, pair)
+        value[where] = source[where]
         return value
 
     return write

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from actpatch.core.sites import Patch, Site, block_hook, head_axis, position_axis
+from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.tasks.encoding import EncodedPairs
+from test_suite.oracles.one_prompt import index_of
 
 MOST_PATCHES = 64
 """Most patches that plain patching runs together."""
@@ -141,17 +142,9 @@ class PlainPatching:
 
 def _write_site(value: Tensor, source: Tensor, site: Site, group: Sequence[int]) -> None:
     """Write the site's activation of the source into the rows of `value`, one per pair of the group."""
-    heads, axis = head_axis(site.hook_point), position_axis(site.hook_point)
     for row, pair in enumerate(group):
-        index: list[Any] = [slice(None)] * value.ndim
-        index[0] = row
-        if site.head is not None:
-            index[heads] = site.head
-        if site.position is not None:
-            index[axis] = site.position[pair] if isinstance(site.position, tuple) else site.position
-        if site.neuron is not None:
-            index[-1] = site.neuron
-        value[tuple(index)] = source[tuple(index)]
+        where = (row, *index_of(site, value.ndim, pair)[1:])
+        value[where] = source[where]
 
 
 def largest_error(
