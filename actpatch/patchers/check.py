@@ -9,6 +9,7 @@ of all pairs at once. What it finds in the baselines is what sweeps warn of (`re
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ from actpatch.results.baselines import (
 )
 from actpatch.results.check import Change, DatasetCheck, PairCheck
 from actpatch.results.sweep import MetricValues, usable_pairs
+from actpatch.statistics.groups import FEWEST_OF_A_GROUP
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.tasks.answers import checked_targets, has_own_metric
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset, pairs_of
@@ -267,6 +269,15 @@ def _about_prompts(pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Fin
                 "with pair_indices",
             )
         )
+    groups = Counter(filter(None, pairs.groups))
+    if len(groups) > 1 and sorted(groups.values())[-2] < FEWEST_OF_A_GROUP:
+        findings.append(
+            Finding(
+                "note",
+                f"The {len(groups)} groups of pairs have too few to compare effects between them",
+                f"Use at least {FEWEST_OF_A_GROUP} pairs of two groups: a mean over both may be of neither",
+            )
+        )
     if len(pairs) < FEWEST_PAIRS:
         findings.append(Finding("note", f"Intervals need at least {FEWEST_PAIRS} pairs, here are {len(pairs)}"))
     return findings
@@ -310,6 +321,7 @@ def _pair_check(pairs: EncodedPairs, runs: _Runs, j: int) -> PairCheck:
         corrupted_says_right=corrupted_says_right,
         n_tokens=len(pairs.clean[j]),
         template=pairs.templates[j],
+        group=pairs.groups[j],
         positions=tuple(positions),
         changes=tuple(
             Change(

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from actpatch.core.sites import Patch
+from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
 from actpatch.results.baselines import warn_about_baselines
@@ -18,6 +19,7 @@ from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import MetricValues, Sweep
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
+from actpatch.tasks.roles import mixed_roles
 
 Results = TypeVar("Results", bound=SweepResults)
 
@@ -45,6 +47,8 @@ def run_sweeps(
 ) -> list[Sweep]:
     """The raw numbers of these patches on these pairs, per direction, with all that is needed to read them."""
     metrics = pairs.metrics(settings.metrics)
+    sites = (site for patch in patches for site in patch.sites)
+    mixed = mixed_roles(pairs, [site.position for site in sites if isinstance(site.position, int)])
     references = settings.source.references(pairs)
     measured = engine.sweeps(pairs, patches, metrics, settings.directions, references=references, noise=settings.noise)
     sweeps = [
@@ -63,6 +67,8 @@ def run_sweeps(
             pair_indices=pairs.indices,
             clean_tokens=pairs.clean_tokens,
             corrupted_tokens=pairs.corrupted_tokens,
+            templates=pairs.templates,
+            groups=pairs.groups,
             source_of_values=settings.source.label,
             source_kind="ablation" if settings.source.is_ablation else "other run",
             noise="" if settings.noise is None else settings.noise.label,
@@ -70,10 +76,12 @@ def run_sweeps(
             dataset_seed=pairs.seed,
             dtype=engine.dtype,
             shortcuts=runs.shortcuts,
-            notes=runs.notes,
+            notes=(*filter(None, [mixed]), *runs.notes),
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
         for direction, runs in zip(settings.directions, measured)
     ]
+    if mixed:
+        warn_user(mixed)
     warn_about_baselines(sweeps[0])  # those of the other direction are the same
     return sweeps

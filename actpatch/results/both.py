@@ -45,6 +45,11 @@ class BothDirections(Generic[Results]):
         """The same results with another metric selected, in both directions."""
         return BothDirections(self.denoising.by_metric(name), self.noising.by_metric(name))
 
+    def by_group(self) -> dict[str, BothDirections[Results]]:
+        """Group of pairs -> both directions of these pairs alone (`SweepResults.by_group`)."""
+        both = (self.denoising.by_group(), self.noising.by_group())
+        return {group: BothDirections(results, both[1][group]) for group, results in both[0].items()}
+
     def to_dataframe(self) -> pd.DataFrame:
         """Both long tables, one after the other; the column `direction` tells them apart."""
         return pd.concat([self.denoising.to_dataframe(), self.noising.to_dataframe()], ignore_index=True)

@@ -57,6 +57,8 @@ class PairCheck:
     corrupted_says_right: bool | None = None
     n_tokens: int | None = None
     template: str = ""
+    group: str = ""
+    """What it has in common with pairs that may work alike (`PatchingDataset.get_group`)."""
     positions: tuple[str, ...] = ()
     """Names of its named positions."""
     changes: tuple[Change, ...] = ()
@@ -197,15 +199,21 @@ def _facts(check: DatasetCheck) -> dict[str, list[str]]:
     facts["tokens"] = [_counts({f"{length}": n for length, n in sorted(lengths.items())}, len(run))]
     templates = {pair.template for pair in run if pair.template}
     facts["templates"] = [str(len(templates))] if templates else []
+    groups = Counter(pair.group for pair in run if pair.group)
+    if len(groups) > 1 or set(groups) - templates:
+        shown = {textwrap.shorten(name, 50): n for name, n in groups.most_common(MOST_SHOWN)}
+        facts["groups"] = [_counts(shown, len(run))]
+        if len(groups) > MOST_SHOWN:
+            facts["groups"].append(f"and {len(groups) - MOST_SHOWN} more")
     facts["named"] = [_counts(Counter(name for pair in run for name in pair.positions), len(run))]
     facts["varies"] = [check.varies or check.noise]
     changed = Counter(_places(pair.changes) for pair in run if pair.changes)
     facts["changed"] = [
         f"{textwrap.shorten(places, 50)} in {n} of {len(run)} pairs" for places, n in changed.most_common(MOST_SHOWN)
     ]
-    if shown := next((pair for pair in run if pair.changes), None):
-        more = len(shown.changes) - MOST_SHOWN
-        facts[f"pair {shown.pair}"] = [*map(str, shown.changes[:MOST_SHOWN]), f"and {more} more" if more > 0 else ""]
+    if first := next((pair for pair in run if pair.changes), None):
+        more = len(first.changes) - MOST_SHOWN
+        facts[f"pair {first.pair}"] = [*map(str, first.changes[:MOST_SHOWN]), f"and {more} more" if more > 0 else ""]
     headings = {heading: [line for line in lines if line] for heading, lines in facts.items()}
     return {heading: lines for heading, lines in headings.items() if lines}
 

@@ -26,7 +26,7 @@ from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.sweep import MetricValues, Sweep
 
-FILE_FORMAT = 6
+FILE_FORMAT = 7
 """Raised whenever what is stored changes."""
 
 
@@ -173,7 +173,7 @@ def _to_json(sweep: Sweep) -> dict[str, Any]:
 
 def _from_json(fields: dict[str, Any]) -> Sweep:
     fields["patches"] = tuple(_patch(patch) for patch in fields["patches"])
-    for name in ("pair_indices", "shortcuts", "notes"):
+    for name in ("pair_indices", "templates", "groups", "shortcuts", "notes"):
         fields[name] = tuple(fields[name])
     for name in ("clean_tokens", "corrupted_tokens"):
         fields[name] = tuple(tuple(tokens) for tokens in fields[name])

@@ -96,6 +96,13 @@ class SweepResults:
         """The same results with another metric selected: by its name, or as it was asked for (`kl_divergence`)."""
         return type(self)(self.sweep.by_metric(name))
 
+    def by_group(self: Results) -> dict[str, Results]:
+        """Group of pairs -> the results of these pairs alone (`PatchingDataset.get_group`).
+
+        The group of the first pair stands first, pairs of no group under an empty name.
+        """
+        return {group: type(self)(sweep) for group, sweep in self.sweep.by_group().items()}
+
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per site, pair and metric (`Sweep.to_dataframe`)."""
         return self.sweep.to_dataframe()

@@ -34,6 +34,9 @@ SourceKind = Literal["other run", "ablation"]
 MIN_RELATIVE_CHANGE = 0.1
 """Below this share of the larger metric, the difference of a pair's two runs is too small to divide by."""
 
+PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "groups")
+"""Fields of a `Sweep` with an entry per pair."""
+
 Value = TypeVar("Value", bound=Hashable)
 
 
@@ -86,6 +89,10 @@ class Sweep:
     clean_tokens: tuple[tuple[str, ...], ...]
     """Token strings of each clean prompt, BOS included."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
+    templates: tuple[str, ...] = ()
+    """Template of each pair (`PatchingDataset.get_template`); an empty text, or none at all, where it has none."""
+    groups: tuple[str, ...] = ()
+    """Group of each pair, which may work otherwise than those of another one (`PatchingDataset.get_group`)."""
     source_of_values: str = "the other run"
     """What was written, in words: the other run's activation, or what an ablation puts in its place
     (`interventions.sources`)."""
@@ -117,7 +124,10 @@ class Sweep:
                 raise ValueError(
                     f"patched has shape {values.patched.shape}, expected (patches, pairs) = {(n_patches, n_pairs)}"
                 )
-        for name in ("clean_tokens", "corrupted_tokens"):
+        for name in ("templates", "groups"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, ("",) * n_pairs)
+        for name in PER_PAIR:
             if (given := len(getattr(self, name))) != n_pairs:
                 raise ValueError(f"{name} has {given} entries, expected one per pair ({n_pairs})")
         if self.direction not in DIRECTIONS:
@@ -150,6 +160,24 @@ class Sweep:
         """The sweep of these patches alone."""
         measured = tuple(replace(values, patched=values.patched[which]) for values in self.measured)
         return replace(self, patches=self.patches[which], measured=measured)
+
+    def of_pairs(self, which: Sequence[int]) -> Sweep:
+        """The sweep of these pairs alone, by their place in it."""
+        kept = list(which)
+        measured = tuple(
+            replace(values, patched=values.patched[:, kept], clean=values.clean[kept], corrupted=values.corrupted[kept])
+            for values in self.measured
+        )
+        patches = tuple(_patch_of_pairs(patch, kept) for patch in self.patches)
+        per_pair: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in kept) for name in PER_PAIR}
+        return replace(self, patches=patches, measured=measured, **per_pair)
+
+    def by_group(self) -> dict[str, Sweep]:
+        """Group -> the sweep of its pairs alone, the group of the first pair first; an empty name for pairs of none."""
+        places: dict[str, list[int]] = {}
+        for i, group in enumerate(self.groups):
+            places.setdefault(group, []).append(i)
+        return {group: self.of_pairs(which) for group, which in places.items()}
 
     @property
     def metric(self) -> str:
@@ -230,7 +258,7 @@ class Sweep:
         """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
 
         Options (seed, level, alpha, correction, power, n_resamples) and errors are those of
-        `statistics.sites.site_statistics`.
+        `statistics.sites.site_statistics`. Where the pairs are of several groups, effects are compared between them.
         """
         usable = self.usable
         return site_statistics(
@@ -238,6 +266,7 @@ class Sweep:
             self.base[usable],
             self.source[usable],
             sites=[patch.label for patch in self.patches],
+            groups=[group for group, kept in zip(self.groups, usable) if kept],
             **options,
         )
 
@@ -246,9 +275,10 @@ class Sweep:
 
         Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `neuron`, `position` and `position_name`,
         each missing where the patch has none or several, and those of its middle for a window of layers; `token` and
-        `corrupted_token` at that position; `pair` (index in the dataset); `metric`, `unit`, `direction`; `source` (what
-        was written), `noise` and `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`;
-        the `effect`, NaN where the pair is not `usable`. Positions count from the prompt's start.
+        `corrupted_token` at that position; `pair` (index in the dataset), its `template` and `group`; `metric`, `unit`,
+        `direction`; `source` (what was written), `noise` and `window`; the metric of the `clean`, the `corrupted` and
+        the `patched` run, in `unit`; the `effect`, NaN where the pair is not `usable`. Positions count from the
+        prompt's start.
         """
         n_patches, n_pairs, n_metrics = len(self.patches), len(self.pair_indices), len(self.measured)
         patch, pair, metric = (
@@ -269,6 +299,8 @@ class Sweep:
             "token": _text(_tokens_at(position, self.clean_tokens), cell),
             "corrupted_token": _text(_tokens_at(position, self.corrupted_tokens), cell),
             "pair": np.array(self.pair_indices, dtype=np.int64)[pair],
+            "template": _text(self.templates, pair),
+            "group": _text(self.groups, pair),
             "metric": _text(self.metrics, metric),
             "unit": _text([values.unit for values in self.measured], metric),
             "direction": _text([self.direction], np.zeros_like(patch)),
@@ -299,6 +331,15 @@ def common(patch: Patch, of: Callable[[Site], Value]) -> Value | None:
     """What is the same for all of the patch's sites; None where it is not. A window is where its middle is."""
     values = {of(site) for site in patch.centre}
     return values.pop() if len(values) == 1 else None
+
+
+def _patch_of_pairs(patch: Patch, pairs: Sequence[int]) -> Patch:
+    """The patch with the positions of these pairs, where it has one of its own in each."""
+    sites = tuple(
+        replace(site, position=tuple(site.position[i] for i in pairs)) if isinstance(site.position, tuple) else site
+        for site in patch.sites
+    )
+    return replace(patch, sites=sites)
 
 
 def _positions(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[int | None]:

@@ -33,7 +33,8 @@ def results_text(sweep: Sweep, rows: Sequence[tuple[str, int]], *, kind: str, of
     heading = f"{kind} ({patched})" if patched else kind
     more = [f"({of - len(rows)} more with smaller effects)"] if of > len(rows) else []
     table = "\n".join([effects_table(heading, rows, sweep, statistics), *more])
-    return "\n\n".join([describe_experiment(sweep), table, describe_statistics(statistics, kind)])
+    parts = [describe_experiment(sweep), untold(statistics), table, describe_statistics(statistics, kind)]
+    return "\n\n".join(filter(None, parts))
 
 
 def describe_experiment(sweep: Sweep) -> str:
@@ -118,11 +119,13 @@ def describe_statistics(statistics: Mapping[str, SiteStatistics | str], kind: st
     """What a reader of intervals and marks has to know: level, correction, pairs, smallest detectable effect, notes."""
     known = {name: found for name, found in statistics.items() if isinstance(found, SiteStatistics)}
     general: list[str] = []
-    if tested := [found for found in known.values() if found.n_pairs > 1]:
-        some = tested[0]
-        if any(found.n_pairs >= FEWEST_PAIRS for found in tested):
+    if several := [found for found in known.values() if found.n_pairs > 1]:
+        some = several[0]
+        if any(found.n_pairs >= FEWEST_PAIRS for found in several):
             general.append(f"{some.level * 100:g}% intervals.")
+    if tested := [found for found in several if found.tells_significance]:
         apart = ", each metric apart" if len(statistics) > 1 else ""
+        some = tested[0]
         general.append(
             f"n.s.: p > {some.alpha:g} after {CORRECTIONS[some.correction]} correction over {len(some.sites)} "
             f"{kind}s{apart}."
@@ -133,12 +136,23 @@ def describe_statistics(statistics: Mapping[str, SiteStatistics | str], kind: st
         paragraphs = [" ".join(general), *(f"{name}: {reach}" for name, reach in reaches.items())]
     notes: dict[str, list[str]] = {}
     for name, found in statistics.items():
+        above = found.too_few if isinstance(found, SiteStatistics) and untold(statistics) else ""
         for note in (found,) if isinstance(found, str) else found.notes:
+            if note == above:
+                continue
             notes.setdefault(note, []).append(name)
     for note, names in notes.items():
         about = f" on {', '.join(names)}" if len(statistics) > 1 else ""
         paragraphs.append(f"Note{about}: {note}.")
     return "\n".join(textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in paragraphs if text)
+
+
+def untold(statistics: Mapping[str, SiteStatistics | str]) -> str:
+    """Why no row of a table is marked as significant or not, in one line above it; empty where rows are marked."""
+    known = [found for found in statistics.values() if isinstance(found, SiteStatistics)]
+    if not known or any(found.tells_significance for found in known):
+        return ""
+    return textwrap.fill(f"Nothing is marked as significant or not: {known[0].too_few}.", WIDTH)
 
 
 def effect_bar(effect: float, width: int = BAR_WIDTH) -> str:
@@ -166,7 +180,7 @@ def _statistics_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[
         ends = zip(*(_column("", _signed(end[list(rows)])) for end in (found.low, found.high)))
         cells = ["none" if np.isnan(found.low[i]) else f"[{low}, {high}]" for i, (low, high) in zip(rows, ends)]
         columns[f"{found.level * 100:g}% interval"] = [cell.ljust(max(map(len, cells))) for cell in cells]
-    if isinstance(found, SiteStatistics) and found.n_pairs > 1:
+    if isinstance(found, SiteStatistics) and found.tells_significance:
         columns[""] = ["" if found.significant[i] else "n.s." for i in rows]
     return columns
 

@@ -24,6 +24,7 @@ often they were right in simulations.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -35,6 +36,7 @@ from jaxtyping import Bool, Float
 from actpatch.core.heavy import pd, stats
 from actpatch.core.text import count
 from actpatch.core.warn import warn_user
+from actpatch.statistics.groups import FEWEST_OF_A_GROUP, GroupDifferences, group_differences
 from actpatch.statistics.resampling import (
     FEWEST_PAIRS,
     N_FLIPS,
@@ -112,8 +114,12 @@ class SiteStatistics:
     seed: int
     n_resamples: int
     """Resamples of the pairs that the intervals rest on."""
+    too_few: str
+    """Why no site alone could be significant with so many pairs, and what to do; empty where one could."""
+    differences: GroupDifferences | None
+    """Whether effects differ between groups of pairs; None where there are not two groups to compare."""
     notes: tuple[str, ...]
-    """What could not be computed or is weak, and why."""
+    """What could not be computed or is weak, and why; first, whether effects differ between groups of pairs."""
 
     @property
     def options(self) -> StatisticsOptions:
@@ -130,6 +136,11 @@ class SiteStatistics:
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:
         return self.p_corrected <= self.alpha
+
+    @property
+    def tells_significance(self) -> bool:
+        """Whether sites are told apart: some are significant, or one alone could be with so many pairs."""
+        return self.n_pairs > 1 and (not self.too_few or bool(self.significant.any()))
 
     @property
     def in_doubt(self) -> Bool[np.ndarray, " site"]:
@@ -179,6 +190,7 @@ def site_statistics(
     source: Float[np.ndarray, " pair"],
     *,
     sites: Sequence[str] | None = None,
+    groups: Sequence[str] = (),
     seed: int = 0,
     level: float = 0.95,
     alpha: float = 0.05,
@@ -193,6 +205,7 @@ def site_statistics(
         base: metric of the runs that were patched.
         source: metric of the runs whose activations were copied.
         sites: labels; None numbers the sites.
+        groups: the group of each pair, whose effects are compared (`statistics.groups`); none compares nothing.
         seed: seed of everything that is drawn. The same seed gives the same numbers, bit for bit.
         level: share of intervals meant to hold the true effect.
         alpha: sites are significant where their corrected p-value is at most this.
@@ -206,6 +219,8 @@ def site_statistics(
     labels = tuple(map(str, range(len(patched)))) if sites is None else tuple(sites)
     _check_settings(seed, level, alpha, correction, power, n_resamples)
     _check_values(patched, base, source, labels)
+    if groups and len(groups) != len(base):
+        raise ValueError(f"groups has {len(groups)} entries, expected one per pair ({len(base)})")
     # Sums over pairs round by where the numbers lie in memory: selected pairs and loaded files lie differently.
     changes, gaps = np.ascontiguousarray(patched - base), source - base
     exponent = np.frexp(np.abs(gaps).max())[1]  # whatever the metric's unit: a power of two changes no digit
@@ -223,8 +238,11 @@ def site_statistics(
     size = detectable_size(n_pairs, lone, power=power, n_flips=n_flips, weight=round(weight * WEIGHTS) / WEIGHTS)
     spread = changes.std(axis=1, ddof=1) if n_pairs > 1 else np.full(len(labels), np.nan)
     reach = size * spread / np.sqrt(n_pairs) / abs(gaps.mean())
+    for_deals = int(np.random.SeedSequence(seed).generate_state(4)[3])
+    differences = group_differences(changes, gaps, groups, sites=labels, alpha=alpha, seed=for_deals)
     split_half = split_half_agreement(changes, gaps, seed=for_splits)
     step = smallest_p_value(n_pairs, n_flips)
+    too_few = _too_few(n_pairs, len(labels), lone, step)
     return SiteStatistics(
         sites=labels,
         effect=changes.mean(axis=1) / gaps.mean(),
@@ -243,8 +261,11 @@ def site_statistics(
         smallest_p=step,
         seed=seed,
         n_resamples=n_resamples,
+        too_few=too_few,
+        differences=differences,
         notes=(
-            *_notes(low, high, changes, lone, step, split_half),
+            *filter(None, [differences.sentence if differences else _too_small(groups), too_few]),
+            *_notes(low, high, changes, split_half),
             *_notes_on_skewness(labels, changes, too_skewed, size, lone >= step, power),
             *_notes_on_disagreement(labels, low, high, p, level),
         ),
@@ -256,20 +277,40 @@ def _level_of_a_lone_site(alpha: float, n_sites: int, correction: Correction) ->
     return alpha / n_sites / (sum(1 / i for i in range(1, n_sites + 1)) if correction == "by" else 1)
 
 
+def _too_few(n_pairs: int, n_sites: int, lone: float, step: float) -> str:
+    if n_pairs == 1:
+        return (
+            "one pair does not show how much pairs differ, so there are no intervals and no significance: use at "
+            f"least {FEWEST_PAIRS} pairs"
+        )
+    if lone >= step:
+        return ""
+    few = n_pairs < 1 + math.log2(MOST_FLIPS)
+    remedy = f"use at least {math.ceil(1 - math.log2(lone))} pairs" if few else "choose fewer sites"
+    return (
+        f"no p can be below {step:.2g} with {n_pairs} pairs, so one site alone among {n_sites} cannot be "
+        f"significant: {remedy}"
+    )
+
+
+def _too_small(groups: Sequence[str]) -> str:
+    sizes = Counter(filter(None, groups))
+    if len(sizes) < 2:
+        return ""
+    return (
+        f"effects are not compared between the {len(sizes)} groups of pairs: two or more need at least "
+        f"{FEWEST_OF_A_GROUP} usable pairs each, the largest has {max(sizes.values())}"
+    )
+
+
 def _notes(
     low: Float[np.ndarray, " site"],
     high: Float[np.ndarray, " site"],
     changes: Float[np.ndarray, "site pair"],
-    lone: float,
-    step: float,
     split_half: float,
 ) -> Iterator[str]:
-    n_sites, n_pairs = changes.shape
+    n_pairs = changes.shape[1]
     if n_pairs == 1:
-        yield (
-            "one pair does not show how much pairs differ, so there are no intervals and no significance: use at "
-            f"least {FEWEST_PAIRS} pairs"
-        )
         return
     if n_pairs < FEWEST_PAIRS:
         yield f"{n_pairs} pairs are too few for intervals: use at least {FEWEST_PAIRS}"
@@ -281,16 +322,6 @@ def _notes(
         yield f"{count(unbounded, 'interval')} without an end: too few pairs change, or gaps are near 0"
     if not changes.any():
         yield "no site changes anything on any pair, so it is not known which effects could have been found"
-    if lone < step:
-        remedy = (
-            f"use at least {math.ceil(1 - math.log2(lone))} pairs"
-            if n_pairs < 1 + math.log2(MOST_FLIPS)
-            else "choose fewer sites"
-        )
-        yield (
-            f"no p can be below {step:.2g} with {n_pairs} pairs, so one site alone among {n_sites} cannot be "
-            f"significant: {remedy}"
-        )
     if math.isnan(split_half):
         yield (
             "no split-half agreement: there is one site alone, or in some half of the pairs all sites have one effect, "

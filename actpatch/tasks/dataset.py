@@ -1,5 +1,6 @@
 """What a dataset is: clean and corrupted prompt pairs with their answers, and if it wants names for positions, a key of
-pairs that are made alike, and its own metric. Nothing here knows how prompts become tokens; `tasks.encoding` does.
+pairs that are made alike, a group of pairs that may work alike, and its own metric. Nothing here knows how prompts
+become tokens; `tasks.encoding` does.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ class PatchingDataset(ABC):
         position by position; empty where that is not said."""
         return ""
 
+    def get_group(self, pair_idx: int) -> str:
+        """What the pair has in common with those that may work as it does and others may not, in words a table can
+        show: which name comes first, say. Sweeps test whether effects differ between groups. By default its template.
+        """
+        return self.get_template(pair_idx)
+
     @property
     def made_for(self) -> Any:
         """The model whose token ids the answers and positions are; None where that is not said.
@@ -128,6 +135,9 @@ class CleanPrompts(PatchingDataset):
 
     def get_template(self, pair_idx: int) -> str:
         return self.dataset.get_template(pair_idx)
+
+    def get_group(self, pair_idx: int) -> str:
+        return self.dataset.get_group(pair_idx)
 
 
 class SinglePair(PatchingDataset):

@@ -57,6 +57,8 @@ class EncodedPairs:
     """Named positions of each pair, counted from the front; empty where the pairs were not made from a dataset."""
     templates: tuple[str, ...] = ()
     """Key of each pair's template, an empty text where the dataset names none; empty as the positions are."""
+    groups: tuple[str, ...] = ()
+    """Group of each pair (`PatchingDataset.get_group`), an empty text where there is none; empty as positions are."""
     task: str = ""
     """Name of the dataset, with its corruption."""
     varies: str = ""
@@ -145,6 +147,7 @@ class EncodedPairs:
             corrupted_tokens=many(self.corrupted_tokens),
             positions=many(self.positions),
             templates=many(self.templates),
+            groups=many(self.groups),
         )
 
     @property
@@ -168,8 +171,8 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
         ValueError: for an empty dataset, a pair index out of range or given twice, a pair that is not two prompts, a
             text where the model has no tokenizer and a dataset that was made for another one (both `WrongTokenizer`), a
             word that the tokenizer does not know, a token id outside the vocabulary, prompts of different token
-            lengths, or longer than the context, a named position outside its prompt, a template key that is no text,
-            and a seed that is no integer.
+            lengths, or longer than the context, a named position outside its prompt, a template key or a group that is
+            no text, and a seed that is no integer.
     """
     check_is_dataset(dataset)
     pairs = pairs_of(dataset)
@@ -183,7 +186,8 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
         clean_tokens=tuple(token_strings(model, clean) for clean, _ in encoded),
         corrupted_tokens=tuple(token_strings(model, corrupted) for _, corrupted in encoded),
         positions=tuple(_checked_positions(dataset, i, len(clean)) for i, (clean, _) in zip(indices, encoded)),
-        templates=tuple(_checked_template(dataset, i) for i in indices),
+        templates=tuple(_checked_key(dataset, "get_template", i) for i in indices),
+        groups=tuple(_checked_key(dataset, "get_group", i) for i in indices),
         task=dataset.name,
         varies=dataset.varies,
         seed=_checked_seed(dataset),
@@ -269,8 +273,9 @@ def _checked_positions(dataset: PatchingDataset, index: int, length: int) -> dic
     }
 
 
-def _checked_template(dataset: PatchingDataset, index: int) -> str:
-    template = dataset.get_template(index)
-    if not isinstance(template, str):
-        raise ValueError(f"pair {index}: get_template returned {template!r}, expected a text, empty for no template")
-    return template
+def _checked_key(dataset: PatchingDataset, method: str, index: int) -> str:
+    key = getattr(dataset, method)(index)
+    if not isinstance(key, str):
+        what = method.removeprefix("get_")
+        raise ValueError(f"pair {index}: {method} returned {key!r}, expected a text, empty for no {what}")
+    return key

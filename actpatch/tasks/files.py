@@ -33,6 +33,8 @@ class PromptPair:
     """Key that pairs share if they may be averaged position by position; see `PatchingDataset.get_template`."""
     positions: Mapping[str, int] = field(default_factory=dict)
     """Named positions in tokens, BOS included where the model prepends one; negative ones count from the end."""
+    group: str = ""
+    """What it has in common with pairs that may work alike (`PatchingDataset.get_group`); empty for its template."""
     row: str = ""
     """Where the pair comes from, for messages."""
 
@@ -54,6 +56,7 @@ class Columns:
     correct: str
     incorrect: str | None
     template: str
+    group: str
     separator: str | None = None
     """What stands between several answers in one text; None where they are a list."""
 
@@ -81,7 +84,8 @@ class Columns:
         columns = list(frame.columns)
         if twice := sorted({str(name) for name in columns if columns.count(name) > 1}):
             raise ValueError(f"{source} has the column {twice[0]!r} twice: give each column its own name")
-        needed = self._filled + ([self.template] if self.template != "template" else [])
+        optional = {"template": self.template, "group": self.group}
+        needed = self._filled + [name for argument, name in optional.items() if name != argument]
         missing = [name for name in needed if name not in columns]
         if not missing:
             return
@@ -100,13 +104,13 @@ class Columns:
         return next(name for name, value in vars(self).items() if value == column)
 
     def _pair(self, cells: Mapping[Any, Any], positions: Sequence[str], row: str) -> PromptPair:
-        template = cells.get(self.template)
         return PromptPair(
             clean=_text(cells[self.clean], self.clean),
             corrupted=_text(cells[self.corrupted], self.corrupted),
             correct=self._answers(cells[self.correct], self.correct),
             incorrect=() if self.incorrect is None else self._answers(cells[self.incorrect], self.incorrect),
-            template="" if _is_empty(template) else str(template),
+            template=_key(cells.get(self.template)),
+            group=_key(cells.get(self.group)),
             positions={
                 column.removeprefix(POSITION_PREFIX): _position(cells[column], column)
                 for column in positions
@@ -218,6 +222,10 @@ def refuse(faults: Sequence[tuple[str, str]], n_rows: int, source: str, what: st
     raise ValueError(
         f"{source}: {len(rows)} of {n_rows} rows have {what}. {listed}{more}" + (f". {remedy}" if remedy else "")
     )
+
+
+def _key(cell: Any) -> str:
+    return "" if _is_empty(cell) else str(cell)
 
 
 def _is_empty(cell: Any) -> bool:

@@ -36,6 +36,8 @@ class TaskPair:
     correct: tuple[str, ...]
     """Acceptable answers to the clean prompt, with the space they begin with."""
     incorrect: tuple[str, ...]
+    group: str = ""
+    """What it has in common with pairs that may work alike (`PatchingDataset.get_group`); empty for its template."""
 
     @property
     def clean(self) -> str:
@@ -113,6 +115,9 @@ class GeneratedTask(PatchingDataset):
 
     def get_template(self, pair_idx: int) -> str:
         return self._pairs[pair_idx].template
+
+    def get_group(self, pair_idx: int) -> str:
+        return self._pairs[pair_idx].group or self._pairs[pair_idx].template
 
     def _distinct_pairs(self, n_pairs: int) -> list[TaskPair]:
         chooser = random.Random(self.seed)

@@ -58,10 +58,11 @@ class IOIDataset(GeneratedTask):
 
     Args:
         model: the model whose tokenizer decides which words are single tokens.
-        n_pairs: number of pairs. They go through the templates with the indirect object first, then with the subject
-            first, and so on.
+        n_pairs: number of pairs. They go through the templates, the indirect object first in one, the subject first
+            in the next, until each template has had both orders; the two orders are the groups.
         corruption: one of the names above.
-        seed: seed of the choice of names, places and objects.
+        seed: seed of the choice of names, places and objects. The first pair of seed 0 is the one above, where its
+            words are among those to choose from.
         templates: sentences with the slots {A}, {B} (the two names in order) and {S2} (the giver), and {PLACE} and
             {OBJECT} if wanted; by default the five scenes of `tasks.words.IOI_SCENE_TEMPLATES`.
             `tasks.words.IOI_TEMPLATES` has 21.
@@ -128,7 +129,12 @@ class IOIDataset(GeneratedTask):
         round_of_templates, at = divmod(turn, len(self._templates))
         io, subject, *others = chooser.sample(self._names[at], 5)
         scene = {slot: chooser.choice(words) for slot, words in self._scenes.items()}
-        first, second = ("S1", "IO") if round_of_templates % 2 else ("IO", "S1")
+        if turn == 0 and self.seed == 0 and self._has_classic_words:
+            io, subject, scene = "Mary", "John", {"PLACE": "store", "OBJECT": "drink"}
+            others = [name for name in self._names[0] if name not in (io, subject)][:3]
+        # With an even number of templates each would always come in one order.
+        subject_first = (turn + round_of_templates * (1 - len(self._templates) % 2)) % 2
+        first, second = ("S1", "IO") if subject_first else ("IO", "S1")
         sentence = self._templates[at].replace("{A}", f"{{{first}}}").replace("{B}", f"{{{second}}}")
         return TaskPair(
             template=self._prefix + sentence,
@@ -136,7 +142,13 @@ class IOIDataset(GeneratedTask):
             corrupted_words=self._corrupted_names(io, subject, dict(zip((first, second, "S2"), others))),
             correct=(f" {io}",),
             incorrect=(f" {subject}",),
+            group="subject first" if subject_first else "IO first",
         )
+
+    @property
+    def _has_classic_words(self) -> bool:
+        names, places, objects = self._names[0], self._scenes["PLACE"], self._scenes["OBJECT"]
+        return "Mary" in names and "John" in names and "store" in places and "drink" in objects
 
     def _corrupted_names(self, io: str, subject: str, others: Mapping[str, str]) -> Mapping[str, str]:
         return {

@@ -96,6 +96,7 @@ class GenderedPronounDataset(GeneratedTask):
             corrupted_words={"NAME": chooser.choice(self._names[other, self._forms[at]])},
             correct=(right,),
             incorrect=(wrong,),
+            group=f"{gender} name",
         )
 
 
@@ -185,6 +186,7 @@ class AgreementDataset(GeneratedTask):
             corrupted_words={"SUBJECT": subject[1 - plural]},
             correct=(verbs[plural],),
             incorrect=(verbs[1 - plural],),
+            group=f"{'plural' if plural else 'singular'} subject",
         )
 
 

@@ -22,8 +22,9 @@ from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer
 class PromptPairs(PatchingDataset):
     """Prompt pairs of one's own: from a file or a DataFrame, or as a list of `PromptPair`.
 
-    Columns are `clean`, `corrupted`, `correct` and `incorrect`, and if wanted `template` and one `position:NAME` for
-    each named position (a whole number, or empty where the pair has none); others are ignored. Both prompts of a row
+    Columns are `clean`, `corrupted`, `correct` and `incorrect`, and if wanted `template`, `group` (pairs that may work
+    alike, by default those of a template) and one `position:NAME` for each named position (a whole number, or empty
+    where the pair has none); others are ignored. Both prompts of a row
     have the same number of tokens. Answers are taken as they are written: after "... gave a drink to" comes " Mary",
     with its space. In a CSV file several acceptable answers are separated by `|`; in JSONL and DataFrames they are a
     list. Pairs may repeat; `repeated_pairs` tells which do.
@@ -68,6 +69,7 @@ class PromptPairs(PatchingDataset):
         correct: str = "correct",
         incorrect: str | None = "incorrect",
         template: str = "template",
+        group: str = "group",
         name: str | None = None,
         varies: str = "",
     ) -> PromptPairs:
@@ -84,6 +86,7 @@ class PromptPairs(PatchingDataset):
             incorrect: name of the column of incorrect answers; None for a dataset without them, which serves metrics
                 that read the right answer alone.
             template: name of the column of template keys; there need be none called `template`.
+            group: name of the column that tells which pairs may work alike; there need be none called `group`.
             name: what the task is called; None for the file's name.
             varies: which signal of the clean prompt the corruption changes.
 
@@ -92,7 +95,7 @@ class PromptPairs(PatchingDataset):
                 refuses.
         """
         frame, rows = read_csv(Path(path))
-        columns = Columns(clean, corrupted, correct, incorrect, template, separator=ANSWER_SEPARATOR)
+        columns = Columns(clean, corrupted, correct, incorrect, template, group, separator=ANSWER_SEPARATOR)
         return cls(model, columns.read(frame, rows, Path(path).name), name=name or Path(path).stem, varies=varies)
 
     @classmethod
@@ -106,6 +109,7 @@ class PromptPairs(PatchingDataset):
         correct: str = "correct",
         incorrect: str | None = "incorrect",
         template: str = "template",
+        group: str = "group",
         name: str | None = None,
         varies: str = "",
     ) -> PromptPairs:
@@ -114,7 +118,7 @@ class PromptPairs(PatchingDataset):
         Rows are named in errors by their line in the file; the first is line 1.
         """
         frame, rows = read_jsonl(Path(path))
-        columns = Columns(clean, corrupted, correct, incorrect, template)
+        columns = Columns(clean, corrupted, correct, incorrect, template, group)
         return cls(model, columns.read(frame, rows, Path(path).name), name=name or Path(path).stem, varies=varies)
 
     @classmethod
@@ -128,6 +132,7 @@ class PromptPairs(PatchingDataset):
         correct: str = "correct",
         incorrect: str | None = "incorrect",
         template: str = "template",
+        group: str = "group",
         name: str = "own prompts",
         varies: str = "",
     ) -> PromptPairs:
@@ -137,7 +142,7 @@ class PromptPairs(PatchingDataset):
         """
         if not isinstance(frame, pd.DataFrame):
             raise ValueError(f"frame is a {type(frame).__name__}, expected a pandas DataFrame: pd.DataFrame(rows)")
-        columns = Columns(clean, corrupted, correct, incorrect, template)
+        columns = Columns(clean, corrupted, correct, incorrect, template, group)
         pairs = columns.read(frame, [f"row {label}" for label in frame.index], "the DataFrame")
         return cls(model, pairs, name=name, varies=varies)
 
@@ -169,6 +174,9 @@ class PromptPairs(PatchingDataset):
 
     def get_template(self, pair_idx: int) -> str:
         return self.pairs[pair_idx].template
+
+    def get_group(self, pair_idx: int) -> str:
+        return self.pairs[pair_idx].group or self.pairs[pair_idx].template
 
     def _single_token_answers(self) -> list[tuple[list[int], list[int]]]:
         known: dict[str, int] = {}

@@ -21,6 +21,7 @@ from activation_patching import summarize_results
 from actpatch.core.sites import Patch, Site
 from actpatch.results import files as result_files
 from actpatch.results.baselines import warn_about_baselines
+from actpatch.results.both import BothDirections
 from actpatch.results.saved import load_results
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults, SweepResults
 from actpatch.results.sweep import MetricValues, Sweep
@@ -62,6 +63,7 @@ def sweep_of(*measured: MetricValues, **changes: Any) -> Sweep:
         "pair_indices": (7, 3, 0, 12),
         "clean_tokens": CLEAN,
         "corrupted_tokens": CORRUPTED,
+        "groups": ("", "one", "other", "one"),
         "versions": {"torch": "2.13.0"},
     }
     return Sweep(**{**fields, **changes})
@@ -187,6 +189,8 @@ def rows_by_hand(sweep: Sweep) -> Iterator[dict[str, Any]]:
                     "token": None if position is None else CLEAN[j][position],
                     "corrupted_token": None if position is None else CORRUPTED[j][position],
                     "pair": pair,
+                    "template": "",
+                    "group": ("", "one", "other", "one")[j],
                     "metric": name,
                     "unit": shown.unit,
                     "direction": sweep.direction,
@@ -217,6 +221,31 @@ def test_the_table_of_nothing_has_the_same_columns() -> None:
     empty = values("rank", 0, patched=np.zeros((0, PAIRS)))
     table = sweep_of(empty, patches=()).to_dataframe()
     assert len(table) == 0 and table.dtypes.equals(sweep_of().to_dataframe().dtypes)
+
+
+def test_pairs_of_a_group_have_their_own_results() -> None:
+    sweep = sweep_of(selected=2)
+    by_group = SweepResults(sweep).by_group()
+    assert list(by_group) == ["", "one", "other"]
+    one = by_group["one"].sweep
+    assert (one.pair_indices, one.clean_tokens, one.groups) == ((3, 12), CLEAN[1::2], ("one", "one"))
+    assert one.metric == "rank" and one.patches[2].sites[0].position == (1, 3) and one.patches[:2] == SITES[:2]
+    for name in sweep.metrics:
+        whole, part = sweep.by_metric(name), one.by_metric(name)
+        for run in ("clean", "corrupted"):
+            np.testing.assert_array_equal(getattr(part, run), getattr(whole, run)[1::2])
+        np.testing.assert_array_equal(part.patched, whole.patched[:, 1::2])
+    table, rest = (results.to_dataframe() for results in (SweepResults(sweep), by_group["one"]))
+    of_group = table[table["group"] == "one"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(*(each.drop(columns="site") for each in (rest, of_group)))  # it lists positions
+    both = BothDirections(SweepResults(sweep), SweepResults(sweep_of(direction="noising"))).by_group()["other"]
+    assert (both.denoising.sweep.pair_indices, both.noising.sweep.direction) == ((0,), "noising")
+
+
+def test_sweeps_of_pairs_without_templates_and_groups_have_empty_ones() -> None:
+    assert sweep_of(groups=()).groups == sweep_of().templates == ("",) * PAIRS
+    with pytest.raises(ValueError, match="groups has 1 entries, expected one per pair"):
+        sweep_of(groups=("one",))
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -346,10 +375,10 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
     (sweep,) = stored["sweeps"]
-    assert stored["format"] == 6
+    assert stored["format"] == 7
     for changes, message in (
-        ({"format": 4}, "has result format 4, this version reads format 6: read it with the version that wrote it, or"),
-        ({"format": 7}, "has result format 7, this version reads format 6"),
+        ({"format": 4}, "has result format 4, this version reads format 7: read it with the version that wrote it, or"),
+        ({"format": 8}, "has result format 8, this version reads format 7"),
         ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
         ({"sweeps": [{}]}, "is damaged"),
         ({"sweeps": []}, "is damaged .*0 sweeps, expected one, or one of each direction"),

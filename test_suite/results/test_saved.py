@@ -14,6 +14,7 @@ import activation_patching
 from activation_patching import IOIDataset
 from actpatch.results.saved import load_results
 from actpatch.results.shapes import PositionResults
+from actpatch.results.sweep import PER_PAIR
 from test_suite.helpers.prompts import ANIMALS, Prompts
 from test_suite.helpers.refusals import refused
 
@@ -26,7 +27,7 @@ def test_results_are_read_back_as_they_were_saved(patcher, layer_results, head_r
         assert type(loaded) is type(results) and repr(loaded) == repr(results)
         for name in ("patched", "clean", "corrupted"):
             np.testing.assert_array_equal(getattr(loaded.sweep, name), getattr(results.sweep, name))
-        for name in ("patches", "pair_indices", "clean_tokens", "corrupted_tokens", "versions", "direction", "task"):
+        for name in ("patches", *PER_PAIR, "versions", "direction", "task"):
             assert getattr(loaded.sweep, name) == getattr(results.sweep, name)
         assert loaded.to_dataframe().equals(results.to_dataframe())
         if not isinstance(results, PositionResults):
@@ -57,7 +58,7 @@ def test_a_file_that_holds_no_results_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"other\.json holds no saved patching results"):
             load_results(path)
     path.write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="has result format 99, this version reads format 6"):
+    with pytest.raises(ValueError, match="has result format 99, this version reads format 7"):
         load_results(path)
 
 

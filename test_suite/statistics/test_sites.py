@@ -113,11 +113,13 @@ def test_few_pairs_have_no_made_up_numbers():
     patched, base, source = random_map(7)
     for n_pairs, said in (
         (1, "one pair does not show how much pairs differ"),
-        (4, "4 pairs are too few for intervals"),
+        (4, "no p can be below 0.12 with 4 pairs, so one site alone among"),
     ):
         found = site_statistics(patched[:, :n_pairs], base[:n_pairs], source[:n_pairs])
         assert np.isnan(found.low).all() and np.isnan(found.high).all() and np.isnan(found.detectable_effect)
         assert not found.significant.any() and found.notes[0].startswith(said)
+        assert found.notes[0] == found.too_few and not found.tells_significance
+        assert ("4 pairs are too few for intervals: use at least 5" in found.notes) == (n_pairs == 4)
     for n_pairs, rough in ((9, True), (10, False)):
         found = site_statistics(patched[:, :n_pairs], base[:n_pairs], source[:n_pairs])
         assert np.isfinite(found.low).all() and any("below 10 pairs" in note for note in found.notes) == rough
@@ -319,7 +321,10 @@ def test_printed_tables_say_what_they_lack_in_80_columns(n_pairs, capsys):
         text = capsys.readouterr().out
         told = " ".join(text.split())
         assert max(map(len, text.splitlines())) <= 80
-        assert ("95% interval" in text) == (n_pairs >= 5) and ("n.s." in text) == (n_pairs > 1)
+        assert ("95% interval" in text) == (n_pairs >= 5)
+        untold = told.count("Nothing is marked as significant or not: ")
+        assert untold == ("n.s." not in text) and {1: untold, 3: untold, 12: not untold}.get(n_pairs, True)
+        assert told.count("cannot be significant: use at least") == (n_pairs in (3, 6))
         assert ("so there are no intervals and no significance: use at least 5 pairs." in told) == (n_pairs == 1)
         assert ("3 pairs are too few for intervals: use at least 5." in told) == (n_pairs == 3)
         assert ("below 10 pairs intervals are rough" in told) == (n_pairs == 6)

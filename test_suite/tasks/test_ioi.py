@@ -75,8 +75,39 @@ def test_both_name_orders_come_equally_often_in_every_scene():
         for slot in ("A", "B", "S2"):
             pattern = pattern.replace(rf"\{{{slot}\}}", r"(\w+)")
         first, second, giver = re.fullmatch(pattern, clean).groups()
-        io_comes_first = (i // n_templates) % 2 == 0
+        io_comes_first = i % 2 == 0
         assert giver == (second if io_comes_first else first)
+        assert dataset.get_group(i) == ("IO first" if io_comes_first else "subject first")
+
+
+@pytest.mark.parametrize("n_templates", [1, 2, 3, 4])
+def test_every_template_has_both_name_orders_and_so_have_any_few_pairs(n_templates):
+    templates = IOI_SCENE_TEMPLATES[:n_templates]
+    dataset = IOIDataset(bundled(), 4 * n_templates, templates=templates)
+    groups = [dataset.get_group(i) for i in range(len(dataset))]
+    for at in range(n_templates):
+        assert sorted(groups[at::n_templates]) == ["IO first"] * 2 + ["subject first"] * 2
+    for n_pairs in range(1, len(groups)):
+        assert abs(2 * groups[:n_pairs].count("IO first") - n_pairs) <= 1
+
+
+def test_the_first_pair_is_the_papers_own_where_its_words_are_among_those_to_choose_from():
+    classic = "When Mary and John went to the store, John gave a drink to"
+    corrupted = {
+        "swap_names": "When John and Mary went to the store, Mary gave a drink to",
+        "flip_subject": "When Mary and John went to the store, Mary gave a drink to",
+        "swap_order": "When John and Mary went to the store, John gave a drink to",
+    }
+    for corruption, expected in corrupted.items():
+        assert IOIDataset(bundled(), 3, corruption=corruption).get_clean_corrupt_pairs()[0] == (classic, expected)
+    clean, unrelated = IOIDataset(bundled(), 1, corruption="unrelated_names").get_clean_corrupt_pairs()[0]
+    assert clean == classic and "Mary" not in unrelated and "John" not in unrelated
+    open_template = "Then, {A} and {B} went to the {PLACE}. {S2} gave a {OBJECT} to"
+    first = IOIDataset(bundled(), 1, templates=[open_template]).get_clean_corrupt_pairs()[0][0]
+    assert first == "Then, Mary and John went to the store. John gave a drink to"
+    assert IOIDataset(bundled(), 1, seed=1).get_clean_corrupt_pairs()[0][0] != classic
+    others = ["Anna", "Tom", "Paul", "Lisa", "Mary"]
+    assert "John" not in IOIDataset(bundled(), 1, names=others).get_clean_corrupt_pairs()[0][0]
 
 
 def test_pairs_are_distinct_and_of_equal_length():

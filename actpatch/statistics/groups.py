@@ -1,0 +1,202 @@
+"""Whether the effect of a site differs between groups of pairs, from arrays alone.
+
+A mean over pairs says little where pairs of one group work otherwise than those of another. Of each group the effect is
+the ratio of its means, e = mean(change) / mean(gap), with the variance that the delta method gives it over n pairs,
+v = Σ(change - e·gap)² / ((n - 1)·n·mean(gap)²). A site's statistic is that of Welch (1951), Σ(e - ē)² / v over the
+groups with ē weighted by 1 / v, which lets scatter and gaps be others in each group. Its p-value comes from dealing the
+pairs anew among the groups, all ways or `N_DEALS` of them, and is corrected over the map by the largest statistic of
+any site in each deal (Westfall & Young 1993): four pairs in each of two groups are enough to find a
+single site, and sites that go together cost nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from actpatch.core.heavy import pd
+from actpatch.core.text import count
+from actpatch.statistics.resampling import ROUNDING, gaps_cancel
+
+FEWEST_OF_A_GROUP = 4
+"""A group of fewer pairs is not compared: its scatter is not known, and with two groups of three no p is below 0.1."""
+N_DEALS = 1999
+"""Most ways of dealing pairs to groups that are tried."""
+WORTH_SAYING = 0.05
+"""A smaller difference between two groups' effects is not told, however sure it is."""
+MOST_AT_ONCE = 2**22
+"""Most numbers of one array while deals are tried."""
+_NO_SCATTER = 1e-20
+"""Variance taken for that of a group whose pairs all say the same, as a share of all pairs' mean square."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupDifferences:
+    """Effects of each site by group, and how sure it is that they differ. Arrays are in the order of the sites."""
+
+    sites: tuple[str, ...]
+    groups: tuple[str, ...]
+    """Those that are compared, the one of the first pair first."""
+    n_pairs: tuple[int, ...]
+    """Usable pairs of each."""
+    effects: Float[np.ndarray, "site group"]
+    """Ratio of means over the pairs of the group."""
+    p: Float[np.ndarray, " site"]
+    """Of equal effects in all groups."""
+    p_corrected: Float[np.ndarray, " site"]
+    """Corrected over the sites: the chance that any would differ so much where none does."""
+    smallest_p: float
+    """No p-value can be below this."""
+    alpha: float
+    left_out: tuple[str, ...] = ()
+    """Groups with too few usable pairs, or gaps that cancel."""
+
+    @property
+    def significant(self) -> Bool[np.ndarray, " site"]:
+        return self.p_corrected <= self.alpha
+
+    @property
+    def spread(self) -> Float[np.ndarray, " site"]:
+        """The largest effect of any group minus the smallest."""
+        return np.ptp(self.effects, axis=1)
+
+    @property
+    def sentence(self) -> str:
+        """The significant site whose effects lie furthest apart, with both means; empty where there is none."""
+        told = self.significant & (self.spread >= WORTH_SAYING)
+        if not told.any():
+            return ""
+        site = int(np.argmax(np.where(told, self.spread, -1)))
+        ends = sorted((int(self.effects[site].argmin()), int(self.effects[site].argmax())))
+        one, other = (self._described(site, group) for group in ends)
+        others = int(told.sum()) - 1
+        more = f", {count(others, 'more site')} differ{'' if others > 1 else 's'} too" if others else ""
+        return (
+            f"effects differ between groups of pairs: {self.sites[site]} is {one} and {other}, corrected p "
+            f"{self.p_corrected[site]:.2g}{more}; a mean over both is of neither, results.by_group() has each"
+        )
+
+    def _described(self, site: int, group: int) -> str:
+        effect = round(self.effects[site, group], 2) + 0.0  # never -0.00
+        return f"{effect:+.2f} in {self.n_pairs[group]} pairs ({textwrap.shorten(self.groups[group], 40)})"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per site: the effect in each group, p-values, and whether they differ significantly."""
+        by_group = {group: self.effects[:, g] for g, group in enumerate(self.groups)}
+        tests = {name: getattr(self, name) for name in ("p", "p_corrected", "significant")}
+        return pd.DataFrame({"site": self.sites, **by_group, **tests})
+
+
+def group_differences(
+    changes: Float[np.ndarray, "site pair"],
+    gaps: Float[np.ndarray, " pair"],
+    groups: Sequence[str],
+    *,
+    sites: Sequence[str],
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> GroupDifferences | None:
+    """Whether effects differ between groups of pairs; None where there are not two groups to compare.
+
+    Args:
+        changes: metric of each patched run minus that of the run that was patched.
+        gaps: metric of the run that was copied from minus that of the run that was patched.
+        groups: the group of each pair; an empty text for pairs of none.
+        sites: labels.
+        alpha: effects of a site differ significantly where its corrected p-value is at most this.
+        seed: seed of the deals, where not all are tried.
+    """
+    of_pair, sizes = np.array(groups, dtype=object), Counter(filter(None, groups))
+    kept = [
+        name for name, size in sizes.items() if size >= FEWEST_OF_A_GROUP and not gaps_cancel(gaps[of_pair == name])
+    ]
+    if len(kept) < 2:
+        return None
+    pairs = np.concatenate([np.flatnonzero(of_pair == name) for name in kept])
+    counts = [sizes[name] for name in kept]
+    changes, gaps = changes[:, pairs] / np.abs(gaps[pairs]).max(), gaps[pairs] / np.abs(gaps[pairs]).max()
+    members = np.repeat(np.eye(len(kept)), counts, axis=0)
+    effects, observed = _statistic(changes, gaps, members[None])
+    reached, reached_by_any = np.zeros(len(changes)), np.zeros(len(changes))
+    deals = _deals(counts, seed)
+    least = observed[:, 0] * (1 - 1e-9)
+    at_once = max(1, MOST_AT_ONCE // max(1, len(changes) * len(kept)))
+    for start in range(0, len(deals), at_once):
+        _, found = _statistic(changes, gaps, members[deals[start : start + at_once]])
+        reached += (found >= least[:, None]).sum(axis=1)
+        reached_by_any += (found.max(axis=0)[None] >= least[:, None]).sum(axis=1)
+    return GroupDifferences(
+        sites=tuple(sites),
+        groups=tuple(kept),
+        n_pairs=tuple(counts),
+        effects=effects[:, 0],
+        p=reached / len(deals),
+        p_corrected=reached_by_any / len(deals),
+        smallest_p=_alike(counts) / len(deals) if _n_deals(counts) <= N_DEALS else 1 / len(deals),
+        alpha=alpha,
+        left_out=tuple(name for name in sizes if name not in kept),
+    )
+
+
+def _statistic(
+    changes: Float[np.ndarray, "site pair"], gaps: Float[np.ndarray, " pair"], members: Float[np.ndarray, "deal pair g"]
+) -> tuple[Float[np.ndarray, "site deal g"], Float[np.ndarray, "site deal"]]:
+    """Effect of each group in each deal, and Welch's statistic; 0 where no pair differs from any other."""
+    n_deals, n_pairs, n_groups = members.shape
+    whole = changes.sum(axis=1) / gaps.sum() if not gaps_cancel(gaps) else np.zeros(len(changes))
+    rest = changes - whole[:, None] * gaps  # sums of squares of what is left lose no digits
+    rest[np.abs(rest).max(axis=1) <= ROUNDING * np.abs(changes).max(axis=1)] = 0
+    columns = members.transpose(1, 0, 2).reshape(n_pairs, -1)
+    size, gap, gap_square = columns.sum(axis=0), gaps @ columns, gaps**2 @ columns
+    total, cross, square = rest @ columns, (rest * gaps) @ columns, rest**2 @ columns
+    with np.errstate(divide="ignore", invalid="ignore"):
+        extra = total / gap
+        scatter = np.maximum(square - 2 * extra * cross + extra**2 * gap_square, 0)
+        floor = _NO_SCATTER * (rest**2).mean(axis=1, keepdims=True)
+        variance = np.maximum(scatter / (size - 1), floor) * size / gap**2
+        weight = np.where(variance > 0, 1 / variance, 0).reshape(-1, n_deals, n_groups)
+        extra = np.where(np.isfinite(extra), extra, 0).reshape(-1, n_deals, n_groups)
+        centre = np.nan_to_num((weight * extra).sum(axis=2) / weight.sum(axis=2))
+    return whole[:, None, None] + extra, (weight * (extra - centre[:, :, None]) ** 2).sum(axis=2)
+
+
+def _deals(counts: Sequence[int], seed: int) -> Int[np.ndarray, "deal pair"]:
+    """Ways of dealing the pairs to groups of these sizes, the given one first: for each pair whose place it takes."""
+    n_pairs = sum(counts)
+    if _n_deals(counts) <= N_DEALS:
+        return np.array([_places(deal, n_pairs) for deal in _all_deals(tuple(range(n_pairs)), counts)])
+    generator = np.random.default_rng(seed)
+    return np.array([np.arange(n_pairs), *(generator.permutation(n_pairs) for _ in range(N_DEALS))])
+
+
+def _n_deals(counts: Sequence[int]) -> int:
+    return math.factorial(sum(counts)) // math.prod(map(math.factorial, counts))
+
+
+def _all_deals(left: tuple[int, ...], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """The pairs in order of the groups that they are dealt to."""
+    if not counts:
+        yield ()
+        return
+    for chosen in itertools.combinations(left, counts[0]):
+        rest = tuple(pair for pair in left if pair not in chosen)
+        for others in _all_deals(rest, counts[1:]):
+            yield (*chosen, *others)
+
+
+def _places(deal: Sequence[int], n_pairs: int) -> Int[np.ndarray, " pair"]:
+    places = np.empty(n_pairs, dtype=np.int64)
+    places[list(deal)] = np.arange(n_pairs)
+    return places
+
+
+def _alike(counts: Sequence[int]) -> int:
+    """Deals that are one but for the groups' names: groups of one size may be exchanged."""
+    return math.prod(math.factorial(times) for times in Counter(counts).values())
