@@ -21,5 +21,6 @@ from actpatch import create_layer_heatmap as create_layer_heatmap
 from actpatch import create_metric_scatter as create_metric_scatter
 from actpatch import create_position_heatmap as create_position_heatmap
 from actpatch import create_top_heads_bar as create_top_heads_bar
+from actpatch import headline as headline
 from actpatch import on_dark as on_dark
 from actpatch import save_figure as save_figure

@@ -37,7 +37,7 @@ def test_positions_from_the_end_are_those_of_each_prompt():
     names = ({"A": 4, "B": 7}, {"A": 3, "B": 5}, {"A": 6, "B": 7})
     pairs = dataclasses.replace(token_pairs([9, 7, 9], [(3,)] * 3), positions=names)
     assert mixed_roles(pairs, [-2, -1]) == ""
-    assert "position 4 is A in 1 pair and unnamed in 2" in mixed_roles(pairs, [4])
+    assert "position 4 is unnamed in 2 pairs and A in 1" in mixed_roles(pairs, [4])
 
 
 @pytest.mark.parametrize("asked", ["map", "position", "set"])
