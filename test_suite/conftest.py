@@ -35,6 +35,16 @@ from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, token_pairs
 from test_suite.helpers.prompts import Words
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests whose model is a `TransformerBridge`, by the parameter that names it."""
+    for item in items:
+        parameters = (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        )
+        if any(str(value).startswith(("bridge", "TransformerBridge")) for value in parameters):
+            item.add_marker("bridge")
+
+
 @pytest.fixture(
     scope="module", params=[CLASSES[0], pytest.param(CLASSES[1], marks=pytest.mark.slow if HAS_HOOKED else ())]
 )
