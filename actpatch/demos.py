@@ -1,7 +1,7 @@
-"""What the two demo scripts do: patch layers and positions, or heads, print what comes back, and write the report.
+"""What the two demo scripts do: patch layers and positions, or heads, print and conclude, and write one report.
 
-The heads' report has layers and positions too, so that it can take the other's place. The scripts themselves hold
-their first lines alone.
+The heads' report has layers and positions too, and takes the other's place. The scripts themselves hold their first
+lines alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from actpatch.core.components import PATCH_TYPES
 from actpatch.core.direction import DIRECTIONS
@@ -22,13 +24,18 @@ from actpatch.patchers.activation import ActivationPatcher, summarize_results
 from actpatch.patchers.heads import HeadPatcher, print_head_results
 from actpatch.report.full import create_full_report
 from actpatch.results.files import writable_folder
-from actpatch.results.shapes import LayerResults, PositionResults
+from actpatch.results.headline import headline
+from actpatch.results.items import HeadPatchingResult
+from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.text import WIDTH
 from actpatch.tasks.ioi import IOI_CORRUPTIONS, IOIDataset
-from actpatch.tasks.words import IOI_SCENE_TEMPLATES
 
-IMPORTANT = 0.1
-"""Heads whose |effect| is at least this are listed."""
+SHOWN_HEADS = 4
+"""So many significant heads are looked into."""
+MOST, LITTLE = 0.75, 0.25
+"""A part of a head carries its effect from this share on; below the other it carries none of it."""
+MOVED = 0.25
+"""So much less at one position and more at another, from one layer to the next, is told."""
 
 
 def layer_demo(argv: list[str] | None, description: str | None) -> int:
@@ -37,7 +44,7 @@ def layer_demo(argv: list[str] | None, description: str | None) -> int:
 
 
 def head_demo(argv: list[str] | None, description: str | None) -> int:
-    """Patch heads. Returns the script's exit code."""
+    """Patch heads, then parts of them. Returns the script's exit code."""
     parser = arguments(description)
     parser.add_argument("--patch-type", choices=PATCH_TYPES, default="output", help="default: output")
     parser.set_defaults(top_k=15)
@@ -51,13 +58,12 @@ def _run_layers(args: argparse.Namespace) -> None:
     patcher = ActivationPatcher(model, show_progress=not args.quiet)
     layers = patch_layers(patcher, dataset, args)
     summarize_results(layers, top_k=args.top_k)
+    say(f"\n{headline(layers)}.")
 
-    positions = patch_positions(patcher, args)
-    n_pairs = len(positions.sweep.pair_indices)
-    say(f"\nResidual stream before a layer, one position at a time, on {n_pairs} pairs of one scene:")
-    for patch, effect in positions.top(args.top_k):
-        print(f"{patch.label:<16}  {effect:+.3f}")
-
+    positions = patch_positions(patcher, dataset, args)
+    print(f"\n{position_table(positions)}")
+    if sentence := where_it_moves(positions):
+        say(f"\n{sentence}")
     list_figures(create_full_report(layer_results=layers, position_results=positions, save_dir=out))
 
 
@@ -68,14 +74,14 @@ def _run_heads(args: argparse.Namespace) -> None:
     patcher = HeadPatcher(model, show_progress=not args.quiet)
     heads = patcher.run_all_heads_experiment(dataset, patch_type=args.patch_type, direction=args.direction)
     print_head_results(heads, top_k=args.top_k)
+    say(f"\n{headline(heads)}.")
+    significant = patcher.find_important_heads(heads, threshold=None, alpha=0.05) if can_tell(heads) else []
+    if args.patch_type == "output" and significant:
+        print_parts(patcher, dataset, args, significant[:SHOWN_HEADS])
 
-    important = patcher.find_important_heads(heads, threshold=IMPORTANT)
-    say(f"\n|effect| of at least {IMPORTANT}: {', '.join(head.label for head in important) or 'none'}")
-    if args.patch_type == "output" and not args.quiet:
-        moved_by_what_they_read(patcher, dataset, args, [head.label for head in important])
-
-    # The report compares the heads with the layers they are part of, and takes the place of one of layers alone.
-    layers, positions = patch_layers(patcher.patcher, dataset, args), patch_positions(patcher.patcher, args)
+    # One report of both demos: it has the layers that the heads are part of, and the positions.
+    layers = patch_layers(patcher.patcher, dataset, args)
+    positions = patch_positions(patcher.patcher, dataset, args)
     list_figures(create_full_report(head_results=heads, layer_results=layers, position_results=positions, save_dir=out))
 
 
@@ -84,24 +90,77 @@ def patch_layers(patcher: ActivationPatcher, dataset: IOIDataset, args: argparse
     return patcher.run_patching_experiment(dataset, ["attn_out", "mlp_out"], direction=args.direction)
 
 
-def patch_positions(patcher: ActivationPatcher, args: argparse.Namespace) -> PositionResults:
-    """The residual stream before every layer, position by position.
+def patch_positions(patcher: ActivationPatcher, dataset: IOIDataset, args: argparse.Namespace) -> PositionResults:
+    """The residual stream before every layer, at each position that the task names.
 
-    Positions are comparable only between prompts of the same words, so the map is of a single scene.
+    By name pairs are aligned in which another name stands first.
     """
-    scene = IOI_SCENE_TEMPLATES[:1]
-    alike = IOIDataset(patcher.model, args.pairs, corruption=args.corruption, seed=args.seed, templates=scene)
-    return patcher.run_position_experiment(alike, "resid_pre", direction=args.direction)
+    return patcher.run_position_experiment(
+        dataset, "resid_pre", positions=[*dataset.roles, "END"], direction=args.direction
+    )
 
 
-def moved_by_what_they_read(
-    patcher: HeadPatcher, dataset: IOIDataset, args: argparse.Namespace, important: list[str]
+def position_table(positions: PositionResults) -> str:
+    names = positions.names or []
+    rows = ["  ".join(f"{effect:+6.2f}" for effect in row) for row in positions.matrix()]
+    lines = [f"before layer {layer:<3}  {row}" for layer, row in enumerate(rows)]
+    head = f"{'effect of the residual':<22}\n{'stream at':<16}  {'  '.join(f'{name:>6}' for name in names)}"
+    return "\n".join([head, *lines])
+
+
+def where_it_moves(positions: PositionResults) -> str:
+    """What the table says of the layers that carry what decides from one of the positions to another; else nothing."""
+    names, table = positions.names or [], positions.matrix()
+    lines = []
+    for layer, change in enumerate(np.diff(table, axis=0)):
+        lost, won = int(change.argmin()), int(change.argmax())
+        if min(-change[lost], change[won]) >= MOVED:
+            told = [
+                f"{names[at]} {table[layer, at]:.2f} before it and {table[layer + 1, at]:.2f} after"
+                for at in (lost, won)
+            ]
+            lines.append(f"Layer {layer} carries what decides from {names[lost]} to {names[won]}: {', '.join(told)}.")
+    return "\n".join(lines)
+
+
+def can_tell(results: HeadResults) -> bool:
+    """Whether so many pairs can tell which heads are significant."""
+    try:
+        return results.statistics().tells_significance
+    except ValueError:
+        return False
+
+
+def print_parts(
+    patcher: HeadPatcher, dataset: IOIDataset, args: argparse.Namespace, heads: Sequence[HeadPatchingResult]
 ) -> None:
-    """Where the output of a head matters and its pattern does not, what it reads has changed, not where it looks."""
-    patterns = patcher.run_all_heads_experiment(dataset, patch_type="pattern", direction=args.direction)
-    effects = {head.label: head.effect for head in patterns}
-    for label in important:
-        print(f"  {label}: {effects[label]:+.3f} when its attention pattern alone is patched")
+    """What of these heads carries their effect: where they look, what they read there, or both."""
+    parts = {
+        part: {
+            (head.layer, head.head): head.effect
+            for head in patcher.run_all_heads_experiment(dataset, part, direction=args.direction)
+        }
+        for part in ("pattern", "v")
+        if part == "pattern" or patcher.patcher.engine.n_key_value_heads == patcher.patcher.engine.n_heads
+    }
+    print("\nWhat of these heads carries their effect:")
+    for head in heads:
+        effects = {part: found[head.layer, head.head] for part, found in parts.items()}
+        told = ", ".join(f"{part} alone {effect:+.2f}" for part, effect in effects.items())
+        concluded = conclusion(head.effect, effects["pattern"], effects.get("v"))
+        say(f"{head.label:<7} {head.effect:+.2f}: {'; '.join(filter(None, [told, concluded]))}")
+
+
+def conclusion(whole: float, pattern: float, v: float | None) -> str:
+    """Whether a head is moved by where it looks or by what it reads there, from the effects of both parts alone."""
+    if v is None:
+        return ""
+    looks, reads = pattern / whole, v / whole
+    if reads >= MOST and looks < LITTLE:
+        return "moved by what it reads, not by where it looks"
+    if looks >= MOST and reads < LITTLE:
+        return "moved by where it looks, not by what it reads"
+    return "moved by both" if min(looks, reads) >= LITTLE else ""
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -110,13 +169,13 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="name or directory (default: gpt2-small, or `tiny` where it cannot be had)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: cuda where there is one)")
-    parser.add_argument("--pairs", type=int, default=10, help="number of prompt pairs (default: 10)")
-    parser.add_argument("--corruption", choices=IOI_CORRUPTIONS, default="swap_names", help="default: swap_names")
+    parser.add_argument("--pairs", type=int, default=20, help="number of prompt pairs (default: 20)")
+    parser.add_argument("--corruption", choices=IOI_CORRUPTIONS, default="flip_subject", help="default: flip_subject")
     parser.add_argument("--direction", choices=DIRECTIONS, default="denoising", help="default: denoising")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of names (default: 0)")
     parser.add_argument("--top-k", type=at_least_one, default=10, help="rows of each table (default: 10)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: ./figures)")
-    parser.add_argument("--quiet", action="store_true", help="tables and paths alone: no progress, no introduction")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no introduction")
     return parser
 
 

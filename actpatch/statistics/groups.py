@@ -80,7 +80,7 @@ class GroupDifferences:
         more = f", {count(others, 'more site')} differ{'' if others > 1 else 's'} too" if others else ""
         return (
             f"effects differ between groups of pairs: {self.sites[site]} is {one} and {other}, corrected p "
-            f"{self.p_corrected[site]:.2g}{more}; a mean over both is of neither, results.by_group() has each"
+            f"{self.p_corrected[site]:.2g}{more}; results.by_group() has each"
         )
 
     def _described(self, site: int, group: int) -> str:

@@ -9,16 +9,18 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
 import demo
 import head_demo
 from activation_patching import IOIDataset, LayerResults
-from actpatch import demos
+from actpatch import PositionResults, Site, block_hook, demos
 from head_patching import HeadPatcher
 from test_suite.helpers.hub import home_with_gpt2
 from test_suite.helpers.models import bundled
+from test_suite.helpers.results import made_up_sweep
 
 ROOT = Path(demo.__file__).resolve().parent
 TINY = ["--model", "tiny", "--device", "cpu"]
@@ -57,7 +59,13 @@ def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path
     assert max(map(len, printed.partition("Figures:")[0].splitlines())) <= 80
     row = r"^blocks\.\d\.hook_\w+ +[+-]\d" if script is demo else r"^L\d+H\d+ +[+-]\d"
     assert re.search(row, printed, re.MULTILINE)
-    assert "Task: IOI (names swapped throughout), 10 pairs" in printed
+    assert "Task: IOI (second subject flipped), 20 pairs" in printed
+    told = " ".join(printed.split())
+    if script is demo:
+        assert "attention of layer 1 alone restores" in told and "Layer 2 carries what decides from S2 to END" in told
+    else:
+        assert "heads matter (corrected p ≤ 0.05, 20 pairs): L1H0 restores 0.6" in told
+        assert re.search(r"L1H0 \+0\.60: pattern alone \+0\.00, v alone \+0\.60; moved by what it reads, not by", told)
     figures = listed_figures(printed)
     assert figures[0] == Path("figures/report.html")
     assert all((folder / figure).stat().st_size > 1000 for figure in figures)
@@ -112,9 +120,40 @@ def test_layer_demo_shows_layers_and_positions(tmp_path, capsys):
     assert demo.main([*TINY, "--pairs", "3", "--top-k", "2", "--out", str(out), "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r"^blocks\.\d\.hook_(?:attn|mlp)_out ", printed, re.MULTILINE)) == 2
-    assert len(re.findall(r"^L\d resid_pre @\d+ ", printed, re.MULTILINE)) == 2
+    assert len(re.findall(r"^before layer \d +(?:[+-]\d\.\d\d *){5}$", printed, re.MULTILINE)) == 4
     page = (out / "position_heatmap.html").read_text(encoding="utf-8")
-    assert 'src="plotly.min.js"' in page and "gave" in page
+    assert 'src="plotly.min.js"' in page and "S1+1" in page
+
+
+def test_a_layer_that_carries_something_is_told_with_the_tables_own_numbers():
+    roles = ("S2", "END")
+    sites = [
+        Site(block_hook(i, "resid_pre"), position=(p,) * 5, position_name=roles[p]) for i in range(3) for p in (0, 1)
+    ]
+    effects = np.array([[1.0, 0.0], [0.95, 0.1], [0.3, 0.8]]).ravel()
+    sweep = made_up_sweep(sites, 3, 1)
+    patched = sweep.base + effects[:, None] * (sweep.source - sweep.base)
+    moved = PositionResults(made_up_sweep(sites, 3, 1, patched=patched))
+    assert demos.where_it_moves(moved) == (
+        "Layer 1 carries what decides from S2 to END: S2 0.95 before it and 0.30 after, END 0.10 before it and 0.80 after."
+    )
+    still = PositionResults(made_up_sweep(sites, 3, 1, patched=np.tile(patched[:1], (6, 1))))
+    assert demos.where_it_moves(still) == ""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "v", "said"),
+    [
+        (0.0, 0.6, "moved by what it reads, not by where it looks"),
+        (0.6, 0.1, "moved by where it looks, not by what it reads"),
+        (0.3, 0.3, "moved by both"),
+        (0.1, 0.1, ""),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_carries_a_head_s_effect_is_concluded_from_its_parts(pattern, v, said, sign):
+    assert demos.conclusion(sign * 0.62, sign * pattern, sign * v) == said
+    assert demos.conclusion(0.62, pattern, None) == ""
 
 
 @pytest.mark.parametrize("script", [demo, head_demo])
