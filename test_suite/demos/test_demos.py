@@ -135,7 +135,8 @@ def test_a_layer_that_carries_something_is_told_with_the_tables_own_numbers():
     patched = sweep.base + effects[:, None] * (sweep.source - sweep.base)
     moved = PositionResults(made_up_sweep(sites, 3, 1, patched=patched))
     assert demos.where_it_moves(moved) == (
-        "Layer 1 carries what decides from S2 to END: S2 0.95 before it and 0.30 after, END 0.10 before it and 0.80 after."
+        "Layer 1 carries what decides from S2 to END: S2 0.95 before it and 0.30 after, END 0.10 before it and 0.80 "
+        "after."
     )
     still = PositionResults(made_up_sweep(sites, 3, 1, patched=np.tile(patched[:1], (6, 1))))
     assert demos.where_it_moves(still) == ""
