@@ -67,7 +67,8 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
         columns.append([_interval(low, high) for low, high in zip(statistics.low, statistics.high)])
     if isinstance(statistics, SiteStatistics) and statistics.n_pairs > 1:
         heads.append("p, corrected")
-        columns.append([f"{p:.2g}{'' if p <= statistics.alpha else ' n.s.'}" for p in statistics.p_corrected])
+        mark = " n.s." if statistics.tells_significance else ""
+        columns.append([f"{p:.2g}{'' if p <= statistics.alpha else mark}" for p in statistics.p_corrected])
     heads.append(f"{metric_name(sweep)}, patched")
     usable = sweep.usable
     columns.append([f"{row[usable].mean():+.3f}" for row in sweep.patched])

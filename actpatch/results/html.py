@@ -42,7 +42,7 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
         columns[f"{statistics.level * 100:g}% interval"] = [
             "none" if np.isnan(low) else f"[{low:+.3f}, {high:+.3f}]" for low, high in intervals
         ]
-    if statistics is not None:
+    if statistics is not None and statistics.tells_significance:
         columns[""] = ["" if statistics.significant[i] else "n.s." for i in top]
     if sweep.usable.any():
         columns[sweep.metric] = [f"{sweep.patched[i, sweep.usable].mean():+.3f}" for i in top]
@@ -83,6 +83,8 @@ def _statistics(sweep: Sweep) -> tuple[SiteStatistics | None, str]:
     notes = [f"{note[:1].upper()}{note[1:]}." for note in found.notes]
     if found.n_pairs == 1:
         return None, " ".join(notes)
+    if not found.tells_significance:
+        return found, " ".join(notes)
     tested = f"p > {found.alpha:g} after {CORRECTIONS[found.correction]} correction over {len(found.sites)} patches"
     return found, " ".join([f"n.s.: {tested}.", *notes])
 

@@ -33,7 +33,9 @@ def results_text(sweep: Sweep, rows: Sequence[tuple[str, int]], *, kind: str, of
     heading = f"{kind} ({patched})" if patched else kind
     more = [f"({of - len(rows)} more with smaller effects)"] if of > len(rows) else []
     table = "\n".join([effects_table(heading, rows, sweep, statistics), *more])
-    parts = [describe_experiment(sweep), untold(statistics), table, describe_statistics(statistics, kind)]
+    untold = _why_untold(statistics)
+    first = textwrap.fill(f"Nothing is marked as significant or not: {untold}.", WIDTH) if untold else ""
+    parts = [describe_experiment(sweep), first, table, describe_statistics(statistics, kind, said=untold)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -115,8 +117,14 @@ def effects_table(
     return "\n\n".join([message, *(_beside([first, *table]) for table in tables)])
 
 
-def describe_statistics(statistics: Mapping[str, SiteStatistics | str], kind: str) -> str:
-    """What a reader of intervals and marks has to know: level, correction, pairs, smallest detectable effect, notes."""
+def describe_statistics(statistics: Mapping[str, SiteStatistics | str], kind: str, *, said: str = "") -> str:
+    """What a reader of intervals and marks has to know: level, correction, pairs, smallest detectable effect, notes.
+
+    Args:
+        statistics: those of each metric, or why it has none.
+        kind: what a row is.
+        said: a note that the reader has been told already.
+    """
     known = {name: found for name, found in statistics.items() if isinstance(found, SiteStatistics)}
     general: list[str] = []
     if several := [found for found in known.values() if found.n_pairs > 1]:
@@ -136,23 +144,19 @@ def describe_statistics(statistics: Mapping[str, SiteStatistics | str], kind: st
         paragraphs = [" ".join(general), *(f"{name}: {reach}" for name, reach in reaches.items())]
     notes: dict[str, list[str]] = {}
     for name, found in statistics.items():
-        above = found.too_few if isinstance(found, SiteStatistics) and untold(statistics) else ""
         for note in (found,) if isinstance(found, str) else found.notes:
-            if note == above:
-                continue
-            notes.setdefault(note, []).append(name)
+            if note != said:
+                notes.setdefault(note, []).append(name)
     for note, names in notes.items():
         about = f" on {', '.join(names)}" if len(statistics) > 1 else ""
         paragraphs.append(f"Note{about}: {note}.")
     return "\n".join(textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in paragraphs if text)
 
 
-def untold(statistics: Mapping[str, SiteStatistics | str]) -> str:
-    """Why no row of a table is marked as significant or not, in one line above it; empty where rows are marked."""
+def _why_untold(statistics: Mapping[str, SiteStatistics | str]) -> str:
+    """Why no row of a table is marked as significant or not; empty where rows are marked."""
     known = [found for found in statistics.values() if isinstance(found, SiteStatistics)]
-    if not known or any(found.tells_significance for found in known):
-        return ""
-    return textwrap.fill(f"Nothing is marked as significant or not: {known[0].too_few}.", WIDTH)
+    return "" if not known or any(found.tells_significance for found in known) else known[0].too_few
 
 
 def effect_bar(effect: float, width: int = BAR_WIDTH) -> str:
