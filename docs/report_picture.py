@@ -1,4 +1,4 @@
-"""The pictures that README.md starts with: the map of the bundled model's heads, and bars of the largest, light and dark.
+"""The pictures that README.md starts with: the map of the bundled model's heads, and bars of the largest.
 
     python -m docs.report_picture
 
