@@ -50,7 +50,7 @@ $(DOCS_READY): docs/requirements.txt
 	@touch $@
 
 docs: $(DOCS_READY)  ## the docs site, into ./site: open site/index.html
-	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md
 	$(RUN) -m benchmarks.run

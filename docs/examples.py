@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN_ELSEWHERE = ("extending.md",)
 """Pages whose code is parts of files."""
 EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\n\n```text\n(?P<printed>.*?)^```$)?", re.M | re.S)
-HAS_HOOKED = hasattr(transformer_lens, "HookedTransformer")
+HAS_HOOKED = "HookedTransformer" in vars(transformer_lens)
 LENS_IMPORT = re.compile(r"^from transformer_lens import HookedTransformer\b.*$", re.M)
 GPT2 = re.compile(r"""(HookedTransformer\.from_pretrained|load_model)\("gpt2-small"[^)]*\)""")
 BUNDLED = '__import__("model_loading").load_model("tiny", device="cpu")'

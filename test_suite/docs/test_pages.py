@@ -28,13 +28,8 @@ def test_code_runs_and_prints_what_stands_below_it(path, tmp_path, monkeypatch):
     for example, printed in examples.run(path):
         if example.printed is not None:
             assert_same_text(example.printed, printed)
-
-
-def test_the_examples_of_figures_and_prompts_write_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for _ in examples.run(DOCS / "figures.md"):
-        pass
-    assert (tmp_path / "figures" / "report.html").exists() and (tmp_path / "quadrant.html").exists()
+    if path.name == "figures.md":
+        assert (tmp_path / "figures" / "report.html").exists() and (tmp_path / "quadrant.html").exists()
 
 
 def test_what_is_printed_is_written_anew(tmp_path):

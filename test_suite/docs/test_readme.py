@@ -81,7 +81,7 @@ def test_every_call_of_the_table_works(tmp_path, monkeypatch, capsys):
     rows = re.findall(r"^\| (?!I want)([^|-][^|]*) \| (.*) \|$", table, re.MULTILINE)
     assert len(rows) > 10
     model = actpatch.load_model("tiny", device="cpu")
-    dataset = actpatch.IOIDataset(model, 20, corruption="flip_subject")
+    dataset = actpatch.IOIDataset(model, 6, corruption="flip_subject")
     patcher = actpatch.ActivationPatcher(model, show_progress=False)
     results = actpatch.HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset)
     (clean, corrupted), *_ = dataset.get_clean_corrupt_pairs()
