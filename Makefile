@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready-$(shell cksum requirements.txt | cut -d ' ' -f 1)
+DOCS_VENV := .venv-docs
+DOCS_READY := $(DOCS_VENV)/.ready-$(shell cksum docs/requirements.txt | cut -d ' ' -f 1)
 
-.PHONY: help setup demo test fuzz lint bench bench-imports clean
+.PHONY: help setup demo test fuzz lint docs bench bench-imports clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -40,12 +42,22 @@ lint: $(READY)  ## style and types
 	$(VENV)/bin/lint-imports --no-cache
 	$(RUN) -m mypy actpatch $(wildcard *.py benchmarks/*.py)
 
+# The site needs neither torch nor the package: what it says of the interface is read from the sources.
+$(DOCS_READY): docs/requirements.txt
+	@echo "Setting up $(DOCS_VENV), once: less than a minute"
+	@$(PYTHON) -m venv --clear $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
+docs: $(DOCS_READY)  ## the docs site, into ./site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md
 	$(RUN) -m benchmarks.run
 
 bench-imports: $(READY)  ## measure how long imports take against that of torch
 	$(RUN) -m benchmarks.imports
 
-clean:  ## remove the environment, caches and figures
-	rm -rf $(VENV) .ci-venvs build dist *.egg-info figures .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environments, caches, figures and the docs site
+	rm -rf $(VENV) $(DOCS_VENV) site .ci-venvs build dist *.egg-info figures .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
-"""The picture in the README: the top of the report on the bundled model, in light and dark, as a browser shows it.
+"""The pictures that README.md starts with: the map of the bundled model's heads, and bars of the largest.
 
     python -m docs.report_picture
 
-writes docs/report.png and docs/report-dark.png. Needs `playwright` (the extra `test`) and Chromium. Everything is drawn
-from seed 0.
+writes docs/pictures/head-map.png, head-bars.png, and -dark.png of either, as a browser shows the figures. Needs
+`playwright` (the extra `test`) and Chromium. Everything is drawn from seed 0.
 """
 
 from __future__ import annotations
@@ -14,41 +14,48 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from activation_patching import ActivationPatcher, IOIDataset, check_dataset
-from actpatch.tasks.words import IOI_SCENE_TEMPLATES
-from head_patching import HeadPatcher
-from model_loading import load_model
-from visualize import create_full_report
+from actpatch import (
+    HeadPatcher,
+    HeadResults,
+    IOIDataset,
+    create_head_heatmap,
+    create_top_heads_bar,
+    load_model,
+    save_figure,
+)
 
-WIDTH, HEIGHT = 1000, 1265
-"""Pixels of the picture; each is two by two in the file."""
-PICTURES = {"light": "report.png", "dark": "report-dark.png"}
+FOLDER = Path(__file__).with_name("pictures")
+WIDTH, HEIGHT = 500, 700
+"""Pixels of the window; each is two by two in the files."""
+TOP = 6
 DRAWN = "[...document.querySelectorAll('.drawn')].every((figure) => figure.querySelector('.main-svg .nsewdrag'))"
 
 
-def main() -> None:
+def experiment() -> HeadResults:
+    """What is shown: each head's output, put back into runs in which the giver is the other person."""
     model = load_model("tiny", device="cpu")
-    dataset = IOIDataset(model, 20, corruption="flip_subject", templates=IOI_SCENE_TEMPLATES[:1])
-    heads = HeadPatcher(model).run_all_heads_experiment(dataset)
-    positions = ActivationPatcher(model).run_position_experiment(dataset, "resid_pre")
-    with tempfile.TemporaryDirectory() as folder:
-        report, *_ = create_full_report(
-            heads, position_results=positions, check=check_dataset(model, dataset), save_dir=folder
-        )
-        take(report)
+    dataset = IOIDataset(model, 20, corruption="flip_subject")
+    return HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset)
 
 
-def take(report: Path) -> None:
+def main() -> None:
+    heads = experiment()
+    figures = {"head-map": create_head_heatmap(heads), "head-bars": create_top_heads_bar(heads, top_k=TOP)}
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
-        for scheme, name in PICTURES.items():
-            page = browser.new_page(
-                viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=2, color_scheme=scheme
-            )
-            page.goto(report.as_uri())
-            page.wait_for_function(DRAWN)
-            page.screenshot(path=Path(__file__).with_name(name))
+        for name, figure in figures.items():
+            shown = save_figure(figure, Path(folder) / f"{name}.html")
+            for suffix, dark in (("", False), ("-dark", True)):
+                page = browser.new_page(
+                    viewport={"width": WIDTH, "height": HEIGHT},
+                    device_scale_factor=2,
+                    color_scheme="dark" if dark else "light",
+                )
+                page.goto(shown.as_uri())
+                page.wait_for_function(DRAWN)
+                page.locator("figure").first.screenshot(path=FOLDER / f"{name}{suffix}.png")
+                page.close()
         browser.close()
 
 

@@ -58,7 +58,8 @@ def create_comparison(
     pair (`results.differences`); otherwise its heading says that it is not.
 
     Args:
-        results_a, results_b: head, layer or position results, both of one kind.
+        results_a: head, layer or position results.
+        results_b: results of the same kind.
         names: what the two are called.
         component: of position results, which component; None for each one's first.
         same_model: False allows results of two models of one shape, for instance before and after fine-tuning; head

@@ -35,7 +35,8 @@ def create_head_heatmap(
     Args:
         results: what `run_all_heads_experiment` returned. A plain list (`[r for r in results if r.layer > 3]`) needs
             `n_layers` and `n_heads`; heads it lacks stay grey, and it does not know what is significant.
-        n_layers, n_heads: of the model; checked where the results know them.
+        n_layers: of the model; checked where the results know it.
+        n_heads: likewise.
         title: in place of the figure's own.
         colour_range: colours span ± this effect, for maps that are to be compared; None spans the largest.
         statistics: `results.statistics(...)`, for another level or correction than its defaults.

@@ -103,7 +103,10 @@ class HeadPatcher:
             pair_indices: which pairs of the dataset; None for all.
             position: token position to patch (the query's, for `pattern`), a name the task gives one, or several that
                 are patched together; None for all positions at once.
-            direction, source, noise, metrics: as in `ActivationPatcher.run_patching_experiment`.
+            direction: as in `ActivationPatcher.run_patching_experiment`.
+            source: likewise.
+            noise: likewise.
+            metrics: likewise.
 
         Returns:
             A list of `HeadPatchingResult`, one per head, in order of layer and head. For `k` and `v` under

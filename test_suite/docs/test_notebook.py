@@ -17,13 +17,12 @@ import pytest
 from transformers.utils import logging
 
 import model_loading
+from test_suite.helpers.printed import assert_same_text
 
 ROOT = Path(model_loading.__file__).resolve().parent
 NOTEBOOK = ROOT / "docs" / "walkthrough.ipynb"
 MOST_BYTES = 1_500_000
 PLOTLY = "application/vnd.plotly.v1+json"
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
-LOADING = re.compile(r"^Changing model dtype to .*\n", re.MULTILINE)  # TransformerLens 3 prints it, 4 does not
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +51,6 @@ def run(code: str, namespace: dict[str, Any]) -> tuple[str, Any]:
         if last is not None:
             value = eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), namespace)
     return printed.getvalue(), value
-
-
-def assert_same_text(saved: str, now: str) -> None:
-    """Alike but for rounding: each number within one of its last digit."""
-    saved, now = (" ".join(LOADING.sub("", text).split()) for text in (saved, now))
-    assert NUMBER.sub("0", saved) == NUMBER.sub("0", now)
-    for old, new in zip(NUMBER.findall(saved), NUMBER.findall(now)):
-        last_digit = 10.0 ** -len(old.partition(".")[2])
-        assert abs(float(old) - float(new)) < (1.5 * last_digit if "." in old else 0.5), f"{old} saved, {new} now"
 
 
 def test_notebook_runs_and_was_saved_with_what_it_shows(code_cells, settings_restored, monkeypatch):

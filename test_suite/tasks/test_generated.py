@@ -159,9 +159,9 @@ def test_every_task_says_what_it_varies():
     assert len(set(said.values())) == len(TASKS) and all(len(text) > 20 for text in said.values())
     names = {task(bundled(), 1).name for task in TASKS}
     assert len(names) == len(TASKS)
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
     for task in BEHAVIOURS:
-        (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{task.__name__}` |"))
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{task.__name__}` |"))
         assert row.endswith(f"| {said[task]} | {', '.join(task.roles)} |")
 
 
