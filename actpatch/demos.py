@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actpatch.core.components import PATCH_TYPES
+from actpatch.core.components import PATCH_TYPE_ALIASES, PATCH_TYPES
 from actpatch.core.direction import DIRECTIONS
 from actpatch.models.load import can_be_loaded, load_model
 from actpatch.patchers.activation import ActivationPatcher, summarize_results
@@ -39,7 +39,9 @@ def layer_demo(argv: list[str] | None, description: str | None) -> int:
 def head_demo(argv: list[str] | None, description: str | None) -> int:
     """Patch heads. Returns the script's exit code."""
     parser = arguments(description)
-    parser.add_argument("--patch-type", choices=PATCH_TYPES, default="output", help="default: output")
+    parser.add_argument(
+        "--patch-type", choices=[*PATCH_TYPES, *PATCH_TYPE_ALIASES], default="output", help="default: output"
+    )
     parser.set_defaults(top_k=15)
     return guarded(_run_heads, parser.parse_args(argv))
 
@@ -71,7 +73,7 @@ def _run_heads(args: argparse.Namespace) -> None:
 
     important = patcher.find_important_heads(heads, threshold=IMPORTANT)
     say(f"\n|effect| of at least {IMPORTANT}: {', '.join(head.label for head in important) or 'none'}")
-    if args.patch_type == "output" and not args.quiet:
+    if heads.patch_type == "output" and not args.quiet:
         moved_by_what_they_read(patcher, dataset, args, [head.label for head in important])
 
     # The report compares the heads with the layers they are part of, and takes the place of one of layers alone.

@@ -83,7 +83,7 @@ def _statistics(sweep: Sweep) -> tuple[SiteStatistics | None, str]:
     notes = [f"{note[:1].upper()}{note[1:]}." for note in found.notes]
     if found.n_pairs == 1:
         return None, " ".join(notes)
-    tested = f"p > {found.alpha:g} after {CORRECTIONS[found.correction]} correction over {len(found.sites)} patches"
+    tested = f"p > {found.alpha:g} after {CORRECTIONS[found.correction]} correction over {found.n_corrected} patches"
     return found, " ".join([f"n.s.: {tested}.", *notes])
 
 

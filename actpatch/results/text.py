@@ -124,7 +124,7 @@ def describe_statistics(statistics: Mapping[str, SiteStatistics | str], kind: st
             general.append(f"{some.level * 100:g}% intervals.")
         apart = ", each metric apart" if len(statistics) > 1 else ""
         general.append(
-            f"n.s.: p > {some.alpha:g} after {CORRECTIONS[some.correction]} correction over {len(some.sites)} "
+            f"n.s.: p > {some.alpha:g} after {CORRECTIONS[some.correction]} correction over {some.n_corrected} "
             f"{kind}s{apart}."
         )
     reaches = {name: _reach(found, kind) for name, found in known.items() if found.n_pairs > 1}

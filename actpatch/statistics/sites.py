@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, TypedDict
 
@@ -114,6 +114,8 @@ class SiteStatistics:
     """Resamples of the pairs that the intervals rest on."""
     notes: tuple[str, ...]
     """What could not be computed or is weak, and why."""
+    n_corrected: int
+    """Number of sites that the correction counts: all of the map, also where these are some of them."""
 
     @property
     def options(self) -> StatisticsOptions:
@@ -126,6 +128,13 @@ class SiteStatistics:
             "power": self.power,
             "n_resamples": self.n_resamples,
         }
+
+    def of_sites(self, numbers: Sequence[int]) -> SiteStatistics:
+        """The entries of these sites. Whatever is of the map stays the whole map's: correction, agreement, notes."""
+        chosen = list(numbers)
+        arrays = ("effect", "low", "high", "p", "p_corrected", "too_skewed", "detectable")
+        entries = {name: getattr(self, name)[chosen] for name in arrays}
+        return replace(self, sites=tuple(self.sites[i] for i in chosen), **entries)
 
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:
@@ -248,6 +257,7 @@ def site_statistics(
             *_notes_on_skewness(labels, changes, too_skewed, size, lone >= step, power),
             *_notes_on_disagreement(labels, low, high, p, level),
         ),
+        n_corrected=len(labels),
     )
 
 
