@@ -15,7 +15,7 @@ from actpatch.core.text import count
 from actpatch.figures.cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.certainty import certainty
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, known_heads
-from actpatch.figures.colours import LINE
+from actpatch.figures.colours import ZERO_LINE
 from actpatch.figures.frame import finish
 from actpatch.figures.ranking import largest, rows_axis
 from actpatch.figures.words import context_line, escaped, hovers, labels_of
@@ -76,7 +76,7 @@ def create_head_position_heatmap(
     figure.update_yaxes(title=kind, **rows_axis(labels))
     for row in range(1, len(heads)):
         if heads[row][0] != heads[row - 1][0]:
-            figure.add_hline(y=row - 0.5, line={"color": LINE, "width": 1})
+            figure.add_hline(y=row - 0.5, line={"color": ZERO_LINE, "width": 1})
     title = title or f"Effect of each {kind} at each position: {escaped(shown.patch_type)}"
     note = f"{count(left_out, 'more ' + kind)} with smaller effects not drawn" if left_out else ""
     sizes = {"narrowest": narrowest(len(names)), "room_for_numbers": room_for_numbers(len(names))}

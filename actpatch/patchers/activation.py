@@ -147,8 +147,9 @@ class ActivationPatcher:
                 its formula, so that in noising it is by how much the ablation moves the clean metric, as a share of
                 how much the corruption does (`interventions.sources`).
             noise: makes the corrupted run out of the clean prompt, whose partner in the pair is then not looked at.
-            metrics: what to measure, all in the same runs: names (`METRICS`) and `Metric` objects, one or a
-                list; None for the dataset's own. Results show the first; `results.by_metric(name)` shows another.
+            metrics: what to measure, all in the same runs: names (`METRICS`), `Metric` objects and functions of
+                (logits, pair_idx), of which more is taken to be better; one or a list. None for the dataset's own.
+                Results show the first; `results.by_metric(name)` shows another.
 
         Returns:
             A mapping hook point -> list of `PatchingResult`, one per pair; for `both` a `BothDirections` of two such.

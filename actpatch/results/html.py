@@ -68,8 +68,8 @@ def _caption(sweep: Sweep) -> list[str]:
         f"{n_pairs} pair{'' if n_pairs == 1 else 's'}" + (f", {excluded} left out of the effects" if excluded else ""),
     ]
     if n_pairs:
-        worse = "" if sweep.more_is_better else " (less is better)"
-        means = f"clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f}{unit}{worse}"
+        better = f" ({sweep.better})" if sweep.better else ""
+        means = f"clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f}{unit}{better}"
         lines.append(f"{sweep.metric}: {means}")
     return [line for line in lines if line]
 

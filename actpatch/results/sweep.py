@@ -26,7 +26,7 @@ from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch, Site
 from actpatch.core.text import count
-from actpatch.metrics.registry import metric_key
+from actpatch.metrics.registry import METRICS, metric_key
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
@@ -220,6 +220,13 @@ class Sweep:
     @property
     def more_is_better(self) -> bool:
         return self.measured[self.selected].more_is_better
+
+    @property
+    def better(self) -> str:
+        """Which way the selected metric is better, in words; empty where that goes without saying."""
+        if not self.more_is_better:
+            return "less is better"
+        return "" if metric_key(self.metric) in METRICS else "more is better"
 
     @property
     def patched(self) -> Float[np.ndarray, "patch pair"]:

@@ -51,7 +51,7 @@ def describe_experiment(sweep: Sweep) -> str:
         lines.append(
             f"{name}: clean {clean:+.3f}, corrupted {corrupted:+.3f}"
             + (f" {shown.unit}" if shown.unit else "")
-            + ("" if shown.more_is_better else " (less is better)")
+            + (f" ({shown.better})" if shown.better else "")
             + (", of one pair" if n_pairs == 1 else f", mean of {finite.sum()} pairs")
         )
         if not finite.all():
