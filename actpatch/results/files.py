@@ -99,7 +99,7 @@ def read_sweeps(path: str | Path) -> tuple[str, list[Sweep]]:
         if len(sweeps) not in (1, 2):
             raise ValueError(f"{len(sweeps)} sweeps, expected one, or one of each direction")
         return stored["kind"], sweeps
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run the experiment again") from error
 
 

@@ -75,11 +75,12 @@ class HeadPositionResults(OfHeads[HeadPositionPatchingResult]):
             return self.at(position).matrix()
         rows = [range(self.sweep.n_layers), range(self.heads_per_layer)]
         index = pd.MultiIndex.from_product(rows, names=["layer", "head"])
-        columns = pd.Index(self.positions, name="position", dtype=object)
+        positions = self.positions
+        columns = pd.Index(positions, name="position", dtype=object)
         table = np.full((len(index), len(columns)), np.nan)
         for result in self:
             row = result.layer * self.heads_per_layer + result.head
-            table[row, self.positions.index(result.position)] = result.effect
+            table[row, positions.index(result.position)] = result.effect
         return pd.DataFrame(table, index, columns)
 
 

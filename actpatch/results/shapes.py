@@ -28,8 +28,10 @@ Row = TypeVar("Row", bound="OverPairs")
 Rows = TypeVar("Rows", bound="RowResults[Any]")
 
 
+MOST_WITH_EFFECTS = 3
+"""Most patches whose effects the `repr` of results writes out."""
 MOST_NAMED = 5
-"""Most patches that the `repr` of results names."""
+"""Most hook points that a message names."""
 
 KINDS: dict[str, type[SweepResults]] = {}
 """Every shape by its name, which saved files give."""
@@ -59,7 +61,7 @@ class SweepResults:
 
     def _named(self) -> str:
         """The effects of a few patches that were taken out of an experiment, to go before what they are of."""
-        if self.sweep.whole is None or len(self.labels) > MOST_NAMED:
+        if self.sweep.whole is None or len(self.labels) > MOST_WITH_EFFECTS:
             return ""
         each = zip(self.labels, self.sweep.effects)
         return f"{', '.join(f'{label} {effect:+.3f}' for label, effect in each)}; "

@@ -175,7 +175,9 @@ class Sweep:
                 f"the metric {name!r} was not measured: {hint}These results have {', '.join(keys)}; ask for more with "
                 "metrics=[...] in the run"
             )
-        return replace(self, selected=keys.index(metric_key(name)))
+        selected = keys.index(metric_key(name))
+        whole = None if self.whole is None else replace(self.whole, selected=selected)
+        return replace(self, selected=selected, whole=whole)
 
     def of_patches(self, numbers: Sequence[int]) -> Sweep:
         """The sweep of the patches with these numbers, in this order.
