@@ -285,6 +285,15 @@ def test_positions_by_name_are_found_in_each_pair():
     assert (first[1].layer, second[3].layer) == (1, 0)
 
 
+def test_positions_that_were_patched_together_colour_none_of_them():
+    together = [Site("blocks.0.hook_resid_pre", position=at, position_name=name) for at, name in ((1, "A"), (3, "B"))]
+    sweep = made_up_sweep([Site("blocks.0.hook_resid_pre", position=2, position_name="C")] * 2, 2, 3)
+    sweep = dataclasses.replace(sweep, patches=(sweep.patches[0], Patch(tuple(together))))
+    results = PositionResults(sweep)
+    assert results.names == ["C", "A + B"] and results.matrix()[0].tolist() == sweep.effects.tolist()
+    assert all(set(effects) == {2} for effects in position_effects(results, "resid_pre"))
+
+
 def test_pairs_that_are_not_usable_stay_uncoloured():
     clean = np.array([3.0, 3.0])
     found = position_effects(made_up_positions(n_pairs=2, clean=clean, corrupted=np.array([-3.0, 2.99])), "resid_pre")
