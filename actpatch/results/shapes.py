@@ -274,7 +274,11 @@ class RowResults(SweepResults, list[Row], Generic[Row], ABC, saved=False):
 
     def _of_items(self, items: list[Any]) -> Any:
         found = sweep_of_items(items)
-        return items if found is None else type(self)(found)
+        if found is None:
+            return items
+        part = type(self)(found)
+        list.__setitem__(part, slice(None), items)  # the very same: an effect that is NaN is equal to itself alone
+        return part
 
 
 class OfHeads(RowResults[Row], Generic[Row], saved=False):

@@ -71,6 +71,7 @@ def test_every_head_at_every_position_is_what_hooks_by_hand_give(name: str, patc
     ]
     limit = allowed(model, pairs.clean)
     for results in (both.denoising, both.noising):
+        assert results.positions == ["A", -2, "A + B", "END"]
         assert len(results) == len(hook_points) * head_count(model, hook_points[0]) * len(POSITIONS)
         runs = (pairs.corrupted, pairs.clean)
         for pair, (base, source) in enumerate(zip(*(runs if results is both.denoising else runs[::-1]))):
