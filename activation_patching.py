@@ -25,12 +25,15 @@ from actpatch import Mean as Mean
 from actpatch import NeuronPatchingResult as NeuronPatchingResult
 from actpatch import NeuronResults as NeuronResults
 from actpatch import OtherRun as OtherRun
+from actpatch import Patch as Patch
 from actpatch import PatchingDataset as PatchingDataset
 from actpatch import PatchingResult as PatchingResult
 from actpatch import PositionResults as PositionResults
 from actpatch import PromptPair as PromptPair
 from actpatch import PromptPairs as PromptPairs
 from actpatch import Resample as Resample
+from actpatch import Site as Site
+from actpatch import SweepResults as SweepResults
 from actpatch import Zero as Zero
 from actpatch import check_dataset as check_dataset
 from actpatch import load_results as load_results

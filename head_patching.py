@@ -5,6 +5,10 @@ The library is the package `actpatch`; this module re-exports what head patching
 
 from __future__ import annotations
 
-from actpatch import HeadPatcher, HeadPatchingResult, HeadResults, print_head_results
-
-__all__ = ["HeadPatcher", "HeadPatchingResult", "HeadResults", "print_head_results"]
+from actpatch import AttentionPatterns as AttentionPatterns
+from actpatch import HeadPatcher as HeadPatcher
+from actpatch import HeadPatchingResult as HeadPatchingResult
+from actpatch import HeadPositionPatchingResult as HeadPositionPatchingResult
+from actpatch import HeadPositionResults as HeadPositionResults
+from actpatch import HeadResults as HeadResults
+from actpatch import print_head_results as print_head_results

@@ -11,6 +11,7 @@ from .figures.bars import create_top_heads_bar as create_top_heads_bar
 from .figures.colours import on_dark as on_dark
 from .figures.comparison import create_comparison as create_comparison
 from .figures.files import save_figure as save_figure
+from .figures.head_positions import create_head_position_heatmap as create_head_position_heatmap
 from .figures.maps import create_head_heatmap as create_head_heatmap
 from .figures.maps import create_layer_heatmap as create_layer_heatmap
 from .figures.maps import create_position_heatmap as create_position_heatmap
@@ -33,11 +34,16 @@ from .patchers.check import check_dataset as check_dataset
 from .patchers.heads import HeadPatcher as HeadPatcher
 from .patchers.heads import print_head_results as print_head_results
 from .report.full import create_full_report as create_full_report
+from .results.attention import AttentionPatterns as AttentionPatterns
 from .results.baselines import Finding as Finding
 from .results.both import BothDirections as BothDirections
+from .results.check import Change as Change
 from .results.check import DatasetCheck as DatasetCheck
+from .results.check import PairCheck as PairCheck
+from .results.head_positions import HeadPositionResults as HeadPositionResults
 from .results.headline import headline as headline
 from .results.items import HeadPatchingResult as HeadPatchingResult
+from .results.items import HeadPositionPatchingResult as HeadPositionPatchingResult
 from .results.items import NeuronPatchingResult as NeuronPatchingResult
 from .results.items import PatchingResult as PatchingResult
 from .results.saved import load_results as load_results
@@ -46,7 +52,9 @@ from .results.shapes import LayerResults as LayerResults
 from .results.shapes import NeuronResults as NeuronResults
 from .results.shapes import PositionResults as PositionResults
 from .results.shapes import SweepResults as SweepResults
+from .results.sweep import MetricValues as MetricValues
 from .results.sweep import Sweep as Sweep
+from .statistics.sites import SiteStatistics as SiteStatistics
 from .tasks.dataset import PatchingDataset as PatchingDataset
 from .tasks.files import PromptPair as PromptPair
 from .tasks.generated import GeneratedTask as GeneratedTask

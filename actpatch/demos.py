@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from actpatch.core.components import PATCH_TYPES
+from actpatch.core.components import PATCH_TYPE_ALIASES, PATCH_TYPES
 from actpatch.core.direction import DIRECTIONS
 from actpatch.models.load import can_be_loaded, load_model
 from actpatch.patchers.activation import ActivationPatcher, summarize_results
@@ -46,7 +46,9 @@ def layer_demo(argv: list[str] | None, description: str | None) -> int:
 def head_demo(argv: list[str] | None, description: str | None) -> int:
     """Patch heads, then parts of them. Returns the script's exit code."""
     parser = arguments(description)
-    parser.add_argument("--patch-type", choices=PATCH_TYPES, default="output", help="default: output")
+    parser.add_argument(
+        "--patch-type", choices=[*PATCH_TYPES, *PATCH_TYPE_ALIASES], default="output", help="default: output"
+    )
     parser.set_defaults(top_k=15)
     return guarded(_run_heads, parser.parse_args(argv))
 
@@ -76,7 +78,7 @@ def _run_heads(args: argparse.Namespace) -> None:
     print_head_results(heads, top_k=args.top_k)
     say(f"\n{headline(heads)}.")
     significant = patcher.find_important_heads(heads, threshold=None, alpha=0.05) if can_tell(heads) else []
-    if args.patch_type == "output" and significant:
+    if heads.patch_type == "output" and significant:
         print_parts(patcher, dataset, args, significant[:SHOWN_HEADS])
 
     # One report of both demos: it has the layers that the heads are part of, and the positions.

@@ -103,12 +103,30 @@ PATCH_TYPES = {
 }
 """What `HeadPatcher` calls a patch -> the component that it replaces; what most ask for comes first."""
 
+PATCH_TYPE_ALIASES = {row.name: name for name, row in PATCH_TYPES.items() if row.name != name}
+"""Other names of patch types -> the one that results say: `z`, as the component is called."""
+
 _BY_HOOK = {hook: component for component in COMPONENTS for hook in component.hooks}
 
 
 def component_of(hook: str) -> Component:
     """The component of a hook point, by its name after `blocks.{layer}.`, or by its whole name outside the blocks."""
     return _BY_HOOK.get(hook) or Component(hook, (hook,), short=False)
+
+
+def patched_component(patch_type: object) -> Component:
+    """The component that a patch of this type replaces.
+
+    Raises:
+        ValueError: for what is no patch type.
+    """
+    known = (*PATCH_TYPES, *PATCH_TYPE_ALIASES)
+    if patch_type not in known:
+        aliases = ", ".join(f"{alias} for {name}" for alias, name in PATCH_TYPE_ALIASES.items())
+        raise ValueError(
+            f"patch_type {patch_type!r} is unknown: expected one of {', '.join(PATCH_TYPES)} (or {aliases})"
+        )
+    return PATCH_TYPES[PATCH_TYPE_ALIASES.get(str(patch_type), str(patch_type))]
 
 
 def in_forward_order(component: Component) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from actpatch.core.components import SHORT_NAMES, Component, component_of
 from actpatch.core.indices import as_integer
@@ -18,7 +18,11 @@ from actpatch.core.indices import as_integer
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
-@dataclass(frozen=True)
+MOST_SHOWN = 4
+"""Positions, one per pair, that a site's `repr` writes out; of more it says how many there are."""
+
+
+@dataclass(frozen=True, repr=False)
 class Site:
     """One place in the model: a hook point, narrowed to a head, a neuron and a position where these are given."""
 
@@ -42,6 +46,12 @@ class Site:
             plain = tuple(map(as_integer, given)) if isinstance(given, tuple) else as_integer(given)
             object.__setattr__(self, field, plain)
 
+    def __repr__(self) -> str:
+        """As it would be written, without what is not said; of many positions the first ones and their number."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        said = [f"{name}={_shown(value)}" for name, value in given.items() if value is not None]
+        return f"Site({', '.join([repr(self.hook_point), *said])})"
+
     @property
     def layer(self) -> int | None:
         """Index of the block that holds the hook point; None outside the blocks (`hook_embed`, `ln_final.*`)."""
@@ -54,13 +64,21 @@ class Site:
         return kind_of(self.hook_point)
 
     @property
+    def is_of_all_heads(self) -> bool:
+        """Whether heads have this activation, and those of all of them are replaced together."""
+        return self.head is None and self.kind.head_axis is not None
+
+    @property
     def component(self) -> str:
         """Short name of the hook point (`attn_out`, `z`), or what follows `blocks.{layer}.` where it has none."""
         return self.kind.name
 
     @property
     def label(self) -> str:
-        """How the site is printed: `L9H6`, `L3H1 v`, `L3N17`, `L3 attn_out`, with ` @4` or ` @S2` for a position."""
+        """How the site is printed: `L9H6`, `L3H1 v`, `L3N17`, `L3 attn_out`, with ` @4` or ` @S2` for a position.
+
+        Of an activation that heads have, all of whose heads are replaced: `L3 z (all heads)`.
+        """
         return self._label("")
 
     def _label(self, layers: str) -> str:
@@ -73,11 +91,12 @@ class Site:
             name += "" if self.component == "mlp_post" else f" {self.component}"
         elif self.layer is not None:
             name += f" {self.component}"
+            name += " (all heads)" if self.is_of_all_heads else ""
         where = self.position if self.position_name is None else self.position_name
         return name if where is None else f"{name} @{where}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Patch:
     """The sites whose activations are replaced together in one patched run."""
 
@@ -93,12 +112,19 @@ class Patch:
         if not sites or sites is not self.sites or not all(isinstance(site, Site) for site in sites):
             raise ValueError(f"the sites of a patch are {self.sites!r}, expected a tuple of at least one Site: (site,)")
 
+    def __repr__(self) -> str:
+        return f"Patch({self.label})"
+
     @property
     def label(self) -> str:
         """How the patch is printed: its name, or its sites; `L4±1 mlp_out` for a window of three layers."""
         if self.name is not None:
             return self.name
         around = f"±{self.window // 2}" if self.window > 1 else ""
+        what = list(dict.fromkeys(site._label(around) for site in self.centre))
+        together = list(dict.fromkeys(label.partition(" @")[0] for label in what))
+        if len(what) > 1 == len(together):  # one activation at several positions
+            return f"{together[0]} @{' + '.join(label.partition(' @')[2] or 'all' for label in what)}"
         return " + ".join(site._label(around) for site in self.centre)
 
     @property
@@ -107,6 +133,12 @@ class Patch:
         if self.window == 1:
             return self.sites
         return tuple(site for site in self.sites if site.hook_point == self.sites[0].hook_point)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple) and len(value) > MOST_SHOWN:
+        return f"({', '.join(map(str, value[:MOST_SHOWN]))}, … {len(value)} positions)"
+    return repr(value)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from actpatch.core.heavy import go
 from actpatch.core.sites import block_hook
 from actpatch.core.text import plural
 from actpatch.figures.certainty import Certainty, certainty
-from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_layers, checked_sweep
+from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_layers, checked_sweep, known_heads
 from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
 from actpatch.figures.frame import FADED, finish, height, step, thinned_note, thinned_pairs, width
 from actpatch.figures.heads import drawn_heads
@@ -32,7 +32,8 @@ def create_top_heads_bar(
     """Heads of largest |effect| as bars with intervals, largest on top, and the effect on each usable pair as points.
 
     Of more than a hundred pairs a hundred have points, at equal distances. Bars of heads that are not significant after
-    correction are faded, unless there are too few pairs to tell. A plain list has neither intervals nor fading.
+    correction are faded, unless there are too few pairs to tell. Heads of no one experiment have neither intervals nor
+    fading.
 
     Args:
         results: what `run_all_heads_experiment` returned, or a list picked from it.
@@ -44,6 +45,7 @@ def create_top_heads_bar(
         ValueError: where `results` are no head results, are empty or hold no usable pair, or `top_k` is below 1; where
             `statistics` are those of other results.
     """
+    results = known_heads(results)
     drawn = drawn_heads(results, "create_top_heads_bar", statistics)
     check_top_k(top_k)
     measured = [head for head in drawn.heads if not math.isnan(head.effect)]

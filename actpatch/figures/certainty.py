@@ -116,14 +116,15 @@ def unknown(n_patches: int, why: str) -> Certainty:
 
 def certainty_of(statistics: SiteStatistics, kind: str, *, muted_are: str) -> Certainty:
     """What these statistics say; `certainty` explains the arguments."""
-    n_pairs, n_sites = statistics.n_pairs, len(statistics.sites)
+    n_pairs, n_sites = statistics.n_pairs, statistics.n_corrected
     # All sites together at the smallest p there is are corrected to this; one of them alone to n_sites times as much.
     smallest = statistics.smallest_p
     if statistics.correction == "by":
         smallest *= sum(1 / i for i in range(1, n_sites + 1))
     if smallest > statistics.alpha:
         few = "" if n_pairs >= FEWEST_PAIRS else ", or for intervals"
-        return Certainty(statistics, np.zeros(n_sites, dtype=bool), f"{count(n_pairs, 'pair')}: too few to test{few}")
+        muted = np.zeros(len(statistics.sites), dtype=bool)
+        return Certainty(statistics, muted, f"{count(n_pairs, 'pair')}: too few to test{few}")
     muted = ~statistics.significant
     test = f"p\xa0>\xa0{statistics.alpha:g}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
     if not muted.any():

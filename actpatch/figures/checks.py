@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from actpatch.results.items import HeadPatchingResult
-from actpatch.results.shapes import HeadResults, LayerResults, SweepResults
+from actpatch.results.head_positions import HeadPositionResults
+from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
+from actpatch.results.shapes import HeadResults, LayerResults, RowResults, SweepResults, sweep_of_items
 from actpatch.results.sweep import Sweep
 
 Heads: TypeAlias = HeadResults | Sequence[HeadPatchingResult]
@@ -18,6 +19,7 @@ DRAWN_BY = {
     "LayerResults": "create_layer_heatmap",
     "HeadResults": "create_head_heatmap",
     "PositionResults": "create_position_heatmap",
+    "HeadPositionResults": "create_head_position_heatmap",
     "NeuronResults": "create_effect_distribution",
     "BothDirections": "create_direction_quadrant",
     "AttentionPatterns": "create_attention_patterns",
@@ -42,6 +44,21 @@ def checked_layers(results: LayerResults, n_layers: int | None, caller: str) -> 
     return sweep
 
 
+def known_heads(results: Any) -> Any:
+    """What was given, but a plain list of heads or of heads at positions as results, where all are of one experiment.
+
+    So `sorted(results)` and `[r for r in results if r.layer > 3]` are drawn as slices of results are.
+    """
+    if isinstance(results, RowResults) and len(results):
+        return results[:]  # as they stand: it is a list, which may have been sorted
+    if isinstance(results, SweepResults) or not isinstance(results, Sequence):
+        return results
+    for kind, shape in ((HeadPatchingResult, HeadResults), (HeadPositionPatchingResult, HeadPositionResults)):
+        if all(isinstance(item, kind) for item in results) and (sweep := sweep_of_items(results)) is not None:
+            return shape(sweep)
+    return results
+
+
 def checked_heads(results: Heads, caller: str) -> tuple[list[HeadPatchingResult], Sweep | None]:
     """The heads, of one patch type and each once, and their sweep where they know it."""
     sweep = checked_sweep(results, HeadResults, caller) if isinstance(results, SweepResults) else None
@@ -61,6 +78,8 @@ def checked_heads(results: Heads, caller: str) -> tuple[list[HeadPatchingResult]
 def wrong_type(results: Any, kinds: type | tuple[type, ...], caller: str) -> str:
     expected = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
     got = type(results).__name__
+    if isinstance(results, Sweep):
+        return f"{caller} was given a Sweep, expected {expected}: give it a shape, for instance SweepResults(sweep)"
     advice = f"{DRAWN_BY[got]} draws these" if DRAWN_BY.get(got, caller) != caller else "pass what the patcher returned"
     return f"{caller} was given {got}, expected {expected}: {advice}"
 

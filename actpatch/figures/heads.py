@@ -73,7 +73,7 @@ def drawn_heads(
     """
     heads, _ = checked_heads(results, caller)  # type: ignore[arg-type]
     if statistics is not None:
-        raise ValueError("statistics are of a whole experiment, a plain list of heads is a part: pass the results")
+        raise ValueError("statistics are of an experiment, these heads are of no one: pass the results")
     texts, patches = [head_hover(head) for head in heads], {head.label: i for i, head in enumerate(heads)}
     return DrawnHeads(tuple(heads), None, unknown(len(heads), ""), texts, patches)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from actpatch.core.heavy import go
 from actpatch.figures.cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.certainty import Certainty, certainty
-from actpatch.figures.checks import Heads, checked_layers, checked_sweep
+from actpatch.figures.checks import Heads, checked_layers, checked_sweep, known_heads
 from actpatch.figures.frame import finish
 from actpatch.figures.heads import drawn_heads
 from actpatch.figures.places import EffectMap, effect_map
@@ -33,8 +33,9 @@ def create_head_heatmap(
     Heads that are not significant after correction are faded, unless there are too few pairs to tell.
 
     Args:
-        results: what `run_all_heads_experiment` returned. A plain list (`[r for r in results if r.layer > 3]`) needs
-            `n_layers` and `n_heads`; heads it lacks stay grey, and it does not know what is significant.
+        results: what `run_all_heads_experiment` returned, or a list picked from it (`[r for r in results if r.layer >
+            3]`); heads that it lacks stay grey. Heads that were made otherwise need `n_layers` and `n_heads`, and do
+            not know what is significant.
         n_layers: of the model; checked where the results know it.
         n_heads: likewise.
         title: in place of the figure's own.
@@ -43,9 +44,10 @@ def create_head_heatmap(
 
     Raises:
         ValueError: where `results` are no head results, are empty or hold no usable pair; where the sizes contradict
-            them, or are missing for a plain list; where a plain list mixes patch types or repeats a head; where
+            them, or are missing for heads of no one experiment; where a list mixes patch types or repeats a head; where
             `statistics` are those of other results.
     """
+    results = known_heads(results)
     drawn = drawn_heads(results, "create_head_heatmap", statistics, muted_are=MUTED_ARE)
     effects = effect_map(results, size=(n_layers, n_heads))
     title = title or f"Effect of each {drawn.kind}: {drawn.patch_type}"
@@ -96,7 +98,9 @@ def create_position_heatmap(
             where `statistics` are those of other results.
     """
     checked_sweep(results, PositionResults, "create_position_heatmap")
-    title = title or f"Effect of {escaped(component or results.components[0])} at each position"
+    component = component or results.components[0]
+    together = ", all heads together," if component in results.of_all_heads else ""
+    title = title or f"Effect of {escaped(component)}{together} at each position"
     return _results_figure(results, effect_map(results, component), title, colour_range, statistics)
 
 

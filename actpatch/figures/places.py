@@ -86,7 +86,10 @@ def _(results: HeadResults, component: str | None = None, size: Size = (None, No
 def _(results: Sequence, component: str | None = None, size: Size = (None, None)) -> EffectMap:
     n_layers, n_heads = size
     if n_layers is None or n_heads is None:
-        raise ValueError("a plain list of heads does not know the model's size: pass n_layers and n_heads with it")
+        raise ValueError(
+            "these heads are of no one experiment, so the model's size is not known: pass results, a slice of them or "
+            "a list of their entries, or n_layers and n_heads with the list"
+        )
     if outside := [h.label for h in results if not (0 <= h.layer < n_layers and 0 <= h.head < n_heads)]:
         raise ValueError(
             f"{outside[0]} lies outside n_layers={n_layers}, n_heads={n_heads}: pass the model's own sizes"
@@ -119,12 +122,9 @@ def _(results: PositionResults, component: str | None = None, size: Size = (None
     check_effects(effects, results.sweep)
     names, sweep = results.names, results.sweep
     sites = [patch.sites[0] for patch in sweep.patches]
-    columns = [names.index(str(site.position_name)) if names else site.position for site in sites]
     places = tuple(
-        (site.layer, column)
-        if site.component == component and site.layer is not None and isinstance(column, int)
-        else None
-        for site, column in zip(sites, columns)
+        (site.layer, column) if site.component == component and site.layer is not None else None
+        for site, column in zip(sites, results.columns)
     )
     if names:
         labels = [escaped(name) for name in names]

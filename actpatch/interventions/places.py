@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -17,6 +17,8 @@ HookPoints: TypeAlias = str | Sequence[str | Sequence[str]]
 """Names of hook points; a sequence of names within the sequence is a set that is patched together."""
 Position: TypeAlias = int | str | Sequence[int | str] | None
 """A position, a name of one, several that are patched together, or None for all."""
+Columns: TypeAlias = Sequence[int | str | Sequence[int | str]]
+"""Positions or names of them, one at a time; a sequence of them within the sequence is patched together."""
 
 
 def hook_point_patches(
@@ -65,21 +67,29 @@ def places_at(position: Position, pairs: EncodedPairs) -> list[Site]:
     return [_at(place, pairs) for place in dict.fromkeys(asked)]
 
 
-def named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> list[Site]:
+def named_columns(positions: Columns, pairs: EncodedPairs) -> list[list[Site]]:
     """The columns of a map over positions, each under its name, as sites whose hook point is still to be filled in.
 
+    A column has one site, or several that are patched together.
+
     Raises:
-        ValueError: for a position out of range, no position at all, or a name that a pair lacks.
+        ValueError: for a position out of range, no position at all, one that is named twice, or a name that a pair
+            lacks.
     """
-    columns = as_list(positions)
-    if not columns:
+    is_one = isinstance(positions, str) or is_integer(positions) or not isinstance(positions, Iterable)
+    columns = [as_list(column) for column in ([positions] if is_one else positions)]
+    if not columns or not all(columns):
         raise ValueError("positions is empty: give at least one position or name, or None for every position")
-    if twice := [column for i, column in enumerate(columns) if str(column) in map(str, columns[:i])]:
-        raise ValueError(f"positions names {twice[0]!r} twice: a map has one column for each")
-    return [Site("", position=positions_in_pairs(column, pairs), position_name=str(column)) for column in columns]
+    _check_once([" + ".join(map(str, column)) for column in columns], "a map has one column for each")
+    for column in columns:
+        _check_once(list(map(str, column)), f"{' + '.join(map(str, column))} are patched together")
+    return [
+        [Site("", position=positions_in_pairs(place, pairs), position_name=str(place)) for place in column]
+        for column in columns
+    ]
 
 
-def every_position(pairs: EncodedPairs) -> list[Site]:
+def every_position(pairs: EncodedPairs) -> list[list[Site]]:
     """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
     lengths = pairs.lengths.numpy()
     if len(each := sorted(set(lengths.tolist()))) > 1:
@@ -90,7 +100,7 @@ def every_position(pairs: EncodedPairs) -> list[Site]:
             f"the pairs have {' and '.join(map(str, each))} tokens, a map over all positions needs one length: align "
             f"them by name ({by_name}), or choose pairs of one length with pair_indices ({counts})"
         )
-    return [Site("", position=at) for at in range(each[0])]
+    return [[Site("", position=at)] for at in range(each[0])]
 
 
 def check_window(window: int) -> None:
@@ -119,6 +129,11 @@ def layer_window(sites: Sequence[Site], window: int, n_layers: int) -> Patch:
     tail = name.removeprefix(f"blocks.{middle}.")
     names = [f"blocks.{layer}.{tail}" for layer in around if layer != middle]
     return Patch((*sites, *(replace(site, hook_point=other) for other in names for site in sites)), window=window)
+
+
+def _check_once(names: Sequence[str], why: str) -> None:
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"positions names {twice[0]!r} twice: {why}")
 
 
 def _at(place: int | str, pairs: EncodedPairs) -> Site:

@@ -19,7 +19,7 @@ from torch import Tensor
 from actpatch.metrics.base import AnswerMetric
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogitDifference(AnswerMetric):
     """logit(correct) - logit(incorrect) at the last position, in logits (Wang et al. 2022, section 2)."""
 
@@ -47,7 +47,7 @@ class LogitDifference(AnswerMetric):
         return correct, incorrect
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Probability(AnswerMetric):
     """Probability of a right answer as the next token."""
 
@@ -58,7 +58,7 @@ class Probability(AnswerMetric):
         return _sum_of_probabilities(last.softmax(-1), self.answers.padded_correct, pairs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogProbability(AnswerMetric):
     """Natural logarithm of the probability of a right answer as the next token, in nats."""
 
@@ -70,7 +70,7 @@ class LogProbability(AnswerMetric):
         return _sum_of_logits(last.log_softmax(-1), self.answers.padded_correct, pairs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProbabilityDifference(AnswerMetric):
     """Probability of a right answer minus that of a wrong one, from -1 to 1."""
 
@@ -85,7 +85,7 @@ class ProbabilityDifference(AnswerMetric):
         return correct - _sum_of_probabilities(probabilities, self.answers.padded_incorrect, pairs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rank(AnswerMetric):
     """Place of the best right answer among all tokens by logit: 1 is the best, and of a tie the better place counts."""
 
@@ -99,7 +99,7 @@ class Rank(AnswerMetric):
         return rank.masked_fill(last.isnan().any(-1), math.nan)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Accuracy(Rank):
     """1 where a right answer has the highest logit, else 0; its mean over pairs is the share of right predictions."""
 

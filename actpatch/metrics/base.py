@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from actpatch.core.text import count
+
 
 @runtime_checkable
 class Metric(Protocol):
@@ -61,7 +63,7 @@ class Metric(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answers:
     """Token ids of the answers of each pair of an experiment."""
 
@@ -88,6 +90,9 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.correct)
+
+    def __repr__(self) -> str:
+        return f"Answers({count(len(self), 'pair')})"
 
     @cached_property
     def tokens(self) -> Int[Tensor, " token"]:
@@ -140,7 +145,7 @@ class NamedMetric(ABC):
         """The metric of an experiment; `answers` reads the dataset's, and is called only where they are needed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AnswerMetric(NamedMetric):
     """What the metrics of answers share: each reads the last position, and the whole vocabulary unless it says not."""
 
@@ -159,6 +164,9 @@ class AnswerMetric(NamedMetric):
 
     def __post_init__(self) -> None:
         self.answers.check_for(self.name, needs_incorrect=self.needs_incorrect)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {count(len(self.answers), 'pair')})"
 
     @property
     def tokens(self) -> Int[Tensor, " token"] | None:

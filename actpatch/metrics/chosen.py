@@ -17,11 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actpatch.metrics.base import Answers, Metric
+from actpatch.metrics.own import function_metric
 from actpatch.metrics.registry import METRICS, NAMED_METRICS, metric_key
 
-MetricChoice: TypeAlias = "str | Metric | Sequence[str | Metric] | None"
-"""What the patchers take: names from `METRICS`, `"dataset"` for the dataset's own metric, and `Metric` objects; None
-for the dataset's own alone. The first one is what results show unless another is selected."""
+MetricFunction: TypeAlias = "Callable[[Float[Tensor, '1 pos d_vocab'], int], Any]"
+"""`function(logits, pair_idx)` of a run's logits and its pair's index in the dataset; it returns one number."""
+MetricChoice: TypeAlias = "str | Metric | MetricFunction | Sequence[str | Metric | MetricFunction] | None"
+"""What the patchers take: names from `METRICS`, `"dataset"` for the dataset's own metric, `Metric` objects, and plain
+functions, of which more is taken to be better; None for the dataset's own alone. The first one is what results show
+unless another is selected."""
 
 LARGEST_SLICE = 2**24
 """Most logits that are measured at once: a softmax over the vocabulary makes several copies of them."""
@@ -139,6 +143,8 @@ def _chosen(asked: Any, own: Callable[[], Metric], answers: Callable[[], Answers
     if isinstance(asked, Metric) and not isinstance(asked, type):
         return asked
     if not isinstance(asked, str):
+        if callable(asked) and not isinstance(asked, type) and not _members(asked):
+            return function_metric(asked)
         raise ValueError(_no_metric(asked))
     key = metric_key(asked)
     if key == "dataset":
@@ -152,14 +158,19 @@ def _chosen(asked: Any, own: Callable[[], Metric], answers: Callable[[], Answers
 
 def _no_metric(asked: Any) -> str:
     members = [name for name in vars(Metric) if not name.startswith("_")]
-    missing = [name for name in members if not hasattr(asked, name)]
+    missing = [name for name in members if name not in _members(asked)]
     got = f"the class {asked.__name__}" if isinstance(asked, type) else f"a {type(asked).__name__}"
     lacks = f" (it has no {', '.join(missing)})" if 0 < len(missing) < len(members) else ""
     return (
-        f"{got} is no metric{lacks}: metrics takes names ({', '.join(METRICS)}) and Metric objects, one or a list of "
-        "them; give a function of your own as actpatch.DatasetMetric(function, name=..., unit=...), or as the "
-        "dataset's compute_metric"
+        f"{got} is no metric{lacks}: metrics takes names ({', '.join(METRICS)}), Metric objects and functions of "
+        "(logits, pair_idx), one or a list of them; actpatch.DatasetMetric(function, name=..., unit=..., "
+        "more_is_better=...) says more of a function"
     )
+
+
+def _members(asked: Any) -> list[str]:
+    """What of a metric it has."""
+    return [name for name in vars(Metric) if not name.startswith("_") and hasattr(asked, name)]
 
 
 def _at_last(logits: Float[Tensor, "row pos token"], lengths: Int[Tensor, " row"]) -> Float[Tensor, "row 1 token"]:

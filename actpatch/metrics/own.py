@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+LAMBDA_NAME = "metric"
+"""What a function without a name is called."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class DatasetMetric:
     """A function of one's own, or a dataset's `compute_metric`: it is given all positions and the whole vocabulary.
 
@@ -31,6 +35,10 @@ class DatasetMetric:
     reads_clean: ClassVar[bool] = False
     tokens: ClassVar[None] = None
 
+    def __repr__(self) -> str:
+        unit = f" in {self.unit}" if self.unit else ""
+        return f"DatasetMetric({self.name!r}{unit}, {'more' if self.more_is_better else 'less'} is better)"
+
     def measure(
         self,
         logits: Float[Tensor, "row pos token"],
@@ -42,16 +50,44 @@ class DatasetMetric:
 
     def _value(self, logits: Float[Tensor, "1 pos d_vocab"], pair_index: int) -> float:
         returned = self.compute_metric(logits, pair_index)
+        who = name_of(self.compute_metric)
         try:
             value = float(returned)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"compute_metric returned {type(returned).__name__} for pair {pair_index}, expected one number: "
-                "return a float, for instance with .item()"
+                f"{who} returned {type(returned).__name__} for pair {pair_index}, expected one number: return a float, "
+                "for instance with .item()"
             ) from error
         if not math.isfinite(value):
             raise ValueError(
-                f"compute_metric returned {value} for pair {pair_index}, expected a finite number: "
-                "check the token ids and positions it reads"
+                f"{who} returned {value} for pair {pair_index}, expected a finite number: check the token ids and "
+                "positions it reads"
             )
         return value
+
+
+def function_metric(function: Callable[..., Any]) -> DatasetMetric:
+    """A plain function `function(logits, pair_idx) -> float` as a metric of its name, of which more is better.
+
+    Raises:
+        ValueError: where it cannot be called with logits and the index of a pair.
+    """
+    name = name_of(function)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of what is not written in Python nothing is known
+        return DatasetMetric(function, name=name)
+    try:
+        signature.bind(None, 0)
+    except TypeError:
+        raise ValueError(
+            f"the metric {name!r} takes {signature}, expected a function of (logits, pair_idx) that returns one number"
+        ) from None
+    return DatasetMetric(function, name=name)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function is called, or what it is a `functools.partial` of, or else its class."""
+    inner = getattr(function, "func", function)
+    name = getattr(inner, "__name__", type(inner).__name__)
+    return LAMBDA_NAME if name == "<lambda>" else name

@@ -27,6 +27,7 @@ from actpatch.core.text import shortened
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import (
+    Columns,
     HookPoints,
     Position,
     check_window,
@@ -41,8 +42,8 @@ from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
 from actpatch.patchers.experiment import encoded, run_experiment, run_sweeps
 from actpatch.results.both import BothDirections, check_kind
-from actpatch.results.shapes import LayerResults, NeuronResults, PositionResults, patch_key
-from actpatch.results.sweep import Sweep
+from actpatch.results.shapes import LayerResults, NeuronResults, PositionResults, SweepResults
+from actpatch.results.sweep import Sweep, largest
 from actpatch.results.text import results_text
 from actpatch.tasks.dataset import PatchingDataset, SinglePair
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
@@ -58,7 +59,7 @@ class _InWindow(Options, total=False):
 
 
 class _Columns(_InWindow, total=False):
-    positions: Sequence[int | str] | None
+    positions: Columns | None
 
 
 class _AtPositionInWindow(_AtPosition, _InWindow, total=False):
@@ -146,8 +147,9 @@ class ActivationPatcher:
                 its formula, so that in noising it is by how much the ablation moves the clean metric, as a share of
                 how much the corruption does (`interventions.sources`).
             noise: makes the corrupted run out of the clean prompt, whose partner in the pair is then not looked at.
-            metrics: what to measure, all in the same runs: names (`METRICS`) and `Metric` objects, one or a
-                list; None for the dataset's own. Results show the first; `results.by_metric(name)` shows another.
+            metrics: what to measure, all in the same runs: names (`METRICS`), `Metric` objects and functions of
+                (logits, pair_idx), of which more is taken to be better; one or a list. None for the dataset's own.
+                Results show the first; `results.by_metric(name)` shows another.
 
         Returns:
             A mapping hook point -> list of `PatchingResult`, one per pair; for `both` a `BothDirections` of two such.
@@ -188,7 +190,7 @@ class ActivationPatcher:
         dataset: PatchingDataset,
         hook_points: str | Sequence[str] = "resid_pre",
         *,
-        positions: Sequence[int | str] | None = None,
+        positions: Columns | None = None,
         pair_indices: Sequence[int] | None = None,
         window: int = 1,
         direction: Direction | Literal["both"] | None = None,
@@ -198,10 +200,14 @@ class ActivationPatcher:
     ) -> PositionResults | BothDirections[PositionResults]:
         """Patch each hook point at each position, one at a time: a layer × position map.
 
+        Of an activation that heads have (`z`, `q`, ...) all heads are patched together, which labels and tables say;
+        heads one at a time are `HeadPatcher.run_all_heads_experiment(positions=...)`.
+
         Args:
             positions: which positions, as numbers or by the names that the task gives them
-                (`["IO", "S1", "S2", "END"]`): a column each, in which pairs are aligned by the name. None for every
-                position of the prompts, which then need the same number of tokens.
+                (`["IO", "S1", "S2", "END"]`): a column each, in which pairs are aligned by the name. Several in a list
+                within the list are one column, patched together: `[["IO", "S1"], "S2"]`. None for every position of
+                the prompts, which then need the same number of tokens.
 
         The other arguments and the errors are those of `run_patching_experiment`.
         """
@@ -213,7 +219,7 @@ class ActivationPatcher:
         pairs = encoded(self.model, dataset, settings)
         columns = every_position(pairs) if positions is None else named_columns(positions, pairs)
         patches = [
-            layer_window([replace(column, hook_point=name)], window, self.engine.n_layers)
+            layer_window([replace(site, hook_point=name) for site in column], window, self.engine.n_layers)
             for name in names
             for column in columns
         ]
@@ -360,16 +366,16 @@ class ActivationPatcher:
         return self.engine.patched_logits(pairs, patch, direction)[0][None]
 
 
-def summarize_results(results: LayerResults, top_k: int = 10) -> None:
-    """Print the experiment, its baselines and the hook points of largest |effect|, a column per metric.
+def summarize_results(results: SweepResults, top_k: int = 10) -> None:
+    """Print any experiment, its baselines and the effects of largest size, a column per metric.
 
     Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
     how both were found (`statistics.sites`).
     """
-    check_kind(results, LayerResults, "run_patching_experiment", "; for heads use print_head_results")
-    number = {patch_key(patch): i for i, patch in enumerate(results.sweep.patches)}
-    rows = [(name, number[name]) for name, _ in results.top(top_k)]
-    print(results_text(results.sweep, rows, kind="hook point", of=len(results)))
+    check_kind(results, SweepResults, "an experiment")
+    sweep, labels = results.sweep, results.labels
+    rows = [(labels[i], i) for i in largest(sweep.effects, top_k)]
+    print(results_text(sweep, rows, kind=results.kind, of=len(labels), patched=results.patched))
 
 
 def _one_prompt(model: Any, clean: Prompt, corrupted: Prompt | None = None) -> EncodedPairs:

@@ -22,6 +22,7 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.metrics.answers import Accuracy, LogitDifference
 from actpatch.metrics.base import Answers, Metric
+from actpatch.metrics.chosen import MetricFunction
 from actpatch.metrics.registry import NAMED_METRICS, metric_key, right_above
 from actpatch.results.baselines import (
     SEVERITIES,
@@ -54,7 +55,7 @@ def check_dataset(
     dataset: PatchingDataset,
     *,
     pair_indices: Sequence[int] | None = None,
-    metric: str | Metric | None = None,
+    metric: str | Metric | MetricFunction | None = None,
     noise: GaussianNoise | None = None,
 ) -> DatasetCheck:
     """Check a dataset for a model: `print(check_dataset(model, dataset))`.
@@ -66,8 +67,9 @@ def check_dataset(
         model: the model, as for `ActivationPatcher`.
         dataset: prompt pairs and metric.
         pair_indices: which pairs of the dataset; None for all.
-        metric: what effects are going to be computed from, a name (`METRICS`) or a `Metric`. None for the
-            dataset's own, and for the log-probability where it has neither one nor wrong answers.
+        metric: what effects are going to be computed from, a name (`METRICS`), a `Metric` or a function of (logits,
+            pair_idx). None for the dataset's own, and for the log-probability where it has neither one nor wrong
+            answers.
         noise: makes the corrupted run out of the clean prompt, whose partner in the pair is then not looked at.
 
     Raises:
@@ -133,7 +135,7 @@ def _run(
     engine: PatchingEngine,
     pairs: EncodedPairs,
     answers: Answers | None,
-    metric: str | Metric | None,
+    metric: str | Metric | MetricFunction | None,
     noise: GaussianNoise | None,
 ) -> _Runs:
     chosen: list[Metric] = [pairs.metrics(metric)[0]]
@@ -147,7 +149,7 @@ def _run(
     return _Runs(first, more[1] if len(more) > 1 else None, more[0] if more else None)
 
 
-def _reads_answers(dataset: PatchingDataset, metric: str | Metric | None) -> bool:
+def _reads_answers(dataset: PatchingDataset, metric: str | Metric | MetricFunction | None) -> bool:
     if metric is None:
         return not has_own_metric(dataset)
     named = NAMED_METRICS.get(metric_key(metric)) if isinstance(metric, str) else None

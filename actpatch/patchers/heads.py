@@ -2,7 +2,7 @@
 
 What of a head is replaced is the patch type:
 
-    output    z, the head's output before W_O: everything the head adds to the residual stream
+    output    z (its other name), the head's output before W_O: everything the head adds to the residual stream
     pattern   its attention pattern: where it attends, with what it reads there left alone
     q, k, v   its queries, keys or values
 
@@ -19,28 +19,31 @@ from typing import Any, Literal, Unpack, overload
 
 import torch
 
-from actpatch.core.components import PATCH_TYPES
+from actpatch.core.components import patched_component
 from actpatch.core.direction import Direction
 from actpatch.core.indices import check_indices
 from actpatch.core.sites import Patch, block_hook
 from actpatch.interventions.noise import GaussianNoise
-from actpatch.interventions.places import Position, places_at
+from actpatch.interventions.places import Columns, Position, named_columns, places_at
 from actpatch.interventions.settings import Options, Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
-from actpatch.patchers.activation import ActivationPatcher
+from actpatch.patchers.activation import ActivationPatcher, summarize_results
 from actpatch.patchers.experiment import encoded, run_experiment
 from actpatch.results.attention import AttentionPatterns, chosen_heads
 from actpatch.results.both import BothDirections, check_kind
-from actpatch.results.items import HeadPatchingResult
-from actpatch.results.shapes import HeadResults
-from actpatch.results.text import results_text
+from actpatch.results.head_positions import HeadPositionResults
+from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
+from actpatch.results.shapes import HeadResults, OfHeads, sweep_of_items
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import encode_pairs
 
 
-class _Options(Options, total=False):
+class _InLayers(Options, total=False):
     layers: Sequence[int] | None
+
+
+class _Options(_InLayers, total=False):
     position: Position
 
 
@@ -66,6 +69,7 @@ class HeadPatcher:
         dataset: PatchingDataset,
         patch_type: str = "output",
         *,
+        positions: None = None,
         direction: Literal["both"],
         **options: Unpack[_Options],
     ) -> BothDirections[HeadResults]: ...
@@ -76,10 +80,34 @@ class HeadPatcher:
         dataset: PatchingDataset,
         patch_type: str = "output",
         *,
+        positions: None = None,
         direction: Direction | None = None,
         source: Source = OTHER_RUN,
         **options: Unpack[_Options],
     ) -> HeadResults: ...
+
+    @overload
+    def run_all_heads_experiment(
+        self,
+        dataset: PatchingDataset,
+        patch_type: str = "output",
+        *,
+        positions: Columns,
+        direction: Literal["both"],
+        **options: Unpack[_InLayers],
+    ) -> BothDirections[HeadPositionResults]: ...
+
+    @overload
+    def run_all_heads_experiment(
+        self,
+        dataset: PatchingDataset,
+        patch_type: str = "output",
+        *,
+        positions: Columns,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[_InLayers],
+    ) -> HeadPositionResults: ...
 
     def run_all_heads_experiment(
         self,
@@ -89,82 +117,109 @@ class HeadPatcher:
         layers: Sequence[int] | None = None,
         pair_indices: Sequence[int] | None = None,
         position: Position = None,
+        positions: Columns | None = None,
         direction: Direction | Literal["both"] | None = None,
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> HeadResults | BothDirections[HeadResults]:
-        """Patch each head on each pair.
+    ) -> HeadResults | HeadPositionResults | BothDirections[HeadResults] | BothDirections[HeadPositionResults]:
+        """Patch each head on each pair, at all positions or one position at a time.
 
         Args:
             dataset: prompt pairs and metric.
             patch_type: what of the head is replaced (module docstring).
             layers: which layers, negative ones from the end; None for all.
             pair_indices: which pairs of the dataset; None for all.
-            position: token position to patch (the query's, for `pattern`), a name the task gives one, or several that
-                are patched together; None for all positions at once.
+            position: token position to patch (of `pattern` the query's: a row of it; of `q` the query's, of `k` and `v`
+                the key's), a name the task gives one, or several that are patched together; None for all positions at
+                once.
+            positions: patch each head at each of these positions, one at a time, as
+                `ActivationPatcher.run_position_experiment` takes them: `["S2", "END", -2, ["IO", "S1"]]`. All of them
+                are one sweep. They are given in the place of `position`.
             direction: as in `ActivationPatcher.run_patching_experiment`.
             source: likewise.
             noise: likewise.
             metrics: likewise.
 
         Returns:
-            A list of `HeadPatchingResult`, one per head, in order of layer and head. For `k` and `v` under
-            grouped-query attention it has one per key-value head (`results.counts_key_value_heads`). For the direction
-            `both` a `BothDirections` of two such.
+            A list of `HeadPatchingResult`, one per head, in order of layer and head; with `positions` of
+            `HeadPositionPatchingResult`, one per head and position. For `k` and `v` under grouped-query attention it
+            has one per key-value head (`results.counts_key_value_heads`). For the direction `both` a `BothDirections`
+            of two such.
 
         Raises:
             ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
         """
         engine = self.patcher.engine
-        if patch_type not in tuple(PATCH_TYPES):
-            raise ValueError(f"patch_type {patch_type!r} is unknown: expected one of {', '.join(PATCH_TYPES)}")
-        component = PATCH_TYPES[patch_type]
+        component = patched_component(patch_type)
         n_heads = engine.n_key_value_heads if component.per_key_value_head else engine.n_heads
         every = range(engine.n_layers)
         chosen = check_indices(every if layers is None else layers, len(every), "layers", "layer")
+        if position is not None and positions is not None:
+            raise ValueError(
+                "position and positions were both given: position patches every head at one place, positions at each "
+                "of several in turn; give one of them"
+            )
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        places = places_at(position, pairs)
+        columns = [places_at(position, pairs)] if positions is None else named_columns(positions, pairs)
         patches = [
-            Patch(tuple(replace(place, hook_point=block_hook(layer, component.name), head=head) for place in places))
+            Patch(tuple(replace(place, hook_point=block_hook(layer, component.name), head=head) for place in column))
             for layer in sorted(set(chosen))
             for head in range(n_heads)
+            for column in columns
         ]
-        return run_experiment(engine, HeadResults, pairs, patches, settings)
+        if positions is None:
+            return run_experiment(engine, HeadResults, pairs, patches, settings)
+        return run_experiment(engine, HeadPositionResults, pairs, patches, settings)
 
+    @overload
     def find_important_heads(
         self, results: Sequence[HeadPatchingResult], threshold: float | None = 0.1, *, alpha: float | None = None
-    ) -> list[HeadPatchingResult]:
-        """The heads that stand out, largest |effect| first.
+    ) -> list[HeadPatchingResult]: ...
+
+    @overload
+    def find_important_heads(
+        self,
+        results: Sequence[HeadPositionPatchingResult],
+        threshold: float | None = 0.1,
+        *,
+        alpha: float | None = None,
+    ) -> list[HeadPositionPatchingResult]: ...
+
+    def find_important_heads(
+        self, results: Sequence[Any], threshold: float | None = 0.1, *, alpha: float | None = None
+    ) -> list[Any]:
+        """The heads that stand out, or the heads at single positions that do, largest |effect| first.
 
         Args:
-            results: what `run_all_heads_experiment` returned; for `threshold` alone any list of its entries will do.
+            results: what `run_all_heads_experiment` returned, some of it, or a list of its entries.
             threshold: heads of at least this |effect|; None for heads of any size.
-            alpha: heads whose p-value, corrected over all heads of the experiment, is at most this besides
-                (`results.statistics(alpha=alpha)`); None does not ask whether they are.
+            alpha: heads whose p-value, corrected over all heads (and positions) of the experiment, is at most this
+                besides (`results.statistics(alpha=alpha)`); None does not ask whether they are.
 
         Raises:
             ValueError: for a threshold below 0, where neither is given, for what is no list of heads, and for `alpha`
-                with a plain list or a slice, which lack the heads that the correction counts.
+                with entries that are not of one experiment.
         """
         if threshold is None and alpha is None:
             raise ValueError("threshold and alpha are both None, so nothing is selected: give at least one")
         if threshold is not None and (not isinstance(threshold, Real) or not threshold >= 0):
             raise ValueError(f"threshold is {threshold!r}, expected at least 0: it is compared with |effect|")
         check_kind(results, Sequence, "run_all_heads_experiment")
-        if wrong := [entry for entry in results if not isinstance(entry, HeadPatchingResult)]:
+        kinds = (HeadPatchingResult, HeadPositionPatchingResult)
+        if wrong := [entry for entry in results if not isinstance(entry, kinds)]:
             raise ValueError(f"results holds a {type(wrong[0]).__name__}, expected HeadPatchingResult")
         important = [r for r in results if abs(r.effect) >= (threshold or 0)]
-        if alpha is not None:
-            if not isinstance(results, HeadResults) or results.is_part:
+        if alpha is not None and len(results):
+            sweep = sweep_of_items(results)
+            if sweep is None:
                 raise ValueError(
-                    f"results is a {type(results).__name__}, expected what run_all_heads_experiment returns: alpha "
-                    "needs every pair and head of the experiment. Use threshold alone, or give the whole results"
+                    "results are entries of no one experiment, expected those of run_all_heads_experiment: alpha needs "
+                    "every pair and head of it. Use threshold alone, or give the results themselves"
                 )
-            number = _numbers_of_heads(results)
-            significant = results.statistics(alpha=alpha).significant_or_warned()
-            important = [r for r in important if significant[number[r.layer, r.head]]]
+            significant = dict(zip(map(id, results), sweep.statistics(alpha=alpha).significant_or_warned()))
+            important = [r for r in important if significant[id(r)]]
         return sorted(important, key=lambda r: abs(r.effect), reverse=True)
 
     def attention_patterns(
@@ -205,19 +260,11 @@ class HeadPatcher:
         )
 
 
-def print_head_results(results: HeadResults, top_k: int = 15) -> None:
+def print_head_results(results: HeadResults | HeadPositionResults, top_k: int = 15) -> None:
     """Print the experiment, its baselines and the heads of largest |effect|, a column per metric.
 
     Each effect stands with its interval, `n.s.` marks those that are not significant, and what follows the table says
     how both were found (`statistics.sites`).
     """
-    check_kind(results, HeadResults, "run_all_heads_experiment")
-    number = _numbers_of_heads(results)
-    rows = [(result.label, number[result.layer, result.head]) for result in results.top(top_k)]
-    kind = "key-value head" if results.counts_key_value_heads else "head"
-    print(results_text(results.sweep, rows, kind=kind, of=len(results), patched=results.patch_type))
-
-
-def _numbers_of_heads(results: HeadResults) -> dict[tuple[int | None, int | None], int]:
-    """(layer, head) -> number of its patch. The list itself may have been sorted or shortened since."""
-    return {(patch.sites[0].layer, patch.sites[0].head): i for i, patch in enumerate(results.sweep.patches)}
+    check_kind(results, OfHeads, "run_all_heads_experiment")
+    summarize_results(results, top_k)

@@ -13,12 +13,14 @@ from typing import Any
 
 from actpatch.core.heavy import go
 from actpatch.figures.bars import create_component_comparison, create_top_heads_bar
-from actpatch.figures.checks import Heads, checked_heads, checked_layers, checked_sweep
+from actpatch.figures.checks import Heads, checked_heads, checked_layers, checked_sweep, known_heads
+from actpatch.figures.head_positions import create_head_position_heatmap
 from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap
 from actpatch.figures.scatter import create_metric_scatter
 from actpatch.report.page import write_report
 from actpatch.results.check import DatasetCheck
 from actpatch.results.files import writable_folder
+from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import LayerResults, PositionResults, SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics
@@ -32,6 +34,7 @@ def create_full_report(
     save_dir: str | Path = "./figures",
     *,
     position_results: PositionResults | None = None,
+    head_position_results: HeadPositionResults | None = None,
     check: DatasetCheck | None = None,
 ) -> list[Path]:
     """Write `report.html`, which carries everything and can be sent alone, and a page for each figure.
@@ -39,12 +42,13 @@ def create_full_report(
     The folder is created where needed. Nothing in it needs a network; the figures' own pages share one plotly.js.
 
     Args:
-        head_results: heads, or a plain list picked from them.
+        head_results: heads, or a list picked from them.
         layer_results: hook points.
-        n_layers: of the model, if it is to be checked; needed for a plain list of heads.
+        n_layers: of the model, if it is to be checked; needed for a list of heads of no one experiment.
         n_heads: likewise.
         save_dir: folder to write to.
         position_results: positions, which also colour the tokens of the prompts.
+        head_position_results: heads at single positions.
         check: what a linter says of the dataset; None lets the report judge by the runs' baselines alone.
 
     Returns:
@@ -56,11 +60,14 @@ def create_full_report(
         OSError: where `save_dir` cannot be created or written to; nothing has been drawn then. Where a file cannot be
             written, all that stood there are as they were.
     """
-    if head_results is None and layer_results is None and position_results is None:
-        raise ValueError(
-            "neither head_results nor layer_results nor position_results was given: pass at least one of them"
-        )
-    given = {"head_results": head_results, "layer_results": layer_results, "position_results": position_results}
+    given = {
+        "head_results": known_heads(head_results),
+        "layer_results": layer_results,
+        "position_results": position_results,
+        "head_position_results": known_heads(head_position_results),
+    }
+    if all(results is None for results in given.values()):
+        raise ValueError(f"neither {' nor '.join(given)} was given: pass at least one of them")
     _check_one_model({name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)})
     folder = _writable_folder(Path(save_dir))
     figures: dict[str, go.Figure] = {}
@@ -163,6 +170,17 @@ SECTIONS = (
                 "position_heatmap",
                 lambda d, component: create_position_heatmap(d.results, component, statistics=d.statistics),
                 lambda d: d.results.components,
+            ),
+        ),
+    ),
+    Section(
+        "head_position_results",
+        "Heads at positions",
+        lambda results, _: checked_sweep(results, HeadPositionResults, "create_full_report"),
+        (
+            SectionFigure(
+                "head_position_heatmap",
+                lambda d, _: create_head_position_heatmap(d.results, statistics=d.statistics),
             ),
         ),
     ),

@@ -15,7 +15,7 @@ import numpy as np
 from actpatch.figures.words import metric_name, pairs_used
 from actpatch.report.rendering import REPORT
 from actpatch.results.files import csv_columns
-from actpatch.results.shapes import HeadResults, SweepResults
+from actpatch.results.shapes import OfHeads, SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.results.text import describe_statistics
 from actpatch.statistics.sites import SiteStatistics
@@ -115,7 +115,7 @@ def data_section(shown: Mapping[str, SweepResults]) -> Markup:
         columns = csv_columns(frame)
         files.append(
             {
-                "name": name.lower(),
+                "name": name.lower().replace(" ", "_"),
                 "n_columns": frame.shape[1],
                 "size": _size(len(columns)),
                 "packed": base64.b64encode(gzip.compress(columns, mtime=0)).decode(),
@@ -140,8 +140,8 @@ def table(
 
 
 def _labels(results: SweepResults) -> list[str]:
-    if isinstance(results, HeadResults):
-        return [head.label for head in results]
+    if isinstance(results, OfHeads):
+        return results.labels
     return [patch.label for patch in results.sweep.patches]
 
 

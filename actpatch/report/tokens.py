@@ -50,13 +50,13 @@ def strips_section(sweep: Sweep, positions: PositionResults | None) -> Markup:
 def position_effects(positions: PositionResults, component: str) -> list[dict[int, PositionEffect]]:
     """Of each pair: position, counted from the start -> the effect of largest size over the component's layers.
 
-    Positions whose effect is NaN on a pair are left out of it.
+    Positions whose effect is NaN on a pair are left out of it, and so are those that were patched with others.
     """
     sweep = positions.sweep
     largest: list[dict[int, PositionEffect]] = [{} for _ in sweep.pair_indices]
     for patch, effects in zip(sweep.patches, sweep.pair_effects):
         site = patch.sites[0]
-        if site.component != component or site.layer is None or site.position is None:
+        if site.component != component or site.layer is None or site.position is None or len(patch.centre) > 1:
             continue
         each = site.position if isinstance(site.position, tuple) else (site.position,) * len(largest)
         for pair, (at, effect) in enumerate(zip(each, effects.tolist())):

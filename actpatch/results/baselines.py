@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from actpatch.core.text import MOST_LISTED, chosen, share_of_pairs
+from actpatch.core.text import MOST_LISTED, chosen, count, share_of_pairs, shortened
 from actpatch.core.warn import warn_user
 from actpatch.metrics.registry import METRICS, metric_key, right_above
 from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
@@ -33,7 +33,7 @@ MANY = 0.1
 """What is wrong with at least this share needs care."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Finding:
     """Something that one should know of the data before reading results."""
 
@@ -44,6 +44,10 @@ class Finding:
     """What to do about it, likewise; empty where nothing needs to be done."""
     pairs: tuple[int, ...] = ()
     """Index in the dataset of each pair that it is true of; empty where it is not about single pairs."""
+
+    def __repr__(self) -> str:
+        about = f", {count(len(self.pairs), 'pair')}" if self.pairs else ""
+        return f"Finding({self.severity}: {shortened(self.what)}{about})"
 
 
 def baseline_findings(sweep: Sweep) -> list[Finding]:
@@ -64,7 +68,8 @@ def warn_about_baselines(sweep: Sweep) -> None:
     """
     if worthless := [finding for finding, makes_worthless in _found(sweep) if makes_worthless]:
         remedies = dict.fromkeys(finding.remedy for finding in worthless)
-        sentences = [*(finding.what for finding in worthless), *remedies, "check_dataset(model, dataset) tells more"]
+        said = [one for one in remedies if not any(other != one and other.startswith(one) for other in remedies)]
+        sentences = [*(finding.what for finding in worthless), *said, "check_dataset(model, dataset) tells more"]
         warn_user(". ".join(sentences))
 
 
@@ -145,15 +150,14 @@ def unusable(
     idle = ~usable_pairs(values.clean, values.corrupted, min_relative_change)
     if not idle.any():
         return None
-    listed = [
-        f"pair {pairs[j]} (clean {values.clean[j]:+.3f}, corrupted {values.corrupted[j]:+.3f})"
-        for j in np.flatnonzero(idle)[:MOST_LISTED].tolist()
-    ]
+    first, *others = np.flatnonzero(idle).tolist()
+    listed = [f"pair {pairs[first]} (clean {values.clean[first]:+.3f}, corrupted {values.corrupted[first]:+.3f})"]
+    listed += [str(pairs[j]) for j in others[: MOST_LISTED - 1]]
     more = f" and {idle.sum() - MOST_LISTED} more" if idle.sum() > MOST_LISTED else ""
     return Finding(
         _severity(idle),
-        f"{idle.sum()} of {len(pairs)} pairs have a clean and a corrupted {values.name} that barely differ; their "
-        f"effect is NaN and the average leaves them out: {', '.join(listed)}{more}",
+        f"{idle.sum()} of {len(pairs)} pairs have a clean and a corrupted {values.name} that barely differ, so no "
+        f"effect: {', '.join(listed)}{more}",
         "Use a corruption that breaks the behaviour",
         chosen(idle, pairs),
     )
@@ -185,9 +189,11 @@ def _found(sweep: Sweep) -> Iterator[tuple[Finding, bool]]:
         values, pairs = of_pairs(whole, kept), chosen(kept, sweep.pair_indices)
         if wrong := wrong_answers(values, pairs):
             yield wrong, wrong.severity == "fault"
+        idle = unusable(values, pairs, sweep.min_relative_change)
         if unchanged := unbroken(values, pairs):
-            yield unchanged, unchanged.severity != "note"
-        if idle := unusable(values, pairs, sweep.min_relative_change):
+            none_differs = idle is not None and len(idle.pairs) == len(pairs)  # which says as much
+            yield unchanged, unchanged.severity != "note" and not none_differs
+        if idle is not None:
             yield idle, True
     prompts = list(zip(sweep.clean_tokens, sweep.corrupted_tokens))
     # Under noise only the clean prompts count, and each run has noise of its own.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actpatch.core.heavy import pd
+from actpatch.core.text import count, shortened
 from actpatch.results.baselines import Finding, Verdict, verdict_of
 from actpatch.results.text import WIDTH
 
@@ -37,7 +38,7 @@ class Change:
         return f"{place} {self.clean!r} -> {self.corrupted!r}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairCheck:
     """What one pair came to. What could not be measured is None."""
 
@@ -65,8 +66,16 @@ class PairCheck:
     fault: str = ""
     """Why a sweep would refuse the pair; empty where it would not."""
 
+    def __repr__(self) -> str:
+        if self.fault:
+            return f"PairCheck(pair {self.pair}, refused: {shortened(self.fault)})"
+        measured = {"clean": self.clean, "corrupted": self.corrupted}
+        runs = [f"{name} {value:+.3f}" for name, value in measured.items() if value is not None]
+        state = "usable" if self.usable else "not usable"
+        return f"PairCheck({', '.join([f'pair {self.pair}', *runs, state])})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class DatasetCheck:
     """What a check of a dataset found; printed, it is a table of at most 80 columns."""
 
@@ -83,6 +92,11 @@ class DatasetCheck:
     pairs: tuple[PairCheck, ...]
     findings: tuple[Finding, ...]
     """The worst first."""
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{severity} × {n}" for severity, n in Counter(f.severity for f in self.findings).items())
+        size = f"{count(len(self.pairs), 'pair')}, {sum(self.usable)} usable"
+        return f"DatasetCheck({self.task} on {self.model}: {self.verdict}, {size}; found: {found or 'nothing'})"
 
     @property
     def verdict(self) -> Verdict:

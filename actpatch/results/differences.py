@@ -29,8 +29,11 @@ def difference_statistics(
         like: the options are those of these statistics.
 
     Raises:
-        ValueError: where the sweeps have other clean prompts, no pair is usable in both, or nothing is matched.
+        ValueError: where the sweeps have other clean prompts, no pair is usable in both, or nothing is matched, and for
+            some of an experiment's patches, which lack those that the correction counts.
     """
+    if first.is_part or second.is_part:
+        raise ValueError("these are some of the patches of an experiment: compare the whole results")
     if not same_pairs(first, second):
         raise ValueError("the experiments have other pairs, so their effects cannot be compared pair by pair")
     usable = first.usable & second.usable

@@ -99,7 +99,7 @@ def read_sweeps(path: str | Path) -> tuple[str, list[Sweep]]:
         if len(sweeps) not in (1, 2):
             raise ValueError(f"{len(sweeps)} sweeps, expected one, or one of each direction")
         return stored["kind"], sweeps
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run the experiment again") from error
 
 
@@ -161,8 +161,11 @@ def _write_beside(target: Path, beside: Path, content: bytes) -> None:
         shutil.copymode(target, beside)
 
 
-def _to_json(sweep: Sweep) -> dict[str, Any]:
-    fields = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep)}
+def _to_json(shown: Sweep) -> dict[str, Any]:
+    """The whole experiment, and which of its patches are shown, where these are some of them."""
+    sweep = shown.entire
+    fields = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep) if f.name != "whole"}
+    fields["numbers"] = shown.numbers
     fields["patches"] = [dataclasses.asdict(patch) for patch in sweep.patches]
     fields["measured"] = [
         {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)} for values in sweep.measured
@@ -183,7 +186,9 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
         for run, shape in shapes.items():
             values[run] = np.array(values[run], dtype=np.float64).reshape(shape)
     fields["measured"] = tuple(MetricValues(**values) for values in fields["measured"])
-    return Sweep(**fields)
+    numbers = fields.pop("numbers")
+    sweep = Sweep(**fields)
+    return sweep.of_patches(numbers) if numbers else sweep
 
 
 def _patch(stored: dict[str, Any]) -> Patch:

@@ -68,8 +68,8 @@ def _caption(sweep: Sweep) -> list[str]:
         f"{n_pairs} pair{'' if n_pairs == 1 else 's'}" + (f", {excluded} left out of the effects" if excluded else ""),
     ]
     if n_pairs:
-        worse = "" if sweep.more_is_better else " (less is better)"
-        means = f"clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f}{unit}{worse}"
+        better = f" ({sweep.better})" if sweep.better else ""
+        means = f"clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f}{unit}{better}"
         lines.append(f"{sweep.metric}: {means}")
     return [line for line in lines if line]
 
@@ -85,7 +85,7 @@ def _statistics(sweep: Sweep) -> tuple[SiteStatistics | None, str]:
         return None, " ".join(notes)
     if not found.tells_significance:
         return found, " ".join(notes)
-    tested = f"p > {found.alpha:g} after {CORRECTIONS[found.correction]} correction over {len(found.sites)} patches"
+    tested = f"p > {found.alpha:g} after {CORRECTIONS[found.correction]} correction over {found.n_corrected} patches"
     return found, " ".join([f"n.s.: {tested}.", *notes])
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from actpatch.core.text import count
 
+if TYPE_CHECKING:
+    from actpatch.results.sweep import Sweep
 
-@dataclass(frozen=True)
+Item = TypeVar("Item", bound="OverPairs")
+
+
+@dataclass(frozen=True, repr=False)
 class PatchingResult:
     """One hook point patched on one pair."""
 
@@ -22,12 +28,24 @@ class PatchingResult:
     position: int | tuple[int, ...] | None = None
     """The position that was patched, or several that were patched together; None for all."""
 
+    def __repr__(self) -> str:
+        at = "" if self.position is None else f" @{self.position}"
+        return f"PatchingResult({self.hook_point}{at}, pair {self.pair_index}, effect {self.effect:+.3f})"
+
 
 class OverPairs(ABC):
     """What items of one patch on every pair share."""
 
     effect: float
     pair_effects: tuple[float, ...]
+    place: ClassVar[tuple[Sweep, int] | None] = None
+    """The sweep that it is of and its number there; None for one that was made otherwise. It is no field: tables and
+    copies of an item's fields are without it."""
+
+    def taken_from(self: Item, sweep: Sweep, number: int) -> Item:
+        """This item, which says from now on where it is from."""
+        object.__setattr__(self, "place", (sweep, number))
+        return self
 
     @property
     @abstractmethod
@@ -62,6 +80,31 @@ class HeadPatchingResult(OverPairs):
     @property
     def label(self) -> str:
         return head_label(self.layer, self.head, self.is_key_value_head)
+
+
+@dataclass(frozen=True, repr=False)
+class HeadPositionPatchingResult(OverPairs):
+    """One attention head patched at one position on every pair. Metrics are means over the usable pairs."""
+
+    layer: int
+    head: int
+    position: int | str
+    """As it was asked for: the task's name of it, or its number; several that were patched together joined by ` + `."""
+    patch_type: str
+    """`output`, `pattern`, `q`, `k` or `v`."""
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    is_key_value_head: bool = False
+    """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
+
+    @property
+    def label(self) -> str:
+        return f"{head_label(self.layer, self.head, self.is_key_value_head)} @{self.position}"
 
 
 @dataclass(frozen=True, repr=False)

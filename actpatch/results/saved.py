@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from actpatch.results.both import BothDirections
 from actpatch.results.files import read_sweeps
+from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
+
+SavedResults: TypeAlias = (
+    LayerResults | HeadResults | HeadPositionResults | NeuronResults | PositionResults | SweepResults
+)
 
 
 def load_results(
     path: str | Path,
-) -> LayerResults | HeadResults | NeuronResults | PositionResults | SweepResults | BothDirections[Any]:
+) -> (
+    LayerResults
+    | HeadResults
+    | HeadPositionResults
+    | NeuronResults
+    | PositionResults
+    | SweepResults
+    | BothDirections[Any]
+):
     """The results that `.save(path)` wrote, equal to those that were saved.
 
     Raises:

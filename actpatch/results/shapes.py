@@ -6,29 +6,32 @@ Each rests on one `Sweep`, which has every number; the shapes are ways to look a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from operator import is_
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, SupportsIndex, TypeVar, Unpack, overload
 
 import numpy as np
 from jaxtyping import Float
 
+from actpatch.core.components import SHORT_NAMES
 from actpatch.core.heavy import pd
-from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
 from actpatch.core.text import escaped
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.items import HeadPatchingResult, NeuronPatchingResult, OverPairs, PatchingResult, head_label
-from actpatch.results.sweep import Sweep
+from actpatch.results.sweep import Sweep, column_of, largest
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
 
-Item = TypeVar("Item")
 Results = TypeVar("Results", bound="SweepResults")
 Row = TypeVar("Row", bound="OverPairs")
 Rows = TypeVar("Rows", bound="RowResults[Any]")
 
+
+MOST_WITH_EFFECTS = 3
+"""Most patches whose effects the `repr` of results writes out."""
+MOST_NAMED = 5
+"""Most hook points that a message names."""
 
 KINDS: dict[str, type[SweepResults]] = {}
 """Every shape by its name, which saved files give."""
@@ -41,12 +44,12 @@ class SweepResults:
     """
 
     sweep: Sweep
-    _rows = "patches"
 
     def __init_subclass__(cls, *, saved: bool = True) -> None:
         super().__init_subclass__()
         if saved:
-            if cls.__name__ in KINDS and KINDS[cls.__name__].__module__ == __name__ != cls.__module__:
+            known = KINDS.get(cls.__name__)
+            if known is not None and _is_ours(known) and not _is_ours(cls):
                 raise TypeError(f"{cls.__name__} is a shape of the library's own: give yours another name")
             KINDS[cls.__name__] = cls
 
@@ -54,13 +57,14 @@ class SweepResults:
         self.sweep = sweep
 
     def __repr__(self) -> str:
-        sweep = self.sweep
-        others = f" and {len(sweep.metrics) - 1} more metrics" if len(sweep.metrics) > 1 else ""
-        return (
-            f"{type(self).__name__}({len(sweep.patches)} {self._rows} × {len(sweep.pair_indices)} pairs, "
-            f"{sweep.task}, {sweep.direction}, {sweep.metric} clean {_mean(sweep.clean):+.2f}, "
-            f"corrupted {_mean(sweep.corrupted):+.2f}{others})"
-        )
+        return f"{type(self).__name__}({self._named()}{self.sweep.described(self.kind)})"
+
+    def _named(self) -> str:
+        """The effects of a few patches that were taken out of an experiment, to go before what they are of."""
+        if self.sweep.whole is None or len(self.labels) > MOST_WITH_EFFECTS:
+            return ""
+        each = zip(self.labels, self.sweep.effects)
+        return f"{', '.join(f'{label} {effect:+.3f}' for label, effect in each)}; "
 
     def _repr_html_(self) -> str:
         """What a notebook shows of results that are the last line of a cell (`results.html`)."""
@@ -72,6 +76,11 @@ class SweepResults:
     def kind(self) -> str:
         """What each patch is, in a word."""
         return "patch"
+
+    @property
+    def patched(self) -> str:
+        """What was patched, for the headings of tables, where labels do not say it; else empty."""
+        return ""
 
     @property
     def labels(self) -> list[str]:
@@ -103,12 +112,24 @@ class SweepResults:
         """
         return {group: type(self)(sweep) for group, sweep in self.sweep.by_group().items()}
 
+    @property
+    def is_part(self) -> bool:
+        """Whether patches of the experiment are lacking. Statistics are the whole experiment's all the same."""
+        return self.sweep.is_part
+
+    def top(self, k: int = 10) -> Any:
+        """The k patches of largest |effect|, largest first, each with its effect."""
+        return self.sweep.top(k)
+
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per site, pair and metric (`Sweep.to_dataframe`)."""
         return self.sweep.to_dataframe()
 
     def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
-        """How sure the effects are (`Sweep.statistics`), one entry per patch of `sweep`."""
+        """How sure the effects are (`Sweep.statistics`), one entry per patch of `sweep`.
+
+        Where these are some of an experiment's patches, p-values are corrected over all of its patches.
+        """
         return self.sweep.statistics(**options)
 
     def to_csv(self, path: str | Path) -> Path:
@@ -127,10 +148,9 @@ class SweepResults:
 class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
     """Hook point -> one `PatchingResult` per pair, with the whole sweep in `.sweep`.
 
-    A window of layers stands under the hook point in its middle, a set of hook points under its name.
+    A window of layers stands under the hook point in its middle, a set of hook points under its name. A short name
+    (`results["attn_out"]`) gives the results of all layers of it.
     """
-
-    _rows = "hook points"
 
     def __init__(self, sweep: Sweep) -> None:
         SweepResults.__init__(self, sweep)
@@ -162,6 +182,25 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
     def labels(self) -> list[str]:
         return [patch_key(patch) for patch in self.sweep.patches]
 
+    def __missing__(self, name: str) -> Any:
+        """The results of a component in all layers that it was patched in, with a sweep of them.
+
+        Raises:
+            KeyError: where none was, with what was.
+        """
+        components = [None if patch.name else patch.sites[0].component for patch in self.sweep.patches]
+        numbers = [i for i, component in enumerate(components) if component == name]
+        if name is None or not numbers:
+            raise KeyError(f"{name!r} was not patched: {self._patched(components)}")
+        return type(self)(self.sweep.of_patches(numbers))
+
+    def _patched(self, components: Sequence[str | None]) -> str:
+        short = [name for name in dict.fromkeys(components) if name in SHORT_NAMES]
+        names = list(self)
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        listed = f"there are {', '.join(map(repr, names[:MOST_NAMED]))}{more}"
+        return f"{listed}; all layers of {', '.join(map(repr, short))}" if short else listed
+
     @property
     def effects(self) -> dict[str, float]:
         """Hook point -> effect over the usable pairs."""
@@ -169,7 +208,7 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
 
     def top(self, k: int = 10) -> list[tuple[str, float]]:
         """The k hook points of largest |effect|, largest first."""
-        return _largest(self.effects.items(), k)
+        return [(patch_key(patch), effect) for patch, effect in self.sweep.top(k)]
 
     def matrix(self) -> pd.DataFrame:
         """Effects as a layer × component table; NaN where a cell was not measured. Named sets have no cell."""
@@ -189,19 +228,15 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
 class RowResults(SweepResults, list[Row], Generic[Row], ABC, saved=False):
     """A list with one item per patch, each over all pairs, with the whole sweep in `.sweep`."""
 
-    is_part = False
-    """Whether these are a slice, which lacks patches of the experiment that a correction would count."""
-
     def __init__(self, sweep: Sweep) -> None:
         SweepResults.__init__(self, sweep)
-        self._made = tuple(self._items(sweep))
-        list.__init__(self, self._made)
+        list.__init__(self, self._items(sweep))
 
     def _items(self, sweep: Sweep) -> Iterator[Row]:
-        usable, effects = sweep.usable, sweep.pair_effects
+        usable, effects, entire = sweep.usable, sweep.pair_effects, sweep.entire
         clean, corrupted = _mean(sweep.clean[usable]), _mean(sweep.corrupted[usable])
         for i, (patch, effect) in enumerate(zip(sweep.patches, sweep.effects)):
-            yield self._item(
+            item = self._item(
                 patch,
                 clean_metric=clean,
                 corrupted_metric=corrupted,
@@ -209,6 +244,7 @@ class RowResults(SweepResults, list[Row], Generic[Row], ABC, saved=False):
                 effect=float(effect),
                 pair_effects=tuple(effects[i].tolist()),
             )
+            yield item.taken_from(entire, sweep.numbers[i] if sweep.numbers else i)
 
     @abstractmethod
     def _item(self, patch: Patch, **over_pairs: Any) -> Row:
@@ -223,29 +259,64 @@ class RowResults(SweepResults, list[Row], Generic[Row], ABC, saved=False):
     def __getitem__(self, index: Any) -> Any:
         """An item; of a slice the results of these patches alone, with a sweep of them.
 
-        Statistics of a slice are corrected over its own patches, and it `is_part` of an experiment. An empty slice is a
-        plain list, and so is one of a list that was sorted or changed: its items are no longer those of `sweep`.
+        Statistics of a slice are those of the whole experiment: p-values stay corrected over all of its patches. An
+        empty slice is a plain list.
         """
         items = list.__getitem__(self, index)
-        as_made = len(self) == len(self._made) and all(map(is_, self, self._made))
-        if not isinstance(index, slice) or not items or not as_made:
+        return self._of_items(items) if isinstance(index, slice) else items
+
+    def top(self: Rows, k: int = 10) -> Rows:
+        """The k items of largest |effect|, largest first, as results. Their statistics are those of a slice."""
+        effects = np.array([result.effect for result in self])
+        return self._of_items([list.__getitem__(self, i) for i in largest(effects, k)])
+
+    def sorted_by(self: Rows, key: Callable[[Any], Any], *, reverse: bool = False) -> Rows:
+        """The results in another order: `results.sorted_by(lambda item: item.effect)`. Statistics are the same.
+
+        Args:
+            key: of each item what they are sorted by, as for Python's `sorted`, which gives a plain list.
+            reverse: whether what is largest comes first.
+        """
+        return self._of_items(sorted(self, key=key, reverse=reverse))
+
+    def _of_items(self, items: list[Any]) -> Any:
+        found = sweep_of_items(items)
+        if found is None:
             return items
-        part = type(self)(self.sweep.of_patches(index))
-        part.is_part = self.is_part or len(items) < len(self)
+        part = type(self)(found)
+        list.__setitem__(part, slice(None), items)  # the very same: an effect that is NaN is equal to itself alone
         return part
 
-    def top(self, k: int = 10) -> list[Row]:
-        """The k items of largest |effect|, largest first."""
-        return [result for result, _ in _largest(((result, result.effect) for result in self), k)]
+
+class OfHeads(RowResults[Row], Generic[Row], saved=False):
+    """What results of heads share: what of a head was patched, and which heads its rows count."""
+
+    @property
+    def patch_type(self) -> str:
+        """`output`, `pattern`, `q`, `k` or `v`."""
+        site = self.sweep.patches[0].sites[0]
+        return site.kind.patch_type or site.component
+
+    @property
+    def patched(self) -> str:
+        return self.patch_type
+
+    @property
+    def counts_key_value_heads(self) -> bool:
+        """True where rows are key-value heads: patch type k or v under grouped-query attention."""
+        kinds = [patch.sites[0].kind for patch in self.sweep.patches[:1]]
+        return self.sweep.n_key_value_heads != self.sweep.n_heads and any(kind.per_key_value_head for kind in kinds)
+
+    @property
+    def heads_per_layer(self) -> int:
+        return self.sweep.n_key_value_heads if self.counts_key_value_heads else self.sweep.n_heads
 
 
-class HeadResults(RowResults[HeadPatchingResult]):
+class HeadResults(OfHeads[HeadPatchingResult]):
     """One `HeadPatchingResult` per head, in order of layer and head, with the whole sweep in `.sweep`."""
 
-    _rows = "heads"
-
     def _item(self, patch: Patch, **over_pairs: Any) -> HeadPatchingResult:
-        layer, head = _head_of(patch)
+        layer, head = head_of(patch)
         return HeadPatchingResult(
             layer=layer,
             head=head,
@@ -260,23 +331,7 @@ class HeadResults(RowResults[HeadPatchingResult]):
 
     @property
     def labels(self) -> list[str]:
-        return [head_label(*_head_of(patch), self.counts_key_value_heads) for patch in self.sweep.patches]
-
-    @property
-    def patch_type(self) -> str:
-        """`output`, `pattern`, `q`, `k` or `v`."""
-        site = self.sweep.patches[0].sites[0]
-        return site.kind.patch_type or site.component
-
-    @property
-    def counts_key_value_heads(self) -> bool:
-        """True where rows are key-value heads: patch type k or v under grouped-query attention."""
-        kind = self.sweep.patches[0].sites[0].kind
-        return kind.per_key_value_head and self.sweep.n_key_value_heads != self.sweep.n_heads
-
-    @property
-    def heads_per_layer(self) -> int:
-        return self.sweep.n_key_value_heads if self.counts_key_value_heads else self.sweep.n_heads
+        return [head_label(*head_of(patch), self.counts_key_value_heads) for patch in self.sweep.patches]
 
     def matrix(self) -> Float[np.ndarray, "layer head"]:
         """Effects by layer and head; NaN where a head was not measured."""
@@ -288,8 +343,6 @@ class HeadResults(RowResults[HeadPatchingResult]):
 
 class NeuronResults(RowResults[NeuronPatchingResult]):
     """One `NeuronPatchingResult` per neuron, in order, with the whole sweep in `.sweep`."""
-
-    _rows = "neurons"
 
     def _item(self, patch: Patch, **over_pairs: Any) -> NeuronPatchingResult:
         layer, neuron = _neuron_of(patch)
@@ -307,13 +360,11 @@ class PositionResults(SweepResults):
     and pairs in which a name stands elsewhere are aligned by it.
     """
 
-    _rows = "sites"
-
     def __init__(self, sweep: Sweep) -> None:
-        for site in (patch.sites[0] for patch in sweep.patches):
-            if site.layer is None or not (isinstance(site.position, int) or site.position_name):
+        for patch in sweep.patches:
+            if patch.sites[0].layer is None or column_of(patch) is None:
                 raise ValueError(
-                    f"{site.label} has no place in a layer × position map: it needs a layer and a position"
+                    f"{patch.label} has no place in a layer × position map: it needs a layer and a position"
                 )
         super().__init__(sweep)
 
@@ -323,19 +374,34 @@ class PositionResults(SweepResults):
 
     @property
     def names(self) -> list[str] | None:
-        """The positions' names, one per column; None where the columns are the prompts' own positions."""
-        found = list(dict.fromkeys(patch.sites[0].position_name for patch in self.sweep.patches))
-        named = [name for name in found if name is not None]
-        return named if len(named) == len(found) else None
+        """The positions' names, one per column; None where the columns are the prompts' own positions.
+
+        Several positions that were patched together have one column, their names joined by ` + `.
+        """
+        if all(site.position_name is None for patch in self.sweep.patches for site in patch.sites):
+            return None
+        return list(dict.fromkeys(str(column_of(patch)) for patch in self.sweep.patches))
+
+    @property
+    def columns(self) -> list[int]:
+        """The column of each patch of `sweep`."""
+        names, columns = self.names, [str(column_of(patch)) for patch in self.sweep.patches]
+        return [int(column) if names is None else names.index(column) for column in columns]
 
     @property
     def components(self) -> list[str]:
         """Short names of the components that were patched."""
         return list(dict.fromkeys(patch.sites[0].component for patch in self.sweep.patches))
 
+    @property
+    def of_all_heads(self) -> list[str]:
+        """Those of `components` that heads have, and that were patched in all heads together."""
+        sites = [patch.sites[0] for patch in self.sweep.patches]
+        return list(dict.fromkeys(site.component for site in sites if site.is_of_all_heads))
+
     def top(self, k: int = 10) -> list[tuple[Patch, float]]:
-        """The k patches of largest |effect|, largest first."""
-        return _largest(zip(self.sweep.patches, self.sweep.effects.tolist()), k)
+        """The k patches of largest |effect|, largest first, each with its effect."""
+        return self.sweep.top(k)
 
     def matrix(self, component: str | None = None) -> Float[np.ndarray, "layer pos"]:
         """Effects of a component (the first, if not named) by layer and position; NaN where not measured.
@@ -348,10 +414,10 @@ class PositionResults(SweepResults):
         names = self.names
         width = len(self.sweep.clean_tokens[0]) if names is None else len(names)
         table = np.full((self.sweep.n_layers, width), np.nan)
-        for patch, effect in zip(self.sweep.patches, self.sweep.effects):
+        for patch, column, effect in zip(self.sweep.patches, self.columns, self.sweep.effects):
             site = patch.sites[0]
             if site.component == component:
-                table[site.layer, site.position if names is None else names.index(str(site.position_name))] = effect
+                table[site.layer, column] = effect
         return table
 
 
@@ -361,6 +427,21 @@ KINDS[SweepResults.__name__] = SweepResults
 def patch_key(patch: Patch) -> str:
     """Under what a patch stands in layer results: its name, or its first site's hook point."""
     return patch.name or patch.sites[0].hook_point
+
+
+def sweep_of_items(items: Sequence[Any]) -> Sweep | None:
+    """The sweep of the patches that items of results are of, in their order; None where they are of no one sweep."""
+    places = [place for item in items if (place := getattr(item, "place", None)) is not None]
+    if not places or len(places) < len(items):
+        return None
+    entire = places[0][0]
+    if any(sweep is not entire and sweep != entire for sweep, _ in places):
+        return None
+    return entire.of_patches([number for _, number in places])
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _position_of(patch: Patch, pair: int) -> int | tuple[int, ...] | None:
@@ -377,7 +458,7 @@ def _neuron_of(patch: Patch) -> tuple[int, int]:
     return site.layer, site.neuron
 
 
-def _head_of(patch: Patch) -> tuple[int, int]:
+def head_of(patch: Patch) -> tuple[int, int]:
     site = patch.sites[0]
     if site.layer is None or site.head is None:
         raise ValueError(f"{patch.label} is not an attention head: head results need a layer and a head")
@@ -386,10 +467,3 @@ def _head_of(patch: Patch) -> tuple[int, int]:
 
 def _mean(values: Float[np.ndarray, " pair"]) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-def _largest(items: Iterable[tuple[Item, float]], k: int) -> list[tuple[Item, float]]:
-    """The k items of largest |value|; NaN comes last."""
-    if not is_integer(k) or k < 1:
-        raise ValueError(f"k is {k!r}, expected at least 1")
-    return sorted(items, key=lambda item: -np.inf if np.isnan(item[1]) else abs(item[1]), reverse=True)[:k]

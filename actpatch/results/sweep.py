@@ -23,8 +23,10 @@ from jaxtyping import Bool, Float, Int
 
 from actpatch.core.direction import DIRECTIONS, Direction
 from actpatch.core.heavy import pd
+from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch, Site
-from actpatch.metrics.registry import metric_key
+from actpatch.core.text import count
+from actpatch.metrics.registry import METRICS, metric_key
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
@@ -40,7 +42,7 @@ PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "gr
 Value = TypeVar("Value", bound=Hashable)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MetricValues:
     """What one metric came to in every run of an experiment."""
 
@@ -57,6 +59,11 @@ class MetricValues:
     corrupted: Float[np.ndarray, " pair"]
     """Of each corrupted run, in `unit`."""
 
+    def __repr__(self) -> str:
+        of = " × ".join(count(n, what) for n, what in zip(self.patched.shape, ("patch", "pair")))
+        clean, corrupted = (_mean(run) for run in (self.clean, self.corrupted))
+        return f"MetricValues({self.name}, {of}, clean {clean:+.2f}, corrupted {corrupted:+.2f})"
+
     def __eq__(self, other: object) -> bool:
         """Whether names and every number are the same; NaN is the same as NaN."""
         if not isinstance(other, MetricValues):
@@ -68,9 +75,13 @@ class MetricValues:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sweep:
-    """One experiment: every patch applied to every pair, with all that is needed to read its numbers."""
+    """One experiment: every patch applied to every pair, with all that is needed to read its numbers.
+
+    Some of its patches alone, or all in another order, are a sweep too, which knows the one that they are of: its
+    statistics stay those of the whole experiment (`of_patches`).
+    """
 
     patches: tuple[Patch, ...]
     """What was replaced, one entry per row of `patched`."""
@@ -116,6 +127,10 @@ class Sweep:
     """What a reader should know of how it was run: shortcuts that do not hold for this model, what rounding does."""
     selected: int = 0
     """Which of `measured` is shown."""
+    whole: Sweep | None = None
+    """The whole experiment that these patches were taken out of (`of_patches`); None where it is this one."""
+    numbers: tuple[int, ...] = ()
+    """The place of each patch in `whole`; empty where there is none."""
 
     def __post_init__(self) -> None:
         n_patches, n_pairs = len(self.patches), len(self.pair_indices)
@@ -136,8 +151,24 @@ class Sweep:
             raise ValueError(
                 f"source_kind {self.source_kind!r} is unknown: expected one of {', '.join(get_args(SourceKind))}"
             )
+        if self.whole is not None and (
+            self.whole.pair_indices != self.pair_indices
+            or tuple(self.whole.patches[i] for i in self.numbers) != self.patches
+        ):
+            raise ValueError("the patches or pairs are not those of the whole experiment: change whole.entire instead")
         if not 0 <= self.selected < len(self.measured):
             raise ValueError(f"metric number {self.selected} of {len(self.measured)} cannot be selected")
+
+    def __repr__(self) -> str:
+        return f"Sweep({self.described('patch')})"
+
+    def described(self, kind: str) -> str:
+        """In a line: how many patches, of which `kind` says what they are, on how many pairs, and the baselines."""
+        of = f" (of {count(len(self.entire.patches), 'patch')})" if self.is_part else ""
+        others = f" and {count(len(self.metrics) - 1, 'more metric')}" if len(self.metrics) > 1 else ""
+        size = f"{count(len(self.patches), kind)}{of} × {count(len(self.pair_indices), 'pair')}"
+        runs = f"{self.metric} clean {_mean(self.clean):+.2f}, corrupted {_mean(self.corrupted):+.2f}"
+        return f"{size}, {self.task}, {self.direction}, {runs}{others}"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -154,16 +185,46 @@ class Sweep:
                 f"the metric {name!r} was not measured: {hint}These results have {', '.join(keys)}; ask for more with "
                 "metrics=[...] in the run"
             )
-        return replace(self, selected=keys.index(metric_key(name)))
+        selected = keys.index(metric_key(name))
+        whole = None if self.whole is None else replace(self.whole, selected=selected)
+        return replace(self, selected=selected, whole=whole)
 
-    def of_patches(self, which: slice) -> Sweep:
-        """The sweep of these patches alone."""
-        measured = tuple(replace(values, patched=values.patched[which]) for values in self.measured)
-        return replace(self, patches=self.patches[which], measured=measured)
+    def of_patches(self, numbers: Sequence[int]) -> Sweep:
+        """The sweep of the patches with these numbers, in this order.
+
+        Its `statistics` are the whole experiment's: p-values stay corrected over all of its patches, so that choosing
+        some makes none of them significant.
+        """
+        whole = self.entire
+        chosen = tuple(self.numbers[i] for i in numbers) if self.numbers else tuple(numbers)
+        if chosen == tuple(range(len(whole.patches))):
+            return whole
+        measured = tuple(replace(values, patched=values.patched[list(chosen)]) for values in whole.measured)
+        patches = tuple(whole.patches[i] for i in chosen)
+        return replace(whole, patches=patches, measured=measured, whole=whole, numbers=chosen)
+
+    @property
+    def entire(self) -> Sweep:
+        """The whole experiment that these patches are of, with the same metric selected."""
+        if self.whole is None:
+            return self
+        return self.whole if self.whole.selected == self.selected else replace(self.whole, selected=self.selected)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether patches of the experiment are lacking."""
+        return self.whole is not None and len(set(self.numbers)) < len(self.whole.patches)
+
+    def top(self, k: int = 10) -> list[tuple[Patch, float]]:
+        """The k patches of largest |effect|, largest first, each with its effect."""
+        effects = self.effects
+        return [(self.patches[i], float(effects[i])) for i in largest(effects, k)]
 
     def of_pairs(self, which: Sequence[int]) -> Sweep:
         """The sweep of these pairs alone, by their place in it."""
         kept = list(which)
+        if self.whole is not None:
+            return self.entire.of_pairs(kept).of_patches(self.numbers)
         measured = tuple(
             replace(values, patched=values.patched[:, kept], clean=values.clean[kept], corrupted=values.corrupted[kept])
             for values in self.measured
@@ -191,6 +252,13 @@ class Sweep:
     @property
     def more_is_better(self) -> bool:
         return self.measured[self.selected].more_is_better
+
+    @property
+    def better(self) -> str:
+        """Which way the selected metric is better, in words; empty where that goes without saying."""
+        if not self.more_is_better:
+            return "less is better"
+        return "" if metric_key(self.metric) in METRICS else "more is better"
 
     @property
     def patched(self) -> Float[np.ndarray, "patch pair"]:
@@ -257,9 +325,14 @@ class Sweep:
     def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
         """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
 
+        Of some of an experiment's patches (`of_patches`) they are those of the whole experiment, with the entries of
+        these patches: corrected over all of its patches.
+
         Options (seed, level, alpha, correction, power, n_resamples) and errors are those of
         `statistics.sites.site_statistics`. Where the pairs are of several groups, effects are compared between them.
         """
+        if self.whole is not None:
+            return self.entire.statistics(**options).of_sites(self.numbers)
         usable = self.usable
         return site_statistics(
             self.patched[:, usable],
@@ -316,6 +389,17 @@ class Sweep:
         return pd.DataFrame(columns)
 
 
+def largest(effects: Float[np.ndarray, " patch"], k: int) -> list[int]:
+    """Numbers of the k patches of largest |effect|, largest first; NaN comes last.
+
+    Raises:
+        ValueError: for a k that is no integer of at least 1.
+    """
+    if not is_integer(k) or k < 1:
+        raise ValueError(f"k is {k!r}, expected at least 1")
+    return np.argsort(-np.nan_to_num(np.abs(effects), nan=-1.0), kind="stable")[:k].tolist()
+
+
 def usable_pairs(
     clean: Float[np.ndarray, " pair"],
     corrupted: Float[np.ndarray, " pair"],
@@ -342,6 +426,19 @@ def _patch_of_pairs(patch: Patch, pairs: Sequence[int]) -> Patch:
     return replace(patch, sites=sites)
 
 
+def column_of(patch: Patch) -> str | None:
+    """Which column of a map over positions a patch belongs to: its position's name, or its number.
+
+    Several positions that are patched together are joined by ` + `. None for all positions, and for those that differ
+    between pairs without having a name.
+    """
+    names = dict.fromkeys(
+        str(site.position) if site.position_name is None and isinstance(site.position, int) else site.position_name
+        for site in patch.centre
+    )
+    return None if None in names else " + ".join(map(str, names))
+
+
 def _positions(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[int | None]:
     """The patch's position in each pair, counted from the start; None where it has none or several."""
     at = common(patch, lambda site: site.position)
@@ -359,6 +456,10 @@ def _text(values: Sequence[str | None], rows: Int[np.ndarray, " row"]) -> Any:
 
 def _integers(values: Iterable[int | None], rows: Int[np.ndarray, " row"]) -> Any:
     return pd.array(list(values), dtype="Int64").take(rows)
+
+
+def _mean(values: Float[np.ndarray, " pair"]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _stacked(by_metric: Sequence[np.ndarray]) -> np.ndarray:

@@ -54,7 +54,7 @@ def describe_experiment(sweep: Sweep) -> str:
         lines.append(
             f"{name}: clean {clean:+.3f}, corrupted {corrupted:+.3f}"
             + (f" {shown.unit}" if shown.unit else "")
-            + ("" if shown.more_is_better else " (less is better)")
+            + (f" ({shown.better})" if shown.better else "")
             + (", of one pair" if n_pairs == 1 else f", mean of {finite.sum()} pairs")
         )
         if not finite.all():
@@ -135,7 +135,7 @@ def describe_statistics(statistics: Mapping[str, SiteStatistics | str], kind: st
         apart = ", each metric apart" if len(statistics) > 1 else ""
         some = tested[0]
         general.append(
-            f"n.s.: p > {some.alpha:g} after {CORRECTIONS[some.correction]} correction over {len(some.sites)} "
+            f"n.s.: p > {some.alpha:g} after {CORRECTIONS[some.correction]} correction over {some.n_corrected} "
             f"{kind}s{apart}."
         )
     reaches = {name: _reach(found, kind) for name, found in known.items() if found.n_pairs > 1}

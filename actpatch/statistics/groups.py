@@ -16,7 +16,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -57,6 +57,12 @@ class GroupDifferences:
     alpha: float
     left_out: tuple[str, ...] = ()
     """Groups with too few usable pairs, or gaps that cancel."""
+
+    def of_sites(self, numbers: Sequence[int]) -> GroupDifferences:
+        """The entries of these sites; p-values stay corrected over the whole map."""
+        chosen = list(numbers)
+        entries = {name: getattr(self, name)[chosen] for name in ("effects", "p", "p_corrected")}
+        return replace(self, sites=tuple(self.sites[i] for i in chosen), **entries)
 
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, TypedDict
 
@@ -115,11 +115,13 @@ class SiteStatistics:
     n_resamples: int
     """Resamples of the pairs that the intervals rest on."""
     too_few: str
-    """Why no site alone could be significant with so many pairs, and what to do; empty where one could."""
+    """Why no site is significant, nor could be alone with so many pairs, and what to do; empty where one could."""
     differences: GroupDifferences | None
     """Whether effects differ between groups of pairs; None where there are not two groups to compare."""
     notes: tuple[str, ...]
     """What could not be computed or is weak, and why; first, whether effects differ between groups of pairs."""
+    n_corrected: int
+    """Number of sites that the correction counts: all of the map, also where these are some of them."""
 
     @property
     def options(self) -> StatisticsOptions:
@@ -133,14 +135,22 @@ class SiteStatistics:
             "n_resamples": self.n_resamples,
         }
 
+    def of_sites(self, numbers: Sequence[int]) -> SiteStatistics:
+        """The entries of these sites. Whatever is of the map stays the whole map's: correction, agreement, notes."""
+        chosen = list(numbers)
+        arrays = ("effect", "low", "high", "p", "p_corrected", "too_skewed", "detectable")
+        entries = {name: getattr(self, name)[chosen] for name in arrays}
+        differences = self.differences.of_sites(chosen) if self.differences else None
+        return replace(self, sites=tuple(self.sites[i] for i in chosen), differences=differences, **entries)
+
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:
         return self.p_corrected <= self.alpha
 
     @property
     def tells_significance(self) -> bool:
-        """Whether sites are told apart: some are significant, or one alone could be with so many pairs."""
-        return self.n_pairs > 1 and (not self.too_few or bool(self.significant.any()))
+        """Whether sites are told apart: some of the map are significant, or one alone could be with so many pairs."""
+        return not self.too_few
 
     @property
     def in_doubt(self) -> Bool[np.ndarray, " site"]:
@@ -261,7 +271,7 @@ def site_statistics(
         smallest_p=step,
         seed=seed,
         n_resamples=n_resamples,
-        too_few=too_few,
+        too_few="" if (p_corrected <= alpha).any() else too_few,
         differences=differences,
         notes=(
             *filter(None, [differences.sentence if differences else _too_small(groups), too_few]),
@@ -269,6 +279,7 @@ def site_statistics(
             *_notes_on_skewness(labels, changes, too_skewed, size, lone >= step, power),
             *_notes_on_disagreement(labels, low, high, p, level),
         ),
+        n_corrected=len(labels),
     )
 
 

@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_model_runs(scri
     [
         ["--corruption", "shuffle"],
         ["--direction", "up"],
-        ["--patch-type", "z"],
+        ["--patch-type", "w"],
         ["--pairs", "ten"],
         ["--top-k", "0"],
         ["--colour"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -9,10 +10,18 @@ import pytest
 import torch
 
 import activation_patching
+import actpatch
 import head_patching
 import model_loading
 import visualize
 from activation_patching import ActivationPatcher, IOIDataset, PatchingResult, summarize_results
+from actpatch.core.sites import Patch, Site
+from actpatch.results.attention import AttentionPatterns
+from actpatch.results.check import Change, DatasetCheck, PairCheck
+from actpatch.results.items import OverPairs
+from actpatch.results.shapes import KINDS
+from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.statistics.sites import SiteStatistics
 from head_patching import HeadPatcher, HeadPatchingResult, print_head_results
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.prompts import MyTask
@@ -119,3 +128,15 @@ def test_modules_offer_what_their_readers_import():
 def test_module_docstrings_exist():
     for module in (activation_patching, head_patching, model_loading, visualize):
         assert module.__doc__ and module.__doc__.splitlines()[0].endswith((".", "?"))
+
+
+def test_what_results_are_made_of_are_public_names():
+    shapes = [shape for shape in KINDS.values() if shape.__module__.startswith("actpatch.")]
+    items = [OverPairs.__subclasses__(), [PatchingResult, Patch, Site, Sweep, MetricValues, SiteStatistics]]
+    for kind in (*shapes, *itertools.chain(*items), PairCheck, Change, DatasetCheck, AttentionPatterns):
+        assert getattr(actpatch, kind.__name__) is kind and kind.__name__ in actpatch.__all__
+    for name in ("Patch", "Site", "SweepResults"):
+        assert getattr(activation_patching, name) is getattr(actpatch, name)
+    for name in ("HeadPositionResults", "HeadPositionPatchingResult", "HeadResults", "AttentionPatterns"):
+        assert getattr(head_patching, name) is getattr(actpatch, name)
+    assert visualize.create_head_position_heatmap is actpatch.create_head_position_heatmap

@@ -9,7 +9,7 @@ import pytest
 
 from actpatch.results.shapes import HeadResults, PositionResults
 from test_suite.helpers.figures import subtitle
-from test_suite.helpers.results import clear, made_up_heads, made_up_layers, made_up_positions
+from test_suite.helpers.results import clear, made_up_heads, made_up_layers, made_up_positions, of_no_experiment
 from visualize import (
     create_component_comparison,
     create_head_heatmap,
@@ -77,10 +77,15 @@ def test_other_statistics_can_be_given_and_only_those_of_the_same_results():
     assert "p > 0.2, Benjamini-Yekutieli over 12 heads" in subtitle(create_head_heatmap(results, statistics=lenient))
     with pytest.raises(ValueError, match=r"statistics of 8 sites are not those of these results \(12 sites"):
         create_head_heatmap(results, statistics=clear(made_up_layers).statistics())
-    with pytest.raises(ValueError, match="a plain list of heads is a part"):
-        create_head_heatmap(list(results), 4, 3, statistics=lenient)
-    with pytest.raises(ValueError, match="a plain list of heads is a part"):
-        create_top_heads_bar(list(results), statistics=lenient)
+    assert "p > 0.2" in subtitle(create_head_heatmap(list(results), statistics=lenient))
+    with pytest.raises(ValueError, match=r"statistics of 12 sites are not those of these results \(3 sites"):
+        create_head_heatmap(results[:3], statistics=lenient)
+    for draw in (
+        lambda heads: create_head_heatmap(heads, 4, 3, statistics=lenient),
+        lambda heads: create_top_heads_bar(heads, statistics=lenient),
+    ):
+        with pytest.raises(ValueError, match="these heads are of no one: pass the results"):
+            draw(of_no_experiment(results))
 
 
 def test_error_bars_are_the_intervals_and_bars_fade_where_not_significant():

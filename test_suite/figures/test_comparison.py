@@ -92,3 +92,11 @@ def test_comparison_of_two_models_of_one_shape_has_to_be_asked_for():
     with pytest.raises(ValueError, match=r"first is of made-up, the second of tuned: .*same_model=False"):
         create_comparison(first, second)
     assert "tuned" in create_comparison(first, second, same_model=False).layout.annotations[1].text
+
+
+def test_parts_are_compared_without_a_test_that_would_count_too_few():
+    first, second = clear(made_up_heads), clear(made_up_heads, every=2)
+    figure = create_comparison(first[:4], second[:4])
+    text = figure.to_json()
+    assert "compare the whole results" in text and "tested pair by pair" not in text
+    assert "tested pair by pair" in create_comparison(first, second).to_json()

@@ -13,6 +13,7 @@ from test_suite.helpers.results import (
     made_up_layers,
     made_up_positions,
     made_up_sweep,
+    of_no_experiment,
     same_metrics,
 )
 from visualize import (
@@ -222,8 +223,18 @@ def test_every_figure_says_model_task_direction_metric_and_pairs(direction, word
         (lambda: create_head_heatmap([], 4, 3), "empty"),
         (lambda: create_layer_heatmap(made_up_layers(())), "empty .*0 patches"),
         (lambda: create_head_heatmap(made_up_heads(n_pairs=0)), "empty .* 0 pairs"),
-        (lambda: create_head_heatmap(list(made_up_heads())), "pass n_layers and n_heads"),
-        (lambda: create_head_heatmap(list(made_up_heads()), 4, 2), "L0H2 lies outside n_layers=4, n_heads=2"),
+        (
+            lambda: create_head_heatmap(of_no_experiment(made_up_heads())),
+            "of no one experiment.*or n_layers and n_head",
+        ),
+        (
+            lambda: create_head_heatmap(made_up_heads().sweep),
+            "given a Sweep, expected HeadResults: give it a shape, for",
+        ),
+        (
+            lambda: create_head_heatmap(of_no_experiment(made_up_heads()), 4, 2),
+            "L0H2 lies outside n_layers=4, n_heads=2",
+        ),
         (lambda: create_head_heatmap(list(made_up_heads()) * 2, 4, 3), "more than once"),
         (lambda: create_head_heatmap([*made_up_heads(), *made_up_heads(component="q")], 4, 3), "patch types output, q"),
         (lambda: create_head_heatmap(made_up_heads(**same_metrics())), "no pair was usable"),

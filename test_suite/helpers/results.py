@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 
 from activation_patching import BothDirections
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.results.attention import AttentionPatterns
+from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import MetricValues, Sweep
 
@@ -62,6 +66,25 @@ def made_up_positions(n_layers: int = 2, tokens: tuple[str, ...] = CLEAN_TOKENS,
         for position in range(len(tokens))
     ]
     return PositionResults(made_up_sweep(sites, n_layers, 3, **changes))
+
+
+def of_no_experiment(results: HeadResults) -> list[Any]:
+    """The same entries, made anew: they do not know what was run."""
+    return [dataclasses.replace(item) for item in results]
+
+
+def made_up_head_positions(
+    n_layers: int = 4, n_heads: int = 3, positions: tuple[str, ...] = ("S2", "END"), component: str = "z", **changes
+) -> HeadPositionResults:
+    per_layer = changes.get("n_key_value_heads", n_heads) if component in ("k", "v") else n_heads
+    n_pairs = changes.get("n_pairs", 5)
+    sites = [
+        Site(block_hook(layer, component), head, position=(3 - column,) * n_pairs, position_name=name)
+        for layer in range(n_layers)
+        for head in range(per_layer)
+        for column, name in enumerate(positions)
+    ]
+    return HeadPositionResults(made_up_sweep(sites, n_layers, n_heads, **changes))
 
 
 def same_metrics(n_pairs: int = 5) -> dict[str, np.ndarray]:

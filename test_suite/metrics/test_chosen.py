@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset
+from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset, check_dataset, summarize_results
 from actpatch.metrics.answers import Rank
 from actpatch.metrics.base import Answers
 from actpatch.metrics.registry import NAMED_METRICS, metric_key, right_above
@@ -102,7 +104,7 @@ def test_several_acceptable_answers_may_come_from_the_dataset(bundled: Any) -> N
         (Rank, r"the class Rank is no metric: metrics takes names \(logit_difference"),
         (
             len,
-            "a builtin_function_or_method is no metric: .* give a function of your own as",
+            r"the metric 'len' takes \(obj, /\), expected a function of \(logits, pair_idx\)",
         ),
         ([None], "a NoneType is no metric"),
         ({"rank"}, "a set is no metric: .*one or a list of them"),
@@ -171,3 +173,81 @@ def test_each_metric_says_what_it_is_asked_for_by_and_above_what_a_run_is_right(
     told = {metric.name: above for metric in NAMED_METRICS.values() if (above := right_above(metric.name)) is not None}
     assert told == {"logit difference": 0.0, "probability difference": 0.0, "accuracy": 0.5}
     assert right_above("loss") is None and right_above("Accuracy") is None, "metrics of one's own"
+
+
+def second_logit(logits: Tensor, pair_idx: int) -> float:
+    return float(logits[0, 1:].mean() + logits[0, -1, 7 + pair_idx])
+
+
+@pytest.mark.filterwarnings("ignore:.*check_dataset")
+def test_a_function_is_a_metric_of_its_name(bundled: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    patcher = ActivationPatcher(bundled, show_progress=False)
+    own = patcher.run_patching_experiment(WithItsOwn(), "attn_out", pair_indices=[1, 0])
+    several = patcher.run_patching_experiment(
+        WithItsOwn(), "attn_out", pair_indices=[1, 0], metrics=["rank", second_logit]
+    )
+    alone = patcher.run_patching_experiment(WithItsOwn(), "attn_out", pair_indices=[1, 0], metrics=second_logit)
+    assert several.metrics == ("rank", "second_logit") and alone.metrics == ("second_logit",)
+    for found in (several.by_metric("second_logit"), alone):
+        np.testing.assert_array_equal(found.sweep.patched, own.sweep.patched)
+        assert found.sweep.more_is_better and found.sweep.unit == ""
+    summarize_results(alone)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"second_logit: clean \S+, corrupted \S+ \(more is better\)", printed)
+    assert "second_logit: clean" in alone._repr_html_() and "(more is better)" in alone._repr_html_()
+
+
+class Scorer:
+    def __call__(self, logits: Tensor, pair_idx: int) -> float:
+        return 1.0
+
+    def score(self, logits: Tensor, pair_idx: int, scale: float = 1.0) -> float:
+        return scale
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda logits, pair: 1.0, "metric"),
+        (functools.partial(second_logit), "second_logit"),
+        (functools.partial(Scorer().score, scale=2.0), "score"),
+        (Scorer().score, "score"),
+        (Scorer(), "Scorer"),
+        (lambda *args: 1.0, "metric"),
+    ],
+)
+def test_what_a_function_is_called(bundled: Any, function: Any, name: str) -> None:
+    assert [metric.name for metric in encode_pairs(bundled, Animals(), [0]).metrics(function)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("function", "takes"),
+    [
+        (lambda logits: 1.0, r"\(logits\)"),
+        (lambda logits, pair, answer: 1.0, r"\(logits, pair, answer\)"),
+        (lambda logits, *, pair_idx: 1.0, r"\(logits, \*, pair_idx\)"),
+    ],
+)
+def test_a_function_of_other_arguments_is_refused(bundled: Any, function: Any, takes: str) -> None:
+    patcher = ActivationPatcher(bundled, show_progress=False)
+    with refused(f"the metric 'metric' takes {takes}, expected a function of .logits, pair_idx. that returns one numb"):
+        patcher.run_patching_experiment(Animals(), "attn_out", metrics=["rank", function])
+
+
+def test_two_functions_without_a_name_need_one(bundled: Any) -> None:
+    with refused("two of the metrics are called 'metric': give each once, and metrics of your own another name="):
+        encode_pairs(bundled, Animals(), [0]).metrics([lambda logits, pair: 1.0, lambda logits, pair: 2.0])
+
+
+def test_what_a_function_returns_is_told_by_its_name(bundled: Any) -> None:
+    def nothing(logits: Tensor, pair_idx: int) -> Any:
+        return None
+
+    patcher = ActivationPatcher(bundled, show_progress=False)
+    with pytest.raises(ValueError, match="nothing returned NoneType for pair 0, expected one number"):
+        patcher.run_patching_experiment(Animals(), "attn_out", metrics=nothing)
+
+
+def test_a_check_takes_a_function_too(bundled: Any) -> None:
+    check = check_dataset(bundled, Animals(), metric=second_logit)
+    assert check.metric == "second_logit" and check.pairs[0].clean is not None

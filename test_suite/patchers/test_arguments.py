@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -33,6 +34,7 @@ from activation_patching import (
 from actpatch import SweepResults
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.interventions.places import check_window
+from actpatch.metrics.answers import Rank
 from actpatch.metrics.own import DatasetMetric
 from actpatch.results.sweep import MetricValues, Sweep
 from actpatch.tasks.encoding import encode_pairs
@@ -102,7 +104,11 @@ def no_run(layers: ActivationPatcher, heads: HeadPatcher, monkeypatch: pytest.Mo
             {"metrics": DatasetMetric(lambda logits, pair: 0.0, (0, 1))},
             r"is for the pairs \(0, 1\), the",
         ),
-        ({"metrics": [lambda logits, pair: 0.0]}, r"give a function of your own as actpatch\.DatasetMetric"),
+        (
+            {"metrics": [lambda logits: 0.0]},
+            r"the metric 'metric' takes \(logits\), expected a function of \(logits, pair",
+        ),
+        ({"metrics": Rank}, r"the class Rank is no metric"),
     ],
 )
 def test_mistakes_are_told_before_any_run(
@@ -364,13 +370,17 @@ def test_a_damaged_file_is_told_as_such(in_both: BothDirections, tmp_path: Path)
         load_results(path)
 
 
-def test_a_slice_lacks_the_heads_that_a_correction_counts(heads: HeadPatcher, names: IOIDataset) -> None:
-    results = heads.run_all_heads_experiment(names, layers=[0])
-    assert heads.find_important_heads(results[:2], threshold=0) and results[:0] == []
-    for part in (results[:2], results[:3][:2]):
-        with pytest.raises(ValueError, match="alpha needs every pair and head of the experiment"):
-            heads.find_important_heads(part, alpha=0.05)
-    assert not results[:].is_part
+def test_significant_heads_of_a_part_are_those_of_the_whole(model: Any, heads: HeadPatcher) -> None:
+    results = heads.run_all_heads_experiment(IOIDataset(model, 12))
+    chosen = heads.find_important_heads(results, threshold=None, alpha=0.05)
+    assert 0 < len(chosen) < len(results)
+    for part in (results[3:9], results.top(5), sorted(results, key=lambda head: head.effect)[4:], results[3:9][::-1]):
+        found = heads.find_important_heads(part, threshold=None, alpha=0.05)
+        assert found == [head for head in chosen if head in part]
+    made = [dataclasses.replace(head) for head in results]
+    with pytest.raises(ValueError, match=r"results are entries of no one experiment.*alpha needs every pair and head"):
+        heads.find_important_heads(made, alpha=0.05)
+    assert heads.find_important_heads(made) and heads.find_important_heads([], alpha=0.05) == []
 
 
 def test_a_mean_over_a_dataset_without_pairs_is_not_that_over_the_experiment_s_own(

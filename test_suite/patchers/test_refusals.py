@@ -128,8 +128,8 @@ def test_unknown_options_are_refused(tiny, heads_patcher, ioi, head_results, lay
         ActivationPatcher(tiny, batch_size=0)
     with refused("threshold is -1"):
         heads_patcher.find_important_heads(head_results, threshold=-1)
-    with refused("results is a HeadResults, expected what run_patching_experiment returns; for heads use print_head"):
-        summarize_results(head_results)
+    with refused("results is a list, expected what an experiment returns"):
+        summarize_results(list(head_results))
     with refused("results is a LayerResults, expected what run_all_heads_experiment returns"):
         print_head_results(layer_results)
     for top, results in ((summarize_results, layer_results), (print_head_results, head_results)):

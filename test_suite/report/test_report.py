@@ -22,10 +22,12 @@ from actpatch.results.shapes import HeadResults, PositionResults
 from test_suite.helpers.models import bundled
 from test_suite.helpers.results import (
     CLEAN_TOKENS,
+    made_up_head_positions,
     made_up_heads,
     made_up_layers,
     made_up_positions,
     made_up_sweep,
+    of_no_experiment,
     same_metrics,
 )
 from visualize import create_full_report
@@ -85,13 +87,16 @@ def test_report_draws_what_the_results_allow(tmp_path):
         return {Path(path).stem for path in written} - {"report", "plotly.min"}
 
     assert names(None, made_up_layers(("resid_pre",))) == {"layer_heatmap", "layer_metric_scatter"}
-    assert names(list(made_up_heads()), None, 4, 3) == {"head_heatmap", "top_heads_bar"}
+    assert names(of_no_experiment(made_up_heads()), None, 4, 3) == {"head_heatmap", "top_heads_bar"}
+    for some in (made_up_heads()[:4], sorted(made_up_heads(), key=lambda head: head.effect)):
+        assert names(some) == {"head_heatmap", "top_heads_bar", "head_metric_scatter"}
+    assert names(head_position_results=made_up_head_positions()) == {"head_position_heatmap"}
     both = {"position_heatmap_resid_pre", "position_heatmap_mlp_out"}
     assert names(position_results=made_up_positions()) == both
 
 
 def test_report_of_a_plain_list_says_what_it_does_not_know(tmp_path):
-    page = report_text(list(made_up_heads()), None, 4, 3, save_dir=tmp_path)
+    page = report_text(of_no_experiment(made_up_heads()), None, 4, 3, save_dir=tmp_path)
     assert "which does not know what was run" in page and "Save" not in shown_text(page)
 
 
@@ -126,7 +131,7 @@ def test_a_write_that_fails_leaves_every_file_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ({}, "neither head_results nor layer_results nor position_results was given: pass at least one"),
+        ({}, "neither head_results nor .* nor position_results nor head_position_results was given: pass at least one"),
         (
             {"head_results": made_up_heads(), "layer_results": made_up_layers(model="another")},
             r"different models, head_results of made-up \(4 layers × 3 heads\), layer_results of another",
@@ -142,6 +147,7 @@ def test_a_write_that_fails_leaves_every_file_as_it_was(tmp_path):
         ({"position_results": made_up_positions(**same_metrics())}, "no pair was usable"),
         ({"head_results": []}, "empty"),
         ({"layer_results": made_up_layers(())}, "empty .*0 patches"),
+        ({"head_position_results": made_up_heads()}, "HeadResults, expected HeadPositionResults: create_head_heatmap"),
         ({"head_results": made_up_heads(n_pairs=0)}, "empty .* 0 pairs"),
         ({"position_results": made_up_positions(n_pairs=0)}, "empty .* 0 pairs"),
     ],
@@ -277,6 +283,15 @@ def test_positions_by_name_are_found_in_each_pair():
     first, second = position_effects(PositionResults(dataclasses.replace(sweep, **changes)), "resid_pre")
     assert (set(first), set(second)) == ({1}, {3})
     assert (first[1].layer, second[3].layer) == (1, 0)
+
+
+def test_positions_that_were_patched_together_colour_none_of_them():
+    together = [Site("blocks.0.hook_resid_pre", position=at, position_name=name) for at, name in ((1, "A"), (3, "B"))]
+    sweep = made_up_sweep([Site("blocks.0.hook_resid_pre", position=2, position_name="C")] * 2, 2, 3)
+    sweep = dataclasses.replace(sweep, patches=(sweep.patches[0], Patch(tuple(together))))
+    results = PositionResults(sweep)
+    assert results.names == ["C", "A + B"] and results.matrix()[0].tolist() == sweep.effects.tolist()
+    assert all(set(effects) == {2} for effects in position_effects(results, "resid_pre"))
 
 
 def test_pairs_that_are_not_usable_stay_uncoloured():

@@ -115,9 +115,9 @@ def test_results_of_every_shape_show_another_metric() -> None:
         if isinstance(shown, PositionResults):
             np.testing.assert_array_equal(shown.matrix("mlp_out"), alone.matrix("mlp_out"))
         else:
-            assert list(shown) == list(alone) and shown.top(3) == alone.top(3)
+            assert list(shown) == list(alone) and list(shown.top(3)) == list(alone.top(3))
         assert both.by_metric("logit difference") == both
-        assert "and 1 more metrics" in repr(both) and "KL divergence" in repr(shown)
+        assert "and 1 more metric" in repr(both) and "KL divergence" in repr(shown)
 
 
 def test_each_metric_names_the_pairs_that_it_leaves_out() -> None:
@@ -127,6 +127,25 @@ def test_each_metric_names_the_pairs_that_it_leaves_out() -> None:
     told = str(caught[0].message)
     assert told.startswith("1 of 4 pairs have a clean and a corrupted KL divergence that barely differ")
     assert "pair 3 (clean +0.000, corrupted +0.000)" in told
+
+
+def test_a_warning_of_baselines_is_short_and_says_each_remedy_once() -> None:
+    clean = np.array([1.0, 1.0, 2.0, 1.0])
+    one_way = values("my metric", 0, clean=clean, corrupted=np.array([1.0, 3.0, 4.0, 2.0]))
+    with pytest.warns(UserWarning) as caught:
+        warn_about_baselines(sweep_of(one_way))
+    told = str(caught[0].message)
+    assert told.count("Use a corruption that breaks the behaviour") == 1 and len(told) < 450
+    assert "declare more_is_better=False" in told and "pair 7 (clean +1.000, corrupted +1.000)" in told
+    same = dataclasses.replace(one_way, corrupted=clean)
+    with pytest.warns(UserWarning) as caught:
+        warn_about_baselines(sweep_of(same))
+    told = str(caught[0].message)
+    assert told.count("Use a corruption that breaks the behaviour") == 1 and len(told) < 260
+    assert told.startswith(
+        "4 of 4 pairs have a clean and a corrupted my metric that barely differ, so no effect: pair 7 ("
+    )
+    assert "corrupted +1.000), 3, 0, 12. Use" in told
 
 
 @pytest.mark.parametrize(
@@ -385,6 +404,7 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
         ({"sweeps": [{**sweep, "direction": "up"}]}, "is damaged .*direction 'up' is unknown"),
         ({"sweeps": [{**sweep, "source_kind": "up"}]}, "is damaged .*source_kind 'up' is unknown: expected"),
         ({"sweeps": [{**sweep, "later": 1}]}, "is damaged .*later"),
+        ({"sweeps": [{**sweep, "numbers": [99]}]}, "is damaged"),
         ({"sweeps": [{**sweep, "measured": [{**sweep["measured"][0], "clean": [1]}]}]}, "is damaged"),
     ):
         path.write_text(json.dumps({**stored, **changes}))

@@ -260,8 +260,8 @@ def test_important_heads_can_be_those_that_are_significant(tiny_ioi_heads):
 
 def test_heads_that_cannot_be_selected_are_refused(tiny_ioi_heads):
     patcher, results = tiny_ioi_heads
-    with pytest.raises(ValueError, match="results is a list, expected what run_all_heads_experiment returns: alpha"):
-        patcher.find_important_heads(list(results), alpha=0.05)
+    with pytest.raises(ValueError, match="results are entries of no one experiment, expected those of run_all_heads"):
+        patcher.find_important_heads([replace(head) for head in results], alpha=0.05)
     with pytest.raises(ValueError, match="threshold and alpha are both None, so nothing is selected"):
         patcher.find_important_heads(results, None)
     with pytest.raises(ValueError, match=r"alpha is 5, expected a number between 0 and 1"):
