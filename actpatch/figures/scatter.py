@@ -11,13 +11,13 @@ import numpy as np
 
 from actpatch.core.direction import DIRECTIONS
 from actpatch.core.heavy import go
-from actpatch.core.text import count, plural
+from actpatch.core.text import count, plural, signed
 from actpatch.figures.certainty import Certainty, certainties
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, wrong_type
 from actpatch.figures.colours import BLUE, GREY, GRID, INK, LINE, ORANGE, RED, VIOLET, ZERO_LINE
 from actpatch.figures.frame import NARROW, finish, height, label_points, thinned_note, thinned_pairs
 from actpatch.figures.ranking import largest, rows_axis
-from actpatch.figures.words import context, context_line, escaped, hovers, in_lines, labels_of, metric_name, metric_unit
+from actpatch.figures.words import context, escaped, hovers, labels_of, metric_name, metric_unit, told
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
@@ -33,7 +33,7 @@ MARKS = {
 MOST_LABELS = 12
 MOST_LINES = 40
 """Pairs that have a line of their own in a band: lines of more run together."""
-HOLLOW_ARE = "hollow: significant in neither direction"
+FILLED_ARE = "filled: in either direction"
 
 
 def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str | None = None) -> go.Figure:
@@ -79,15 +79,15 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
             y=y,
             mode="markers",
             marker={"symbol": symbol, "color": colour, "size": 7 if n_pairs <= 12 else 5},
-            hovertext=[f"{pair}<br>{run} {value:+.3f}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
+            hovertext=[f"{pair}<br>{run} {signed(value)}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
         )
     figure.update_xaxes(title=escaped(metric_name(sweep)), zerolinecolor=LINE)
     figure.update_yaxes(title=results.kind, **rows_axis([escaped(names[i]) for i in top]))
     for edge in range(1, len(top)):
         figure.add_hline(y=edge - 0.5, line={"color": GRID, "width": 1})
     figure.update_layout(width=760, height=height(len(top), min(max(30, 7 * n_pairs), 90)), showlegend=True)
-    subtitle = context_line(sweep, thinned_note(len(sweep.pair_indices), MOST_LINES))
-    return finish(figure, title or "Clean, corrupted and patched metric", subtitle)
+    parts = [*told(sweep), thinned_note(len(sweep.pair_indices), MOST_LINES)]
+    return finish(figure, title or "Clean, corrupted and patched metric", parts)
 
 
 def create_direction_quadrant(
@@ -100,8 +100,8 @@ def create_direction_quadrant(
 ) -> go.Figure:
     """Denoising against noising effects, a point per component, in quadrants that say what it is for the behaviour.
 
-    To the right of the threshold a component suffices, above it is necessary (`BothDirections.reading`). Hollow points
-    are significant in neither direction.
+    To the right of the threshold a component suffices, above it is necessary (`BothDirections.reading`). Filled points
+    are significant in either direction, or both.
 
     Args:
         both: what an experiment with `direction="both"` returned.
@@ -122,7 +122,7 @@ def create_direction_quadrant(
         raise ValueError(f"{wrong_type(both, BothDirections, 'create_direction_quadrant')}{advice}")
     check_top_k(top_k)
     sweeps = _checked_directions(both)
-    evidence = certainties(sweeps, both.denoising.kind, statistics, muted_are=HOLLOW_ARE)
+    evidence = certainties(sweeps, both.denoising.kind, statistics, mark=FILLED_ARE)
     readings = both.reading(threshold)["reading"]
     names = labels_of(both.denoising)
     points = np.array([sweep.effects for sweep in sweeps])
@@ -132,7 +132,7 @@ def create_direction_quadrant(
     figure = go.Figure()
     for reading, (colour, symbol, called) in MARKS.items():
         chosen = np.flatnonzero(readings == reading)
-        hollow = evidence[0].muted[chosen] & evidence[1].muted[chosen]
+        hollow = ~(evidence[0].significant[chosen] | evidence[1].significant[chosen])
         figure.add_scatter(
             name=f"{called} ({len(chosen)})",
             x=points[0, chosen],
@@ -151,9 +151,9 @@ def create_direction_quadrant(
     _quadrants(figure, threshold, ends)
     figure.update_xaxes(title="denoising effect: how far it suffices", range=ends, zerolinecolor=LINE)
     figure.update_yaxes(title="noising effect: how far it is necessary", range=ends, zerolinecolor=LINE)
-    figure.update_layout(width=680, height=620, showlegend=True)
+    figure.update_layout(width=680, height=580, showlegend=True)
     title = title or f"Sufficient, necessary, or both: {plural(both.denoising.kind)}"
-    return finish(figure, title, _both_line(sweeps, evidence, threshold))
+    return finish(figure, title, _told_of_both(sweeps, evidence, threshold))
 
 
 def _checked_directions(both: BothDirections[Any]) -> tuple[Sweep, Sweep]:
@@ -183,13 +183,14 @@ def _both_texts(names: list[str], sweeps: tuple[Sweep, Sweep], evidence: list[Ce
     return [f"<b>{escaped(name)}</b><br>{first}<br>{second}" for name, first, second in zip(names, *parts)]
 
 
-def _both_line(sweeps: tuple[Sweep, Sweep], evidence: list[Certainty], threshold: float) -> str:
+def _told_of_both(sweeps: tuple[Sweep, Sweep], evidence: list[Certainty], threshold: float) -> list[str]:
     first, second = (context(sweep) for sweep in sweeps)
     shared = {part: text for part, text in first.items() if part not in ("direction", "scale")}
     if first["pairs"] != second["pairs"]:
         shared["pairs"] = f"{first['pairs']} (noising: {second['pairs']})"
-    notes = list(dict.fromkeys(one.note for one in evidence))
-    return in_lines([*shared.values(), f"threshold {threshold:g}", *notes])
+    leading = [shared.pop(part) for part in ("model", "task", "metric", "pairs")]
+    notes = dict.fromkeys(one.note for one in evidence)
+    return [*leading, *notes, f"threshold {threshold:g}", *shared.values()]
 
 
 def _label(

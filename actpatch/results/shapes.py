@@ -244,6 +244,7 @@ class HeadResults(RowResults[HeadPatchingResult]):
             head=head,
             patch_type=self.patch_type,
             is_key_value_head=self.counts_key_value_heads,
+            pair_indices=self.sweep.pair_indices,
             **over_pairs,
         )
 
