@@ -20,7 +20,7 @@ from actpatch.results.attention import AttentionPatterns
 
 SIDE = 240
 """Pixels of a pattern's side; tick labels are 14 pixels apart at least."""
-NARROWEST_SIDE, LEAST_SIDE = 190, 110
+NARROWEST_SIDE, LEAST_SIDE = 190, 88
 """Pixels of its width at which tick labels still stay apart, and at which it can be read with fewer of them."""
 
 
@@ -71,7 +71,8 @@ def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None 
     ]
     wide = figure.layout.width
     sizes = {"narrowest": wide - 3 * (SIDE - NARROWEST_SIDE), "least_width": wide - 3 * (SIDE - LEAST_SIDE)}
-    return finish(figure, title or _title(patterns), parts, **sizes)
+    around = wide - 3 * SIDE, figure.layout.height - len(patterns.heads) * SIDE
+    return finish(figure, title or _title(patterns), parts, **sizes, around=around)
 
 
 def _title(patterns: AttentionPatterns) -> str:

@@ -134,13 +134,14 @@ def create_component_comparison(
             text=[STAR] * len(stars),
             textposition=["top center" if y > 0 else "bottom center" for _, y in stars],
             textfont={"size": 14, "color": INK},
+            cliponaxis=False,
             hoverinfo="skip",
             showlegend=False,
         )
     figure.update_xaxes(title="layer", dtick=step(sweep.n_layers, 16), range=[-0.6, sweep.n_layers - 0.4])
-    figure.update_yaxes(title=effect_name(sweep))
+    figure.update_yaxes(title="effect")
     figure.update_layout(barmode="group", bargap=0.2, width=width(sweep.n_layers, 36), height=380, showlegend=True)
-    parts = told(sweep, evidence.bar_note(drawn))
+    parts = told(sweep, evidence.bar_note(drawn), scale=True)
     return finish(figure, title or "Attention against MLP in each layer", parts)
 
 

@@ -27,10 +27,13 @@ BARE_TOP = 30
 """Pixels above the plot of a figure of the user's own that has lost its title."""
 
 
-def in_lines(parts: Sequence[str], letters: int) -> str:
-    """The parts, which ` · ` divides further, escaped, in lines that break between parts where they can."""
+def in_lines(parts: Sequence[str], letters: int, *, filled: bool = False) -> str:
+    """The parts, which ` · ` divides further, escaped, in lines that break between parts where they can.
+
+    Filled lines break anywhere between words.
+    """
     pieces = " · ".join(part for part in parts if part).split(" · ")
-    unbroken = [part.replace(" ", "\xa0") if len(part) <= letters - 4 else part for part in pieces]
+    unbroken = [part.replace(" ", "\xa0") if len(part) <= letters - 4 and not filled else part for part in pieces]
     lines = textwrap.wrap(" · ".join(unbroken), letters, break_on_hyphens=False)
     return "<br>".join(escaped(line.replace("\xa0", " ").strip(" ·")) for line in lines)
 
@@ -46,9 +49,10 @@ def subtitle_of(parts: Sequence[str], width: float, size: float = SUBTITLE_SIZE)
     letters = max(int((width - 24) / (LETTER * size / SUBTITLE_SIZE)), 20)
     shown: list[str] = []
     for part in parts:
-        if in_lines([*shown, part], letters).count("<br>") < MOST_LINES:
+        if in_lines([*shown, part], letters, filled=True).count("<br>") < MOST_LINES:
             shown.append(part)
-    return in_lines(shown, letters)
+    whole = in_lines(shown, letters)
+    return whole if whole.count("<br>") < MOST_LINES else in_lines(shown, letters, filled=True)
 
 
 def caption_height(subtitle: str) -> int:

@@ -20,6 +20,10 @@ from actpatch.figures.places import Cell
 SMALLEST_COLOUR_RANGE = 0.05
 """Colours span at least ± this effect, so that a map on which nothing matters looks pale."""
 MOST_COLUMNS_WITH_NUMBERS = 16
+NUMBERS = "effects"
+"""Name of the trace of numbers."""
+STARS = "significant"
+"""Name of the trace of stars."""
 MARGINS = 150
 """Pixels beside the cells of a map: layers on the left, the colour scale on the right."""
 _FRAME = {"showgrid": False, "zeroline": False, "showline": True, "linecolor": LINE, "mirror": True}
@@ -107,7 +111,7 @@ def _hatching(lacking: Bool[np.ndarray, "row column"]) -> Any:
 
 def _stars(effects: Float[np.ndarray, "row column"], marked: Sequence[Cell], limit: float, *, in_corner: bool) -> Any:
     return go.Scatter(
-        name="significant",
+        name=STARS,
         x=[column + (0.37 if in_corner else 0) for _, column in marked],
         y=[row - (0.27 if in_corner else 0) for row, _ in marked],
         mode="markers",
@@ -145,7 +149,7 @@ def _numbers(effects: Float[np.ndarray, "row column"], limit: float) -> Any:
     rows, columns = np.nonzero(~np.isnan(effects))
     values = effects[rows, columns]
     return go.Scatter(
-        name="effects",
+        name=NUMBERS,
         x=columns,
         y=rows,
         mode="text",

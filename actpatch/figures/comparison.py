@@ -15,6 +15,7 @@ from actpatch.core.text import count, signed, with_minus
 from actpatch.figures.captions import in_lines
 from actpatch.figures.cells import (
     MOST_COLUMNS_WITH_NUMBERS,
+    NARROWEST_NUMBER,
     cells,
     colour_limit,
     column_axis,
@@ -94,14 +95,15 @@ def create_comparison(
     beside = first.effects.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
     change = f"{names[1]} − {names[0]}"
     headings.append(_heading(change, [_tested(evidence[2])]))
-    figure, with_numbers = _panels([first, second, first], headings, beside)
+    figure, (across, high), with_numbers = _panels([first, second, first], headings, beside)
     for number, (effects, hover, starred) in enumerate(panels):
         for trace in cells(effects, hover, starred, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
     figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}})
     shared += [*_notes([*names, change], evidence), _agreement(first.effects, second.effects)]
     title = title or f"{escaped(names[0])} against {escaped(names[1])}"
-    return finish(figure, title, shared, **_sizes(figure, first, beside))
+    around = figure.layout.width - across, figure.layout.height - high
+    return finish(figure, title, shared, **_sizes(figure, first, beside), around=around)
 
 
 def _map(results: Any, component: str | None) -> EffectMap:
@@ -179,7 +181,9 @@ def _notes(names: Sequence[str], evidence: Sequence[Certainty]) -> list[str]:
 def _sizes(figure: go.Figure, drawn: EffectMap, beside: bool) -> dict[str, int]:
     """What the figure needs: side by side as much as the headings, which do not shrink."""
     if beside:
-        return {"narrowest": min(figure.layout.width, 3 * NARROWEST_PANEL + SPACE)}
+        least = min(figure.layout.width, 3 * NARROWEST_PANEL + SPACE)
+        numbers = 3 * NARROWEST_NUMBER * drawn.effects.shape[1] + SPACE
+        return {"narrowest": least, "least_width": least, "room_for_numbers": numbers}
     n_labels = len(drawn.axis["ticktext"]) if drawn.room else 0
     return {"narrowest": narrowest(drawn.effects.shape[1], n_labels)}
 
@@ -228,8 +232,11 @@ def _change(
     return change, texts, {cell for cell, is_one in zip(matched, evidence.significant) if is_one}
 
 
-def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[go.Figure, bool]:
-    """Three empty panels, side by side or, where they have many columns, one below the other; and room for numbers."""
+def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[go.Figure, tuple[int, int], bool]:
+    """Three empty panels, side by side or, where they have many columns, one below the other.
+
+    With the pixels across and down that are panels, and whether their cells have room for numbers.
+    """
     from plotly.subplots import make_subplots
 
     n_rows, n_columns = maps[0].effects.shape
@@ -251,7 +258,7 @@ def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[g
         figure.update_yaxes(title="layer" if number == 0 or not beside else None, **row_axis(n_rows), **place)
     figure.update_layout(plot_bgcolor=GRID, margin={"t": 16 * lines + 6})
     figure.update_layout(width=area[0] + 190, height=area[1] + room + 90 + 16 * lines)
-    return figure, beside and per_column >= 34
+    return figure, (3 * wide, high) if beside else (wide, 3 * high), beside and per_column >= 34
 
 
 def _place(number: int, beside: bool) -> dict[str, int]:

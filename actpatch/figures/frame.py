@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from actpatch.core.heavy import go
 from actpatch.figures.captions import SUBTITLE_SIZE, caption_height, subtitle_of
@@ -25,16 +26,24 @@ MODEBAR_WITHOUT = ["sendChartToCloud", "zoom", "pan", "select", "lasso", "zoomIn
 """Buttons left out: they hide what is below them on small screens. `figures.style` sees to it that none uploads."""
 MOST_POINTS = 100
 """Pairs that have a point of their own in a row: more lie on each other, and make the page slow."""
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, low, right and high end in pixels, from the plot's lower left."""
 _AXIS = {
     "automargin": True,
     "gridcolor": GRID,
     "linecolor": LINE,
     "ticks": "",
     "ticklabelstandoff": 4,
-    "title": {"standoff": 15},
+    "title": {"standoff": 15, "font": {"size": 12}},
     "zerolinecolor": ZERO_LINE,
 }
-_COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "top"}, "thickness": 12, "nticks": 6}
+_COLOUR_BAR = {
+    "outlinewidth": 0,
+    "ticks": "",
+    "title": {"side": "top", "font": {"size": 12}},  # beside a short bar it would lie on the labels
+    "thickness": 12,
+    "nticks": 6,
+}
 LOOK = {
     "layout": {
         "paper_bgcolor": PAPER,
@@ -59,6 +68,7 @@ def finish(
     narrowest: int = 0,
     room_for_numbers: int = 0,
     least_width: int = LEAST_WIDTH,
+    around: tuple[int, int] = (90, 90),
 ) -> go.Figure:
     """The figure with its title and look, offering no upload.
 
@@ -70,10 +80,11 @@ def finish(
         narrowest: pixels that the figure needs: on a narrower page it has to be scrolled. 0 where it shrinks at will.
         room_for_numbers: pixels below which the numbers in a map's cells do not fit.
         least_width: pixels below which the figure cannot be read even where labels are left out.
+        around: pixels of width and height that are not the plot's: labels, legends, colour bars.
     """
     from actpatch.figures.offline import Figure
 
-    told = [part for part in told if part]
+    told = [piece for part in told if part for piece in part.split(" · ")]
     subtitle = subtitle_of(told, figure.layout.width)
     taken = caption_height(subtitle)
     figure.update_layout(
@@ -82,6 +93,7 @@ def finish(
             "narrowest": narrowest,
             "room_for_numbers": room_for_numbers,
             "least_width": least_width,
+            "around": around,
             "told": told,
             "subtitle": subtitle,
             "caption": taken,
@@ -143,6 +155,7 @@ def label_points(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
     size: tuple[int, int] = (NARROW, NARROW),
+    taken: Sequence[Box] = (),
 ) -> list[str | None]:
     """Where each label stands beside its point (Plotly's `textposition`), None where it would lie on something else.
 
@@ -151,12 +164,13 @@ def label_points(
         labels: of the first points, in that order.
         x_range, y_range: of the axes.
         size: of the plot's area in pixels.
+        taken: what else no label may lie on.
     """
     at = [
         ((x - x_range[0]) / (x_range[1] - x_range[0]) * size[0], (y - y_range[0]) / (y_range[1] - y_range[0]) * size[1])
         for x, y in points
     ]
-    taken: list[tuple[float, float, float, float]] = []
+    boxes_taken = list(taken)
     placed: list[str | None] = []
     for (x, y), label in zip(at, labels):
         wide = 7 * len(html.unescape(label))
@@ -166,17 +180,17 @@ def label_points(
             "top center": (x - wide / 2, y + 4, x + wide / 2, y + 20),
             "bottom center": (x - wide / 2, y - 20, x + wide / 2, y - 4),
         }
-        free = (name for name, box in boxes.items() if _is_free(box, size, taken, at))
+        free = (name for name, box in boxes.items() if _is_free(box, size, boxes_taken, at))
         placed.append(next(free, None))
         if placed[-1] is not None:
-            taken.append(boxes[placed[-1]])
+            boxes_taken.append(boxes[placed[-1]])
     return placed
 
 
 def _is_free(
-    box: tuple[float, float, float, float],
+    box: Box,
     size: tuple[int, int],
-    taken: Sequence[tuple[float, float, float, float]],
+    taken: Sequence[Box],
     points: Sequence[tuple[float, float]],
 ) -> bool:
     left, low, right, high = box

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actpatch.core.heavy import go
-from actpatch.figures.cells import cells_figure, colour_limit, narrowest, room_for_numbers
+from actpatch.figures.cells import MARGINS, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.certainty import Certainty, certainty
 from actpatch.figures.checks import Heads, checked_layers, checked_sweep
 from actpatch.figures.frame import finish
@@ -124,4 +124,4 @@ def _map_figure(
     figure.layout.height += drawn.room
     n_columns, n_labels = drawn.effects.shape[1], len(drawn.axis["ticktext"]) if drawn.room else 0
     sizes = {"narrowest": narrowest(n_columns, n_labels), "room_for_numbers": room_for_numbers(n_columns)}
-    return finish(figure, title, parts, **sizes)
+    return finish(figure, title, parts, **sizes, around=(MARGINS, 90 + drawn.room))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actpatch.core.heavy import go
-from actpatch.figures.captions import title_text, told_of
+from actpatch.figures.captions import title_text, told_of, without_caption
 from actpatch.figures.colours import DARK_PAPER, changes_on_dark
 from actpatch.figures.rendering import FIGURES
 from actpatch.figures.style import CONFIG, FIGURE_PADDING, PAPER_WIDTH
@@ -68,17 +68,20 @@ def figure_html(name: str, figure: go.Figure, *, level: int = 3, captioned: bool
         captioned: whether title and caption are shown; where they are not, they are heard by those to whom the page is
             read. A figure that does not know what room they take keeps them in the picture.
     """
+    title, told = plain_title(figure), told_of(figure)
+    if not captioned:
+        figure = without_caption(figure)
     needs = figure.layout.meta if isinstance(figure.layout.meta, dict) else {}
     taken = needs.get("caption", 0)
     return FIGURES.render(
         "figure.html",
         name=name,
         level=level,
-        title=plain_title(figure),
-        told=told_of(figure),
-        is_shown=captioned and taken > 0,
-        width=(figure.layout.width or WIDEST) + 2 * FIGURE_PADDING,
-        height=(figure.layout.height or 450) - taken + (ROOM_FOR_BUTTONS if taken else 0),
+        title=title,
+        told=told,
+        is_shown=taken > 0,
+        width=round(figure.layout.width or WIDEST) + 2 * FIGURE_PADDING,
+        height=round(figure.layout.height or 450) - taken + (ROOM_FOR_BUTTONS if taken else 0),
         narrowest=needs.get("narrowest", 0),
         room_for_numbers=needs.get("room_for_numbers", 0),
         taken=taken - ROOM_FOR_BUTTONS if taken else 0,
@@ -95,7 +98,7 @@ def figure_page(
         title=plain_title(figure),
         figure=figure_html(name, figure, level=1, captioned=captioned),
         report_file=report,
-        page=page_values(plotly, widest=figure.layout.width or WIDEST),
+        page=page_values(plotly, widest=round(figure.layout.width or WIDEST)),
     )
 
 

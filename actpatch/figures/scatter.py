@@ -15,7 +15,7 @@ from actpatch.core.text import count, plural, signed
 from actpatch.figures.certainty import Certainty, certainties
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, wrong_type
 from actpatch.figures.colours import BLUE, GREY, GRID, INK, LINE, ORANGE, RED, VIOLET, ZERO_LINE
-from actpatch.figures.frame import NARROW, finish, height, label_points, thinned_note, thinned_pairs
+from actpatch.figures.frame import NARROW, Box, finish, height, label_points, thinned_note, thinned_pairs
 from actpatch.figures.ranking import largest, rows_axis
 from actpatch.figures.words import context, escaped, hovers, labels_of, metric_name, metric_unit, told
 from actpatch.results.both import BothDirections
@@ -30,6 +30,10 @@ MARKS = {
     "neither": (GREY, "circle", "neither"),
 }
 """Reading -> colour, shape and what the quadrant is called."""
+CORNERS = {"both": (1, 1), "sufficient": (1, 0), "necessary": (0, 1), "neither": (0, 0)}
+"""Reading -> the corner of its quadrant, to the right and up."""
+AREA = (NARROW, 260)
+"""Pixels of the plot where there is least room: labels that keep apart there keep apart everywhere."""
 MOST_LABELS = 12
 MOST_LINES = 40
 """Pairs that have a line of their own in a band: lines of more run together."""
@@ -149,11 +153,11 @@ def create_direction_quadrant(
         )
     _label(figure, points, names, threshold, top_k, ends)
     _quadrants(figure, threshold, ends)
-    figure.update_xaxes(title="denoising effect: how far it suffices", range=ends, zerolinecolor=LINE)
-    figure.update_yaxes(title="noising effect: how far it is necessary", range=ends, zerolinecolor=LINE)
+    figure.update_xaxes(title="denoising effect (sufficient)", range=ends, zerolinecolor=LINE)
+    figure.update_yaxes(title="noising effect (necessary)", range=ends, zerolinecolor=LINE)
     figure.update_layout(width=680, height=580, showlegend=True)
     title = title or f"Sufficient, necessary, or both: {plural(both.denoising.kind)}"
-    return finish(figure, title, _told_of_both(sweeps, evidence, threshold))
+    return finish(figure, title, _told_of_both(sweeps, evidence, threshold), around=(90, 130))
 
 
 def _checked_directions(both: BothDirections[Any]) -> tuple[Sweep, Sweep]:
@@ -201,7 +205,8 @@ def _label(
     order = order[~np.isnan(points[:, order]).any(axis=0)]
     chosen = [int(i) for i in order[:top_k] if size[i] >= threshold]
     labels = [escaped(names[i]) for i in chosen]
-    at = label_points([tuple(points[:, i]) for i in order], labels, ends, ends, (NARROW, 420))
+    all_points = [tuple(points[:, i]) for i in order]
+    at = label_points(all_points, labels, ends, ends, AREA, [_corner(reading) for reading in MARKS])
     shown = [(i, label, where) for i, label, where in zip(chosen, labels, at) if where is not None]
     figure.add_scatter(
         x=points[0, [i for i, _, _ in shown]],
@@ -216,12 +221,18 @@ def _label(
     )
 
 
+def _corner(reading: str) -> Box:
+    """Where the name of a quadrant stands."""
+    (x, y), wide = CORNERS[reading], 6.5 * len(MARKS[reading][2])
+    left, low = x * (AREA[0] - wide), y * (AREA[1] - 18)
+    return left, low, left + wide, low + 18
+
+
 def _quadrants(figure: go.Figure, threshold: float, ends: tuple[float, float]) -> None:
     """Threshold lines, and what each quadrant means in its corner."""
     for add in (figure.add_vline, figure.add_hline):
         add(threshold, line={"color": ZERO_LINE, "width": 1, "dash": "dash"})
-    corners = {"both": (1, 1), "sufficient": (1, 0), "necessary": (0, 1), "neither": (0, 0)}
-    for reading, (x, y) in corners.items():
+    for reading, (x, y) in CORNERS.items():
         _, _, called = MARKS[reading]
         figure.add_annotation(
             text=called,
