@@ -79,12 +79,12 @@ def told_of(figure: go.Figure) -> list[str]:
     subtitle = figure.layout.title.subtitle.text or ""
     if has_own_subtitle(figure):
         return [_plain(subtitle)] if subtitle else []
-    return list(_meta(figure)["told"])
+    return [_plain(part) for part in meta_of(figure)["told"]]
 
 
 def has_own_subtitle(figure: go.Figure) -> bool:
     """Whether the subtitle is not the one that the figure was made with."""
-    meta = _meta(figure)
+    meta = meta_of(figure)
     return "told" not in meta or (figure.layout.title.subtitle.text or "") != meta["subtitle"]
 
 
@@ -92,17 +92,18 @@ def without_caption(figure: go.Figure) -> go.Figure:
     """A copy without title and subtitle, and without the room that they had."""
     bare = type(figure)(figure)
     had_title = bool(bare.layout.title.text)
-    taken = _meta(figure).get("caption")
+    taken = meta_of(figure).get("caption")
     bare.layout.title = None
     if taken is not None:
         bare.update_layout(height=bare.layout.height - taken, margin_t=bare.layout.margin.t - taken)
-        bare.layout.meta = {**_meta(figure), "caption": 0}
+        bare.layout.meta = {**meta_of(figure), "caption": 0}
     elif had_title:
         bare.layout.margin.t = min(bare.layout.margin.t or BARE_TOP, BARE_TOP)
     return bare
 
 
-def _meta(figure: go.Figure) -> dict[str, Any]:
+def meta_of(figure: go.Figure) -> dict[str, Any]:
+    """What `figures.frame.finish` put into the figure; nothing in a figure of the user's own."""
     return figure.layout.meta if isinstance(figure.layout.meta, dict) else {}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from actpatch.core.heavy import go
+from actpatch.core.text import escaped
 from actpatch.figures.captions import SUBTITLE_SIZE, caption_height, subtitle_of
 from actpatch.figures.colours import GRID, INK, LINE, PAPER, SOFT, ZERO_LINE
 
@@ -94,7 +95,7 @@ def finish(
             "room_for_numbers": room_for_numbers,
             "least_width": least_width,
             "around": around,
-            "told": told,
+            "told": [escaped(part) for part in told],
             "subtitle": subtitle,
             "caption": taken,
         },

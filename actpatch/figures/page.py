@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actpatch.core.heavy import go
-from actpatch.figures.captions import title_text, told_of, without_caption
+from actpatch.figures.captions import meta_of, title_text, told_of, without_caption
 from actpatch.figures.colours import DARK_PAPER, changes_on_dark
 from actpatch.figures.rendering import FIGURES
 from actpatch.figures.style import CONFIG, FIGURE_PADDING, PAPER_WIDTH
@@ -71,7 +71,7 @@ def figure_html(name: str, figure: go.Figure, *, level: int = 3, captioned: bool
     title, told = plain_title(figure), told_of(figure)
     if not captioned:
         figure = without_caption(figure)
-    needs = figure.layout.meta if isinstance(figure.layout.meta, dict) else {}
+    needs = meta_of(figure)
     taken = needs.get("caption", 0)
     return FIGURES.render(
         "figure.html",

@@ -126,9 +126,12 @@ def test_bars_and_dots_are_drawn_one_for_each(opened, experiment):
     heads = experiment["head_results"]
     top = heads.top(15)
     page = opened.page
+    sure = heads.statistics()
+    significant = dict(zip(sure.sites, sure.significant))
+    starred = [f"{head.label} *" if significant[head.label] else head.label for head in top]
     assert page.locator("#top_heads_bar .barlayer .point path").count() == len(top)
     assert page.locator("#top_heads_bar .scatterlayer .point").count() == len(top) * len(heads.sweep.pair_indices)
-    assert page.locator("#top_heads_bar .ytick text").all_text_contents() == [head.label for head in top]
+    assert page.locator("#top_heads_bar .ytick text").all_text_contents() == starred
     bars = page.evaluate("Array.from(document.getElementById('top_heads_bar').data[0].x)")
     np.testing.assert_array_equal(bars, [head.effect for head in top])
     assert page.locator("#component_comparison .barlayer .point path").count() == 2 * heads.sweep.n_layers
