@@ -14,7 +14,7 @@ from actpatch.core.text import signed
 from actpatch.figures.cells import SMALLEST_COLOUR_RANGE
 from actpatch.figures.checks import wrong_type
 from actpatch.figures.colours import DIVERGING, LINE, SEQUENTIAL
-from actpatch.figures.frame import finish, room_for, thin_out
+from actpatch.figures.frame import colour_ticks, finish, room_for, thin_out
 from actpatch.figures.words import token_at, token_labels
 from actpatch.results.attention import AttentionPatterns
 
@@ -106,8 +106,20 @@ def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure
     figure.update_layout(
         coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1},
         coloraxis2={"colorscale": DIVERGING, "cmin": -limit, "cmax": limit},
-        coloraxis_colorbar={**bar, "title": {"text": "attention"}, "y": 1, "yanchor": "top"},
-        coloraxis2_colorbar={**bar, "title": {"text": "difference"}, "y": 0, "yanchor": "bottom"},
+        coloraxis_colorbar={
+            **bar,
+            "title": {"text": "attention"},
+            "tickvals": [0, 0.2, 0.4, 0.6, 0.8],
+            "y": 1,
+            "yanchor": "top",
+        },
+        coloraxis2_colorbar={
+            **bar,
+            "title": {"text": "difference"},
+            "tickvals": colour_ticks(limit),
+            "y": 0,
+            "yanchor": "bottom",
+        },
         width=wide + room + 190,
         height=high + room + 70,
         margin={"t": 22},

@@ -12,7 +12,8 @@ import numpy as np
 from actpatch.core.heavy import go
 from actpatch.core.sites import block_hook
 from actpatch.core.text import plural, signed
-from actpatch.figures.certainty import STAR, certainty
+from actpatch.figures.cells import STARS
+from actpatch.figures.certainty import certainty
 from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_layers, checked_sweep
 from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
 from actpatch.figures.frame import finish, height, step, thinned_note, thinned_pairs, width
@@ -24,6 +25,8 @@ from actpatch.statistics.sites import SiteStatistics
 
 WHISKER = {"type": "data", "color": INK, "thickness": 1.2, "width": 4}
 DOT = {"size": 5, "color": ORANGE, "opacity": 0.8, "line": {"width": 0.7, "color": INK}}
+STAR_APART = 0.04
+"""Of the bars' height, how far beyond its bar a star stands."""
 STRIP = 0.26
 """How far the points of a row lie from its middle at most: all on its bar."""
 
@@ -126,15 +129,13 @@ def create_component_comparison(
         ends = _ends(sweep.effects[patches], below, above)
         stars += [(layer + beside, end) for layer, end, i in zip(layers, ends, patches) if evidence.significant[i]]
     if stars:
+        apart = STAR_APART * np.ptp([0.0, *(end for _, end in stars)])
         figure.add_scatter(
-            name="significant",
+            name=STARS,
             x=[x for x, _ in stars],
-            y=[y for _, y in stars],
-            mode="text",
-            text=[STAR] * len(stars),
-            textposition=["top center" if y > 0 else "bottom center" for _, y in stars],
-            textfont={"size": 14, "color": INK},
-            cliponaxis=False,
+            y=[end + math.copysign(apart, end) for _, end in stars],
+            mode="markers",
+            marker={"symbol": "asterisk-open", "size": 5, "color": INK, "line": {"width": 1}},
             hoverinfo="skip",
             showlegend=False,
         )

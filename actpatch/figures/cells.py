@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from actpatch.core.heavy import go
 from actpatch.core.text import with_minus
 from actpatch.figures.colours import DIVERGING, FLIP, GRID, HATCH, INK_ON_PALE, INK_ON_STRONG, LINE, PAPER
-from actpatch.figures.frame import height, step, width
+from actpatch.figures.frame import colour_ticks, height, step, width
 from actpatch.figures.places import Cell
 
 SMALLEST_COLOUR_RANGE = 0.05
@@ -49,12 +49,17 @@ def cells_figure(
     """A figure of one map; layers are its rows, 0 at the top."""
     n_rows, n_columns = effects.shape
     figure = go.Figure(cells(effects, hover, starred, limit, with_numbers=n_columns <= MOST_COLUMNS_WITH_NUMBERS))
-    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}})
+    show_scale(figure, limit)
     figure.update_xaxes(**column_axis(n_columns))
     figure.update_yaxes(title="layer", **row_axis(n_rows))
     figure.update_layout(width=width(n_columns, 44), height=height(n_rows, 24 if n_rows <= 24 else 18))
     figure.update_layout(plot_bgcolor=GRID)
     return figure
+
+
+def show_scale(figure: go.Figure, limit: float) -> None:
+    """Show the colour bar, at the first of a figure's maps."""
+    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}, "tickvals": colour_ticks(limit)})
 
 
 def cells(

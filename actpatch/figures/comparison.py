@@ -21,6 +21,7 @@ from actpatch.figures.cells import (
     column_axis,
     narrowest,
     row_axis,
+    show_scale,
 )
 from actpatch.figures.certainty import Certainty, certainties, certainty_of, unknown
 from actpatch.figures.checks import check_effects, checked_sweep
@@ -99,7 +100,7 @@ def create_comparison(
     for number, (effects, hover, starred) in enumerate(panels):
         for trace in cells(effects, hover, starred, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
-    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}})
+    show_scale(figure, limit)
     shared += [*_notes([*names, change], evidence), _agreement(first.effects, second.effects)]
     title = title or f"{escaped(names[0])} against {escaped(names[1])}"
     around = figure.layout.width - across, figure.layout.height - high

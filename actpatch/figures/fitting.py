@@ -108,9 +108,10 @@ def thin_labels(figure: go.Figure) -> None:
     wide, high = _plot_size(figure)
     n_across, n_down = (len({axis.domain for axis in axes}) for axes in (figure.select_xaxes(), figure.select_yaxes()))
     wide, high, alone = wide / n_across, high / n_down, n_across == n_down == 1
-    for bar, end in _colour_bars(figure):
-        if high * n_down < FEW_TICKS * (figure.layout.font.size or 12):
-            bar.tickvals = [-end, 0, end]
+    for cells in figure.select_traces({"type": "heatmap", "showscale": True}):
+        ticks = cells.colorbar.tickvals
+        if ticks and high < FEW_TICKS * (figure.layout.font.size or 12):
+            cells.colorbar.tickvals = [ticks[0], 0, ticks[-1]]
     for axis, pixels, takes in (
         *((axis, wide, UPRIGHT if axis.tickangle == -90 else LEVEL) for axis in figure.select_xaxes()),
         *((axis, high, ROW) for axis in figure.select_yaxes()),
@@ -123,14 +124,6 @@ def thin_labels(figure: go.Figure) -> None:
             axis.dtick = max(step(n, room), axis.dtick)
         elif axis.ticktext is not None and (axis.tickangle == -90 or (takes == ROW and not alone)):
             _keep(axis, math.ceil(n / room))
-
-
-def _colour_bars(figure: go.Figure) -> Iterator[tuple[Any, float]]:
-    """Colour bars of effects, and the roundest effect near the end of each."""
-    for trace in figure.select_traces({"type": "heatmap", "showscale": True}):
-        if trace.zmax:
-            place = 10.0 ** math.floor(math.log10(trace.zmax))
-            yield trace.colorbar, math.floor(trace.zmax / place) * place
 
 
 def _keep(axis: Any, apart: int) -> None:

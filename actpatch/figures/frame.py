@@ -43,7 +43,6 @@ _COLOUR_BAR = {
     "ticks": "",
     "title": {"side": "top", "font": {"size": 12}},  # beside a short bar it would lie on the labels
     "thickness": 12,
-    "nticks": 6,
 }
 LOOK = {
     "layout": {
@@ -128,6 +127,15 @@ def height(rows: int, per_row: int) -> int:
 
 def width(columns: int, per_column: int) -> int:
     return min(max(480, 190 + columns * per_column), 1150)
+
+
+def colour_ticks(limit: float) -> list[float]:
+    """Round values for a colour bar of ± this effect, at most two on either side, none where the bar's title stands."""
+    reach = 0.9 * limit
+    sizes = (digit * 10.0**power for power in range(math.floor(math.log10(reach)) - 1, 20) for digit in (1, 2, 5))
+    size = next(size for size in sizes if reach / size < 3)
+    count = int(reach / size)
+    return [round(number * size, 12) for number in range(-count, count + 1)]
 
 
 def step(n: int, room: int) -> int:

@@ -43,4 +43,4 @@ class Figure(go.Figure):
 
 
 def _without_upload(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {**(config or {}), **NO_UPLOAD}
+    return {"displaylogo": False, **(config or {}), **NO_UPLOAD}
