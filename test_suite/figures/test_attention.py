@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from activation_patching import IOIDataset, PromptPair, PromptPairs, load_results
+from actpatch.tasks.words import IOI_SCENE_TEMPLATES
 from head_patching import HeadPatcher
 from test_suite.helpers.closeness import SINGLE
 from test_suite.helpers.figures import subtitle
@@ -63,7 +64,7 @@ def test_of_heads_with_effects_the_pair_nearest_their_mean_effect_is_drawn(heads
         of_whom = "effect" if len(chosen) == 1 else "effect of these heads"
         assert title == f"Attention patterns, pair {found.pair_index}: {of_whom} {here} (over all pairs {over_all})"
         assert "nearest the heads' mean effect" in subtitle(create_attention_patterns(found))
-    saved = load_results(results.to_json(tmp_path / "heads.json"))
+    saved = load_results(results.save(tmp_path / "heads.json"))
     assert (
         heads_patcher.attention_patterns(ioi, saved.top(2)).pair_index
         == heads_patcher.attention_patterns(ioi, results.top(2)).pair_index
@@ -77,11 +78,12 @@ def test_a_pair_that_is_asked_for_is_drawn_with_its_effect(heads_patcher, ioi):
     elsewhere = heads_patcher.attention_patterns(ioi, results[:1], pair_index=0)
     assert elsewhere.effects == elsewhere.mean_effects == ()
     others = heads_patcher.run_all_heads_experiment(ioi, pair_indices=[0])
-    with pytest.raises(ValueError, match="measured on different pairs, .* give pair_index"):
+    with pytest.raises(ValueError, match=r"measured on different pairs, .* give pair_index"):
         heads_patcher.attention_patterns(ioi, [results[0], others[1]])
 
 
-def test_of_heads_without_effects_the_mean_over_pairs_of_one_template_is_drawn(tiny, heads_patcher, ioi):
+def test_of_heads_without_effects_the_mean_over_pairs_of_one_template_is_drawn(tiny, heads_patcher):
+    ioi = IOIDataset(tiny, 7, templates=[*IOI_SCENE_TEMPLATES[:1], "{A} and {B} met, and {S2} gave a book to"])
     found = heads_patcher.attention_patterns(ioi, [(1, 0), (2, 3)])
     lengths = [tiny.to_tokens(clean).shape[1] for clean, _ in ioi.get_clean_corrupt_pairs()]
     kinds = [(ioi.get_template(i), length) for i, length in enumerate(lengths)]
@@ -104,7 +106,8 @@ def test_of_heads_without_effects_the_mean_over_pairs_of_one_template_is_drawn(t
 
 def test_where_no_two_pairs_can_be_averaged_the_first_is_drawn(tiny, heads_patcher):
     pairs = [
-        PromptPair(f"{a} and then", f"{b} and then", " Mary", " John") for a, b in (("Mary", "John"), ("Tom", "Amy"))
+        PromptPair(f"{a} and then", f"{b} and then", (" Mary",), (" John",))
+        for a, b in (("Mary", "John"), ("Tom", "Amy"))
     ]
     found = heads_patcher.attention_patterns(PromptPairs(tiny, pairs), [(0, 0)])
     assert found.pair_index == 0 and found.averaged == ()
