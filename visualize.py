@@ -3,9 +3,9 @@
 Every figure says which model, task, direction, metric and pairs it rests on. An effect is a share of the difference
 between the clean and the corrupted metric, so it has no unit; metrics carry theirs. Maps have layer 0 at the top, as
 in Wang et al. (2022), and a diverging, colour-blind-safe scale that is symmetric about 0: blue moves the metric
-towards the run the activation came from, red away from it, what is pale (dark, on dark) does nothing, grey was not
-measured. What is not significant after correction is faded, and where there are too few pairs to tell, nothing is and
-the subtitle says so.
+towards the run the activation came from, red away from it, what is pale (dark, on dark) does nothing, what is hatched
+was not measured. A star marks what is significant after correction, in figures of points a filled mark; where there are
+too few pairs to tell, nothing is marked and the subtitle says so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from actpatch import create_layer_heatmap as create_layer_heatmap
 from actpatch import create_metric_scatter as create_metric_scatter
 from actpatch import create_position_heatmap as create_position_heatmap
 from actpatch import create_top_heads_bar as create_top_heads_bar
+from actpatch import figure_caption as figure_caption
 from actpatch import headline as headline
 from actpatch import on_dark as on_dark
 from actpatch import save_figure as save_figure

@@ -8,6 +8,7 @@ from .figures.attention import create_attention_patterns as create_attention_pat
 from .figures.bars import create_component_comparison as create_component_comparison
 from .figures.bars import create_effect_distribution as create_effect_distribution
 from .figures.bars import create_top_heads_bar as create_top_heads_bar
+from .figures.captions import figure_caption as figure_caption
 from .figures.colours import on_dark as on_dark
 from .figures.comparison import create_comparison as create_comparison
 from .figures.files import save_figure as save_figure

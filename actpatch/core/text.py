@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -32,6 +33,16 @@ def described(given: object) -> str:
 def escaped(text: str) -> str:
     """Plotly and browsers show it as it is: no tags, no entities, and no `$`, which starts TeX in notebooks."""
     return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def signed(value: float, places: int = 3) -> str:
+    """A number as a person reads it: with its sign, and a true minus; `+nan` loses its sign."""
+    return "nan" if value != value else with_minus(f"{value:+.{places}f}")
+
+
+def with_minus(text: str) -> str:
+    """The text with a true minus (U+2212) where a hyphen stands before a number as its sign."""
+    return re.sub(r"(?<![\w.)\]-])-(?=\.?\d|inf)|(?<=\de)-(?=\d)", "\u2212", text)
 
 
 def share_of_pairs(which: Iterable[bool], pairs: Sequence[int], of: str = "pairs") -> str:

@@ -1,4 +1,7 @@
-"""Attention patterns of heads on the clean prompt, the corrupted one, and their difference."""
+"""Attention patterns of heads on the clean prompt, the corrupted one, and their difference.
+
+Knows patterns; which pair they are of was chosen before.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from actpatch.core.heavy import go
+from actpatch.core.text import signed
 from actpatch.figures.cells import SMALLEST_COLOUR_RANGE
 from actpatch.figures.checks import wrong_type
 from actpatch.figures.colours import DIVERGING, LINE, SEQUENTIAL
-from actpatch.figures.frame import finish, room_for, thin_out
-from actpatch.figures.words import in_lines, token_at, token_labels
+from actpatch.figures.frame import colour_ticks, finish, room_for, thin_out
+from actpatch.figures.words import token_at, token_labels
 from actpatch.results.attention import AttentionPatterns
 
 SIDE = 240
 """Pixels of a pattern's side; tick labels are 14 pixels apart at least."""
-NARROWEST_SIDE = 190
-"""Pixels of its width at which tick labels still stay apart."""
+NARROWEST_SIDE, LEAST_SIDE = 190, 88
+"""Pixels of its width at which tick labels still stay apart, and at which it can be read with fewer of them."""
 
 
 def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None = None) -> go.Figure:
     """A row per head: its pattern on the clean prompt, on the corrupted one, and clean minus corrupted.
 
-    Queries are rows, keys are columns, both labelled with the prompt's tokens; those that differ are bold. Patterns
-    share one scale from 0 to 1, differences one that is symmetric about 0. What a query cannot see stays white.
+    The title says which pair it is, or of which pairs the mean, and what patching the heads does on it, where that is
+    known. Queries are rows, keys are columns, both labelled with the prompt's tokens; those that differ are bold; of a
+    mean, a name in brackets is a position that pairs fill with different tokens. Patterns share one scale from 0 to 1,
+    differences one that is symmetric about 0. What a query cannot see stays white.
 
     Raises:
         ValueError: where `patterns` are none.
@@ -53,12 +59,29 @@ def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None 
             frame = {"zeroline": False, "showline": True, "linecolor": LINE, "mirror": True}
             figure.update_xaxes(**ticks, **frame, range=[-0.5, len(clean) - 0.5], tickangle=-90, **place)
             figure.update_yaxes(**ticks, **frame, range=[len(clean) - 0.5, -0.5], **place)
-    differ = f"pair {patterns.pair_index}" + (", tokens that differ in bold" if differing else ", same tokens in both")
-    parts = [patterns.model, patterns.task, differ, "rows: the token that looks", "columns: the token looked at"]
-    subtitle = in_lines([*parts, "0 to 1 in each row, which sums to 1"])
-    return finish(
-        figure, title or "Attention patterns", subtitle, narrowest=figure.layout.width - 3 * (SIDE - NARROWEST_SIDE)
-    )
+    parts = [
+        patterns.model,
+        patterns.task,
+        f"{patterns.pairs}{f': {patterns.why}' if patterns.why else ''}",
+        "tokens that differ in bold" if differing else "same tokens in both",
+        "rows: the token that looks",
+        "columns: the token looked at",
+        "0 to 1 in each row, which sums to 1",
+        f"pairs {', '.join(map(str, patterns.averaged))}" if patterns.averaged else "",
+    ]
+    wide = figure.layout.width
+    sizes = {"narrowest": wide - 3 * (SIDE - NARROWEST_SIDE), "least_width": wide - 3 * (SIDE - LEAST_SIDE)}
+    around = wide - 3 * SIDE, figure.layout.height - len(patterns.heads) * SIDE
+    return finish(figure, title or _title(patterns), parts, **sizes, around=around)
+
+
+def _title(patterns: AttentionPatterns) -> str:
+    """Which pair, and what patching the heads does on it, on average over these heads."""
+    title = f"Attention patterns, {patterns.pairs}"
+    if not patterns.effects:
+        return title
+    here, over_all = (signed(float(np.mean(effects)), 2) for effects in (patterns.effects, patterns.mean_effects))
+    return f"{title}: effect {'' if len(patterns.heads) == 1 else 'of these heads '}{here} (over all pairs {over_all})"
 
 
 def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure:
@@ -73,30 +96,49 @@ def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure
         cols=3,
         horizontal_spacing=across / wide,
         vertical_spacing=down / high if n_heads > 1 else 0,
-        subplot_titles=[f"<b>{label}</b> {name}" for label in patterns.labels for name in names],
+        subplot_titles=[f"<b>{label}</b> {name}" for label in _headings(patterns) for name in names],
     )
     figure.update_annotations(font_size=12)
     figure.update_xaxes(title="key", row=n_heads)
     figure.update_yaxes(title="query", col=1)
     limit = max(float(np.abs(patterns.difference).max()), SMALLEST_COLOUR_RANGE)
-    bar = {"len": 0.46, "x": 1.02}
+    bar = {"len": 0.46, "x": 1.02, "thickness": 12}
     figure.update_layout(
         coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1},
         coloraxis2={"colorscale": DIVERGING, "cmin": -limit, "cmax": limit},
-        coloraxis_colorbar={**bar, "title": {"text": "attention"}, "y": 1, "yanchor": "top"},
-        coloraxis2_colorbar={**bar, "title": {"text": "difference"}, "y": 0, "yanchor": "bottom"},
+        coloraxis_colorbar={
+            **bar,
+            "title": {"text": "attention"},
+            "tickvals": [0, 0.2, 0.4, 0.6, 0.8],
+            "y": 1,
+            "yanchor": "top",
+        },
+        coloraxis2_colorbar={
+            **bar,
+            "title": {"text": "difference"},
+            "tickvals": colour_ticks(limit),
+            "y": 0,
+            "yanchor": "bottom",
+        },
         width=wide + room + 190,
-        height=high + room + 110,
+        height=high + room + 70,
         margin={"t": 22},
     )
     return figure
+
+
+def _headings(patterns: AttentionPatterns) -> list[str]:
+    """Each head, with its effect on the pair where there are several heads: of one the title has it."""
+    if len(patterns.effects) < 2:
+        return patterns.labels
+    return [f"{label} ({signed(effect, 2)})" for label, effect in zip(patterns.labels, patterns.effects)]
 
 
 def _panel(values: np.ndarray, head: str, tokens: tuple[Sequence[str], Sequence[str]], axis: str) -> go.Heatmap:
     """One pattern; what lies after the query, which it cannot see, has no cell."""
     labels = [f"{at}: {token_at(at, *tokens, repr)}" for at in range(len(values))]
     hover = [
-        [f"{head}<br>from {query}<br>to {key}<br>{values[i, j]:+.3f}" for j, key in enumerate(labels[: i + 1])]
+        [f"{head}<br>from {query}<br>to {key}<br>{signed(values[i, j])}" for j, key in enumerate(labels[: i + 1])]
         + [""] * (len(labels) - i - 1)
         for i, query in enumerate(labels)
     ]

@@ -6,24 +6,29 @@ Knows results; it runs and computes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from actpatch.core.heavy import go
 from actpatch.core.sites import block_hook
-from actpatch.core.text import plural
-from actpatch.figures.certainty import Certainty, certainty
+from actpatch.core.text import plural, signed
+from actpatch.figures.cells import STARS
+from actpatch.figures.certainty import certainty
 from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_layers, checked_sweep, known_heads
 from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
-from actpatch.figures.frame import FADED, finish, height, step, thinned_note, thinned_pairs, width
+from actpatch.figures.frame import finish, height, step, thinned_note, thinned_pairs, width
 from actpatch.figures.heads import drawn_heads
-from actpatch.figures.ranking import largest, rows_axis
-from actpatch.figures.words import context_line, effect_name, escaped, hovers, labels_of
+from actpatch.figures.ranking import largest, rows_axis, starred, strip
+from actpatch.figures.words import effect_name, escaped, hovers, labels_of, told
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.statistics.sites import SiteStatistics
 
 WHISKER = {"type": "data", "color": INK, "thickness": 1.2, "width": 4}
+DOT = {"size": 5, "color": ORANGE, "opacity": 0.8, "line": {"width": 0.7, "color": INK}}
+STAR_APART = 0.04
+"""Of the bars' height, how far beyond its bar a star stands."""
+STRIP = 0.26
+"""How far the points of a row lie from its middle at most: all on its bar."""
 
 
 def create_top_heads_bar(
@@ -31,9 +36,9 @@ def create_top_heads_bar(
 ) -> go.Figure:
     """Heads of largest |effect| as bars with intervals, largest on top, and the effect on each usable pair as points.
 
-    Of more than a hundred pairs a hundred have points, at equal distances. Bars of heads that are not significant after
-    correction are faded, unless there are too few pairs to tell. Heads of no one experiment have neither intervals nor
-    fading.
+    The points lie on the bar that they belong to; of more than a hundred pairs a hundred have one, at equal distances.
+    A star beside its name marks a head that is significant after correction; with too few pairs none is marked. Heads
+    of no one experiment have neither intervals nor stars.
 
     Args:
         results: what `run_all_heads_experiment` returned, or a list picked from it.
@@ -56,36 +61,30 @@ def create_top_heads_bar(
     figure.add_bar(
         name="over all pairs",
         x=[head.effect for head in top],
-        y=[row - 0.12 for row in range(len(top))],
-        width=0.46,
+        y=list(range(len(top))),
+        width=0.76,
         orientation="h",
         error_x={**WHISKER, "array": above, "arrayminus": below, "visible": drawn.certainty.has_intervals},
-        marker={
-            "color": [BLUE if head.effect > 0 else RED for head in top],
-            "opacity": _opacities(drawn.certainty, patches),
-        },
+        marker={"color": [BLUE if head.effect > 0 else RED for head in top]},
         hovertext=[drawn.texts[i] for i in patches],
     )
-    points = []
+    xs, ys, texts = [], [], []
     for row, head in enumerate(top):
         usable = [
             (pair, effect) for pair, effect in zip(drawn.pair_indices, head.pair_effects) if not math.isnan(effect)
         ]
-        for pair, effect in (usable[j] for j in thinned_pairs(len(usable))):
-            points.append((effect, row + 0.28, f"<b>{head.label}</b>, pair {pair}<br>effect {effect:+.3f}"))
-    figure.add_scatter(
-        name="one pair each",
-        x=[x for x, _, _ in points],
-        y=[y for _, y, _ in points],
-        mode="markers",
-        marker={"size": 5, "color": ORANGE, "opacity": 0.7, "line": {"width": 0.5, "color": INK}},
-        hovertext=[text for _, _, text in points],
-    )
+        shown = thinned_pairs(len(usable))
+        for at, (pair, effect) in zip(strip(len(shown), STRIP), (usable[j] for j in shown)):
+            xs.append(effect)
+            ys.append(row + at)
+            texts.append(f"<b>{head.label}</b>, pair {pair}<br>effect {signed(effect)}")
+    figure.add_scatter(name="one pair each", x=xs, y=ys, mode="markers", marker=DOT, hovertext=texts)
     figure.update_xaxes(title=effect_name(drawn.sweep))
-    figure.update_yaxes(title=drawn.kind, **rows_axis([head.label for head in top]))
+    labels = [starred(head.label, drawn.certainty.significant[i]) for head, i in zip(top, patches)]
+    figure.update_yaxes(title=drawn.kind, **rows_axis(labels))
     figure.update_layout(width=760, height=height(len(top), 26), showlegend=True)
-    subtitle = drawn.subtitle(drawn.certainty.bar_note(patches), thinned_note(drawn.n_usable))
-    return finish(figure, title or f"Largest effects, {drawn.kind}s: {drawn.patch_type}", subtitle)
+    parts = [*drawn.told(drawn.certainty.bar_note(patches)), thinned_note(drawn.n_usable)]
+    return finish(figure, title or f"Largest effects, {drawn.kind}s: {drawn.patch_type}", parts)
 
 
 def create_component_comparison(
@@ -97,7 +96,7 @@ def create_component_comparison(
 ) -> go.Figure:
     """Attention (`attn_out`) against MLP (`mlp_out`), one bar each per layer, with intervals.
 
-    Bars that are not significant after correction are faded, unless there are too few pairs to tell.
+    A star beyond its interval marks a bar that is significant after correction; with too few pairs none is marked.
 
     Raises:
         ValueError: as `create_layer_heatmap`, and where one of the two was not patched, naming it.
@@ -114,7 +113,8 @@ def create_component_comparison(
     number = {label: i for i, label in enumerate(results.labels)}
     figure = go.Figure()
     drawn: list[int] = []
-    for component, name, colour in (("attn_out", "attention", BLUE), ("mlp_out", "MLP", ORANGE)):
+    stars: list[tuple[float, float]] = []
+    for component, name, colour, beside in (("attn_out", "attention", BLUE, -0.2), ("mlp_out", "MLP", ORANGE, 0.2)):
         layers = [layer for layer in range(sweep.n_layers) if block_hook(layer, component) in number]
         patches = [number[block_hook(layer, component)] for layer in layers]
         drawn += patches
@@ -124,14 +124,27 @@ def create_component_comparison(
             x=layers,
             y=sweep.effects[patches],
             error_y={**WHISKER, "array": above, "arrayminus": below, "visible": evidence.has_intervals},
-            marker={"color": colour, "opacity": _opacities(evidence, patches)},
+            marker={"color": colour},
             hovertext=[texts[i] for i in patches],
         )
+        ends = _ends(sweep.effects[patches], below, above)
+        stars += [(layer + beside, end) for layer, end, i in zip(layers, ends, patches) if evidence.significant[i]]
+    if stars:
+        apart = STAR_APART * np.ptp([0.0, *(end for _, end in stars)])
+        figure.add_scatter(
+            name=STARS,
+            x=[x for x, _ in stars],
+            y=[end + math.copysign(apart, end) for _, end in stars],
+            mode="markers",
+            marker={"symbol": "asterisk-open", "size": 5, "color": INK, "line": {"width": 1}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
     figure.update_xaxes(title="layer", dtick=step(sweep.n_layers, 16), range=[-0.6, sweep.n_layers - 0.4])
-    figure.update_yaxes(title=effect_name(sweep))
-    figure.update_layout(barmode="group", width=width(sweep.n_layers, 36), height=420, showlegend=True)
-    subtitle = context_line(sweep, evidence.bar_note(drawn))
-    return finish(figure, title or "Attention against MLP in each layer", subtitle)
+    figure.update_yaxes(title="effect")
+    figure.update_layout(barmode="group", bargap=0.2, width=width(sweep.n_layers, 36), height=380, showlegend=True)
+    parts = told(sweep, evidence.bar_note(drawn), scale=True)
+    return finish(figure, title or "Attention against MLP in each layer", parts)
 
 
 def create_effect_distribution(
@@ -141,8 +154,8 @@ def create_effect_distribution(
 
     Of more than a hundred pairs a hundred have points, at equal distances; boxes are of all.
 
-    A diamond is the effect over all pairs, hollow where it is not significant after correction; it is a ratio of means
-    and need not lie at the box's middle.
+    A diamond is the effect over all pairs, filled where it is significant after correction; it is a ratio of means and
+    need not lie at the box's middle.
 
     Args:
         results: what any experiment returned: layers, heads, neurons, positions.
@@ -157,15 +170,14 @@ def create_effect_distribution(
     sweep = checked_sweep(results, SweepResults, "create_effect_distribution")
     check_top_k(top_k)
     check_effects(sweep.effects, sweep)
-    evidence = certainty(sweep, results.kind, statistics, muted_are="hollow: not significant")
+    evidence = certainty(sweep, results.kind, statistics, mark="filled:")
     top = largest(sweep.effects, top_k)
     names, texts = [escaped(label) for label in labels_of(results)], hovers(labels_of(results), sweep, evidence.lines)
     effects = sweep.pair_effects[:, sweep.usable][top]
     usable = np.flatnonzero(sweep.usable)
     shown = thinned_pairs(len(usable))
     pairs = [sweep.pair_indices[usable[j]] for j in shown]
-    # Where in its row a point stands tells nothing: pairs are spread over it in an order that follows no other.
-    spread = np.random.default_rng(0).permutation(np.linspace(-0.28, 0.28, len(shown))) if len(shown) > 1 else [0.0]
+    spread = strip(len(shown), STRIP)
     figure = go.Figure()
     figure.add_box(
         name="pairs",
@@ -180,11 +192,11 @@ def create_effect_distribution(
     figure.add_scatter(
         name="one pair each",
         x=effects[:, shown].ravel(),
-        y=np.concatenate([row + np.asarray(spread) for row in range(len(top))]),
+        y=np.concatenate([row + spread for row in range(len(top))]),
         mode="markers",
-        marker={"size": 5, "color": ORANGE, "opacity": 0.7, "line": {"width": 0.5, "color": INK}},
+        marker=DOT,
         hovertext=[
-            f"<b>{names[i]}</b>, pair {pair}<br>effect {effects[row, j]:+.3f}"
+            f"<b>{names[i]}</b>, pair {pair}<br>effect {signed(effects[row, j])}"
             for row, i in enumerate(top)
             for j, pair in zip(shown, pairs)
         ],
@@ -195,7 +207,7 @@ def create_effect_distribution(
         y=list(range(len(top))),
         mode="markers",
         marker={
-            "symbol": ["diamond-open" if evidence.muted[i] else "diamond" for i in top],
+            "symbol": ["diamond" if evidence.significant[i] else "diamond-open" for i in top],
             "size": 9,
             "color": INK,
             "line": {"width": 1.5, "color": INK},
@@ -205,9 +217,10 @@ def create_effect_distribution(
     figure.update_xaxes(title=effect_name(sweep))
     figure.update_yaxes(title=results.kind, **rows_axis([names[i] for i in top]))
     figure.update_layout(width=760, height=height(len(top), 34), showlegend=True)
-    subtitle = context_line(sweep, evidence.note, thinned_note(len(usable)))
-    return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", subtitle)
+    parts = [*told(sweep, evidence.note), thinned_note(len(usable))]
+    return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", parts)
 
 
-def _opacities(evidence: Certainty, patches: Sequence[int]) -> list[float]:
-    return [FADED if evidence.muted[i] else 1.0 for i in patches]
+def _ends(effects: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Where bars end with their whiskers, away from 0."""
+    return effects + np.where(effects > 0, np.nan_to_num(above), -np.nan_to_num(below))

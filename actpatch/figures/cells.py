@@ -1,33 +1,32 @@
-"""Maps as coloured cells on a scale about 0, those that are not significant faded. Knows arrays, but no results."""
+"""Maps as coloured cells on a scale about 0, a star in those that are significant. Knows arrays, but no results.
+
+Every measured cell has a colour of the colour bar; what was not measured is hatched, which no colour is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from actpatch.core.heavy import go
-from actpatch.figures.colours import (
-    DIVERGING,
-    FLIP,
-    GREY,
-    INK_ON_PALE,
-    INK_ON_STRONG,
-    INK_ON_VEIL,
-    NOT_MEASURED,
-    VEIL,
-)
-from actpatch.figures.frame import height, step, width
+from actpatch.core.text import with_minus
+from actpatch.figures.colours import DIVERGING, FLIP, GRID, HATCH, INK_ON_PALE, INK_ON_STRONG, LINE, PAPER
+from actpatch.figures.frame import colour_ticks, height, step, width
 from actpatch.figures.places import Cell
 
 SMALLEST_COLOUR_RANGE = 0.05
 """Colours span at least ± this effect, so that a map on which nothing matters looks pale."""
 MOST_COLUMNS_WITH_NUMBERS = 16
-MUTED_ARE = "faded, with a dot: not significant"
+NUMBERS = "effects"
+"""Name of the trace of numbers."""
+STARS = "significant"
+"""Name of the trace of stars."""
 MARGINS = 150
 """Pixels beside the cells of a map: layers on the left, the colour scale on the right."""
+_FRAME = {"showgrid": False, "zeroline": False, "showline": True, "linecolor": LINE, "mirror": True}
 NARROWEST_COLUMN, NARROWEST_LABEL, NARROWEST_NUMBER = 7, 13, 28
 """Pixels that a cell, a label standing upright and a cell's number take at least."""
 
@@ -45,35 +44,37 @@ def colour_limit(effects: Float[np.ndarray, "row column"], colour_range: float |
 
 
 def cells_figure(
-    effects: Float[np.ndarray, "row column"], hover: Mapping[Cell, str], muted: set[Cell], limit: float
+    effects: Float[np.ndarray, "row column"], hover: Mapping[Cell, str], starred: set[Cell], limit: float
 ) -> go.Figure:
     """A figure of one map; layers are its rows, 0 at the top."""
     n_rows, n_columns = effects.shape
-    figure = go.Figure(cells(effects, hover, muted, limit, with_numbers=n_columns <= MOST_COLUMNS_WITH_NUMBERS))
-    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}})
+    figure = go.Figure(cells(effects, hover, starred, limit, with_numbers=n_columns <= MOST_COLUMNS_WITH_NUMBERS))
+    show_scale(figure, limit)
     figure.update_xaxes(**column_axis(n_columns))
     figure.update_yaxes(title="layer", **row_axis(n_rows))
     figure.update_layout(width=width(n_columns, 44), height=height(n_rows, 24 if n_rows <= 24 else 18))
-    figure.update_layout(plot_bgcolor=NOT_MEASURED)
+    figure.update_layout(plot_bgcolor=GRID)
     return figure
+
+
+def show_scale(figure: go.Figure, limit: float) -> None:
+    """Show the colour bar, at the first of a figure's maps."""
+    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}, "tickvals": colour_ticks(limit)})
 
 
 def cells(
     effects: Float[np.ndarray, "row column"],
     hover: Mapping[Cell, str],
-    muted: set[Cell],
+    starred: set[Cell],
     limit: float,
     *,
     with_numbers: bool,
 ) -> list[Any]:
-    """The traces of a map: every cell in its colour, a veil and a dot over those that are muted, and numbers.
+    """The traces of a map: every measured cell in its colour, others hatched, stars, and numbers.
 
-    The dot tells a faded cell from one whose effect is small. It leaves room for numbers where there are any.
+    A star stands in its cell's corner where there is a number, else in its middle.
     """
     n_rows, n_columns = effects.shape
-    is_muted = np.array([[(row, column) in muted for column in range(n_columns)] for row in range(n_rows)])
-    is_muted &= ~np.isnan(effects)
-    numbers = [_numbers(effects, is_muted, limit)] if with_numbers else []
     shown = go.Heatmap(
         z=effects,
         zmin=-limit,
@@ -85,36 +86,57 @@ def cells(
         xgap=1,
         ygap=1,
     )
-    if not is_muted.any():
-        return [shown, *numbers]
-    veil = go.Heatmap(
-        name="not significant",
-        z=np.where(is_muted, 0.0, np.nan),
-        colorscale=[[0, VEIL], [1, VEIL]],
-        showscale=False,
-        hoverinfo="skip",
-        xgap=1,
-        ygap=1,
-    )
-    rows, columns = np.nonzero(is_muted)
-    dots = go.Scatter(
-        name="not significant",
-        x=columns + (0.38 if with_numbers else 0),
-        y=rows - (0.34 if with_numbers else 0),
-        mode="markers",
-        marker={"size": 3 if with_numbers else 2, "color": GREY},
+    traces = [shown]
+    if np.isnan(effects).any():
+        traces.append(_hatching(np.isnan(effects)))
+    if marked := sorted(cell for cell in starred if not np.isnan(effects[cell])):
+        traces.append(_stars(effects, marked, limit, in_corner=with_numbers))
+    return [*traces, _numbers(effects, limit)] if with_numbers else traces
+
+
+def _hatching(lacking: Bool[np.ndarray, "row column"]) -> Any:
+    """One outline of all cells that were not measured, hatched."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row, column in zip(*(found.tolist() for found in np.nonzero(lacking))):
+        x += [column - 0.5, column + 0.5, column + 0.5, column - 0.5, column - 0.5, None]
+        y += [row - 0.5, row - 0.5, row + 0.5, row + 0.5, row - 0.5, None]
+    return go.Scatter(
+        name="not measured",
+        x=x,
+        y=y,
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillpattern={"shape": "/", "fgcolor": HATCH, "bgcolor": PAPER, "size": 7, "solidity": 0.2},
         hoverinfo="skip",
         showlegend=False,
     )
-    return [shown, veil, dots, *numbers]
+
+
+def _stars(effects: Float[np.ndarray, "row column"], marked: Sequence[Cell], limit: float, *, in_corner: bool) -> Any:
+    return go.Scatter(
+        name=STARS,
+        x=[column + (0.37 if in_corner else 0) for _, column in marked],
+        y=[row - (0.27 if in_corner else 0) for row, _ in marked],
+        mode="markers",
+        marker={
+            "symbol": "asterisk-open",
+            "size": 5,
+            "color": _inks(np.array([effects[cell] for cell in marked]), limit),
+            "line": {"width": 1},
+        },
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def column_axis(n_columns: int) -> dict[str, Any]:
-    return {"showgrid": False, "zeroline": False, "range": [-0.5, n_columns - 0.5], "dtick": step(n_columns, 16)}
+    return {**_FRAME, "range": [-0.5, n_columns - 0.5], "dtick": step(n_columns, 16)}
 
 
 def row_axis(n_rows: int) -> dict[str, Any]:
-    return {"showgrid": False, "zeroline": False, "range": [n_rows - 0.5, -0.5], "dtick": step(n_rows, 100)}
+    return {**_FRAME, "range": [n_rows - 0.5, -0.5], "dtick": step(n_rows, 100)}
 
 
 def narrowest(n_columns: int, n_labels: int = 0) -> int:
@@ -127,18 +149,22 @@ def room_for_numbers(n_columns: int) -> int:
     return MARGINS + NARROWEST_NUMBER * n_columns
 
 
-def _numbers(effects: Float[np.ndarray, "row column"], is_muted: Bool[np.ndarray, "row column"], limit: float) -> Any:
+def _numbers(effects: Float[np.ndarray, "row column"], limit: float) -> Any:
     """The effect in each measured cell, in ink that is legible on the cell's colour."""
     rows, columns = np.nonzero(~np.isnan(effects))
     values = effects[rows, columns]
-    inks = np.where(np.abs(values) > FLIP * limit, INK_ON_STRONG, INK_ON_PALE)
     return go.Scatter(
-        name="effects",
+        name=NUMBERS,
         x=columns,
         y=rows,
         mode="text",
-        text=[f"{effect:.2f}" for effect in np.round(values, 2) + 0.0],  # no -0.00
-        textfont={"size": 10, "color": np.where(is_muted[rows, columns], INK_ON_VEIL, inks).tolist()},
+        text=[with_minus(f"{effect:.2f}") for effect in np.round(values, 2) + 0.0],  # no -0.00
+        textfont={"size": 10, "color": _inks(values, limit)},
         hoverinfo="skip",
         showlegend=False,
     )
+
+
+def _inks(values: Float[np.ndarray, " cell"], limit: float) -> list[str]:
+    """The ink that is legible on the colour of each effect."""
+    return np.where(np.abs(values) > FLIP * limit, INK_ON_STRONG, INK_ON_PALE).tolist()

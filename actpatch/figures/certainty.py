@@ -1,4 +1,8 @@
-"""What figures show of how sure effects are: intervals, p-values and which marks are faded. Knows statistics only."""
+"""What figures show of how sure effects are: intervals, p-values and what is marked. Knows statistics only.
+
+What is significant is marked, and never what is not: an effect that was not tested, or that too few pairs can tell
+anything of, must not look like one that was found.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from actpatch.core.text import count
+from actpatch.core.text import count, signed, with_minus
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
+
+STAR = "*"
+"""What significant effects are marked with where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +27,12 @@ class Certainty:
 
     statistics: SiteStatistics | None
     """None where there are none; `note` then says why."""
-    muted: Bool[np.ndarray, " patch"]
-    """Patches that are not significant after correction; none where there are too few pairs to tell."""
+    significant: Bool[np.ndarray, " patch"]
+    """Patches that are significant after correction; none where there are too few pairs to tell."""
     note: str
-    """For the subtitle: what being faded means, or why nothing is."""
+    """For the subtitle: how the figure marks these, or why none is."""
+    could_be: bool = False
+    """Whether there are enough pairs for any patch to be significant."""
 
     def lines(self, patch: int) -> list[str]:
         """Lines for the hover text of a patch: its interval and p-values, as far as there are any."""
@@ -33,10 +42,11 @@ class Certainty:
         lines = []
         if statistics.n_pairs >= FEWEST_PAIRS:
             low, high = statistics.low[patch], statistics.high[patch]
-            interval = "none" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+            interval = "none" if np.isnan(low) else f"{signed(low)} to {signed(high)}"
             lines.append(f"{statistics.level * 100:g}% interval {interval}")
-        lines.append(f"p {statistics.p[patch]:.2g}, corrected {statistics.p_corrected[patch]:.2g}")
-        if self.muted[patch]:
+        p, corrected = (with_minus(f"{p[patch]:.2g}") for p in (statistics.p, statistics.p_corrected))
+        lines.append(f"p {p}, corrected {corrected}")
+        if self.could_be and not self.significant[patch]:
             lines.append("too skewed to judge" if statistics.too_skewed[patch] else "not significant")
         return [*lines, "interval and p disagree about 0"] if statistics.in_doubt[patch] else lines
 
@@ -60,19 +70,17 @@ class Certainty:
         statistics, chosen = self.statistics, list(patches)
         endless = int((np.isinf(statistics.low[chosen]) | np.isinf(statistics.high[chosen])).sum())
         lacking = f", {endless} without an end" if endless else ""
-        return f"bars: {statistics.level * 100:g}% intervals{lacking} · {self.note}"
+        return f"{self.note} · bars: {statistics.level * 100:g}% intervals{lacking}"
 
 
-def certainty(
-    sweep: Sweep, kind: str, statistics: SiteStatistics | None = None, *, muted_are: str = "faded: not significant"
-) -> Certainty:
+def certainty(sweep: Sweep, kind: str, statistics: SiteStatistics | None = None, *, mark: str = STAR) -> Certainty:
     """What can be said of a sweep's effects.
 
     Args:
         sweep: the sweep.
         kind: what each patch is, in a word.
         statistics: those of the sweep; None computes them as `sweep.statistics()` does.
-        muted_are: how the figure shows what is not significant, in words.
+        mark: how the figure shows what is significant, in a word.
 
     Raises:
         ValueError: where the statistics given are those of another sweep or metric.
@@ -84,7 +92,7 @@ def certainty(
             return unknown(len(sweep.patches), f"no intervals and no significance: {error}")
     else:
         _check_belongs(statistics, sweep)
-    return certainty_of(statistics, kind, muted_are=muted_are)
+    return certainty_of(statistics, kind, mark=mark)
 
 
 def certainties(
@@ -92,21 +100,21 @@ def certainties(
     kind: str,
     statistics: tuple[SiteStatistics, SiteStatistics] | None,
     *,
-    muted_are: str,
+    mark: str = STAR,
 ) -> list[Certainty]:
-    """What can be said of two sweeps in one figure, where being faded has to mean the same.
+    """What can be said of two sweeps in one figure, where marks have to mean the same.
 
     Raises:
         ValueError: where the statistics are not two, differ in level, alpha or correction, or are of other sweeps.
     """
     if statistics is None:
-        return [certainty(sweep, kind, muted_are=muted_are) for sweep in sweeps]
+        return [certainty(sweep, kind, mark=mark) for sweep in sweeps]
     if isinstance(statistics, SiteStatistics) or len(statistics) != 2:
         raise ValueError("statistics are not two, expected those of both results: (a.statistics(), b.statistics())")
     settings = [f"level={one.level:g}, alpha={one.alpha:g}, correction={one.correction!r}" for one in statistics]
     if settings[0] != settings[1]:
         raise ValueError(f"the statistics have {settings[0]} and {settings[1]}, expected the same for both results")
-    return [certainty(sweep, kind, one, muted_are=muted_are) for sweep, one in zip(sweeps, statistics)]
+    return [certainty(sweep, kind, one, mark=mark) for sweep, one in zip(sweeps, statistics)]
 
 
 def unknown(n_patches: int, why: str) -> Certainty:
@@ -114,23 +122,19 @@ def unknown(n_patches: int, why: str) -> Certainty:
     return Certainty(None, np.zeros(n_patches, dtype=bool), why)
 
 
-def certainty_of(statistics: SiteStatistics, kind: str, *, muted_are: str) -> Certainty:
+def certainty_of(statistics: SiteStatistics, kind: str, *, mark: str = STAR) -> Certainty:
     """What these statistics say; `certainty` explains the arguments."""
     n_pairs, n_sites = statistics.n_pairs, statistics.n_corrected
-    # All sites together at the smallest p there is are corrected to this; one of them alone to n_sites times as much.
-    smallest = statistics.smallest_p
-    if statistics.correction == "by":
-        smallest *= sum(1 / i for i in range(1, n_sites + 1))
-    if smallest > statistics.alpha:
+    if not statistics.tells_significance:
         few = "" if n_pairs >= FEWEST_PAIRS else ", or for intervals"
-        muted = np.zeros(len(statistics.sites), dtype=bool)
-        return Certainty(statistics, muted, f"{count(n_pairs, 'pair')}: too few to test{few}")
-    muted = ~statistics.significant
-    test = f"p\xa0>\xa0{statistics.alpha:g}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
-    if not muted.any():
-        return Certainty(statistics, muted, f"all significant · none has {test}")
-    alone = f" · with {n_pairs} pairs none alone can be significant" if smallest * n_sites > statistics.alpha else ""
-    return Certainty(statistics, muted, f"{muted_are} · {test}{alone}")
+        return Certainty(
+            statistics, np.zeros(len(statistics.sites), dtype=bool), f"{count(n_pairs, 'pair')}: too few to test{few}"
+        )
+    significant = statistics.significant
+    alpha = with_minus(f"{statistics.alpha:g}")
+    test = f"p\xa0≤\xa0{alpha}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
+    found = f"{mark} significant" if significant.any() else "none significant"
+    return Certainty(statistics, significant, f"{found}: {test}", could_be=True)
 
 
 def _check_belongs(statistics: SiteStatistics, sweep: Sweep) -> None:

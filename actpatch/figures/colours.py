@@ -20,8 +20,8 @@ PAPER, INK, SOFT = "white", "#222222", "#555555"
 BLUE, RED, ORANGE, VIOLET, GREY = "#2166ac", "#b2182b", "#d17606", "#6a3d9a", "#767676"
 BLUE_AREA = "rgba(33,102,172,0.15)"
 ZERO_LINE, LINE, GRID = "#444444", "#bbbbbb", "#e6e6e6"
-NOT_MEASURED = "#c8c8c8"
-VEIL, INK_ON_VEIL = "rgba(255,255,255,0.7)", "#404040"
+HATCH = "#8c8c8c"
+"""Of the lines across what was not measured."""
 INK_ON_PALE, INK_ON_STRONG = "#000000", "#ffffff"
 
 FLIP = 0.69
@@ -63,9 +63,7 @@ DARK: dict[str, str] = {
     ZERO_LINE: "#c0c0c0",
     LINE: "#6e6e6e",
     GRID: "#3e3e3e",
-    NOT_MEASURED: "#5e5e5e",
-    VEIL: "rgba(38,38,38,0.7)",
-    INK_ON_VEIL: "#dedede",
+    HATCH: "#8f8f8f",
     INK_ON_PALE: "#fefefe",
     INK_ON_STRONG: "#010101",
     **dict(zip(_ON_LIGHT, _ON_DARK)),
@@ -76,7 +74,7 @@ DARK: dict[str, str] = {
 
 def on_dark(figure: go.Figure) -> go.Figure:
     """The figure for a dark page, notebook or slide; the figure given is left alone."""
-    dark = go.Figure(figure)
+    dark = type(figure)(figure)
     for (*parts, last), _, colour in changes_on_dark(figure):
         part: Any = dark
         for key in parts:

@@ -11,22 +11,24 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from actpatch.core.heavy import go
-from actpatch.core.text import count
+from actpatch.core.text import count, signed, with_minus
+from actpatch.figures.captions import in_lines
 from actpatch.figures.cells import (
     MOST_COLUMNS_WITH_NUMBERS,
-    MUTED_ARE,
+    NARROWEST_NUMBER,
     cells,
     colour_limit,
     column_axis,
     narrowest,
     row_axis,
+    show_scale,
 )
 from actpatch.figures.certainty import Certainty, certainties, certainty_of, unknown
 from actpatch.figures.checks import check_effects, checked_sweep
-from actpatch.figures.colours import NOT_MEASURED
+from actpatch.figures.colours import GRID
 from actpatch.figures.frame import finish
 from actpatch.figures.places import Cell, EffectMap, effect_map
-from actpatch.figures.words import context, escaped, hovers, in_lines, labels_of
+from actpatch.figures.words import context, escaped, hovers, labels_of
 from actpatch.results.differences import difference_statistics
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import Sweep
@@ -34,9 +36,9 @@ from actpatch.statistics.sites import SiteStatistics
 
 MapResults: TypeAlias = HeadResults | LayerResults | PositionResults
 
-PANEL_LINE = 38
+PANEL_LINE = 29
 """Letters of a line above a panel."""
-NARROWEST_PANEL, SPACE = 220, 300
+NARROWEST_PANEL, SPACE = 176, 286
 """Pixels of a panel that such a line fits, and of what is between and beside three of them."""
 
 
@@ -53,9 +55,9 @@ def create_comparison(
 ) -> go.Figure:
     """Two maps cell by cell: the first, the second, and the second minus the first, all on one colour scale.
 
-    What the experiments share stands in the subtitle, in what they differ above each map. Cells that are not
-    significant are faded, in the difference too, where both have the same clean prompts: it is then tested pair by
-    pair (`results.differences`); otherwise its heading says that it is not.
+    What the experiments share stands in the subtitle, in what they differ above each map. Cells that are significant
+    have a star, in the difference too, where both have the same clean prompts: it is then tested pair by pair
+    (`results.differences`); otherwise its heading says that it is not, and it has none.
 
     Args:
         results_a: head, layer or position results.
@@ -77,13 +79,14 @@ def create_comparison(
     first, second = (_map(results, component) for results in (results_a, results_b))
     _check_alike((results_a, first), (results_b, second), same_model)
     _check_names(names)
-    evidence = certainties((results_a.sweep, results_b.sweep), results_a.kind, statistics, muted_are=MUTED_ARE)
+    evidence = certainties((results_a.sweep, results_b.sweep), results_a.kind, statistics)
     texts = [
         drawn.texts(hovers(labels_of(results), results.sweep, one.lines))
         for drawn, results, one in zip((first, second), (results_a, results_b), evidence)
     ]
     panels = [
-        (drawn.effects, text, drawn.muted(one.muted)) for drawn, text, one in zip((first, second), texts, evidence)
+        (drawn.effects, text, drawn.cells_of(one.significant))
+        for drawn, text, one in zip((first, second), texts, evidence)
     ]
     matched = _matched(first, second)
     evidence.append(_change_evidence(results_a, results_b, matched, evidence[0]))
@@ -94,14 +97,15 @@ def create_comparison(
     beside = first.effects.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
     change = f"{names[1]} − {names[0]}"
     headings.append(_heading(change, [_tested(evidence[2])]))
-    figure, with_numbers = _panels([first, second, first], headings, beside)
-    for number, (effects, hover, muted) in enumerate(panels):
-        for trace in cells(effects, hover, muted, limit, with_numbers=with_numbers):
+    figure, (across, high), with_numbers = _panels([first, second, first], headings, beside)
+    for number, (effects, hover, starred) in enumerate(panels):
+        for trace in cells(effects, hover, starred, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
-    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}})
-    shared += [_agreement(first.effects, second.effects), *_notes([*names, change], evidence)]
+    show_scale(figure, limit)
+    shared += [*_notes([*names, change], evidence), _agreement(first.effects, second.effects)]
     title = title or f"{escaped(names[0])} against {escaped(names[1])}"
-    return finish(figure, title, in_lines(shared), **_sizes(figure, first, beside))
+    around = figure.layout.width - across, figure.layout.height - high
+    return finish(figure, title, shared, **_sizes(figure, first, beside), around=around)
 
 
 def _map(results: Any, component: str | None) -> EffectMap:
@@ -158,7 +162,7 @@ def _change_evidence(
         statistics = difference_statistics(first.sweep, second.sweep, list(matched.values()), like=like.statistics)
     except ValueError as error:
         return unknown(len(matched), f"not tested: {error}")
-    return certainty_of(statistics, first.kind, muted_are=MUTED_ARE)
+    return certainty_of(statistics, first.kind)
 
 
 def _tested(evidence: Certainty) -> str:
@@ -179,7 +183,9 @@ def _notes(names: Sequence[str], evidence: Sequence[Certainty]) -> list[str]:
 def _sizes(figure: go.Figure, drawn: EffectMap, beside: bool) -> dict[str, int]:
     """What the figure needs: side by side as much as the headings, which do not shrink."""
     if beside:
-        return {"narrowest": min(figure.layout.width, 3 * NARROWEST_PANEL + SPACE)}
+        least = min(figure.layout.width, 3 * NARROWEST_PANEL + SPACE)
+        numbers = 3 * NARROWEST_NUMBER * drawn.effects.shape[1] + SPACE
+        return {"narrowest": least, "least_width": least, "room_for_numbers": numbers}
     n_labels = len(drawn.axis["ticktext"]) if drawn.room else 0
     return {"narrowest": narrowest(drawn.effects.shape[1], n_labels)}
 
@@ -201,7 +207,8 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> str:
     both = ~np.isnan(first) & ~np.isnan(second)
     if both.sum() < 3 or np.ptp(first[both]) == 0 or np.ptp(second[both]) == 0:
         return ""
-    return f"correlation of the effects {np.corrcoef(first[both], second[both])[0, 1]:.2f}"
+    r = np.corrcoef(first[both], second[both])[0, 1]
+    return f"correlation of the effects {with_minus(f'{r:.2f}')}"
 
 
 def _change(
@@ -210,13 +217,13 @@ def _change(
     evidence: Certainty,
     names: tuple[str, str],
 ) -> tuple[np.ndarray, dict[Cell, str], set[Cell]]:
-    """The third panel: second minus first, what is told of each cell, and the cells that are not significant."""
+    """The third panel: second minus first, what is told of each cell, and the cells that are significant."""
     (before, first, _), (after, second, _) = panels
     change = after - before
     texts = {
         cell: "<br>".join(
             [
-                f"<b>difference {change[cell]:+.3f}</b>",
+                f"<b>difference {signed(change[cell])}</b>",
                 *evidence.lines(i),
                 f"{escaped(names[0])}: {first[cell]}",
                 f"{escaped(names[1])}: {second[cell]}",
@@ -224,11 +231,14 @@ def _change(
         )
         for i, cell in enumerate(matched)
     }
-    return change, texts, {cell for cell, is_muted in zip(matched, evidence.muted) if is_muted}
+    return change, texts, {cell for cell, is_one in zip(matched, evidence.significant) if is_one}
 
 
-def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[go.Figure, bool]:
-    """Three empty panels, side by side or, where they have many columns, one below the other; and room for numbers."""
+def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[go.Figure, tuple[int, int], bool]:
+    """Three empty panels, side by side or, where they have many columns, one below the other.
+
+    With the pixels across and down that are panels, and whether their cells have room for numbers.
+    """
     from plotly.subplots import make_subplots
 
     n_rows, n_columns = maps[0].effects.shape
@@ -248,9 +258,9 @@ def _panels(maps: list[EffectMap], headings: list[str], beside: bool) -> tuple[g
         figure.update_xaxes(**column_axis(n_columns), **place)
         figure.update_xaxes(**drawn.axis, **place)
         figure.update_yaxes(title="layer" if number == 0 or not beside else None, **row_axis(n_rows), **place)
-    figure.update_layout(plot_bgcolor=NOT_MEASURED, margin={"t": 16 * lines + 6})
-    figure.update_layout(width=area[0] + 190, height=area[1] + room + 130 + 16 * lines)
-    return figure, beside and per_column >= 34
+    figure.update_layout(plot_bgcolor=GRID, margin={"t": 16 * lines + 6})
+    figure.update_layout(width=area[0] + 190, height=area[1] + room + 90 + 16 * lines)
+    return figure, (3 * wide, high) if beside else (wide, 3 * high), beside and per_column >= 34
 
 
 def _place(number: int, beside: bool) -> dict[str, int]:

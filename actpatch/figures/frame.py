@@ -8,33 +8,47 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from actpatch.core.heavy import go
+from actpatch.core.text import escaped
+from actpatch.figures.captions import SUBTITLE_SIZE, caption_height, subtitle_of
 from actpatch.figures.colours import GRID, INK, LINE, PAPER, SOFT, ZERO_LINE
 
-FADED = 0.3
-"""Opacity of marks that are not significant."""
+FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
+"""What journals set figures in, and what is narrow: Plotly's own choice is a third wider where it falls back."""
+LEAST_WIDTH = 270
+"""Pixels below which no figure can be read, at the sizes of fonts on a screen."""
+TOP = 12
+"""Pixels above a plot that has no title."""
 NARROW = 300
 """Pixels that a plot's area has on a phone: labels that keep apart there keep apart everywhere."""
 MODEBAR_WITHOUT = ["sendChartToCloud", "zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale"]
-"""Buttons left out: the first would upload the figure, the others hide titles on small screens."""
+"""Buttons left out: they hide what is below them on small screens. `figures.style` sees to it that none uploads."""
 MOST_POINTS = 100
 """Pairs that have a point of their own in a row: more lie on each other, and make the page slow."""
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, low, right and high end in pixels, from the plot's lower left."""
 _AXIS = {
     "automargin": True,
     "gridcolor": GRID,
     "linecolor": LINE,
     "ticks": "",
     "ticklabelstandoff": 4,
-    "title": {"standoff": 15},
+    "title": {"standoff": 15, "font": {"size": 12}},
     "zerolinecolor": ZERO_LINE,
 }
-_COLOUR_BAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "right"}, "thickness": 12}
+_COLOUR_BAR = {
+    "outlinewidth": 0,
+    "ticks": "",
+    "title": {"side": "top", "font": {"size": 12}},  # beside a short bar it would lie on the labels
+    "thickness": 12,
+}
 LOOK = {
     "layout": {
         "paper_bgcolor": PAPER,
         "plot_bgcolor": PAPER,
-        "font": {"color": INK, "size": 12},
+        "font": {"color": INK, "size": 12, "family": FONT},
         "hoverlabel": {"align": "left"},
         "hovermode": "closest",
         "xaxis": _AXIS,
@@ -46,29 +60,53 @@ LOOK = {
 """Plotly's template of all figures."""
 
 
-def finish(figure: go.Figure, title: str, subtitle: str, *, narrowest: int = 0, room_for_numbers: int = 0) -> go.Figure:
-    """Give the figure its title and look.
+def finish(
+    figure: go.Figure,
+    title: str,
+    told: Sequence[str],
+    *,
+    narrowest: int = 0,
+    room_for_numbers: int = 0,
+    least_width: int = LEAST_WIDTH,
+    around: tuple[int, int] = (90, 90),
+) -> go.Figure:
+    """The figure with its title and look, offering no upload.
 
     Args:
-        figure: with its height and width set.
+        figure: with its width set, and the height that it has without a title.
         title: of the figure, escaped.
-        subtitle: what its numbers rest on (`figures.words.context_line`), lines broken; empty where nothing is known.
+        told: what its numbers rest on, part by part, the most important first (`figures.words.told`). The subtitle
+            has what fits few lines, the caption all.
         narrowest: pixels that the figure needs: on a narrower page it has to be scrolled. 0 where it shrinks at will.
         room_for_numbers: pixels below which the numbers in a map's cells do not fit.
+        least_width: pixels below which the figure cannot be read even where labels are left out.
+        around: pixels of width and height that are not the plot's: labels, legends, colour bars.
     """
-    subtitle_height = 17 * len(subtitle.split("<br>")) if subtitle else 0
+    from actpatch.figures.offline import Figure
+
+    told = [piece for part in told if part for piece in part.split(" · ")]
+    subtitle = subtitle_of(told, figure.layout.width)
+    taken = caption_height(subtitle)
     figure.update_layout(
         template=go.layout.Template(LOOK),
-        meta={"narrowest": narrowest, "room_for_numbers": room_for_numbers},
-        title={"text": title, "font_size": 16, "x": 0, "y": 1, "yanchor": "top", "pad": {"l": 12, "t": 14}},
-        title_subtitle={"text": subtitle, "font": {"size": 12, "color": SOFT}},
-        height=figure.layout.height + subtitle_height,
-        margin={"l": 60, "r": 20, "t": 52 + (figure.layout.margin.t or 0) + subtitle_height, "b": 60},
+        meta={
+            "narrowest": narrowest,
+            "room_for_numbers": room_for_numbers,
+            "least_width": least_width,
+            "around": around,
+            "told": [escaped(part) for part in told],
+            "subtitle": subtitle,
+            "caption": taken,
+        },
+        title={"text": title, "font_size": 16, "x": 0, "y": 1, "yanchor": "top", "pad": {"l": 12, "t": 12}},
+        title_subtitle={"text": subtitle, "font": {"size": SUBTITLE_SIZE, "color": SOFT}},
+        height=figure.layout.height + taken,
+        margin={"l": 60, "r": 20, "t": TOP + (figure.layout.margin.t or 0) + taken, "b": 60},
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
         modebar={"orientation": "v", "remove": MODEBAR_WITHOUT},
     )
     figure.for_each_trace(lambda trace: trace.update(hoverinfo=trace.hoverinfo or "text"))
-    return figure
+    return Figure(figure)
 
 
 def thinned_pairs(n_pairs: int, most: int = MOST_POINTS) -> list[int]:
@@ -83,11 +121,21 @@ def thinned_note(n_pairs: int, most: int = MOST_POINTS) -> str:
 
 
 def height(rows: int, per_row: int) -> int:
-    return 130 + max(rows * per_row, 120)
+    """Pixels of a figure with so many rows, without its title."""
+    return 90 + max(rows * per_row, 120)
 
 
 def width(columns: int, per_column: int) -> int:
     return min(max(480, 190 + columns * per_column), 1150)
+
+
+def colour_ticks(limit: float) -> list[float]:
+    """Round values for a colour bar of ± this effect, at most two on either side, none where the bar's title stands."""
+    reach = 0.9 * limit
+    sizes = (digit * 10.0**power for power in range(math.floor(math.log10(reach)) - 1, 20) for digit in (1, 2, 5))
+    size = next(size for size in sizes if reach / size < 3)
+    count = int(reach / size)
+    return [round(number * size, 12) for number in range(-count, count + 1)]
 
 
 def step(n: int, room: int) -> int:
@@ -116,6 +164,7 @@ def label_points(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
     size: tuple[int, int] = (NARROW, NARROW),
+    taken: Sequence[Box] = (),
 ) -> list[str | None]:
     """Where each label stands beside its point (Plotly's `textposition`), None where it would lie on something else.
 
@@ -124,12 +173,13 @@ def label_points(
         labels: of the first points, in that order.
         x_range, y_range: of the axes.
         size: of the plot's area in pixels.
+        taken: what else no label may lie on.
     """
     at = [
         ((x - x_range[0]) / (x_range[1] - x_range[0]) * size[0], (y - y_range[0]) / (y_range[1] - y_range[0]) * size[1])
         for x, y in points
     ]
-    taken: list[tuple[float, float, float, float]] = []
+    boxes_taken = list(taken)
     placed: list[str | None] = []
     for (x, y), label in zip(at, labels):
         wide = 7 * len(html.unescape(label))
@@ -139,17 +189,17 @@ def label_points(
             "top center": (x - wide / 2, y + 4, x + wide / 2, y + 20),
             "bottom center": (x - wide / 2, y - 20, x + wide / 2, y - 4),
         }
-        free = (name for name, box in boxes.items() if _is_free(box, size, taken, at))
+        free = (name for name, box in boxes.items() if _is_free(box, size, boxes_taken, at))
         placed.append(next(free, None))
         if placed[-1] is not None:
-            taken.append(boxes[placed[-1]])
+            boxes_taken.append(boxes[placed[-1]])
     return placed
 
 
 def _is_free(
-    box: tuple[float, float, float, float],
+    box: Box,
     size: tuple[int, int],
-    taken: Sequence[tuple[float, float, float, float]],
+    taken: Sequence[Box],
     points: Sequence[tuple[float, float]],
 ) -> bool:
     left, low, right, high = box

@@ -12,13 +12,13 @@ import numpy as np
 
 from actpatch.core.heavy import go
 from actpatch.core.text import count
-from actpatch.figures.cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
+from actpatch.figures.cells import MARGINS, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.certainty import certainty
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, known_heads
 from actpatch.figures.colours import ZERO_LINE
 from actpatch.figures.frame import finish
 from actpatch.figures.ranking import largest, rows_axis
-from actpatch.figures.words import context_line, escaped, hovers, labels_of
+from actpatch.figures.words import escaped, hovers, labels_of, told
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.items import HeadPositionPatchingResult, head_label
 from actpatch.statistics.sites import SiteStatistics
@@ -35,12 +35,12 @@ def create_head_position_heatmap(
     """Head × position map of effects: heads in rows, those of a layer between two lines, positions in columns.
 
     Where there are more than `top_k` heads, those are drawn whose effect at some position is largest, and the subtitle
-    says how many are not. Sites that are not significant after correction are faded, unless there are too few pairs to
-    tell; the correction counts all sites, drawn or not.
+    says how many are not. A star marks sites that are significant after correction, which counts all sites, drawn or
+    not; with too few pairs none is marked.
 
     Args:
         results: what `run_all_heads_experiment(positions=...)` returned, some of it, or a list of its entries; what it
-            lacks stays grey.
+            lacks is hatched.
         top_k: most heads that are drawn.
         title: in place of the figure's own.
         colour_range: colours span ± this effect, for maps that are to be compared; None spans the largest.
@@ -54,21 +54,21 @@ def create_head_position_heatmap(
     sweep = checked_sweep(shown, HeadPositionResults, "create_head_position_heatmap")
     check_top_k(top_k)
     check_effects(sweep.effects, sweep)
-    evidence = certainty(sweep, shown.kind, statistics, muted_are=MUTED_ARE)
+    evidence = certainty(sweep, shown.kind, statistics)
     texts = hovers(labels_of(shown), sweep, evidence.lines)
     heads, left_out = _drawn_heads(shown, top_k)
     positions = [position for position in shown.positions if any(item.position == position for item in shown)]
     effects = np.full((len(heads), len(positions)), np.nan)
     hover: dict[tuple[int, int], str] = {}
-    muted: set[tuple[int, int]] = set()
+    starred: set[tuple[int, int]] = set()
     for number, (item, effect) in enumerate(zip(shown, sweep.effects)):
         if (item.layer, item.head) not in heads:
             continue
         cell = heads.index((item.layer, item.head)), positions.index(item.position)
         effects[cell], hover[cell] = effect, texts[number]
-        if evidence.muted[number]:
-            muted.add(cell)
-    figure = cells_figure(effects, hover, muted, colour_limit(effects, colour_range))
+        if evidence.significant[number]:
+            starred.add(cell)
+    figure = cells_figure(effects, hover, starred, colour_limit(effects, colour_range))
     names = [escaped(str(position)) for position in positions]
     figure.update_xaxes(title="position", tickvals=list(range(len(names))), ticktext=names)
     kind = "key-value head" if shown.counts_key_value_heads else "head"
@@ -80,7 +80,8 @@ def create_head_position_heatmap(
     title = title or f"Effect of each {kind} at each position: {escaped(shown.patch_type)}"
     note = f"{count(left_out, 'more ' + kind)} with smaller effects not drawn" if left_out else ""
     sizes = {"narrowest": narrowest(len(names)), "room_for_numbers": room_for_numbers(len(names))}
-    return finish(figure, title, context_line(sweep, evidence.note, note), **sizes)
+    parts = [note, *told(sweep, evidence.note, scale=True)]
+    return finish(figure, title, parts, **sizes, around=(MARGINS, 90))
 
 
 def _drawn_heads(results: HeadPositionResults, top_k: int) -> tuple[list[tuple[int, int]], int]:

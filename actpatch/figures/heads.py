@@ -12,7 +12,7 @@ from functools import singledispatch
 from actpatch.core.text import escaped
 from actpatch.figures.certainty import Certainty, certainty, unknown
 from actpatch.figures.checks import checked_heads
-from actpatch.figures.words import context_line, head_hover, head_kind, hovers, labels_of
+from actpatch.figures.words import head_hover, head_kind, hovers, labels_of, told
 from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import HeadResults
 from actpatch.results.sweep import Sweep
@@ -50,22 +50,19 @@ class DrawnHeads:
         """Pairs that an effect could be computed for; 0 where that is not known."""
         return int(self.sweep.usable.sum()) if self.sweep else 0
 
-    def subtitle(self, *notes: str) -> str:
-        """What the numbers rest on; empty where that is not known."""
-        return context_line(self.sweep, *notes) if self.sweep else ""
+    def told(self, significance: str, *, scale: bool = False) -> list[str]:
+        """What the numbers rest on (`figures.words.told`); nothing where that is not known."""
+        return told(self.sweep, significance, scale=scale) if self.sweep else []
 
 
 @singledispatch
-def drawn_heads(
-    results: object, caller: str, statistics: SiteStatistics | None = None, *, muted_are: str = "faded: not significant"
-) -> DrawnHeads:
+def drawn_heads(results: object, caller: str, statistics: SiteStatistics | None = None) -> DrawnHeads:
     """What is given to a figure of heads; for another kind of results, register a function.
 
     Args:
         results: of an experiment, or a plain list.
         caller: the figure, for errors.
         statistics: those of the results.
-        muted_are: how the figure shows what is not significant, in words.
 
     Raises:
         ValueError: where the results are no heads, are empty or hold no usable pair, mix patch types or repeat a head;
@@ -79,15 +76,9 @@ def drawn_heads(
 
 
 @drawn_heads.register
-def _(
-    results: HeadResults,
-    caller: str,
-    statistics: SiteStatistics | None = None,
-    *,
-    muted_are: str = "faded: not significant",
-) -> DrawnHeads:
+def _(results: HeadResults, caller: str, statistics: SiteStatistics | None = None) -> DrawnHeads:
     heads, _ = checked_heads(results, caller)
-    evidence = certainty(results.sweep, results.kind, statistics, muted_are=muted_are)
+    evidence = certainty(results.sweep, results.kind, statistics)
     texts = hovers(labels_of(results), results.sweep, evidence.lines)
     return DrawnHeads(
         tuple(heads), results.sweep, evidence, texts, {label: i for i, label in enumerate(results.labels)}

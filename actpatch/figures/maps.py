@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from actpatch.core.heavy import go
-from actpatch.figures.cells import MUTED_ARE, cells_figure, colour_limit, narrowest, room_for_numbers
+from actpatch.figures.cells import MARGINS, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.certainty import Certainty, certainty
 from actpatch.figures.checks import Heads, checked_layers, checked_sweep, known_heads
 from actpatch.figures.frame import finish
 from actpatch.figures.heads import drawn_heads
 from actpatch.figures.places import EffectMap, effect_map
-from actpatch.figures.words import context_line, escaped, hovers, labels_of
+from actpatch.figures.words import escaped, hovers, labels_of, told
 from actpatch.results.shapes import (
     LayerResults,
     PositionResults,
@@ -30,11 +30,12 @@ def create_head_heatmap(
 ) -> go.Figure:
     """Layer × head map of effects; under grouped-query attention k and v have a column per key-value head.
 
-    Heads that are not significant after correction are faded, unless there are too few pairs to tell.
+    Colours are those of the colour bar. A star marks heads that are significant after correction; with too few pairs
+    none is marked. Heads that were not measured are hatched.
 
     Args:
         results: what `run_all_heads_experiment` returned, or a list picked from it (`[r for r in results if r.layer >
-            3]`); heads that it lacks stay grey. Heads that were made otherwise need `n_layers` and `n_heads`, and do
+            3]`); heads that it lacks are hatched. Heads that were made otherwise need `n_layers` and `n_heads`, and do
             not know what is significant.
         n_layers: of the model; checked where the results know it.
         n_heads: likewise.
@@ -48,10 +49,11 @@ def create_head_heatmap(
             `statistics` are those of other results.
     """
     results = known_heads(results)
-    drawn = drawn_heads(results, "create_head_heatmap", statistics, muted_are=MUTED_ARE)
+    drawn = drawn_heads(results, "create_head_heatmap", statistics)
     effects = effect_map(results, size=(n_layers, n_heads))
     title = title or f"Effect of each {drawn.kind}: {drawn.patch_type}"
-    return _map_figure(effects, drawn.texts, drawn.certainty, title, drawn.subtitle(drawn.certainty.note), colour_range)
+    parts = drawn.told(drawn.certainty.note, scale=True)
+    return _map_figure(effects, drawn.texts, drawn.certainty, title, parts, colour_range)
 
 
 def create_layer_heatmap(
@@ -62,9 +64,9 @@ def create_layer_heatmap(
     colour_range: float | None = None,
     statistics: SiteStatistics | None = None,
 ) -> go.Figure:
-    """Layer × component map of effects. What lies in no one layer is named in the subtitle, not drawn.
+    """Layer × component map of effects. What lies in no one layer is named in the caption, not drawn.
 
-    Arguments are those of `create_head_heatmap`, as is the fading.
+    Arguments are those of `create_head_heatmap`, as are the marks.
 
     Raises:
         ValueError: where `results` are no layer results, are empty, hold no usable pair or no hook point of a layer,
@@ -90,8 +92,8 @@ def create_position_heatmap(
 
     A label reads `4: Mary→John`, in bold, where the corrupted prompt has another token than the clean one. Where pairs
     have different tokens, the labels show the first pair's and the axis says so. Positions count the BOS token.
-    Positions that go by name are labelled with it. Other arguments are those of `create_head_heatmap`, as is the
-    fading; the correction counts the sites of all components.
+    Positions that go by name are labelled with it. Other arguments are those of `create_head_heatmap`, as are the
+    marks; the correction counts the sites of all components.
 
     Raises:
         ValueError: where `results` are no position results, are empty, hold no usable pair, or lack the component;
@@ -112,18 +114,19 @@ def _results_figure(
     statistics: SiteStatistics | None,
     note: str = "",
 ) -> go.Figure:
-    evidence = certainty(results.sweep, results.kind, statistics, muted_are=MUTED_ARE)
+    evidence = certainty(results.sweep, results.kind, statistics)
     texts = hovers(labels_of(results), results.sweep, evidence.lines)
-    return _map_figure(drawn, texts, evidence, title, context_line(results.sweep, evidence.note, note), colour_range)
+    parts = [*told(results.sweep, evidence.note, scale=True), note]
+    return _map_figure(drawn, texts, evidence, title, parts, colour_range)
 
 
 def _map_figure(
-    drawn: EffectMap, texts: list[str], evidence: Certainty, title: str, subtitle: str, colour_range: float | None
+    drawn: EffectMap, texts: list[str], evidence: Certainty, title: str, parts: list[str], colour_range: float | None
 ) -> go.Figure:
     limit = colour_limit(drawn.effects, colour_range)
-    figure = cells_figure(drawn.effects, drawn.texts(texts), drawn.muted(evidence.muted), limit)
+    figure = cells_figure(drawn.effects, drawn.texts(texts), drawn.cells_of(evidence.significant), limit)
     figure.update_xaxes(**drawn.axis)
     figure.layout.height += drawn.room
     n_columns, n_labels = drawn.effects.shape[1], len(drawn.axis["ticktext"]) if drawn.room else 0
     sizes = {"narrowest": narrowest(n_columns, n_labels), "room_for_numbers": room_for_numbers(n_columns)}
-    return finish(figure, title, subtitle, **sizes)
+    return finish(figure, title, parts, **sizes, around=(MARGINS, 90 + drawn.room))

@@ -6,12 +6,12 @@ module knows figures as Plotly has them; it knows no results and nothing of how 
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actpatch.core.heavy import go
+from actpatch.figures.captions import meta_of, title_text, told_of, without_caption
 from actpatch.figures.colours import DARK_PAPER, changes_on_dark
 from actpatch.figures.rendering import FIGURES
 from actpatch.figures.style import CONFIG, FIGURE_PADDING, PAPER_WIDTH
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WIDEST = 1150
 """Pixels of a figure that does not say how wide it is."""
+ROOM_FOR_BUTTONS = 18
+"""Pixels above a plot, besides its margin, where its title is text of the page."""
 PAGE_PADDING = 32
 """Pixels beside what a page shows, on both sides together."""
 
@@ -52,40 +54,51 @@ def page_values(plotly: str | None = None, *, widest: int = WIDEST) -> dict[str,
     }
 
 
-def figure_html(name: str, figure: go.Figure, *, level: int = 3) -> Markup:
+def figure_html(name: str, figure: go.Figure, *, level: int = 3, captioned: bool = True) -> Markup:
     """The figure as a part of a page, as wide as designed or as the page, whichever is less.
 
-    One that needs more than the page has is scrolled, and numbers in cells are left out where they do not fit.
+    One that needs more than the page has is scrolled, and numbers in cells are left out where they do not fit. Title
+    and caption are text of the page, which breaks its lines itself; the picture that the figure's button saves has
+    them in it.
 
     Args:
         name: its id in the page.
         figure: with what it needs in `layout.meta`, as `figures.frame.finish` puts it there.
-        level: of its heading, which only those hear whom the page is read to.
+        level: of its heading.
+        captioned: whether title and caption are shown; where they are not, they are heard by those to whom the page is
+            read. A figure that does not know what room they take keeps them in the picture.
     """
-    needs = figure.layout.meta or {}
-    title, subtitle = plain_title(figure), figure.layout.title.subtitle.text or ""
+    title, told = plain_title(figure), told_of(figure)
+    if not captioned:
+        figure = without_caption(figure)
+    needs = meta_of(figure)
+    taken = needs.get("caption", 0)
     return FIGURES.render(
         "figure.html",
         name=name,
         level=level,
         title=title,
-        description=f"{title}. {html.unescape(subtitle.replace('<br>', ' '))}",
-        width=(figure.layout.width or WIDEST) + 2 * FIGURE_PADDING,
-        height=figure.layout.height or 450,
+        told=told,
+        is_shown=taken > 0,
+        width=round(figure.layout.width or WIDEST) + 2 * FIGURE_PADDING,
+        height=round(figure.layout.height or 450) - taken + (ROOM_FOR_BUTTONS if taken else 0),
         narrowest=needs.get("narrowest", 0),
         room_for_numbers=needs.get("room_for_numbers", 0),
+        taken=taken - ROOM_FOR_BUTTONS if taken else 0,
         drawing=_drawing(figure),
     )
 
 
-def figure_page(name: str, figure: go.Figure, plotly: str | None = None, *, report: str | None = None) -> Markup:
+def figure_page(
+    name: str, figure: go.Figure, plotly: str | None = None, *, report: str | None = None, captioned: bool = True
+) -> Markup:
     """A page for one figure: its name, `page_values`' plotly, and the file of the report that it is a part of."""
     return FIGURES.render(
         "figure_page.html",
         title=plain_title(figure),
-        figure=figure_html(name, figure, level=1),
+        figure=figure_html(name, figure, level=1, captioned=captioned),
         report_file=report,
-        page=page_values(plotly, widest=figure.layout.width or WIDEST),
+        page=page_values(plotly, widest=round(figure.layout.width or WIDEST)),
     )
 
 
@@ -96,13 +109,12 @@ def figures_html(figures: Mapping[str, go.Figure]) -> Markup:
 
 def plain_title(figure: go.Figure) -> str:
     """The figure's title as text."""
-    return html.unescape(figure.layout.title.text or "Activation patching")
+    return title_text(figure) or "Activation patching"
 
 
 def _drawing(figure: go.Figure) -> Markup:
     """What the script draws, without any letter that would end it."""
     from markupsafe import Markup
 
-    fluid = go.Figure(figure).update_layout(width=None)
-    drawing = f'{{"figure": {fluid.to_json()}, "colours": {json.dumps(changes_on_dark(figure))}}}'
+    drawing = f'{{"figure": {figure.to_json()}, "colours": {json.dumps(changes_on_dark(figure))}}}'
     return Markup(drawing.replace("<", "\\u003c"))

@@ -45,7 +45,7 @@ class EffectMap:
     room: int = 0
     """Pixels that tick labels take which stand upright."""
 
-    def muted(self, patches: Bool[np.ndarray, " patch"]) -> set[Cell]:
+    def cells_of(self, patches: Bool[np.ndarray, " patch"]) -> set[Cell]:
         """The cells of these patches."""
         return {place for place, chosen in zip(self.places, patches) if chosen and place is not None}
 

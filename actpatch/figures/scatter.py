@@ -11,13 +11,13 @@ import numpy as np
 
 from actpatch.core.direction import DIRECTIONS
 from actpatch.core.heavy import go
-from actpatch.core.text import count, plural
+from actpatch.core.text import count, plural, signed
 from actpatch.figures.certainty import Certainty, certainties
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, wrong_type
 from actpatch.figures.colours import BLUE, GREY, GRID, INK, LINE, ORANGE, RED, VIOLET, ZERO_LINE
-from actpatch.figures.frame import NARROW, finish, height, label_points, thinned_note, thinned_pairs
+from actpatch.figures.frame import NARROW, Box, finish, height, label_points, thinned_note, thinned_pairs
 from actpatch.figures.ranking import largest, rows_axis
-from actpatch.figures.words import context, context_line, escaped, hovers, in_lines, labels_of, metric_name, metric_unit
+from actpatch.figures.words import context, escaped, hovers, labels_of, metric_name, metric_unit, told
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
@@ -30,10 +30,14 @@ MARKS = {
     "neither": (GREY, "circle", "neither"),
 }
 """Reading -> colour, shape and what the quadrant is called."""
+CORNERS = {"both": (1, 1), "sufficient": (1, 0), "necessary": (0, 1), "neither": (0, 0)}
+"""Reading -> the corner of its quadrant, to the right and up."""
+AREA = (NARROW, 260)
+"""Pixels of the plot where there is least room: labels that keep apart there keep apart everywhere."""
 MOST_LABELS = 12
 MOST_LINES = 40
 """Pairs that have a line of their own in a band: lines of more run together."""
-HOLLOW_ARE = "hollow: significant in neither direction"
+FILLED_ARE = "filled: in either direction"
 
 
 def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str | None = None) -> go.Figure:
@@ -79,15 +83,15 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
             y=y,
             mode="markers",
             marker={"symbol": symbol, "color": colour, "size": 7 if n_pairs <= 12 else 5},
-            hovertext=[f"{pair}<br>{run} {value:+.3f}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
+            hovertext=[f"{pair}<br>{run} {signed(value)}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
         )
     figure.update_xaxes(title=escaped(metric_name(sweep)), zerolinecolor=LINE)
     figure.update_yaxes(title=results.kind, **rows_axis([escaped(names[i]) for i in top]))
     for edge in range(1, len(top)):
         figure.add_hline(y=edge - 0.5, line={"color": GRID, "width": 1})
     figure.update_layout(width=760, height=height(len(top), min(max(30, 7 * n_pairs), 90)), showlegend=True)
-    subtitle = context_line(sweep, thinned_note(len(sweep.pair_indices), MOST_LINES))
-    return finish(figure, title or "Clean, corrupted and patched metric", subtitle)
+    parts = [*told(sweep), thinned_note(len(sweep.pair_indices), MOST_LINES)]
+    return finish(figure, title or "Clean, corrupted and patched metric", parts)
 
 
 def create_direction_quadrant(
@@ -100,8 +104,8 @@ def create_direction_quadrant(
 ) -> go.Figure:
     """Denoising against noising effects, a point per component, in quadrants that say what it is for the behaviour.
 
-    To the right of the threshold a component suffices, above it is necessary (`BothDirections.reading`). Hollow points
-    are significant in neither direction.
+    To the right of the threshold a component suffices, above it is necessary (`BothDirections.reading`). Filled points
+    are significant in either direction, or both.
 
     Args:
         both: what an experiment with `direction="both"` returned.
@@ -122,7 +126,7 @@ def create_direction_quadrant(
         raise ValueError(f"{wrong_type(both, BothDirections, 'create_direction_quadrant')}{advice}")
     check_top_k(top_k)
     sweeps = _checked_directions(both)
-    evidence = certainties(sweeps, both.denoising.kind, statistics, muted_are=HOLLOW_ARE)
+    evidence = certainties(sweeps, both.denoising.kind, statistics, mark=FILLED_ARE)
     readings = both.reading(threshold)["reading"]
     names = labels_of(both.denoising)
     points = np.array([sweep.effects for sweep in sweeps])
@@ -132,7 +136,7 @@ def create_direction_quadrant(
     figure = go.Figure()
     for reading, (colour, symbol, called) in MARKS.items():
         chosen = np.flatnonzero(readings == reading)
-        hollow = evidence[0].muted[chosen] & evidence[1].muted[chosen]
+        hollow = ~(evidence[0].significant[chosen] | evidence[1].significant[chosen])
         figure.add_scatter(
             name=f"{called} ({len(chosen)})",
             x=points[0, chosen],
@@ -149,11 +153,11 @@ def create_direction_quadrant(
         )
     _label(figure, points, names, threshold, top_k, ends)
     _quadrants(figure, threshold, ends)
-    figure.update_xaxes(title="denoising effect: how far it suffices", range=ends, zerolinecolor=LINE)
-    figure.update_yaxes(title="noising effect: how far it is necessary", range=ends, zerolinecolor=LINE)
-    figure.update_layout(width=680, height=620, showlegend=True)
+    figure.update_xaxes(title="denoising effect (sufficient)", range=ends, zerolinecolor=LINE)
+    figure.update_yaxes(title="noising effect (necessary)", range=ends, zerolinecolor=LINE)
+    figure.update_layout(width=680, height=580, showlegend=True)
     title = title or f"Sufficient, necessary, or both: {plural(both.denoising.kind)}"
-    return finish(figure, title, _both_line(sweeps, evidence, threshold))
+    return finish(figure, title, _told_of_both(sweeps, evidence, threshold), around=(90, 130))
 
 
 def _checked_directions(both: BothDirections[Any]) -> tuple[Sweep, Sweep]:
@@ -183,13 +187,14 @@ def _both_texts(names: list[str], sweeps: tuple[Sweep, Sweep], evidence: list[Ce
     return [f"<b>{escaped(name)}</b><br>{first}<br>{second}" for name, first, second in zip(names, *parts)]
 
 
-def _both_line(sweeps: tuple[Sweep, Sweep], evidence: list[Certainty], threshold: float) -> str:
+def _told_of_both(sweeps: tuple[Sweep, Sweep], evidence: list[Certainty], threshold: float) -> list[str]:
     first, second = (context(sweep) for sweep in sweeps)
     shared = {part: text for part, text in first.items() if part not in ("direction", "scale")}
     if first["pairs"] != second["pairs"]:
         shared["pairs"] = f"{first['pairs']} (noising: {second['pairs']})"
-    notes = list(dict.fromkeys(one.note for one in evidence))
-    return in_lines([*shared.values(), f"threshold {threshold:g}", *notes])
+    leading = [shared.pop(part) for part in ("model", "task", "metric", "pairs")]
+    notes = dict.fromkeys(one.note for one in evidence)
+    return [*leading, *notes, f"threshold {threshold:g}", *shared.values()]
 
 
 def _label(
@@ -200,7 +205,8 @@ def _label(
     order = order[~np.isnan(points[:, order]).any(axis=0)]
     chosen = [int(i) for i in order[:top_k] if size[i] >= threshold]
     labels = [escaped(names[i]) for i in chosen]
-    at = label_points([tuple(points[:, i]) for i in order], labels, ends, ends, (NARROW, 420))
+    all_points = [tuple(points[:, i]) for i in order]
+    at = label_points(all_points, labels, ends, ends, AREA, [_corner(reading) for reading in MARKS])
     shown = [(i, label, where) for i, label, where in zip(chosen, labels, at) if where is not None]
     figure.add_scatter(
         x=points[0, [i for i, _, _ in shown]],
@@ -215,12 +221,18 @@ def _label(
     )
 
 
+def _corner(reading: str) -> Box:
+    """Where the name of a quadrant stands."""
+    (x, y), wide = CORNERS[reading], 6.5 * len(MARKS[reading][2])
+    left, low = x * (AREA[0] - wide), y * (AREA[1] - 18)
+    return left, low, left + wide, low + 18
+
+
 def _quadrants(figure: go.Figure, threshold: float, ends: tuple[float, float]) -> None:
     """Threshold lines, and what each quadrant means in its corner."""
     for add in (figure.add_vline, figure.add_hline):
         add(threshold, line={"color": ZERO_LINE, "width": 1, "dash": "dash"})
-    corners = {"both": (1, 1), "sufficient": (1, 0), "necessary": (0, 1), "neither": (0, 0)}
-    for reading, (x, y) in corners.items():
+    for reading, (x, y) in CORNERS.items():
         _, _, called = MARKS[reading]
         figure.add_annotation(
             text=called,

@@ -9,5 +9,7 @@ FIGURE_PADDING = 8
 """Pixels around each figure."""
 PAPER_WIDTH = 660
 """Pixels between the margins of A4 and of US letter, with some to spare."""
-CONFIG = {"responsive": True, "displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
-"""How Plotly behaves. A figure that sets its own buttons must not bring one that uploads it."""
+NO_UPLOAD = {"showSendToCloud": False, "plotlyServerURL": ""}
+"""Plotly has a button that uploads a figure unless it is told not to, whatever buttons the figure leaves out."""
+CONFIG = {"responsive": True, "displaylogo": False, **NO_UPLOAD}
+"""How Plotly behaves on our pages."""

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from actpatch.core.sites import Patch, Site
-from actpatch.core.text import count, escaped
+from actpatch.core.text import count, escaped, signed
 from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
-
-LINE = 56
-"""Letters of a subtitle's line: as many as fit a phone."""
 
 
 def head_kind(heads: Sequence[HeadPatchingResult]) -> str:
@@ -64,28 +60,30 @@ def context(sweep: Sweep) -> dict[str, str]:
     where = places.pop() if len(places) == 1 else ("",)
     return {
         "model": sweep.model,
-        "direction": f"{sweep.direction}: {sweep.intervention}",
-        "noise": f"corrupted by {sweep.noise}" if sweep.noise else "",
-        "scale": f"effect {_scale(sweep)}",
         "task": sweep.task,
-        "pairs": pairs_used(sweep.usable),
+        "direction": f"{sweep.direction}: {sweep.intervention}",
+        "scale": f"effect {_scale(sweep)}",
         "metric": metric_name(sweep),
+        "pairs": pairs_used(sweep.usable),
+        "noise": f"corrupted by {sweep.noise}" if sweep.noise else "",
         "window": f"windows of {sweep.window} layers" if sweep.window > 1 else "",
         "place": " and ".join(where),
     }
 
 
-def context_line(sweep: Sweep, *notes: str) -> str:
-    """Subtitle: what the numbers rest on."""
-    return in_lines([*context(sweep).values(), *notes])
+def told(sweep: Sweep, significance: str = "", *, scale: bool = False) -> list[str]:
+    """What the numbers rest on, the most important first.
 
-
-def in_lines(parts: Sequence[str], width: int = LINE) -> str:
-    """The parts, which ` · ` divides further, escaped, in lines that break between parts where they can."""
-    pieces = " · ".join(part for part in parts if part).split(" · ")
-    unbroken = [part.replace(" ", "\xa0") if len(part) <= width - 4 else part for part in pieces]
-    lines = textwrap.wrap(" · ".join(unbroken), width, break_on_hyphens=False)
-    return "<br>".join(escaped(line.replace("\xa0", " ").strip(" ·")) for line in lines)
+    Args:
+        sweep: the sweep.
+        significance: how what is significant can be told (`Certainty.note`).
+        scale: whether to say what effects of 0 and 1 are, where no axis does.
+    """
+    parts = context(sweep)
+    if not scale:
+        del parts["scale"]
+    first = [parts.pop(name) for name in ("model", "task", "direction", "metric", "pairs")]
+    return [part for part in [*first, significance, *parts.values()] if part]
 
 
 def _place(site: Site) -> str:
@@ -114,8 +112,8 @@ def head_hover(head: HeadPatchingResult) -> str:
 
 
 def _hover(label: str, effect: float, lines: list[str], metrics: Sequence[float], unit: str, pairs: str) -> str:
-    raw = [f"{name} {value:+.3f}{unit}" for name, value in zip(("clean", "corrupted", "patched"), metrics)]
-    return "<br>".join([f"<b>{escaped(label)}</b>", f"effect {effect:+.3f}", *lines, *raw, pairs])
+    raw = [f"{name} {signed(value)}{unit}" for name, value in zip(("clean", "corrupted", "patched"), metrics)]
+    return "<br>".join([f"<b>{escaped(label)}</b>", f"effect {signed(effect)}", *lines, *raw, pairs])
 
 
 def token_labels(

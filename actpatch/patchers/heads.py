@@ -12,12 +12,14 @@ A head whose output matters while its pattern does not is moved by what it reads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, Unpack, overload
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from actpatch.core.components import patched_component
 from actpatch.core.direction import Direction
@@ -30,13 +32,24 @@ from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
 from actpatch.patchers.activation import ActivationPatcher, summarize_results
 from actpatch.patchers.experiment import encoded, run_experiment
-from actpatch.results.attention import AttentionPatterns, chosen_heads
+from actpatch.results.attention import (
+    FIRST,
+    NEAREST,
+    OF_ONE_TEMPLATE,
+    AttentionPatterns,
+    alike,
+    chosen_heads,
+    common_tokens,
+    effects_on,
+    measured_heads,
+    nearest_pair,
+)
 from actpatch.results.both import BothDirections, check_kind
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
 from actpatch.results.shapes import HeadResults, OfHeads, sweep_of_items
 from actpatch.tasks.dataset import PatchingDataset
-from actpatch.tasks.encoding import encode_pairs
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 
 
 class _InLayers(Options, total=False):
@@ -227,37 +240,65 @@ class HeadPatcher:
         dataset: PatchingDataset,
         heads: Sequence[tuple[int, int] | HeadPatchingResult],
         *,
-        pair_index: int = 0,
+        pair_index: int | None = None,
     ) -> AttentionPatterns:
-        """Where heads look on both prompts of one pair; `visualize.create_attention_patterns` draws it.
+        """Where heads look on both prompts of a pair; `visualize.create_attention_patterns` draws it.
 
         Args:
             dataset: prompt pairs.
             heads: (layer, head), negative ones from the end, or entries of results (`results.top(3)`). Under
                 grouped-query attention they are query heads.
-            pair_index: which pair of the dataset.
+            pair_index: which pair of the dataset. None is, for entries of results, the pair on which their mean effect
+                is nearest to that over all pairs, which have to be of this dataset. For heads without effects it is the
+                mean over the pairs of one template and length, of those of which there are most, or the first pair
+                where no two have both in common. `AttentionPatterns.pairs` and `.why` say which.
 
         Raises:
             ValueError: before any run of the model, for no heads, one out of range or given twice, a key-value head,
-                and for whatever of the dataset is wrong.
+                for heads that were measured on different pairs, and for whatever of the dataset is wrong.
         """
         engine = self.patcher.engine
         chosen = chosen_heads(heads, engine.n_layers, engine.n_heads)
-        names = {layer: engine.hook_points(block_hook(layer, "pattern"))[0] for layer, _ in chosen}
-        pairs = encode_pairs(self.model, dataset, [pair_index])
-        both = torch.stack([pairs.clean[0], pairs.corrupted[0]])
-        recorded = engine.record(both, list(names.values())).activations
-        patterns = torch.stack([recorded[names[layer]][:, head] for layer, head in chosen], dim=1).float().cpu().numpy()
+        measured = measured_heads(heads)
+        nearest = nearest_pair(measured) if measured and pair_index is None else None
+        index = nearest if pair_index is None else pair_index
+        pairs = encode_pairs(self.model, dataset, None if index is None else [index])
+        drawn, why = [0], "" if nearest is None else NEAREST
+        if index is None and len(pairs) > 1:
+            drawn = alike(pairs.templates, pairs.lengths.tolist()) or [0]
+            why = OF_ONE_TEMPLATE if len(drawn) > 1 else FIRST
+        clean, corrupted = self._patterns(pairs, drawn, chosen)
+        indices = [pairs.indices[number] for number in drawn]
+        names = _shared_names([pairs.positions[number] for number in drawn])
+        effects = effects_on(measured, indices[0]) if len(drawn) == 1 else ()
         return AttentionPatterns(
             heads=tuple(chosen),
-            clean=patterns[0],
-            corrupted=patterns[1],
-            clean_tokens=pairs.clean_tokens[0],
-            corrupted_tokens=pairs.corrupted_tokens[0],
-            model=self.patcher.engine.model_name,
+            clean=clean,
+            corrupted=corrupted,
+            clean_tokens=common_tokens([pairs.clean_tokens[number] for number in drawn], names),
+            corrupted_tokens=common_tokens([pairs.corrupted_tokens[number] for number in drawn], names),
+            model=engine.model_name,
             task=pairs.task,
-            pair_index=pairs.indices[0],
+            pair_index=indices[0] if len(drawn) == 1 else None,
+            averaged=tuple(indices) if len(drawn) > 1 else (),
+            why=why,
+            effects=effects,
+            mean_effects=tuple(head.effect for head in measured) if effects else (),
         )
+
+    def _patterns(
+        self, pairs: EncodedPairs, drawn: Sequence[int], heads: Sequence[tuple[int, int]]
+    ) -> tuple[Float[np.ndarray, "head query key"], Float[np.ndarray, "head query key"]]:
+        """The heads' patterns on the clean and the corrupted prompts, means over the pairs drawn."""
+        names = {layer: self.patcher.engine.hook_points(block_hook(layer, "pattern"))[0] for layer, _ in heads}
+        total = np.zeros((2, len(heads), *(len(pairs.clean[drawn[0]]),) * 2))
+        for number in drawn:
+            both = torch.stack([pairs.clean[number], pairs.corrupted[number]])
+            recorded = self.patcher.engine.record(both, list(names.values())).activations
+            patterns = torch.stack([recorded[names[layer]][:, head] for layer, head in heads], dim=1)
+            total += patterns.double().cpu().numpy()
+        clean, corrupted = total / len(drawn)
+        return clean, corrupted
 
 
 def print_head_results(results: HeadResults | HeadPositionResults, top_k: int = 15) -> None:
@@ -268,3 +309,9 @@ def print_head_results(results: HeadResults | HeadPositionResults, top_k: int = 
     """
     check_kind(results, OfHeads, "run_all_heads_experiment")
     summarize_results(results, top_k)
+
+
+def _shared_names(positions: Sequence[Mapping[str, int]]) -> dict[int, str]:
+    """Position -> its name, where it is the same one in all pairs."""
+    shared = set.intersection(*(set(names.items()) for names in positions))
+    return {at: name for name, at in sorted(shared)}

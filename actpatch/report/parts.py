@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actpatch.core.text import signed, with_minus
 from actpatch.figures.words import metric_name, pairs_used
 from actpatch.report.rendering import REPORT
 from actpatch.results.files import csv_columns
@@ -42,7 +43,7 @@ def settings_section(shown: Mapping[str, SweepResults], statistics: Mapping[str,
         "Metric": lambda _, sweep: metric_name(sweep),
         "Also measured": lambda _, sweep: ", ".join(m for m in sweep.metrics if m != sweep.metric),
         "Pairs": _pairs,
-        "Mean clean, corrupted": lambda _, sweep: f"{sweep.clean.mean():+.3f}, {sweep.corrupted.mean():+.3f}",
+        "Mean clean, corrupted": lambda _, sweep: f"{signed(sweep.clean.mean())}, {signed(sweep.corrupted.mean())}",
         "Intervals and tests": lambda name, _: _drawn(statistics[name]),
         "Run with": lambda _, sweep: ", ".join(filter(None, [sweep.dtype, *sweep.shortcuts])) or "not recorded",
         "Notes": lambda _, sweep: "; ".join(sweep.notes),
@@ -61,17 +62,19 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
     sweep = results.sweep
     order = np.argsort(-np.nan_to_num(np.abs(sweep.effects), nan=-1.0), kind="stable")[:TOP_ROWS]
     heads = ["Patched", "Effect"]
-    columns = [_labels(results), [f"{effect:+.3f}" for effect in sweep.effects]]
+    columns = [_labels(results), [signed(effect) for effect in sweep.effects]]
     if isinstance(statistics, SiteStatistics) and not np.isnan(statistics.low).all():
         heads.append(f"{statistics.level * 100:g} % interval")
         columns.append([_interval(low, high) for low, high in zip(statistics.low, statistics.high)])
     if isinstance(statistics, SiteStatistics) and statistics.n_pairs > 1:
         heads.append("p, corrected")
         mark = " n.s." if statistics.tells_significance else ""
-        columns.append([f"{p:.2g}{'' if p <= statistics.alpha else mark}" for p in statistics.p_corrected])
+        columns.append(
+            [f"{with_minus(f'{p:.2g}')}{'' if p <= statistics.alpha else mark}" for p in statistics.p_corrected]
+        )
     heads.append(f"{metric_name(sweep)}, patched")
     usable = sweep.usable
-    columns.append([f"{row[usable].mean():+.3f}" for row in sweep.patched])
+    columns.append([signed(row[usable].mean()) for row in sweep.patched])
     caption = f"{name}: the largest {len(order)} of {len(sweep.patches):,} effects"
     rows = [[column[i] for column in columns] for i in order]
     return REPORT.render(
@@ -89,8 +92,8 @@ def pairs_section(sweep: Sweep, name: str) -> Markup:
             str(sweep.pair_indices[j]),
             "".join(sweep.clean_tokens[j]),
             "".join(sweep.corrupted_tokens[j]),
-            f"{sweep.clean[j]:+.3f}",
-            f"{sweep.corrupted[j]:+.3f}",
+            signed(sweep.clean[j]),
+            signed(sweep.corrupted[j]),
             "yes" if sweep.usable[j] else "no",
         ]
         for j in range(min(n, MOST_PAIRS))
@@ -167,7 +170,7 @@ def _drawn(statistics: SiteStatistics | str) -> str:
 
 
 def _interval(low: float, high: float) -> str:
-    return "none" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+    return "none" if np.isnan(low) else f"{signed(low)} to {signed(high)}"
 
 
 def _size(n_bytes: int) -> str:

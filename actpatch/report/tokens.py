@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actpatch.core.text import signed
 from actpatch.figures.words import short_token
 from actpatch.report.rendering import REPORT
 from actpatch.results.shapes import PositionResults
@@ -100,7 +101,7 @@ def _token(at: int, clean: str, corrupted: str, position: PositionEffect | None,
         kinds.append("positive" if position.effect > 0 else "negative")
         share = f"{STRONGEST_TINT * min(abs(position.effect) / limit, 1):.0f}%"
         number = _signed(position.effect)
-        description += f"; effect {position.effect:+.3f} in layer {position.layer}"
+        description += f"; effect {signed(position.effect)} in layer {position.layer}"
     return {
         "kinds": " ".join(kinds),
         "share": share,
@@ -113,7 +114,7 @@ def _token(at: int, clean: str, corrupted: str, position: PositionEffect | None,
 
 def _signed(effect: float) -> str:
     """With a sign, unless it is 0 to two places."""
-    return "0" if abs(effect) < 0.005 else f"{effect:+.2f}"
+    return "0" if abs(effect) < 0.005 else signed(effect, 2)
 
 
 def _visible(token: str) -> str:

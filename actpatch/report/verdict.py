@@ -6,8 +6,10 @@ Knows clean and corrupted runs; it knows nothing of patches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from actpatch.core.text import with_minus
 from actpatch.metrics.registry import right_above
 from actpatch.report.rendering import REPORT
 from actpatch.results.baselines import Finding, baseline_findings, verdict_of
@@ -57,7 +59,7 @@ def _verdict(label: str, findings: Sequence[Finding], sweep: Sweep) -> dict[str,
         "label": label,
         "text": verdict_of(findings),
         "counts": _counted(sweep),
-        "findings": findings,
+        "findings": [replace(finding, what=with_minus(finding.what)) for finding in findings],
     }
 
 

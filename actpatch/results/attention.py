@@ -1,8 +1,11 @@
-"""Attention patterns of heads on both prompts of one pair, as a value that figures draw."""
+"""Attention patterns of heads on both prompts of a pair, or on average over pairs, as a value that figures draw.
+
+Knows which pair shows best what heads do, and what the tokens of several pairs have in common; it runs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +17,7 @@ from actpatch.results.items import HeadPatchingResult
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionPatterns:
-    """Attention patterns of some heads on the clean and on the corrupted prompt of one pair.
+    """Attention patterns of some heads on the clean and on the corrupted prompt of one pair, or their mean over pairs.
 
     Each row is a query position, and sums to 1 over the key positions that it attends to.
     """
@@ -24,14 +27,22 @@ class AttentionPatterns:
     clean: Float[np.ndarray, "head query key"]
     corrupted: Float[np.ndarray, "head query key"]
     clean_tokens: tuple[str, ...]
-    """Token strings of the clean prompt, BOS included."""
+    """Token strings of the clean prompt, BOS included; of a mean, what the pairs' tokens have in common."""
     corrupted_tokens: tuple[str, ...]
     model: str
     """Name of the model."""
     task: str
     """Name of the dataset, with its corruption."""
-    pair_index: int
-    """Index of the pair in its dataset."""
+    pair_index: int | None
+    """Index of the pair in its dataset; None for a mean over pairs."""
+    averaged: tuple[int, ...] = ()
+    """Indices of the pairs of a mean."""
+    why: str = ""
+    """Why this pair or these pairs, where they were not asked for."""
+    effects: tuple[float, ...] = ()
+    """Effect of patching each head on this pair, where that was measured; else empty."""
+    mean_effects: tuple[float, ...] = ()
+    """Effect of patching each head over all pairs that it was measured on; empty as `effects` is."""
 
     def __post_init__(self) -> None:
         expected = (len(self.heads), len(self.clean_tokens), len(self.clean_tokens))
@@ -46,11 +57,16 @@ class AttentionPatterns:
 
     def __repr__(self) -> str:
         shown = ", ".join(self.labels[:5]) + (" …" if len(self.labels) > 5 else "")
-        return f"AttentionPatterns({shown}, {self.task}, pair {self.pair_index}, {len(self.clean_tokens)} tokens)"
+        return f"AttentionPatterns({shown}, {self.task}, {self.pairs}, {len(self.clean_tokens)} tokens)"
 
     @property
     def labels(self) -> list[str]:
         return [f"L{layer}H{head}" for layer, head in self.heads]
+
+    @property
+    def pairs(self) -> str:
+        """The pair, or the pairs of the mean, in words."""
+        return f"mean over {len(self.averaged)} pairs" if self.pair_index is None else f"pair {self.pair_index}"
 
     @property
     def difference(self) -> Float[np.ndarray, "head query key"]:
@@ -85,3 +101,60 @@ def chosen_heads(
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"heads {chosen} names a head twice: give each head once")
     return chosen
+
+
+NEAREST = "nearest the heads' mean effect"
+OF_ONE_TEMPLATE = "those of one template and length"
+FIRST = "the first, as pairs of one template and length are needed for a mean"
+
+
+def measured_heads(heads: Sequence[tuple[int, int] | HeadPatchingResult]) -> list[HeadPatchingResult]:
+    """The heads, where all are entries of results that know their effect on pairs of a dataset; else none."""
+    known = [head for head in heads if isinstance(head, HeadPatchingResult) and head.pair_indices]
+    return known if len(known) == len(heads) else []
+
+
+def nearest_pair(heads: Sequence[HeadPatchingResult]) -> int | None:
+    """Index in the dataset of the pair on which the heads' mean effect is nearest to their mean effect over all pairs.
+
+    None where no pair was usable.
+
+    Raises:
+        ValueError: where the heads were measured on different pairs.
+    """
+    if len({head.pair_indices for head in heads}) > 1:
+        raise ValueError("the heads were measured on different pairs, so none stands for all: give pair_index")
+    each = np.mean([head.pair_effects for head in heads], axis=0)
+    if np.isnan(each).all():
+        return None
+    return heads[0].pair_indices[int(np.nanargmin(np.abs(each - np.mean([head.effect for head in heads]))))]
+
+
+def effects_on(heads: Sequence[HeadPatchingResult], pair_index: int) -> tuple[float, ...]:
+    """Each head's effect on a pair of the dataset; nothing where it was not measured on it."""
+    if not all(pair_index in head.pair_indices for head in heads):
+        return ()
+    return tuple(head.pair_effects[head.pair_indices.index(pair_index)] for head in heads)
+
+
+def alike(templates: Sequence[str], lengths: Sequence[int]) -> list[int]:
+    """Numbers of the pairs of one template and length, of those of which there are most; none without two of any."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for number, (template, length) in enumerate(zip(templates, lengths)):
+        if template:
+            groups.setdefault((template, length), []).append(number)
+    largest = max(groups.values(), key=len, default=[])
+    return largest if len(largest) > 1 else []
+
+
+def common_tokens(prompts: Sequence[Sequence[str]], names: Mapping[int, str]) -> tuple[str, ...]:
+    """What stands at each position of several prompts: their token, the position's name, or the first token and `…`.
+
+    Args:
+        prompts: tokens of each, all of one length.
+        names: of positions that have one.
+    """
+    return tuple(
+        tokens[0] if len(set(tokens)) == 1 else f"[{names[at]}]" if at in names else f"{tokens[0]}…"
+        for at, tokens in enumerate(zip(*prompts))
+    )

@@ -76,6 +76,8 @@ class HeadPatchingResult(OverPairs):
     """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
     is_key_value_head: bool = False
     """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
+    pair_indices: tuple[int, ...] = ()
+    """Index of each of these pairs in the dataset; empty where that is not known."""
 
     @property
     def label(self) -> str:

@@ -322,6 +322,7 @@ class HeadResults(OfHeads[HeadPatchingResult]):
             head=head,
             patch_type=self.patch_type,
             is_key_value_head=self.counts_key_value_heads,
+            pair_indices=self.sweep.pair_indices,
             **over_pairs,
         )
 

@@ -5,6 +5,9 @@ Needs what `browser` needs.
 
 from __future__ import annotations
 
+import pickle
+import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from visualize import (
     create_metric_scatter,
     create_position_heatmap,
     create_top_heads_bar,
+    figure_caption,
+    on_dark,
     save_figure,
 )
 
@@ -33,6 +38,7 @@ SIZES = {"bundled": (4, 4, 12), "large": (30, 9, 100)}
 """Layers, heads and tokens of the bundled model's prompts, and of SmolLM2 on a long one."""
 
 
+@cache
 def every_kind(n_layers: int, n_heads: int, n_tokens: int) -> dict[str, go.Figure]:
     tokens = tuple(f" extraordinarily{i}" if i % 7 == 0 else f" word{i}" for i in range(n_tokens))
     others = tuple(" other" if i in (3, 4, n_tokens - 3) else token for i, token in enumerate(tokens))
@@ -84,7 +90,7 @@ async () => {"""
       context.drawImage(picture, 0, 0);
       pictures.push([image.getBoundingClientRect(), picture, context]);
     }
-    // What is behind a number: the paper, then each map that has a cell there, the veil last.
+    // What is behind a number: the paper, then the map that has a cell there.
     const under = (x, y) => {
       let colour = rgba(layout.plot_bgcolor).slice(0, 3);
       for (const [box, picture, context] of pictures) {
@@ -179,12 +185,93 @@ def test_numbers_in_cells_are_left_out_where_they_do_not_fit(browser, tmp_path):
     page.context.close()
 
 
-@pytest.mark.slow
-def test_no_button_uploads_a_figure_even_where_its_buttons_were_set_anew(browser, tmp_path):
-    figure = create_head_heatmap(clear(made_up_heads)).update_layout(modebar={"remove": [], "orientation": "h"})
-    page = open_report(browser, save_figure(figure, tmp_path / "heads.html")).page
+def modebar_as_it_was(figure: go.Figure) -> go.Figure:
+    figure.layout.modebar = {"orientation": "h"}
+    return figure
+
+
+def heads_map() -> go.Figure:
+    return create_head_heatmap(clear(made_up_heads))
+
+
+def own_figure() -> go.Figure:
+    return go.Figure(go.Scatter(x=[1, 2], y=[3, 4])).update_layout(title="Mine")
+
+
+WAYS = {
+    "saved": lambda path: save_figure(heads_map(), path),
+    "saved, its buttons set anew": lambda path: save_figure(modebar_as_it_was(heads_map()), path, caption=False),
+    "a figure of one's own, saved": lambda path: save_figure(own_figure(), path, width="120mm"),
+    "to_html": lambda path: path.write_text(modebar_as_it_was(heads_map()).to_html()),
+    "to_html, with settings": lambda path: path.write_text(
+        modebar_as_it_was(heads_map()).to_html({"showSendToCloud": True, "scrollZoom": True}, True)
+    ),
+    "write_html": lambda path: modebar_as_it_was(heads_map()).write_html(path, config={"showSendToCloud": True}),
+    "on dark": lambda path: path.write_text(modebar_as_it_was(on_dark(heads_map())).to_html()),
+    "copied": lambda path: path.write_text(modebar_as_it_was(pickle.loads(pickle.dumps(heads_map()))).to_html()),
+    "attention": lambda path: path.write_text(modebar_as_it_was(create_attention_patterns(patterns())).to_html()),
+}
+"""Ways in which a figure gets into a page."""
+
+
+def buttons_of(browser: Any, path: Path) -> tuple[set[str], set[str]]:
+    """What the buttons on a page are called, and the servers its figures know."""
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelector('.js-plotly-plot .main-svg .nsewdrag')")
     buttons = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)")
-    server = page.evaluate("document.getElementById('figure')._context.plotlyServerURL")
+    servers = page.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].map((figure) => figure._context.plotlyServerURL)"
+    )
+    page.close()
+    return set(buttons), set(servers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_no_button_uploads_a_figure(browser, tmp_path, way):
+    path = tmp_path / "figure.html"
+    WAYS[way](path)
+    buttons, servers = buttons_of(browser, path)
+    assert servers == {""} or "save" not in way
+    all_there_are = {"Zoom", "Pan", "Box Select", "Lasso Select", "Zoom in", "Zoom out", "Autoscale", "Reset axes"}
+    assert "Reset axes" in buttons
+    assert {button for button in buttons if button not in all_there_are} <= {
+        "Download PNG",
+        "Download plot as a PNG",
+    }
+
+
+@pytest.mark.slow
+def test_plotly_alone_offers_to_send_a_figure_away_as_the_test_above_would_see(browser, tmp_path):
+    path = tmp_path / "figure.html"
+    own_figure().write_html(path)
+    buttons, servers = buttons_of(browser, path)
+    assert any("Share" in button for button in buttons) and servers != {""}
+
+
+@pytest.mark.slow
+def test_the_picture_that_a_page_saves_has_title_and_subtitle_in_it(browser, tmp_path):
+    page = open_report(browser, save_figure(heads_map(), tmp_path / "heads.html")).page
+    figure = heads_map()
+    title = page.locator("figcaption h1")
+    assert title.is_visible() and title.text_content() == figure.layout.title.text
+    assert page.locator("figcaption p").text_content() == figure_caption(figure).split("\n")[1]
+    assert page.locator(".gtitle").count() == 0
+    page.locator("#figure").hover()
+    with page.expect_download() as saving:
+        page.locator(".modebar-btn[data-title='Download PNG']").click()
+    picture = saving.value.path().read_bytes()
     page.context.close()
-    assert "Zoom" in buttons and server == ""
-    assert not [title for title in buttons if any(word in title for word in ("Share", "Edit", "cloud", "Studio"))]
+    assert struct.unpack(">II", picture[16:24]) == (2 * figure.layout.width, 2 * figure.layout.height)
+
+
+@pytest.mark.slow
+def test_a_page_without_a_caption_tells_it_to_those_who_hear_the_page_alone(browser, tmp_path):
+    page = open_report(browser, save_figure(heads_map(), tmp_path / "heads.html", caption=False)).page
+    box = page.locator("figcaption").bounding_box()
+    label = page.locator("figure").get_attribute("aria-label")
+    top = page.locator(".nsewdrag").bounding_box()["y"] - page.locator("figure").bounding_box()["y"]
+    page.context.close()
+    assert max(box["width"], box["height"]) <= 1 and "made-up" in label
+    assert top < 30

@@ -14,6 +14,7 @@ from visualize import (
     create_effect_distribution,
     create_metric_scatter,
     create_top_heads_bar,
+    figure_caption,
 )
 
 
@@ -27,29 +28,31 @@ def test_comparison_shows_both_maps_and_their_difference_on_one_scale(make):
         np.testing.assert_array_equal(cells.z, expected)
     assert len({(cells.zmin, cells.zmax) for cells in maps}) == 1
     assert maps[0].zmax == -maps[0].zmin >= max(np.abs(cells.z).max() for cells in maps)
-    headings = [note.text for note in figure.layout.annotations]
+    headings = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
     assert "<b>before</b>" in headings[0] and "denoising: clean into corrupted" in headings[0]
     assert "<b>after</b>" in headings[1] and "noising: corrupted into clean" in headings[1]
-    assert headings[2] == "<b>after − before</b><br>tested pair by pair, 12 pairs"
-    assert "made-up" in subtitle(figure) and "denoising" not in subtitle(figure)
+    assert headings[2] == "<b>after − before</b> tested pair by pair, 12 pairs"
+    assert "made-up" in subtitle(figure) and "denoising" not in figure_caption(figure).partition("\n")[2]
     r = np.corrcoef(table[0].ravel(), table[1].ravel())[0, 1]
-    assert f"correlation of the effects {r:.2f}" in subtitle(figure)
-    assert f"difference {maps[2].z[0, 0]:+.3f}" in maps[2].hovertext[0][0]
+    assert f"correlation of the effects {r:.2f}".replace("-", "−") in figure_caption(figure)
+    assert f"difference {maps[2].z[0, 0]:+.3f}".replace("-", "−") in maps[2].hovertext[0][0]
 
 
-def test_comparison_fades_the_differences_that_are_not_significant():
+def test_a_star_marks_the_differences_that_are_significant_and_none_where_they_were_not_tested():
     first, second = clear(made_up_heads), clear(made_up_heads, every=6)
     figure = create_comparison(first, second)
     matched = [(i, i) for i in range(len(first))]
     sure = difference_statistics(first.sweep, second.sweep, matched, like=first.statistics())
     assert sure.significant[[3, 9]].all() and not sure.significant.all()
-    *_, veil = (trace for trace in figure.data if trace.name == "not significant" and trace.type == "heatmap")
-    assert np.isnan(veil.z).ravel().tolist() == sure.significant.tolist()
-    assert f"corrected {sure.p_corrected[3]:.2g}" in figure.data[-4].hovertext[1][0].split("A: ")[0]
+    stars = [trace for trace in figure.data if trace.name == "significant"]
+    starred = {(round(y), round(x)) for x, y in zip(stars[2].x, stars[2].y)}
+    assert starred == {divmod(i, 3) for i in np.flatnonzero(sure.significant)}
+    assert f"corrected {sure.p_corrected[3]:.2g}" in figure.data[-3].hovertext[1][0].split("A: ")[0]
     others = clear(made_up_heads, clean_tokens=(("<s>", "Other"),) * N_PAIRS)
     untested = create_comparison(first, others)
     assert untested.layout.annotations[2].text == "<b>B − A</b><br>not tested"
-    assert "B − A: not tested: the experiments have other pairs" in subtitle(untested)
+    assert "B − A: not tested: the experiments have other pairs" in figure_caption(untested)
+    assert len([trace for trace in untested.data if trace.name == "significant"]) == 2
 
 
 def test_figures_of_two_results_take_the_statistics_of_both():
@@ -77,7 +80,7 @@ def test_of_very_many_pairs_some_have_points_and_the_figure_says_how_many():
         draw(heads, top_k=3) for draw in (create_top_heads_bar, create_effect_distribution, create_metric_scatter)
     )
     for figure, n in ((bars, 100), (distribution, 100), (scatter, 40)):
-        assert f"points: {n} of 250 pairs" in subtitle(figure)
+        assert f"points: {n} of 250 pairs" in figure_caption(figure)
     top = heads.top(3)
     expected = [head.pair_effects[j] for head in top for j in range(250) if j % 5 in (0, 2)]
     np.testing.assert_array_equal(bars.data[1].x, expected)

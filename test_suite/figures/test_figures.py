@@ -23,6 +23,7 @@ from visualize import (
     create_metric_scatter,
     create_position_heatmap,
     create_top_heads_bar,
+    figure_caption,
 )
 
 # --- the numbers ---
@@ -45,7 +46,7 @@ def test_head_heatmap_shows_the_effects_on_a_scale_symmetric_about_zero(n_layers
         f"corrupted {head.corrupted_metric:+.3f} logits",
         "5 pairs",
     ):
-        assert expected in text
+        assert expected.replace("-", "−") in text
 
 
 def test_layer_zero_is_at_the_top_of_every_map():
@@ -89,7 +90,7 @@ def test_layer_heatmap_shows_the_matrix_and_names_what_it_leaves_out():
     figure = create_layer_heatmap(results, n_layers=4)
     np.testing.assert_array_equal(figure.data[0].z, results.matrix().to_numpy())
     assert figure.layout.xaxis.ticktext == components
-    assert "not drawn: hook_embed" in figure.layout.title.subtitle.text
+    assert "in no one layer, not drawn: hook_embed" in figure_caption(figure)
 
 
 def test_position_heatmap_shows_the_component_and_where_the_prompts_differ():
@@ -131,7 +132,8 @@ def test_bars_are_the_top_heads_with_every_pair_beside_them():
     bars, dots = figure.data
     top = results.top(5)
     assert list(bars.x) == [head.effect for head in top]
-    assert [round(y) for y in bars.y] == list(range(5))
+    assert list(bars.y) == list(range(5))
+    assert np.abs(np.asarray(dots.y) - np.repeat(bars.y, 5)).max() < bars.width / 2
     assert figure.layout.yaxis.ticktext == tuple(head.label for head in top)
     np.testing.assert_array_equal(dots.x, [effect for head in top for effect in head.pair_effects])
     assert "pair 14" in dots.hovertext[4]
@@ -186,9 +188,11 @@ def test_every_figure_says_model_task_direction_metric_and_pairs(direction, word
     ]
     for figure in figures:
         assert figure.layout.title.text == "mine"
-        subtitle = figure.layout.title.subtitle.text
-        for expected in ("made-up", "IOI", f"{direction}: {words}", scale, "logit difference (logits)", "5 pairs"):
+        subtitle = figure.layout.title.subtitle.text.replace("<br>", " ")
+        for expected in ("made-up", "IOI", f"{direction}: {words}", "logit difference (logits)", "5 pairs"):
             assert expected in subtitle
+        assert scale in subtitle or scale in figure.layout.xaxis.title.text or figure is figures[2]
+        assert figure.layout.title.subtitle.text.count("<br>") < 3
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
 
 

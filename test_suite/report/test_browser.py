@@ -24,6 +24,7 @@ from actpatch.results.sweep import Sweep
 from actpatch.tasks.words import IOI_SCENE_TEMPLATES
 from head_patching import HeadPatcher
 from model_loading import load_model
+from test_suite.helpers.figures import as_read
 from test_suite.helpers.pages import CONTRAST, OVERLAPS, WIDTHS, Opened, open_report, resize
 from test_suite.helpers.results import made_up_heads, made_up_layers, made_up_positions
 from visualize import create_full_report
@@ -126,9 +127,12 @@ def test_bars_and_dots_are_drawn_one_for_each(opened, experiment):
     heads = experiment["head_results"]
     top = heads.top(15)
     page = opened.page
+    sure = heads.statistics()
+    significant = dict(zip(sure.sites, sure.significant))
+    starred = [f"{head.label} *" if significant[head.label] else head.label for head in top]
     assert page.locator("#top_heads_bar .barlayer .point path").count() == len(top)
     assert page.locator("#top_heads_bar .scatterlayer .point").count() == len(top) * len(heads.sweep.pair_indices)
-    assert page.locator("#top_heads_bar .ytick text").all_text_contents() == [head.label for head in top]
+    assert page.locator("#top_heads_bar .ytick text").all_text_contents() == starred
     bars = page.evaluate("Array.from(document.getElementById('top_heads_bar').data[0].x)")
     np.testing.assert_array_equal(bars, [head.effect for head in top])
     assert page.locator("#component_comparison .barlayer .point path").count() == 2 * heads.sweep.n_layers
@@ -159,14 +163,14 @@ def test_pointing_at_a_cell_shows_its_numbers(opened, experiment):
     for head in (heads[0], heads[-1]):
         text = hovered(opened.page, "head_heatmap", head.head, head.layer)
         for told in (head.label, f"effect {head.effect:+.3f}", f"patched {head.patched_metric:+.3f} logits"):
-            assert told in text
+            assert as_read(told) in text
     text = hovered(opened.page, "layer_heatmap", 1, 2)
-    assert f"effect {layers.matrix()['mlp_out'][2]:+.3f}" in text
+    assert as_read(f"effect {layers.matrix()['mlp_out'][2]:+.3f}") in text
     at = len(positions.sweep.clean_tokens[0]) - 1
     text = hovered(opened.page, "position_heatmap", at, 0)
-    assert f"effect {positions.matrix()[0, at]:+.3f}" in text and f"position {at}" in text
+    assert as_read(f"effect {positions.matrix()[0, at]:+.3f}") in text and f"position {at}" in text
     best = heads.top(1)[0]
-    assert f"effect {best.effect:+.3f}" in hovered(opened.page, "top_heads_bar", best.effect / 2, 0)
+    assert as_read(f"effect {best.effect:+.3f}") in hovered(opened.page, "top_heads_bar", best.effect / 2, 0)
 
 
 # --- the rest of the page holds them too ---
@@ -199,9 +203,9 @@ def test_largest_effects_are_those_of_the_results_with_their_intervals(opened, e
         assert len(rows) == min(12, len(sure.sites))
         for row, i in zip(rows, order):
             assert row[0] == sure.sites[i]
-            assert row[1] == f"{sure.effect[i]:+.3f}"
+            assert row[1] == as_read(f"{sure.effect[i]:+.3f}")
             interval = "none" if np.isnan(sure.low[i]) else f"{sure.low[i]:+.3f} to {sure.high[i]:+.3f}"
-            assert row[2] == interval
+            assert row[2] == as_read(interval)
             assert row[3].endswith("n.s.") != sure.significant[i]
 
 
@@ -219,7 +223,7 @@ def test_tokens_carry_the_effect_of_their_position(opened, experiment):
         table = sweep.pair_effects[:, pair].reshape(sweep.n_layers, -1)  # layers in order, in each all positions
         largest = table[np.abs(table).argmax(axis=0), np.arange(table.shape[1])]
         assert tokens.locator(".effect").all_text_contents() == [
-            "0" if abs(effect) < 0.005 else f"{effect:+.2f}" for effect in largest
+            "0" if abs(effect) < 0.005 else as_read(f"{effect:+.2f}") for effect in largest
         ]
         shares = tokens.evaluate_all("all => all.map(li => parseFloat(li.style.getPropertyValue('--share')))")
         assert np.argmax(shares) == np.abs(largest).argmax()
@@ -278,7 +282,7 @@ def test_on_paper_figures_are_whole_and_the_ground_is_white(opened):
     widths = page.locator(".js-plotly-plot .main-svg").evaluate_all("all => all.map(f => f.clientWidth)")
     breaks = page.locator("figure").evaluate_all("all => all.map(f => getComputedStyle(f).breakInside)")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    buttons = page.locator("button[data-file]").evaluate_all("all => all.map(b => b.clientWidth)")
+    buttons = page.locator("button[data-file], .modebar").evaluate_all("all => all.map(b => b.clientWidth)")
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     page.emulate_media(media="screen", color_scheme="light")
     assert 300 < min(widths) <= max(widths) <= PAPER_WIDTH

@@ -28,6 +28,26 @@ const paperWidth = (place) => {
   place.style.zoom = Math.min(1, PAPER_WIDTH / width);
   return width;
 };
+// The page itself shows what a figure is called; the picture that the button saves has it too, at its full width.
+const saving = {
+  name: "Download PNG",
+  title: "Download PNG",
+  icon: Plotly.Icons.camera,
+  click: (place) => {
+    const { figure } = figures.find((one) => one.place === place);
+    const { width = place.clientWidth, height = place.clientHeight } = figure.layout;
+    const whole = { data: figure.data, layout: { ...figure.layout, width, height }, config: CONFIG };
+    Plotly.downloadImage(whole, { format: "png", scale: 2, width, height, filename: place.id });
+  },
+};
+const BUTTONS = { ...CONFIG, modeBarButtonsToRemove: ["toImage"], modeBarButtonsToAdd: [saving] };
+const shown = (place, layout) => {
+  const taken = Number(place.dataset.taken);
+  const width = onPaper ? paperWidth(place) : undefined;
+  if (!taken) return { ...layout, width };
+  const margin = { ...layout.margin, t: layout.margin.t - taken };
+  return { ...layout, width, title: {}, margin, height: layout.height - taken };
+};
 let latest = 0;
 const draw = async () => {
   const mine = ++latest;
@@ -38,7 +58,7 @@ const draw = async () => {
       part[path.at(-1)] = isDark ? onDark : onLight;
     }
     place.style.zoom = "";
-    Plotly.newPlot(place, figure.data, { ...figure.layout, width: onPaper ? paperWidth(place) : undefined }, CONFIG);
+    Plotly.newPlot(place, figure.data, shown(place, figure.layout), BUTTONS);
     if (onPaper) continue; // what is not drawn when the event ends is not printed
     await new Promise((goOn) => setTimeout(goOn)); // the page can be read meanwhile
     if (mine !== latest) return;
