@@ -5,6 +5,6 @@ The library is the package `actpatch`; this module re-exports what head patching
 
 from __future__ import annotations
 
-from actpatch import HeadPatcher, HeadPatchingResult, HeadResults, print_head_results
+from actpatch import HeadCard, HeadCards, HeadPatcher, HeadPatchingResult, HeadResults, print_head_results
 
-__all__ = ["HeadPatcher", "HeadPatchingResult", "HeadResults", "print_head_results"]
+__all__ = ["HeadCard", "HeadCards", "HeadPatcher", "HeadPatchingResult", "HeadResults", "print_head_results"]

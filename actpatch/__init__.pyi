@@ -8,6 +8,7 @@ from .figures.attention import create_attention_patterns as create_attention_pat
 from .figures.bars import create_component_comparison as create_component_comparison
 from .figures.bars import create_effect_distribution as create_effect_distribution
 from .figures.bars import create_top_heads_bar as create_top_heads_bar
+from .figures.cards import create_head_cards as create_head_cards
 from .figures.colours import on_dark as on_dark
 from .figures.comparison import create_comparison as create_comparison
 from .figures.files import save_figure as save_figure
@@ -35,6 +36,8 @@ from .patchers.heads import print_head_results as print_head_results
 from .report.full import create_full_report as create_full_report
 from .results.baselines import Finding as Finding
 from .results.both import BothDirections as BothDirections
+from .results.cards import HeadCard as HeadCard
+from .results.cards import HeadCards as HeadCards
 from .results.check import DatasetCheck as DatasetCheck
 from .results.items import HeadPatchingResult as HeadPatchingResult
 from .results.items import NeuronPatchingResult as NeuronPatchingResult

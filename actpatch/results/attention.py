@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from jaxtyping import Float
 
 from actpatch.core.indices import check_index
 from actpatch.results.items import HeadPatchingResult
+
+
+_LABEL = re.compile(r"L(\d+)H(\d+)")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,15 +63,19 @@ class AttentionPatterns:
 
 
 def chosen_heads(
-    heads: Sequence[tuple[int, int] | HeadPatchingResult], n_layers: int, n_heads: int
+    heads: Sequence[tuple[int, int] | str | HeadPatchingResult], n_layers: int, n_heads: int
 ) -> list[tuple[int, int]]:
-    """(layer, query head) of heads that were named so, or picked from results.
+    """(layer, query head) of heads that were named so, or by their labels (`L1H0`), or picked from results.
 
     Raises:
         ValueError: for no heads, one out of range or given twice, and for key-value heads, which have no pattern.
     """
+    if isinstance(heads, str):
+        raise ValueError(f"heads is {heads!r}, expected a list: [{heads!r}]")
     chosen: list[tuple[int, int]] = []
     for head in heads:
+        if isinstance(head, str) and (named := _LABEL.fullmatch(head)):
+            head = int(named[1]), int(named[2])
         if isinstance(head, HeadPatchingResult):
             if head.is_key_value_head:
                 raise ValueError(
@@ -76,8 +84,8 @@ def chosen_heads(
                 )
             layer, index = head.layer, head.head
         else:
-            if not isinstance(head, Sequence) or len(head) != 2:
-                raise ValueError(f"head {head!r} is no head: expected (layer, head), for instance (1, 0)")
+            if isinstance(head, str) or not isinstance(head, Sequence) or len(head) != 2:
+                raise ValueError(f"head {head!r} is no head: expected (layer, head), for instance (1, 0), or 'L1H0'")
             layer, index = head
         chosen.append((check_index(layer, n_layers, "layer"), check_index(index, n_heads, "head")))
     if not chosen:

@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from actpatch.results.both import BothDirections
-from actpatch.results.files import read_sweeps
+from actpatch.results.cards import HeadCards, read_cards
+from actpatch.results.files import read_stored, read_sweeps
 from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
 
 
 def load_results(
     path: str | Path,
-) -> LayerResults | HeadResults | NeuronResults | PositionResults | SweepResults | BothDirections[Any]:
+) -> LayerResults | HeadResults | NeuronResults | PositionResults | SweepResults | BothDirections[Any] | HeadCards:
     """The results that `.save(path)` wrote, equal to those that were saved.
 
     Raises:
         OSError: where the file cannot be read.
         ValueError: where it is no such file, one of another format version, or damaged.
     """
+    if read_stored(path).get("kind") == HeadCards.__name__:
+        return read_cards(path)
     kind, sweeps = read_sweeps(path)
     if kind not in KINDS:
         raise ValueError(
