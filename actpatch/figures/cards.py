@@ -81,7 +81,9 @@ def _grid(cards: HeadCards) -> go.Figure:
         rows=n, cols=3, horizontal_spacing=0.07, vertical_spacing=LABELS / high if n > 1 else 0, subplot_titles=titles
     )
     figure.update_annotations(font_size=12)
-    figure.update_layout(barmode="group", bargap=0.25, width=WIDTH, height=high + 190, margin={"t": 30}, showlegend=True)
+    figure.update_layout(
+        barmode="group", bargap=0.25, width=WIDTH, height=high + 190, margin={"t": 30}, showlegend=True
+    )
     return figure
 
 

@@ -138,7 +138,9 @@ class Weights:
         return hasattr(self.model.blocks[layer], "ln1_post")
 
     def _norm_module(self, layer: int | None) -> Any:
-        return getattr(self.model, "ln_final", None) if layer is None else getattr(self.model.blocks[layer], "ln1", None)
+        return (
+            getattr(self.model, "ln_final", None) if layer is None else getattr(self.model.blocks[layer], "ln1", None)
+        )
 
 
 def _run(norm: Any, values: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:

@@ -79,7 +79,7 @@ def _scores(
     copied: tuple[Copying, ...] = ()
     query_key: tuple[QueryKeyScore, ...] = ()
     eigenvalue_score = np.nan
-    absent = {}
+    absent: dict[str, str] = {}
     if "ov" in faults:
         absent |= dict.fromkeys(("copying", "OV eigenvalues"), faults["ov"])
     else:

@@ -50,7 +50,9 @@ def describe(
     by_weights = weight_scores(engine, pairs, roles, effects.queries, looks, random)
     sweep = effects.sweeps[0]
     usable = sweep.usable
-    clean, corrupted = (float(run[usable].mean()) if usable.any() else math.nan for run in (sweep.clean, sweep.corrupted))
+    clean, corrupted = (
+        float(run[usable].mean()) if usable.any() else math.nan for run in (sweep.clean, sweep.corrupted)
+    )
 
     def card(head: Head) -> HeadCard:
         previous, duplicate, induction = (math.nan,) * 3 if random is None else random.scores[head]

@@ -184,5 +184,3 @@ def _deviation(made: Tensor, run: Tensor, *, up_to_a_factor: bool = False) -> fl
         factor = float((made * run).sum() / (made * made).sum().clamp_min(1e-30))
         made = made * max(factor, 0.0)
     return float((made - run).abs().max() / run.abs().max().clamp_min(1e-30))
-
-

@@ -204,7 +204,6 @@ class HeadPatcher:
             pair_index=pairs.indices[0],
         )
 
-
     def describe_heads(
         self,
         dataset: PatchingDataset,

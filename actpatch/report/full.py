@@ -13,10 +13,12 @@ from typing import Any
 
 from actpatch.core.heavy import go
 from actpatch.figures.bars import create_component_comparison, create_top_heads_bar
+from actpatch.figures.cards import create_head_cards
 from actpatch.figures.checks import Heads, checked_heads, checked_layers, checked_sweep
 from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap
 from actpatch.figures.scatter import create_metric_scatter
 from actpatch.report.page import write_report
+from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
 from actpatch.results.files import writable_folder
 from actpatch.results.shapes import LayerResults, PositionResults, SweepResults
@@ -33,6 +35,7 @@ def create_full_report(
     *,
     position_results: PositionResults | None = None,
     check: DatasetCheck | None = None,
+    head_cards: HeadCards | None = None,
 ) -> list[Path]:
     """Write `report.html`, which carries everything and can be sent alone, and a page for each figure.
 
@@ -46,6 +49,7 @@ def create_full_report(
         save_dir: folder to write to.
         position_results: positions, which also colour the tokens of the prompts.
         check: what a linter says of the dataset; None lets the report judge by the runs' baselines alone.
+        head_cards: what single heads do (`HeadPatcher.describe_heads`), which have a section of their own.
 
     Returns:
         The written paths, `report.html` first.
@@ -56,12 +60,14 @@ def create_full_report(
         OSError: where `save_dir` cannot be created or written to; nothing has been drawn then. Where a file cannot be
             written, all that stood there are as they were.
     """
-    if head_results is None and layer_results is None and position_results is None:
+    given = {"head_results": head_results, "layer_results": layer_results, "position_results": position_results}
+    if all(results is None for results in (*given.values(), head_cards)):
         raise ValueError(
             "neither head_results nor layer_results nor position_results was given: pass at least one of them"
         )
-    given = {"head_results": head_results, "layer_results": layer_results, "position_results": position_results}
-    _check_one_model({name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)})
+    known_runs = {name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)}
+    _check_one_model(known_runs)
+    _check_cards(head_cards, known_runs)
     folder = _writable_folder(Path(save_dir))
     figures: dict[str, go.Figure] = {}
     sweeps: dict[str, SweepResults] = {}
@@ -76,7 +82,9 @@ def create_full_report(
             sweeps[section.name] = results
             known, statistics[section.name] = _statistics(results)
         figures |= _figures(section, Drawn(results, known, n_layers, n_heads))
-    return write_report(folder, figures, sweeps, statistics, check)
+    if head_cards is not None:
+        figures["head_cards"] = create_head_cards(head_cards)
+    return write_report(folder, figures, sweeps, statistics, check, head_cards)
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,20 @@ def _check_one_model(sweeps: Mapping[str, Sweep]) -> None:
             f"{name} of {model} ({layers} layers × {heads} heads)" for name, (model, layers, heads, _) in models.items()
         )
         raise ValueError(f"the results are of different models, {which}: write a report for each model")
+
+
+def _check_cards(cards: HeadCards | None, sweeps: Mapping[str, Sweep]) -> None:
+    if cards is None:
+        return
+    if not isinstance(cards, HeadCards):
+        raise ValueError(
+            f"head_cards is a {type(cards).__name__}, expected what HeadPatcher(model).describe_heads returns"
+        )
+    for name, sweep in sweeps.items():
+        if sweep.model != cards.model:
+            raise ValueError(
+                f"{name} are of the model {sweep.model}, head_cards of {cards.model}: write a report for each model"
+            )
 
 
 def _writable_folder(folder: Path) -> Path:

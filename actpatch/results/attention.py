@@ -13,9 +13,6 @@ from actpatch.core.indices import check_index
 from actpatch.results.items import HeadPatchingResult
 
 
-_LABEL = re.compile(r"L(\d+)H(\d+)")
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionPatterns:
     """Attention patterns of some heads on the clean and on the corrupted prompt of one pair.
@@ -74,8 +71,6 @@ def chosen_heads(
         raise ValueError(f"heads is {heads!r}, expected a list: [{heads!r}]")
     chosen: list[tuple[int, int]] = []
     for head in heads:
-        if isinstance(head, str) and (named := _LABEL.fullmatch(head)):
-            head = int(named[1]), int(named[2])
         if isinstance(head, HeadPatchingResult):
             if head.is_key_value_head:
                 raise ValueError(
@@ -84,12 +79,19 @@ def chosen_heads(
                 )
             layer, index = head.layer, head.head
         else:
-            if isinstance(head, str) or not isinstance(head, Sequence) or len(head) != 2:
+            place = _named_head(head) if isinstance(head, str) else head
+            if not isinstance(place, Sequence) or len(place) != 2:
                 raise ValueError(f"head {head!r} is no head: expected (layer, head), for instance (1, 0), or 'L1H0'")
-            layer, index = head
+            layer, index = place
         chosen.append((check_index(layer, n_layers, "layer"), check_index(index, n_heads, "head")))
     if not chosen:
         raise ValueError("heads is empty: give at least one (layer, head), or results.top(3)")
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"heads {chosen} names a head twice: give each head once")
     return chosen
+
+
+def _named_head(label: str) -> tuple[int, int] | None:
+    """(layer, head) of `L1H0`; None for what is no such label."""
+    named = re.fullmatch(r"L(\d+)H(\d+)", label)
+    return None if named is None else (int(named[1]), int(named[2]))

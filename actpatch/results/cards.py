@@ -235,7 +235,8 @@ class HeadCards(Sequence[HeadCard]):
 
     def __repr__(self) -> str:
         shown = ", ".join(self.labels[:5]) + (" …" if len(self) > 5 else "")
-        return f"HeadCards({shown}, {self.task} on {self.model}, {self.n_usable} of {count(len(self.pair_indices), 'pair')})"
+        pairs = f"{self.n_usable} of {count(len(self.pair_indices), 'pair')}"
+        return f"HeadCards({shown}, {self.task} on {self.model}, {pairs})"
 
     def __str__(self) -> str:
         from actpatch.results.cards_text import cards_text
@@ -255,7 +256,9 @@ class HeadCards(Sequence[HeadCard]):
         and `key`, the position attended to, missing elsewhere; `run`, the direction, or `clean` or `corrupted`, missing
         elsewhere; the `value`, and of effects of parts `low`, `high`, `p_corrected` and `significant`.
         """
-        rows = [{"label": card.label, "layer": card.layer, "head": card.head, **row} for card in self for row in _rows(card)]
+        rows = [
+            {"label": card.label, "layer": card.layer, "head": card.head, **row} for card in self for row in _rows(card)
+        ]
         texts = ["label", "measure", "of", "key", "run"]
         columns = ["label", "layer", "head", "measure", "of", "key", "run", "value", "low", "high", "p_corrected"]
         frame = pd.DataFrame(rows, columns=[*columns, "significant"])

@@ -179,7 +179,9 @@ def _score_sentence(card: HeadCard) -> str:
     if not named:
         return ""
     told = " and ".join(f"{'an' if name == 'induction' else 'a'} {name} head" for name, _ in named)
-    return f"On repeated random tokens it attends like {told} (score {', '.join(f'{score:.2f}' for _, score in named)})."
+    return (
+        f"On repeated random tokens it attends like {told} (score {', '.join(f'{score:.2f}' for _, score in named)})."
+    )
 
 
 def _copying_sentence(card: HeadCard) -> str:
