@@ -1,4 +1,4 @@
-"""Where heads attend: by role on a task's prompts, and by place and repetition on random tokens. Patterns in, numbers out.
+"""Where heads attend: by role on a task's prompts, by place and repetition on random tokens. Patterns in, numbers out.
 
 The scores on repeated random tokens are mean attention weights from the queries of the repetition (position i, with the
 same token n before):

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 from actpatch.core.components import PATCH_TYPES
-from actpatch.core.direction import DIRECTIONS, Direction
+from actpatch.core.direction import Direction
 from actpatch.core.heavy import pd
 from actpatch.core.text import count
-from actpatch.results.files import read_stored, write_csv, write_stored
+from actpatch.results.files import write_csv, write_stored
 from actpatch.results.items import head_label
 
 PARTS = tuple(PATCH_TYPES)
 """What of a head is patched: its output, and the pattern, queries, keys and values that make it."""
+SCORES = {"previous_token": "previous token", "duplicate_token": "duplicate token", "induction": "induction"}
+"""Field of a card -> what its score on repeated random tokens is called."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,9 @@ class HeadCards(Sequence[HeadCard]):
 
     def __eq__(self, other: object) -> bool:
         """Whether everything is the same; NaN is the same as NaN."""
-        return _plain(self) == _plain(other) if isinstance(other, HeadCards) else NotImplemented
+        from actpatch.results.cards_files import plain
+
+        return plain(self) == plain(other) if isinstance(other, HeadCards) else NotImplemented
 
     def __hash__(self) -> int:
         return hash((self.model, self.task, tuple(self.labels)))
@@ -256,8 +260,12 @@ class HeadCards(Sequence[HeadCard]):
         and `key`, the position attended to, missing elsewhere; `run`, the direction, or `clean` or `corrupted`, missing
         elsewhere; the `value`, and of effects of parts `low`, `high`, `p_corrected` and `significant`.
         """
+        from actpatch.results.cards_files import card_rows
+
         rows = [
-            {"label": card.label, "layer": card.layer, "head": card.head, **row} for card in self for row in _rows(card)
+            {"label": card.label, "layer": card.layer, "head": card.head, **row}
+            for card in self
+            for row in card_rows(card)
         ]
         texts = ["label", "measure", "of", "key", "run"]
         columns = ["label", "layer", "head", "measure", "of", "key", "run", "value", "low", "high", "p_corrected"]
@@ -270,76 +278,6 @@ class HeadCards(Sequence[HeadCard]):
 
     def save(self, path: str | Path) -> Path:
         """Write the cards as JSON; `load_results` reads them back, equal to these."""
-        return write_stored(type(self).__name__, {"cards": _plain(self)}, path)
+        from actpatch.results.cards_files import plain
 
-
-def read_cards(path: str | Path) -> HeadCards:
-    """The cards that `HeadCards.save` wrote.
-
-    Raises:
-        OSError: where the file cannot be read.
-        ValueError: where it holds no cards, or is damaged.
-    """
-    stored = read_stored(path)
-    try:
-        return _read(HeadCards, stored["cards"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): describe the heads again") from error
-
-
-def _rows(card: HeadCard) -> Iterator[dict[str, Any]]:
-    for part in card.effects:
-        sure = {name: getattr(part, name) for name in ("low", "high", "p_corrected", "significant")}
-        yield {"measure": "effect", "of": part.part, "run": part.direction, "value": part.effect, **sure}
-    for place in card.places:
-        for direction in DIRECTIONS:
-            yield {"measure": "effect at", "of": place.position, "run": direction, "value": getattr(place, direction)}
-    for each in card.attention:
-        for run in ("clean", "corrupted"):
-            yield {"measure": "attention", "of": each.query, "key": each.key, "run": run, "value": getattr(each, run)}
-    for score in SCORES:
-        yield {"measure": "score", "of": SCORES[score], "value": getattr(card, score)}
-    for tokens in card.copying:
-        for measure in ("copied", "suppressed"):
-            yield {"measure": measure, "of": tokens.tokens, "value": getattr(tokens, measure)}
-    yield {"measure": "eigenvalue score", "value": card.eigenvalue_score}
-    for pair in card.query_key:
-        yield {"measure": "query-key score", "of": pair.query, "key": pair.key, "value": pair.score}
-
-
-SCORES = {"previous_token": "previous token", "duplicate_token": "duplicate token", "induction": "induction"}
-"""Field of a card -> what its score on repeated random tokens is called."""
-
-
-def _plain(value: Any) -> Any:
-    """Values as JSON has them: numbers that are not finite as texts."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-_ITEMS: dict[str, type] = {
-    "cards": HeadCard,
-    "effects": PartEffect,
-    "places": PlaceEffect,
-    "attention": RoleAttention,
-    "copying": Copying,
-    "query_key": QueryKeyScore,
-}
-"""Fields that hold several values -> what these are."""
-
-
-def _read(kind: Callable[..., Any], stored: Mapping[str, Any]) -> Any:
-    """The value of this class that `_plain` made these of."""
-    fields: dict[str, Any] = {}
-    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
-        value = stored[f.name]
-        if isinstance(value, list):
-            item = _ITEMS.get(f.name)
-            value = tuple(value if item is None else (_read(item, one) for one in value))
-        fields[f.name] = float(value) if f.type == "float" else value
-    return kind(**fields)
+        return write_stored(type(self).__name__, {"cards": plain(self)}, path)

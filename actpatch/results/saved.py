@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from actpatch.results.both import BothDirections
-from actpatch.results.cards import HeadCards, read_cards
+from actpatch.results.cards import HeadCards
+from actpatch.results.cards_files import read_cards
 from actpatch.results.files import read_stored, read_sweeps
 from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
 
