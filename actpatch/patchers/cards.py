@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
@@ -24,6 +25,8 @@ from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import encode_pairs
 from actpatch.tasks.random_tokens import bos_token, repeated_tokens, too_short_to_repeat
 
+LARGEST_ALPHA = 0.5
+
 
 def describe(
     engine: PatchingEngine,
@@ -38,6 +41,8 @@ def describe(
     alpha: float,
 ) -> HeadCards:
     """Cards of these heads; what `HeadPatcher.describe_heads` says of its arguments."""
+    if not isinstance(alpha, Real) or not 0 < alpha <= LARGEST_ALPHA:
+        raise ValueError(f"alpha is {alpha!r}, expected a level of significance above 0, at most {LARGEST_ALPHA}")
     model = engine.runner.model
     settings = Settings(pair_indices=pair_indices, direction="both", metrics=metric)
     pairs = encode_pairs(model, dataset, pair_indices)

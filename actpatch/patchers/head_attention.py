@@ -64,7 +64,7 @@ def roles_of(pairs: EncodedPairs, bos: int | None) -> Roles:
 
 
 def attention_by_role(
-    patterns: Sequence[Float[np.ndarray, "query key"]], queries: Sequence[int], roles: Roles
+    patterns: Sequence[Float[np.ndarray, "_ _"]], queries: Sequence[int], roles: Roles
 ) -> dict[str, float]:
     """Mean over pairs of the attention weight from each pair's query to each role that it can see, and to the rest.
 

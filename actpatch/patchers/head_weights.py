@@ -2,7 +2,7 @@
 
 - *Copying* (Wang et al. 2022, section 3.1 and appendix): the residual stream of a prompt after block 0 (its MLP
   included) at a token, normalized as the head's layer reads it, goes through W_V W_O, the final norm and the
-  unembedding; a token is copied where it is itself among the `TOP_K` largest logits. With the sign of W_V W_O turned
+  unembedding; a token is copied where it is itself among the `TOP_K` largest logits, ties counting against it. With the sign of W_V W_O turned
   around it is suppressed (the negative copy score). The stream before block 0 is taken for heads of layer 0, which read
   that. Left out is what the head writes whatever it reads, b_V and the norm's bias through W_V.
 - *Eigenvalues* (Elhage et al. 2021, "Summarizing OV/QK matrices"): Σλ / Σ|λ| over the eigenvalues of
@@ -61,7 +61,7 @@ def copying(
         for start in range(0, len(tokens), ROWS):
             logits = weights.logits(sign * written[start : start + ROWS])
             own = logits.gather(1, tokens[start : start + ROWS, None])
-            hits += int(((logits > own).sum(dim=1) < TOP_K).sum())
+            hits += int(((logits >= own).sum(dim=1) <= TOP_K).sum())
         found.append(hits / len(tokens))
     return found[0], found[1]
 

@@ -44,9 +44,9 @@ def repeated_tokens(model: Any, n_sequences: int, length: int, seed: int) -> Rep
         seed: seed of the choice of tokens.
 
     Raises:
-        ValueError: for a number below 1, and where not even two tokens can be repeated (`too_short_to_repeat`).
+        ValueError: for what is no such number, and where not even two tokens can be repeated (`too_short_to_repeat`).
     """
-    for name, given, least in (("n_sequences", n_sequences, 1), ("sequence_length", length, 2)):
+    for name, given, least in (("n_sequences", n_sequences, 1), ("sequence_length", length, 2), ("seed", seed, 0)):
         if not is_integer(given) or given < least:
             raise ValueError(f"{name} is {given!r}, expected at least {least}")
     ids, bos = ordinary_tokens(model), bos_token(model)
