@@ -15,7 +15,7 @@ from actpatch.results.cards_text import DIRECTIONS
 
 ROW = 190
 """Pixels of a head's panels, and of the room for labels below them."""
-LABELS = 86
+LABELS = 140
 WIDTH = 1080
 NARROWEST = 900
 """Pixels at which the labels of its three panels still stay apart."""
@@ -51,7 +51,7 @@ def create_head_cards(cards: HeadCards, *, title: str | None = None) -> go.Figur
     figure.update_yaxes(range=[low, high], title="effect", col=1)
     figure.update_yaxes(range=[0, 1.05], title="attention", col=2)
     figure.update_yaxes(range=[-1.08, 1.08], col=3)
-    figure.update_xaxes(tickfont={"size": 11}, tickangle=-35, showgrid=False)
+    figure.update_xaxes(tickfont={"size": 11}, tickangle=-90, showgrid=False)
     faded = "faded: not significant after correction over all parts of these heads"
     parts = [
         *(cards.model, cards.task, f"{cards.metric}{f' ({cards.unit})' if cards.unit else ''}"),
@@ -82,7 +82,7 @@ def _grid(cards: HeadCards) -> go.Figure:
     )
     figure.update_annotations(font_size=12)
     figure.update_layout(
-        barmode="group", bargap=0.25, width=WIDTH, height=high + 190, margin={"t": 30}, showlegend=True
+        barmode="group", bargap=0.25, width=WIDTH, height=high + 250, margin={"t": 30}, showlegend=True
     )
     return figure
 

@@ -2,9 +2,10 @@
 
 - *Copying* (Wang et al. 2022, section 3.1 and appendix): the residual stream of a prompt after block 0 (its MLP
   included) at a token, normalized as the head's layer reads it, goes through W_V W_O, the final norm and the
-  unembedding; a token is copied where it is itself among the `TOP_K` largest logits, ties counting against it. With the sign of W_V W_O turned
-  around it is suppressed (the negative copy score). The stream before block 0 is taken for heads of layer 0, which read
-  that. Left out is what the head writes whatever it reads, b_V and the norm's bias through W_V.
+  unembedding; a token is copied where it is itself among the `TOP_K` largest logits, ties counting against it. With
+  the sign of W_V W_O turned around it is suppressed (the negative copy score). The stream before block 0 is taken for
+  heads of layer 0, which read that. Left out is what the head writes whatever it reads, b_V and the norm's bias through
+  W_V.
 - *Eigenvalues* (Elhage et al. 2021, "Summarizing OV/QK matrices"): Σλ / Σ|λ| over the eigenvalues of
   W_E W_V W_O W_U, from -1 to 1; positive eigenvalues copy. They are those of the d_head × d_head product
   W_O W_U W_E W_V, but for zeros. The gains and the centring of the head's and of the final norm stand between the

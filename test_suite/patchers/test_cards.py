@@ -26,7 +26,6 @@ from test_suite.helpers.induction import (
     induction_model,
 )
 from test_suite.helpers.models import (
-    CLASSES,
     HAS_HOOKED,
     fresh_hooked,
     model_parameters,
@@ -499,14 +498,12 @@ def test_pairs_and_metric_are_those_asked_for(tiny, ioi):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_class", CLASSES)
-def test_an_induction_head_of_smollm2_is_one_by_every_number(model_class):
-    model = smollm2(model_class)
-    dataset = InductionDataset(model, 12, n_words=10, n_repeated=6)
+def test_an_induction_head_of_smollm2_is_one_by_every_number():
+    model = smollm2()
+    dataset = InductionDataset(model, 3, n_words=8, n_repeated=5)
     patcher = HeadPatcher(model, show_progress=False)
-    heads = patcher.run_all_heads_experiment(dataset)
-    cards = patcher.describe_heads(dataset, heads.top(6), n_sequences=4)
+    cards = patcher.describe_heads(dataset, patcher.run_all_heads_experiment(dataset).top(6), n_sequences=3)
     best = max(cards, key=lambda card: card.induction)
-    assert best.induction > 0.5 and "an induction head" in best.summary
+    assert best.induction > 0.5 and "an induction head" in best.summary and not best.absent
     looks = {each.key: each.clean for each in best.attention if each.query == "END"}
-    assert looks["PREVIOUS+1"] == max(looks.values()) and not best.absent
+    assert looks["PREVIOUS+1"] == max(looks.values())
