@@ -25,7 +25,8 @@ NAMED_FROM = 0.5
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 RUNS = {"denoising": "restores", "noising": "takes away"}
 """Direction -> what a positive effect does to the behaviour."""
-FIRST_COLUMN = 18
+FIRST_COLUMN, CELL = 24, 26
+"""Letters of a table's columns."""
 
 
 def summary_of(card: HeadCard) -> str:
@@ -86,7 +87,8 @@ def legend(cards: HeadCards) -> list[str]:
         "query · key: raw score, before the softmax, of the tokens' normalized embeddings on clean prompts; positions, "
         "rotary turns and what earlier layers add are left out.",
         f"In words: a part carries an effect from {MOST:.0%} of that of the output on, and little up to {LITTLE:.0%}; "
-        f"scores and shares of tokens are named from {NAMED_FROM:g} on.",
+        f"scores and shares of tokens are named from {NAMED_FROM:g} on. Moved by: from one of "
+        "these prompts to the other; another corruption may change another part.",
     ]
     return [paragraph for paragraph in paragraphs if paragraph]
 
@@ -133,7 +135,7 @@ class _Shares:
         return all(abs(share) <= LITTLE for share in self.shares)
 
     def __str__(self) -> str:
-        if len({f"{share:.2f}" for share in self.shares}) == 1:
+        if len(set(map(number, self.shares))) == 1:
             return number(self.shares[0])
         return " and ".join(f"{number(share)} ({part.direction})" for part, share in zip(self.parts, self.shares))
 
@@ -199,12 +201,12 @@ def _copying_sentence(card: HeadCard) -> str:
 
 
 def _lines(card: HeadCard) -> list[str]:
-    lines = [_row("effect of", *(f"{direction:<27}" for direction in DIRECTIONS))]
+    lines = [_row("effect of", *(f"{direction:<{CELL}}" for direction in DIRECTIONS))]
     for part in PARTS:
         name = part if part not in ("k", "v") or card.key_value_head is None else f"{part} (KV{card.key_value_head})"
-        lines.append(_row(f"  {name}", *(f"{effect_text(card.effect(part, way)):<27}" for way in DIRECTIONS)))
+        lines.append(_row(f"  {name}", *(f"{effect_text(card.effect(part, way)):<{CELL}}" for way in DIRECTIONS)))
     for place in card.places:
-        cells = (f"{signed(value):<27}" for value in (place.denoising, place.noising))
+        cells = (f"{signed(value):<{CELL}}" for value in (place.denoising, place.noising))
         lines.append(_row(f"  output at {place.position}", *cells))
     for i, each in enumerate(card.attention):
         if not i:
@@ -226,7 +228,8 @@ def _lines(card: HeadCard) -> list[str]:
         )
     for what, why in card.absent.items():
         lines += _wrapped(f"no {what}", why)
-    return [*lines, *_wrapped("in words", card.summary)]
+    words = textwrap.wrap(card.summary, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    return [*lines, "  in words", *words]
 
 
 def effect_text(found: PartEffect) -> str:
@@ -250,7 +253,9 @@ def number(value: float) -> str:
 
 
 def _row(first: str, *cells: str) -> str:
-    return f"  {first:<{FIRST_COLUMN}}{' '.join(cells)}".rstrip()
+    """A line of a table; a name that is too long for its column has a line of its own."""
+    own, first = (f"  {first}\n", "") if len(first) > FIRST_COLUMN else ("", first)
+    return f"{own}  {first:<{FIRST_COLUMN}}{' '.join(cells)}".rstrip()
 
 
 def _wrapped(first: str, text: str) -> list[str]:
