@@ -1,4 +1,4 @@
-"""The picture in docs/what-a-head-does.md: the cards of the bundled model's two largest heads on induction.
+"""The picture in docs/what-a-head-does.md: the cards of two of the bundled model's induction heads.
 
     python -m docs.head_cards_picture
 
@@ -24,7 +24,7 @@ PICTURE = Path(__file__).with_name("head-cards.png")
 
 def main() -> None:
     model = load_model("tiny", device="cpu")
-    cards = HeadPatcher(model).describe_heads(InductionDataset(model, 12), ["L1H1", "L1H3"])
+    cards = HeadPatcher(model).describe_heads(InductionDataset(model, 12, n_words=8, n_repeated=5), ["L1H1", "L1H3"])
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_file = save_figure(create_head_cards(cards), Path(folder) / "cards.html")
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("google-chrome"))
