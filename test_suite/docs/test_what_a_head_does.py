@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import model_loading
+from activation_patching import InductionDataset
+from head_patching import HeadPatcher
 from test_suite.helpers.models import HAS_HOOKED, smollm2
 
 ROOT = Path(model_loading.__file__).resolve().parent
@@ -42,7 +44,8 @@ def test_the_bundled_model_s_blocks_print_what_is_shown(tmp_path, monkeypatch):
 def test_the_language_model_s_block_prints_what_is_shown():
     (block,) = [block for block in BLOCK.finditer(PAGE) if REAL in block["code"]]
     code = re.sub(r"load_model\([^)]*\)", "smollm2()", block["code"])
-    assert printed(code, {"__name__": "page", "smollm2": smollm2}) == block["shown"]
+    known = {"HeadPatcher": HeadPatcher, "InductionDataset": InductionDataset, "smollm2": smollm2}
+    assert printed(code, {"__name__": "page", **known}) == block["shown"]
 
 
 def test_the_page_is_short_and_its_picture_light():
