@@ -6,6 +6,8 @@ The library is the package `actpatch`; this module re-exports what head patching
 from __future__ import annotations
 
 from actpatch import AttentionPatterns as AttentionPatterns
+from actpatch import HeadCard as HeadCard
+from actpatch import HeadCards as HeadCards
 from actpatch import HeadPatcher as HeadPatcher
 from actpatch import HeadPatchingResult as HeadPatchingResult
 from actpatch import HeadPositionPatchingResult as HeadPositionPatchingResult

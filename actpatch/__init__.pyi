@@ -9,6 +9,7 @@ from .figures.bars import create_component_comparison as create_component_compar
 from .figures.bars import create_effect_distribution as create_effect_distribution
 from .figures.bars import create_top_heads_bar as create_top_heads_bar
 from .figures.captions import figure_caption as figure_caption
+from .figures.cards import create_head_cards as create_head_cards
 from .figures.colours import on_dark as on_dark
 from .figures.comparison import create_comparison as create_comparison
 from .figures.files import save_figure as save_figure
@@ -38,6 +39,8 @@ from .report.full import create_full_report as create_full_report
 from .results.attention import AttentionPatterns as AttentionPatterns
 from .results.baselines import Finding as Finding
 from .results.both import BothDirections as BothDirections
+from .results.cards import HeadCard as HeadCard
+from .results.cards import HeadCards as HeadCards
 from .results.check import Change as Change
 from .results.check import DatasetCheck as DatasetCheck
 from .results.check import PairCheck as PairCheck

@@ -29,8 +29,10 @@ from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import Columns, Position, named_columns, places_at
 from actpatch.interventions.settings import Options, Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
+from actpatch.metrics.base import Metric
 from actpatch.metrics.chosen import MetricChoice
 from actpatch.patchers.activation import ActivationPatcher, summarize_results
+from actpatch.patchers.cards import describe
 from actpatch.patchers.experiment import encoded, run_experiment
 from actpatch.results.attention import (
     FIRST,
@@ -45,6 +47,7 @@ from actpatch.results.attention import (
     nearest_pair,
 )
 from actpatch.results.both import BothDirections, check_kind
+from actpatch.results.cards import HeadCards
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
 from actpatch.results.shapes import HeadResults, OfHeads, sweep_of_items
@@ -238,7 +241,7 @@ class HeadPatcher:
     def attention_patterns(
         self,
         dataset: PatchingDataset,
-        heads: Sequence[tuple[int, int] | HeadPatchingResult],
+        heads: Sequence[tuple[int, int] | str | HeadPatchingResult],
         *,
         pair_index: int | None = None,
     ) -> AttentionPatterns:
@@ -246,8 +249,8 @@ class HeadPatcher:
 
         Args:
             dataset: prompt pairs.
-            heads: (layer, head), negative ones from the end, or entries of results (`results.top(3)`). Under
-                grouped-query attention they are query heads.
+            heads: (layer, head), negative ones from the end, labels (`L1H0`), or entries of results (`results.top(3)`).
+                Under grouped-query attention they are query heads.
             pair_index: which pair of the dataset. None is, for entries of results, the pair on which their mean effect
                 is nearest to that over all pairs, which have to be of this dataset. For heads without effects it is the
                 mean over the pairs of one template and length, of those of which there are most, or the first pair
@@ -284,6 +287,56 @@ class HeadPatcher:
             why=why,
             effects=effects,
             mean_effects=tuple(head.effect for head in measured) if effects else (),
+        )
+
+    def describe_heads(
+        self,
+        dataset: PatchingDataset,
+        heads: Sequence[tuple[int, int] | str | HeadPatchingResult],
+        *,
+        pair_indices: Sequence[int] | None = None,
+        metric: str | Metric | None = None,
+        n_sequences: int = 10,
+        sequence_length: int = 50,
+        seed: int = 0,
+        alpha: float = 0.05,
+    ) -> HeadCards:
+        """What each of these heads does: `print(patcher.describe_heads(dataset, important))`.
+
+        A card has the effects of patching its output, its pattern and its queries, keys and values, each alone and in
+        both directions; its output's effect at each named position; where it attends by role, on clean and corrupted
+        prompts, from the last token and from the position where its output has most effect (`head_attention`); its
+        scores on random tokens that come twice (likewise); what its weights copy and which tokens' queries meet which
+        keys (`head_weights`); and a few sentences that claim no more than these numbers carry. What is not defined for
+        a model is left out, and the card says why.
+
+        Args:
+            dataset: prompt pairs and metric.
+            heads: (layer, head), negative ones from the end, labels (`L1H0`), or entries of results (`results.top(3)`).
+                Under grouped-query attention they are query heads.
+            pair_indices: which pairs of the dataset; None for all.
+            metric: what effects are computed from, a name or a `Metric`; None for the dataset's own.
+            n_sequences: sequences of random tokens, each with its own.
+            sequence_length: random tokens in each before they come again; less where the model reads no more.
+            seed: seed of the random tokens.
+            alpha: an effect is significant where its p-value, corrected over all parts of all these heads, is at most
+                this.
+
+        Raises:
+            ValueError: before any run of the model, for no heads, one out of range or given twice, a key-value head,
+                and for whatever of the other arguments or the dataset is wrong.
+        """
+        engine = self.patcher.engine
+        return describe(
+            engine,
+            dataset,
+            chosen_heads(heads, engine.n_layers, engine.n_heads),
+            pair_indices=pair_indices,
+            metric=metric,
+            n_sequences=n_sequences,
+            sequence_length=sequence_length,
+            seed=seed,
+            alpha=alpha,
         )
 
     def _patterns(

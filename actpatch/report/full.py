@@ -13,11 +13,13 @@ from typing import Any
 
 from actpatch.core.heavy import go
 from actpatch.figures.bars import create_component_comparison, create_top_heads_bar
+from actpatch.figures.cards import create_head_cards
 from actpatch.figures.checks import Heads, checked_heads, checked_layers, checked_sweep, known_heads
 from actpatch.figures.head_positions import create_head_position_heatmap
 from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap
 from actpatch.figures.scatter import create_metric_scatter
 from actpatch.report.page import write_report
+from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
 from actpatch.results.files import writable_folder
 from actpatch.results.head_positions import HeadPositionResults
@@ -36,6 +38,7 @@ def create_full_report(
     position_results: PositionResults | None = None,
     head_position_results: HeadPositionResults | None = None,
     check: DatasetCheck | None = None,
+    head_cards: HeadCards | None = None,
 ) -> list[Path]:
     """Write `report.html`, which carries everything and can be sent alone, and a page for each figure.
 
@@ -50,6 +53,7 @@ def create_full_report(
         position_results: positions, which also colour the tokens of the prompts.
         head_position_results: heads at single positions.
         check: what a linter says of the dataset; None lets the report judge by the runs' baselines alone.
+        head_cards: what single heads do (`HeadPatcher.describe_heads`), which have a section of their own.
 
     Returns:
         The written paths, `report.html` first.
@@ -66,9 +70,11 @@ def create_full_report(
         "position_results": position_results,
         "head_position_results": known_heads(head_position_results),
     }
-    if all(results is None for results in given.values()):
+    if all(results is None for results in (*given.values(), head_cards)):
         raise ValueError(f"neither {' nor '.join(given)} was given: pass at least one of them")
-    _check_one_model({name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)})
+    known_runs = {name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)}
+    _check_one_model(known_runs)
+    _check_cards(head_cards, known_runs)
     folder = _writable_folder(Path(save_dir))
     figures: dict[str, go.Figure] = {}
     sweeps: dict[str, SweepResults] = {}
@@ -83,7 +89,9 @@ def create_full_report(
             sweeps[section.name] = results
             known, statistics[section.name] = _statistics(results)
         figures |= _figures(section, Drawn(results, known, n_layers, n_heads))
-    return write_report(folder, figures, sweeps, statistics, check)
+    if head_cards is not None:
+        figures["head_cards"] = create_head_cards(head_cards)
+    return write_report(folder, figures, sweeps, statistics, check, head_cards)
 
 
 @dataclass(frozen=True)
@@ -214,6 +222,20 @@ def _check_one_model(sweeps: Mapping[str, Sweep]) -> None:
             f"{name} of {model} ({layers} layers × {heads} heads)" for name, (model, layers, heads, _) in models.items()
         )
         raise ValueError(f"the results are of different models, {which}: write a report for each model")
+
+
+def _check_cards(cards: HeadCards | None, sweeps: Mapping[str, Sweep]) -> None:
+    if cards is None:
+        return
+    if not isinstance(cards, HeadCards):
+        raise ValueError(
+            f"head_cards is a {type(cards).__name__}, expected what HeadPatcher(model).describe_heads returns"
+        )
+    for name, sweep in sweeps.items():
+        if sweep.model != cards.model:
+            raise ValueError(
+                f"{name} are of the model {sweep.model}, head_cards of {cards.model}: write a report for each model"
+            )
 
 
 def _writable_folder(folder: Path) -> Path:

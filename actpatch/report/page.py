@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from actpatch.core.heavy import go
 from actpatch.figures.page import figure_page, figures_html, page_values
+from actpatch.report.cards import cards_section
 from actpatch.report.parts import data_section, effects_section, pairs_section, settings_section
 from actpatch.report.rendering import REPORT
 from actpatch.report.tokens import strips_section
 from actpatch.report.verdict import apart, verdict_section
+from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
 from actpatch.results.files import write_files
 from actpatch.results.shapes import PositionResults, SweepResults
@@ -36,6 +38,7 @@ def write_report(
     shown: Mapping[str, SweepResults],
     statistics: Mapping[str, SiteStatistics | str],
     check: DatasetCheck | None,
+    cards: HeadCards | None = None,
 ) -> list[Path]:
     """Write the report and the figures, all of them or, where that fails, none.
 
@@ -45,6 +48,7 @@ def write_report(
         shown: the results they were drawn from, by what a reader calls them.
         statistics: of each, or why it has none.
         check: what a linter says of the dataset.
+        cards: what single heads do.
 
     Returns:
         The written paths, the report's first.
@@ -54,7 +58,7 @@ def write_report(
     """
     from plotly.offline import get_plotlyjs
 
-    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, statistics, check)}
+    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, statistics, check, cards)}
     for name, figure in figures.items():
         pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, report=REPORT_FILE)
     pages[PLOTLY_FILE] = get_plotlyjs()
@@ -66,11 +70,14 @@ def report_page(
     shown: Mapping[str, SweepResults],
     statistics: Mapping[str, SiteStatistics | str],
     check: DatasetCheck | None,
+    cards: HeadCards | None = None,
 ) -> Markup:
     """The report as one HTML page; what `write_report` says of its arguments."""
     from markupsafe import Markup
 
     sections = {"Figures": figures_html(figures)}
+    if cards is not None:
+        sections["What these heads do"] = cards_section(cards)
     how_to_read = REPORT.render("how_to_read.html")
     title = "Activation patching report"
     if shown:
@@ -88,6 +95,9 @@ def report_page(
             "Data": data_section(shown),
         }
         title = f"Activation patching: {first.task} on {first.model}"
+    elif cards is not None:
+        sections["How to read a score"] = how_to_read
+        title = f"Activation patching: {cards.task} on {cards.model}"
     else:
         unknown = REPORT.render("plain_list.html")
         sections = {"What was run": unknown, **sections, "How to read a score": how_to_read}

@@ -5,6 +5,7 @@ Knows which pair shows best what heads do, and what the tokens of several pairs 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,13 +76,15 @@ class AttentionPatterns:
 
 
 def chosen_heads(
-    heads: Sequence[tuple[int, int] | HeadPatchingResult], n_layers: int, n_heads: int
+    heads: Sequence[tuple[int, int] | str | HeadPatchingResult], n_layers: int, n_heads: int
 ) -> list[tuple[int, int]]:
-    """(layer, query head) of heads that were named so, or picked from results.
+    """(layer, query head) of heads that were named so, or by their labels (`L1H0`), or picked from results.
 
     Raises:
         ValueError: for no heads, one out of range or given twice, and for key-value heads, which have no pattern.
     """
+    if isinstance(heads, str):
+        raise ValueError(f"heads is {heads!r}, expected a list: [{heads!r}]")
     chosen: list[tuple[int, int]] = []
     for head in heads:
         if isinstance(head, HeadPatchingResult):
@@ -92,9 +95,10 @@ def chosen_heads(
                 )
             layer, index = head.layer, head.head
         else:
-            if not isinstance(head, Sequence) or len(head) != 2:
-                raise ValueError(f"head {head!r} is no head: expected (layer, head), for instance (1, 0)")
-            layer, index = head
+            place = _named_head(head) if isinstance(head, str) else head
+            if not isinstance(place, Sequence) or len(place) != 2:
+                raise ValueError(f"head {head!r} is no head: expected (layer, head), for instance (1, 0), or 'L1H0'")
+            layer, index = place
         chosen.append((check_index(layer, n_layers, "layer"), check_index(index, n_heads, "head")))
     if not chosen:
         raise ValueError("heads is empty: give at least one (layer, head), or results.top(3)")
@@ -103,12 +107,18 @@ def chosen_heads(
     return chosen
 
 
+def _named_head(label: str) -> tuple[int, int] | None:
+    """(layer, head) of `L1H0`; None for what is no such label."""
+    named = re.fullmatch(r"L(\d+)H(\d+)", label)
+    return None if named is None else (int(named[1]), int(named[2]))
+
+
 NEAREST = "nearest the heads' mean effect"
 OF_ONE_TEMPLATE = "those of one template and length"
 FIRST = "the first, as pairs of one template and length are needed for a mean"
 
 
-def measured_heads(heads: Sequence[tuple[int, int] | HeadPatchingResult]) -> list[HeadPatchingResult]:
+def measured_heads(heads: Sequence[tuple[int, int] | str | HeadPatchingResult]) -> list[HeadPatchingResult]:
     """The heads, where all are entries of results that know their effect on pairs of a dataset; else none."""
     known = [head for head in heads if isinstance(head, HeadPatchingResult) and head.pair_indices]
     return known if len(known) == len(heads) else []

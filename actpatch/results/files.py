@@ -72,7 +72,16 @@ def write_sweeps(sweeps: Sequence[Sweep], kind: str, path: str | Path) -> Path:
     Raises:
         OSError: where the path cannot be written.
     """
-    stored = {"format": FILE_FORMAT, "kind": kind, "sweeps": [_to_json(sweep) for sweep in sweeps]}
+    return write_stored(kind, {"sweeps": [_to_json(sweep) for sweep in sweeps]}, path)
+
+
+def write_stored(kind: str, content: Mapping[str, Any], path: str | Path) -> Path:
+    """Plain values as JSON, with the name of the kind of results that they make.
+
+    Raises:
+        OSError: where the path cannot be written.
+    """
+    stored = {"format": FILE_FORMAT, "kind": kind, **content}
     text = json.dumps(stored, ensure_ascii=False, allow_nan=False, default=_number)
     return write_file(path, text.encode())
 
@@ -84,6 +93,23 @@ def read_sweeps(path: str | Path) -> tuple[str, list[Sweep]]:
         OSError: where the file cannot be read.
         ValueError: where it is no such file, one of another format version, or damaged.
     """
+    stored = read_stored(path)
+    try:
+        sweeps = [_from_json(fields) for fields in stored["sweeps"]]
+        if len(sweeps) not in (1, 2):
+            raise ValueError(f"{len(sweeps)} sweeps, expected one, or one of each direction")
+        return stored["kind"], sweeps
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run the experiment again") from error
+
+
+def read_stored(path: str | Path) -> dict[str, Any]:
+    """What `write_stored` wrote: `kind`, and the values of that kind.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: where it is no such file, or one of another format version.
+    """
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
         found = stored["format"]
@@ -94,13 +120,7 @@ def read_sweeps(path: str | Path) -> tuple[str, list[Sweep]]:
             f"{path} has result format {found}, this version reads format {FILE_FORMAT}: read it with the version that "
             "wrote it, or run the experiment again"
         )
-    try:
-        sweeps = [_from_json(fields) for fields in stored["sweeps"]]
-        if len(sweeps) not in (1, 2):
-            raise ValueError(f"{len(sweeps)} sweeps, expected one, or one of each direction")
-        return stored["kind"], sweeps
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): run the experiment again") from error
+    return stored
 
 
 def write_file(path: str | Path, content: bytes) -> Path:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from actpatch.results.both import BothDirections
-from actpatch.results.files import read_sweeps
+from actpatch.results.cards import HeadCards
+from actpatch.results.cards_files import read_cards
+from actpatch.results.files import read_stored, read_sweeps
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
 
@@ -17,21 +19,15 @@ SavedResults: TypeAlias = (
 
 def load_results(
     path: str | Path,
-) -> (
-    LayerResults
-    | HeadResults
-    | HeadPositionResults
-    | NeuronResults
-    | PositionResults
-    | SweepResults
-    | BothDirections[Any]
-):
+) -> SavedResults | BothDirections[Any] | HeadCards:
     """The results that `.save(path)` wrote, equal to those that were saved.
 
     Raises:
         OSError: where the file cannot be read.
         ValueError: where it is no such file, one of another format version, or damaged.
     """
+    if read_stored(path).get("kind") == HeadCards.__name__:
+        return read_cards(path)
     kind, sweeps = read_sweeps(path)
     if kind not in KINDS:
         raise ValueError(

@@ -86,7 +86,7 @@ def test_other_statistics_can_be_given_and_only_those_of_the_same_results():
     assert "p ≤ 0.2, Benjamini-Yekutieli over 12 heads" in subtitle(create_head_heatmap(results, statistics=lenient))
     with pytest.raises(ValueError, match=r"statistics of 8 sites are not those of these results \(12 sites"):
         create_head_heatmap(results, statistics=clear(made_up_layers).statistics())
-    assert "p > 0.2" in subtitle(create_head_heatmap(list(results), statistics=lenient))
+    assert "p ≤ 0.2" in subtitle(create_head_heatmap(list(results), statistics=lenient))
     with pytest.raises(ValueError, match=r"statistics of 12 sites are not those of these results \(3 sites"):
         create_head_heatmap(results[:3], statistics=lenient)
     for draw in (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from activation_patching import BothDirections
+from actpatch.figures.cells import STARS
 from test_suite.helpers.figures import subtitle
 from test_suite.helpers.results import clear, made_up_head_positions, made_up_heads, same_metrics
 from visualize import (
@@ -57,12 +58,12 @@ def test_of_many_heads_those_with_the_largest_effects_are_drawn():
 def test_what_is_not_significant_is_marked_as_in_other_maps():
     results = clear(made_up_head_positions)
     figure = create_head_position_heatmap(results)
-    veil = next(trace for trace in figure.data if trace.name == "not significant")
-    muted = ~np.isnan(np.array(veil.z, dtype=float))
-    np.testing.assert_array_equal(muted.ravel(), ~results.statistics().significant)
+    stars = next(trace for trace in figure.data if trace.name == STARS)
+    starred = {(int(y + 0.5), int(x + 0.5)) for x, y in zip(stars.x, stars.y)}
+    assert starred == {divmod(int(i), 2) for i in np.flatnonzero(results.statistics().significant)}
     assert "Benjamini-Hochberg over 24 sites" in subtitle(figure)
-    strict = create_head_position_heatmap(results, statistics=results.statistics(alpha=0.001))
-    assert "p > 0.001" in subtitle(strict)
+    strict = create_head_position_heatmap(results, statistics=results.statistics(alpha=0.01))
+    assert "p ≤ 0.01" in subtitle(strict)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,8 @@ def test_parts_and_lists_of_heads_need_no_sizes(pick):
     assert all(drawn[head.layer, head.head] == head.effect for head in part)
     assert "over 12 heads" in subtitle(figure)
     bars = create_top_heads_bar(part)
-    sure = [significant[results.labels.index(label)] for label in bars.layout.yaxis.ticktext]
-    assert [opacity == 1 for opacity in bars.data[0].marker.opacity] == sure
+    for label in bars.layout.yaxis.ticktext:
+        assert label.endswith(" *") == significant[results.labels.index(label.removesuffix(" *"))]
 
 
 def test_the_heads_at_one_position_are_a_head_map():

@@ -10,6 +10,7 @@ import numpy as np
 from activation_patching import BothDirections
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.results.attention import AttentionPatterns
+from actpatch.results.cards import Copying, HeadCard, HeadCards, PartEffect, PlaceEffect, QueryKeyScore, RoleAttention
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import MetricValues, Sweep
@@ -124,3 +125,64 @@ def patterns(tokens: tuple[str, ...] = ("<s>", " Mary", " and"), n_heads: int = 
         task="IOI",
         pair_index=3,
     )
+
+
+def made_up_card(head: int = 0, *, grouped: bool = False, **changes) -> HeadCard:
+    """A card whose numbers a test chooses: by default a head that is moved by where it looks."""
+    effects = {"output": 0.6, "pattern": 0.54, "q": 0.5, "k": 0.01, "v": 0.02, **changes.pop("effects", {})}
+    significant = changes.pop("significant", ("output", "pattern", "q"))
+    p_values = {part: 0.001 if part in significant else 0.4 for part in effects}
+    fields = {
+        "layer": 1,
+        "head": head,
+        "effects": tuple(
+            PartEffect(part, direction, effect, effect - 0.1, effect + 0.1, p_values[part], p_values[part] < 0.05)
+            for direction in ("denoising", "noising")
+            for part, effect in effects.items()
+        ),
+        "metric": "logit difference",
+        "n_pairs": 12,
+        "alpha": 0.05,
+        "key_value_head": 0 if grouped else None,
+        "shares_with": ("L1H1", "L1H2") if grouped else (),
+        "places": (PlaceEffect("S2", 0.1, 0.1), PlaceEffect("END", 0.5, 0.5)),
+        "attention": (
+            RoleAttention("END", "IO", 0.62, 0.08),
+            RoleAttention("END", "BOS", 0.30, 0.50),
+            RoleAttention("END", "rest", 0.08, 0.42),
+        ),
+        "previous_token": 0.01,
+        "duplicate_token": 0.02,
+        "induction": 0.97,
+        "copying": (Copying("IO", 0.95, 0.0, 12), Copying("random tokens", 0.7, 0.1, 500)),
+        "eigenvalue_score": 0.83,
+        "query_key": (QueryKeyScore("END", "IO", 3.2),),
+    }
+    return HeadCard(**{**fields, **changes})
+
+
+def made_up_cards(*cards: HeadCard, **changes) -> HeadCards:
+    fields = {
+        "cards": cards or (made_up_card(), made_up_card(2)),
+        "model": "made-up",
+        "task": "IOI",
+        "metric": "logit difference",
+        "unit": "logits",
+        "more_is_better": True,
+        "clean_metric": 3.5,
+        "corrupted_metric": -3.0,
+        "pair_indices": tuple(range(13)),
+        "n_usable": 12,
+        "varies": "which token the subject is",
+        "level": 0.95,
+        "alpha": 0.05,
+        "correction": "Benjamini-Hochberg",
+        "n_sequences": 10,
+        "sequence_length": 50,
+        "seed": 0,
+        "top_k": 5,
+        "dtype": "float32",
+        "notes": ("something that a reader should know",),
+        "versions": {"torch": "2.13.0"},
+    }
+    return HeadCards(**{**fields, **changes})

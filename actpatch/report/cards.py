@@ -1,0 +1,29 @@
+"""The section of a report on what single heads do: a row per head with its sentences, and all numbers, folded away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actpatch.report.parts import table
+from actpatch.report.rendering import REPORT
+from actpatch.results.cards import HeadCards
+from actpatch.results.cards_text import DIRECTIONS, card_text, describe_cards, effect_text, legend
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+
+def cards_section(cards: HeadCards) -> Markup:
+    """What was asked, a table of heads, each head's card, and how its numbers are to be read."""
+    heads = ["Head", *(f"Output, {direction}" for direction in DIRECTIONS), "In words"]
+    rows = [
+        [card.label, *(effect_text(card.effect("output", direction)) for direction in DIRECTIONS), card.summary]
+        for card in cards
+    ]
+    return REPORT.render(
+        "cards.html",
+        asked=describe_cards(cards),
+        table=table(heads, rows, "What each head does"),
+        cards=[(card.label, card_text(card)) for card in cards],
+        legend=legend(cards),
+    )
