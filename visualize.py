@@ -16,6 +16,7 @@ from actpatch import create_component_comparison as create_component_comparison
 from actpatch import create_direction_quadrant as create_direction_quadrant
 from actpatch import create_effect_distribution as create_effect_distribution
 from actpatch import create_full_report as create_full_report
+from actpatch import create_group_comparison as create_group_comparison
 from actpatch import create_head_cards as create_head_cards
 from actpatch import create_head_heatmap as create_head_heatmap
 from actpatch import create_head_position_heatmap as create_head_position_heatmap

@@ -13,6 +13,7 @@ from .figures.cards import create_head_cards as create_head_cards
 from .figures.colours import on_dark as on_dark
 from .figures.comparison import create_comparison as create_comparison
 from .figures.files import save_figure as save_figure
+from .figures.groups import create_group_comparison as create_group_comparison
 from .figures.head_positions import create_head_position_heatmap as create_head_position_heatmap
 from .figures.maps import create_head_heatmap as create_head_heatmap
 from .figures.maps import create_layer_heatmap as create_layer_heatmap

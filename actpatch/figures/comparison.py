@@ -6,6 +6,7 @@ Knows maps of any results (`figures.places`); it knows nothing of what the colum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -76,36 +77,68 @@ def create_comparison(
             is empty or holds no usable pair; for `component` with results that are no map over positions; where
             `statistics` are those of other results, or differ in level, alpha or correction.
     """
-    first, second = (_map(results, component) for results in (results_a, results_b))
-    _check_alike((results_a, first), (results_b, second), same_model)
     _check_names(names)
-    evidence = certainties((results_a.sweep, results_b.sweep), results_a.kind, statistics)
+    return compared(
+        (results_a, results_b),
+        names,
+        component=component,
+        same_model=same_model,
+        title=title,
+        colour_range=colour_range,
+        statistics=statistics,
+    )
+
+
+def compared(
+    both: tuple[MapResults, MapResults],
+    names: tuple[str, str],
+    *,
+    component: str | None = None,
+    same_model: bool = True,
+    title: str | None = None,
+    colour_range: float | None = None,
+    statistics: tuple[SiteStatistics, SiteStatistics] | None = None,
+    change: Certainty | None = None,
+) -> go.Figure:
+    """Two maps and their difference; `create_comparison` says what its arguments are.
+
+    Args:
+        change: how sure the differences are, an entry per patch of the first results; None tests them pair by pair.
+    """
+    first, second = (_map(results, component) for results in both)
+    _check_alike((both[0], first), (both[1], second), same_model)
+    evidence = certainties((both[0].sweep, both[1].sweep), both[0].kind, statistics)
     texts = [
         drawn.texts(hovers(labels_of(results), results.sweep, one.lines))
-        for drawn, results, one in zip((first, second), (results_a, results_b), evidence)
+        for drawn, results, one in zip((first, second), both, evidence)
     ]
     panels = [
         (drawn.effects, text, drawn.cells_of(one.significant))
         for drawn, text, one in zip((first, second), texts, evidence)
     ]
     matched = _matched(first, second)
-    evidence.append(_change_evidence(results_a, results_b, matched, evidence[0]))
+    evidence.append(_change_evidence(*both, matched, evidence[0]) if change is None else _of_cells(change, matched))
     panels.append(_change(panels, matched, evidence[2], names))
     limit = max(colour_limit(effects, colour_range) for effects, _, _ in panels if not np.isnan(effects).all())
-    shared, apart = _described([results_a.sweep, results_b.sweep], [first, second])
+    shared, apart = _described([results.sweep for results in both], [first, second])
     headings = [_heading(name, parts) for name, parts in zip(names, apart)]
     beside = first.effects.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
-    change = f"{names[1]} − {names[0]}"
-    headings.append(_heading(change, [_tested(evidence[2])]))
+    difference = f"{names[1]} − {names[0]}"
+    headings.append(_heading(difference, [_tested(evidence[2])]))
     figure, (across, high), with_numbers = _panels([first, second, first], headings, beside)
     for number, (effects, hover, starred) in enumerate(panels):
         for trace in cells(effects, hover, starred, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
     show_scale(figure, limit)
-    shared += [*_notes([*names, change], evidence), _agreement(first.effects, second.effects)]
+    shared += [*_notes([*names, difference], evidence), _agreement(first.effects, second.effects)]
     title = title or f"{escaped(names[0])} against {escaped(names[1])}"
     around = figure.layout.width - across, figure.layout.height - high
     return finish(figure, title, shared, **_sizes(figure, first, beside), around=around)
+
+
+def _of_cells(change: Certainty, matched: Mapping[Cell, tuple[int, int]]) -> Certainty:
+    """An entry per cell of what is known of the first results' patches."""
+    return replace(change, significant=change.significant[[number for number, _ in matched.values()]])
 
 
 def _map(results: Any, component: str | None) -> EffectMap:
@@ -167,7 +200,9 @@ def _change_evidence(
 
 def _tested(evidence: Certainty) -> str:
     statistics = evidence.statistics
-    return "not tested" if statistics is None else f"tested pair by pair, {count(statistics.n_pairs, 'pair')}"
+    if statistics is None:
+        return "tested between the groups" if evidence.could_be else "not tested"
+    return f"tested pair by pair, {count(statistics.n_pairs, 'pair')}"
 
 
 def _notes(names: Sequence[str], evidence: Sequence[Certainty]) -> list[str]:

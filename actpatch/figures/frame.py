@@ -103,7 +103,7 @@ def finish(
         height=figure.layout.height + taken,
         margin={"l": 60, "r": 20, "t": TOP + (figure.layout.margin.t or 0) + taken, "b": 60},
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-        modebar={"orientation": "v", "remove": MODEBAR_WITHOUT},
+        modebar={"orientation": "h", "remove": MODEBAR_WITHOUT},
     )
     figure.for_each_trace(lambda trace: trace.update(hoverinfo=trace.hoverinfo or "text"))
     return Figure(figure)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -34,6 +33,7 @@ from actpatch.metrics.chosen import MetricChoice
 from actpatch.patchers.activation import ActivationPatcher, summarize_results
 from actpatch.patchers.cards import describe
 from actpatch.patchers.experiment import encoded, run_experiment
+from actpatch.patchers.important import important_heads
 from actpatch.results.attention import (
     FIRST,
     NEAREST,
@@ -50,7 +50,7 @@ from actpatch.results.both import BothDirections, check_kind
 from actpatch.results.cards import HeadCards
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
-from actpatch.results.shapes import HeadResults, OfHeads, sweep_of_items
+from actpatch.results.shapes import HeadResults, OfHeads
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 
@@ -212,31 +212,13 @@ class HeadPatcher:
             results: what `run_all_heads_experiment` returned, some of it, or a list of its entries.
             threshold: heads of at least this |effect|; None for heads of any size.
             alpha: heads whose p-value, corrected over all heads (and positions) of the experiment, is at most this
-                besides (`results.statistics(alpha=alpha)`); None does not ask whether they are.
+                besides (`results.statistics(alpha=alpha)`); None takes the others too, and warns which these are.
 
         Raises:
             ValueError: for a threshold below 0, where neither is given, for what is no list of heads, and for `alpha`
                 with entries that are not of one experiment.
         """
-        if threshold is None and alpha is None:
-            raise ValueError("threshold and alpha are both None, so nothing is selected: give at least one")
-        if threshold is not None and (not isinstance(threshold, Real) or not threshold >= 0):
-            raise ValueError(f"threshold is {threshold!r}, expected at least 0: it is compared with |effect|")
-        check_kind(results, Sequence, "run_all_heads_experiment")
-        kinds = (HeadPatchingResult, HeadPositionPatchingResult)
-        if wrong := [entry for entry in results if not isinstance(entry, kinds)]:
-            raise ValueError(f"results holds a {type(wrong[0]).__name__}, expected HeadPatchingResult")
-        important = [r for r in results if abs(r.effect) >= (threshold or 0)]
-        if alpha is not None and len(results):
-            sweep = sweep_of_items(results)
-            if sweep is None:
-                raise ValueError(
-                    "results are entries of no one experiment, expected those of run_all_heads_experiment: alpha needs "
-                    "every pair and head of it. Use threshold alone, or give the results themselves"
-                )
-            significant = dict(zip(map(id, results), sweep.statistics(alpha=alpha).significant_or_warned()))
-            important = [r for r in important if significant[id(r)]]
-        return sorted(important, key=lambda r: abs(r.effect), reverse=True)
+        return important_heads(results, threshold, alpha)
 
     def attention_patterns(
         self,

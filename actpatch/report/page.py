@@ -20,6 +20,7 @@ from actpatch.report.verdict import apart, verdict_section
 from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
 from actpatch.results.files import write_files
+from actpatch.results.headline import headline
 from actpatch.results.shapes import PositionResults, SweepResults
 from actpatch.statistics.sites import SiteStatistics
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 PLOTLY_FILE = "plotly.min.js"
+TOLD = 2
+"""So many kinds of results are told of in the sentence on what was found: heads, and the layers that they are of."""
+LEADING = 2
+"""Figures that stand beside what was found: the map and the bars."""
 SIDE_BY_SIDE = 1530
 """Pixels of a map of twelve heads and bars beside each other."""
 
@@ -75,7 +80,10 @@ def report_page(
     """The report as one HTML page; what `write_report` says of its arguments."""
     from markupsafe import Markup
 
-    sections = {"Figures": figures_html(figures)}
+    sections = {}
+    leading = dict(list(figures.items())[:LEADING]) if shown else {}
+    if others := {name: figure for name, figure in figures.items() if name not in leading}:
+        sections["More figures" if leading else "Figures"] = figures_html(others)
     if cards is not None:
         sections["What these heads do"] = cards_section(cards)
     how_to_read = REPORT.render("how_to_read.html")
@@ -85,12 +93,16 @@ def report_page(
         positions = next((results for results in shown.values() if isinstance(results, PositionResults)), None)
         first = next(iter(sweeps.values()))
         strips = strips_section(first if positions is None else positions.sweep, positions)
+        found = REPORT.render(
+            "finding.html", headline=headline(*list(shown.values())[:TOLD]), figures=figures_html(leading)
+        )
         sections = {
+            "What was found": found,
             "Can these pairs carry a conclusion?": verdict_section(check, sweeps),
             "What was run": settings_section(shown, statistics),
+            "Prompts": strips + Markup().join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
             **sections,
             "Largest effects": Markup().join(effects_section(shown[name], statistics[name], name) for name in shown),
-            "Prompts": strips + Markup().join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
             "How to read a score": how_to_read,
             "Data": data_section(shown),
         }

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TOP_ROWS = 12
+PAIRS_AT_ONCE = 2
+"""Pairs whose prompts are shown unfolded."""
 MOST_PAIRS = 100
 """Rows of the table of pairs."""
 
 
 def settings_section(shown: Mapping[str, SweepResults], statistics: Mapping[str, SiteStatistics | str]) -> Markup:
-    """What was run; a column for each sweep, and one cell across them all where they have the same setting."""
+    """What was run, folded away; a column for each sweep, and one cell across all that have the same setting."""
     rows: dict[str, Callable[[str, Sweep], str]] = {
         "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
         "Task": lambda _, sweep: sweep.task,
@@ -54,7 +56,7 @@ def settings_section(shown: Mapping[str, SweepResults], statistics: Mapping[str,
     settings = {row: [value(name, results.sweep) for name, results in shown.items()] for row, value in rows.items()}
     settings = {row: values for row, values in settings.items() if any(values)}
     cells = [[row, *(values if len(set(values)) > 1 else values[:1])] for row, values in settings.items()]
-    return table(["Setting", *shown], cells, "Settings")
+    return REPORT.render("settings.html", table=table(["Setting", *shown], cells, "Settings"))
 
 
 def effects_section(results: SweepResults, statistics: SiteStatistics | str, name: str) -> Markup:
@@ -85,11 +87,13 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
 
 
 def pairs_section(sweep: Sweep, name: str) -> Markup:
-    """Every pair's prompts and baselines, folded away; the first ones, where there are very many."""
+    """The first pairs' prompts and baselines, and those of others folded away; not all, where there are very many."""
     n = len(sweep.pair_indices)
+    has_groups = any(sweep.groups)
     rows = [
         [
             str(sweep.pair_indices[j]),
+            *([sweep.groups[j]] if has_groups else []),
             "".join(sweep.clean_tokens[j]),
             "".join(sweep.corrupted_tokens[j]),
             signed(sweep.clean[j]),
@@ -98,12 +102,22 @@ def pairs_section(sweep: Sweep, name: str) -> Markup:
         ]
         for j in range(min(n, MOST_PAIRS))
     ]
-    heads = ["Pair", "Clean prompt", "Corrupted prompt", "Clean metric", "Corrupted metric", "Usable"]
+    heads = [
+        "Pair",
+        *(["Group"] if has_groups else []),
+        "Clean prompt",
+        "Corrupted prompt",
+        "Clean metric",
+        "Corrupted metric",
+        "Usable",
+    ]
     caption = f"{name}: prompts, and {metric_name(sweep)} of both runs"
-    if n > MOST_PAIRS:
-        caption += f"; the first {MOST_PAIRS} of {n:,} pairs"
-    prompts = table(heads, rows, caption, kind="prompts")
-    return REPORT.render("pairs.html", name=name, used=pairs_used(sweep.usable), table=prompts)
+    first = table(heads, rows[:PAIRS_AT_ONCE], f"{caption}; {pairs_used(sweep.usable)}", kind="prompts")
+    others = ""
+    if n > PAIRS_AT_ONCE:
+        of = f" of {n - PAIRS_AT_ONCE:,}" if n > MOST_PAIRS else ""
+        others = table(heads, rows[PAIRS_AT_ONCE:], f"{caption}: {len(rows) - PAIRS_AT_ONCE} more{of}", kind="prompts")
+    return REPORT.render("pairs.html", first=first, others=others, n_others=n - PAIRS_AT_ONCE)
 
 
 def data_section(shown: Mapping[str, SweepResults]) -> Markup:

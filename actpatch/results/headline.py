@@ -94,7 +94,8 @@ def _told(results: SweepResults, counts: bool) -> Iterator[str]:
         others = f"{'other ' if differing.any() else ''}{kind}"
         matter = f"{alike.sum()} of {count(len(alike) - differing.sum(), others)}"
         matter += f" matter{'s' if alike.sum() == 1 else ''} ({level}): "
-        yield f"{matter if counts else ''}{_largest(results, alike, statistics)}"
+        largest = _largest(results, alike, statistics)
+        yield f"{matter}{largest} of the difference" if counts else largest
 
 
 def _differing(differences: GroupDifferences | None, n_sites: int) -> Bool[np.ndarray, " site"]:
@@ -120,7 +121,7 @@ def _largest(results: SweepResults, among: Bool[np.ndarray, " site"], statistics
     site = int(np.argmax(np.where(chosen, np.abs(statistics.effect), -1)))
     effect, low, high = (float(of[site]) for of in (statistics.effect, statistics.low, statistics.high))
     interval = f" [{_number(low)}, {_number(high)}]" if np.isfinite([low, high]).all() else ""
-    share = f"{_number(effect)}{interval} of the difference"
+    share = f"{_number(effect)}{interval}"
     alone = " alone" if isinstance(results, LayerResults) else ""
     if effect < 0:
         return f"{_name(results, site)}{alone} works the other way, {share}"

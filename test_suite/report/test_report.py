@@ -23,6 +23,7 @@ from test_suite.helpers.figures import as_read
 from test_suite.helpers.models import bundled
 from test_suite.helpers.results import (
     CLEAN_TOKENS,
+    clear,
     made_up_head_positions,
     made_up_heads,
     made_up_layers,
@@ -31,7 +32,7 @@ from test_suite.helpers.results import (
     of_no_experiment,
     same_metrics,
 )
-from visualize import create_full_report
+from visualize import create_full_report, headline
 
 
 def report_text(*results, **options) -> str:
@@ -205,9 +206,31 @@ def test_very_many_pairs_are_cut_and_the_report_says_so(tmp_path):
     heads = made_up_heads(2, 2, n_pairs=300)
     written = create_full_report(heads, save_dir=tmp_path)
     text = shown_text(written[0].read_text(encoding="utf-8").replace(get_plotlyjs(), ""))
-    assert "the first 100 of 300 pairs" in text and "The first 10 of 300 pairs" in text
+    assert "298 more pairs" in text and ": 98 more of 298" in text and "The first 10 of 300 pairs" in text
     assert "heads.csv (" in text
     assert written[0].stat().st_size < len(get_plotlyjs()) + 1e6
+
+
+def test_what_was_found_stands_first_then_the_map_and_the_bars_and_settings_are_folded(tmp_path):
+    heads = clear(made_up_heads)
+    page = report_text(heads, clear(made_up_layers), save_dir=tmp_path)
+    text = shown_text(page)
+    found = headline(heads, clear(made_up_layers))
+    parts = (f" {found}.", "Verdict: ", " Settings ", "Pair Clean prompt", "10 more pairs")
+    order = [text.index(said) for said in parts]
+    assert order == sorted(order)
+    places = [page.index(f'id="{name}"') for name in ("head_heatmap", "top_heads_bar")]
+    assert page.index('class="finding"') < min(places) and max(places) < page.index("Verdict")
+    assert page.index("Verdict") < page.index('id="head_metric_scatter"')
+    folded = re.findall(r"<details><summary>(.*?)</summary>(.*?)</details>", page, re.DOTALL)
+    assert [name for name, _ in folded][:2] == ["Settings", "10 more pairs"]
+    assert "Intervals and tests" in folded[0][1] and folded[1][1].count("<tr>") == 11
+
+
+def test_groups_stand_beside_the_prompts(tmp_path):
+    page = report_text(made_up_heads(groups=("IO first", "subject first") * 2 + ("",)), save_dir=tmp_path)
+    assert "Pair Group Clean prompt" in shown_text(page) and "11 subject first <s>When" in shown_text(page)
+    assert "Group" not in shown_text(report_text(made_up_heads(), save_dir=tmp_path))
 
 
 def test_long_prompts_are_cut_and_the_report_says_so(tmp_path):

@@ -104,7 +104,8 @@ def test_direction_and_what_was_written_decide_the_verb():
 def test_several_results_make_one_sentence_and_nothing_is_said_twice():
     heads = results_of([0.0, 0.61])
     layers = results_of([0.0, 0.8], LayerResults, [Site(block_hook(1, name)) for name in ("mlp_out", "attn_out")])
-    assert headline(heads, layers) == f"{headline(heads)}; attention of layer 1 alone restores {numbers(layers, 1)}"
+    alone = numbers(layers, 1).removesuffix(" of the difference")
+    assert headline(heads, layers) == f"{headline(heads)}; attention of layer 1 alone restores {alone}"
     both = headline(BothDirections(heads, results_of([0.0, 0.5], direction="noising")))
     assert re.fullmatch(r"Denoising: 1 of 2 heads .* restores .*; noising: 1 of 2 heads .* takes away .*", both)
     unsound = [results_of([0.0, 0.9], clean=np.full(N_PAIRS, -1.0)) for _ in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tracemalloc
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -306,6 +307,26 @@ def test_printed_intervals_of_several_metrics_are_those_of_each(tiny_ioi_heads, 
         reach = f"{metric}: Smallest effect that 20 pairs find with power 0.8: {found.detectable_effect:.3f} at"
         assert reach in " ".join(text.split())
     assert "each metric apart" in text
+
+
+def test_important_heads_that_are_not_significant_are_named():
+    patcher, model = HeadPatcher(bundled(), show_progress=False), bundled()
+    results = patcher.run_all_heads_experiment(IOIDataset(model, 10))
+    found = results.statistics()
+    with pytest.warns(UserWarning) as told:
+        important = patcher.find_important_heads(results, threshold=0.05)
+    lacking = [head.label for head in important if not found.significant[results.labels.index(head.label)]]
+    (warning,) = [str(one.message) for one in told]
+    assert lacking and warning == (
+        f"{len(lacking)} of these {len(important)} heads are not significant (p > 0.05 after correction): "
+        f"{', '.join(lacking)}; alpha=0.05 leaves them out"
+    )
+    with pytest.warns(UserWarning, match="not known which of these heads are significant: no p can be below 0.062"):
+        patcher.find_important_heads(patcher.run_all_heads_experiment(IOIDataset(model, 5)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert patcher.find_important_heads(results, threshold=0.05, alpha=0.05)
+        patcher.find_important_heads(results, threshold=9)
 
 
 @pytest.mark.parametrize("n_pairs", [1, 3, 6, 12])
