@@ -216,7 +216,7 @@ def test_what_was_found_stands_first_then_the_map_and_the_bars_and_settings_are_
     page = report_text(heads, clear(made_up_layers), save_dir=tmp_path)
     text = shown_text(page)
     found = headline(heads, clear(made_up_layers))
-    parts = (f" {found}.", "Verdict: ", " Settings ", "Pair Clean prompt", "10 more pairs")
+    parts = (f" {found}.", " Verdict ", " Settings ", "Pair Clean prompt", "10 more pairs")
     order = [text.index(said) for said in parts]
     assert order == sorted(order)
     places = [page.index(f'id="{name}"') for name in ("head_heatmap", "top_heads_bar")]
