@@ -50,10 +50,10 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
         note = " ".join([f"{len(effects) - ROWS} more with smaller effects.", note])
     return TABLES.render(
         "table.html",
-        caption=_texts(_caption(sweep)),
-        columns=_texts(columns),
-        rows=[_texts(cells) for cells in zip(*columns.values())],
-        note=_texts([note])[0],
+        caption=texts(_caption(sweep)),
+        columns=texts(columns),
+        rows=[texts(cells) for cells in zip(*columns.values())],
+        note=texts([note])[0],
     )
 
 
@@ -87,7 +87,7 @@ def _statistics(sweep: Sweep) -> tuple[SiteStatistics | None, str]:
     return found, " ".join([f"n.s.: {tested}.", *notes])
 
 
-def _texts(texts: Iterable[str]) -> list[Markup]:
+def texts(texts: Iterable[str]) -> list[Markup]:
     """Texts as they are shown: escaped, and without the `$` that starts TeX in notebooks."""
     from markupsafe import Markup
 

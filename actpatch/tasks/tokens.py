@@ -119,6 +119,16 @@ def token_strings(model: Any, tokens: Iterable[int] | Int[Tensor, " pos"]) -> tu
     return tuple(_decoded(model.tokenizer, int(token)) for token in tokens)
 
 
+def text_of(model: Any, tokens: Sequence[int]) -> str:
+    """Tokens as one text; the ids, with spaces between them, where the model has no tokenizer."""
+    if not has_tokenizer(model):
+        return " ".join(token_strings(model, tokens))
+    try:
+        return model.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+    except (TypeError, KeyError, IndexError):  # it does not know the option, or one of the ids
+        return "".join(token_strings(model, tokens))
+
+
 def unknown_token(model: Any) -> int | None:
     """The id that stands for unknown words; None where there is none, or it is that of BOS too."""
     tokenizer = getattr(model, "tokenizer", None)
