@@ -41,8 +41,11 @@ def generation(
         raise ValueError(f"stop_at_eos is {stop_at_eos!r}, expected True or False")
     stops = engine.runner.end_tokens if stop_at_eos else frozenset()
     said = generate(engine, pairs, chosen, direction, max_new_tokens=max_new_tokens, stops=stops)
+    clean, corrupted, patched = (_continuation(model, one, stops) for one in said)
     return Generation(
-        *(_continuation(model, one, stops) for one in said),
+        clean=clean,
+        corrupted=corrupted,
+        patched=patched,
         patch=chosen,
         direction=direction,
         model=engine.model_name,

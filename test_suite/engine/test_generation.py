@@ -75,9 +75,7 @@ def test_new_tokens_see_the_keys_and_values_of_the_patched_prompt(name: str) -> 
     sites = sampled_sites(name, [None, 5], offset=1)
     for together in (sites[::4], sites[1::4]):
         _, _, patched = run(model, pairs, _without_the_middle(together))
-        expected = by_hand.cached(
-            model, pairs.corrupted[0], N_NEW, _without_the_middle(together), pairs.clean[0]
-        )
+        expected = by_hand.cached(model, pairs.corrupted[0], N_NEW, _without_the_middle(together), pairs.clean[0])
         assert_same(patched, expected, " + ".join(site.label for site in together))
 
 
@@ -90,9 +88,11 @@ def _without_the_middle(sites: list[Site]) -> list[Site]:
 def test_the_whole_stream_patched_says_what_the_source_says(name: str) -> None:
     model, pairs = small_model(name), token_pairs([9], [(2, 5)], seed=3)
     clean, corrupted, patched = run(model, pairs, [Site("blocks.0.hook_resid_pre")])
-    assert patched.ids == clean.ids != corrupted.ids
+    torch.testing.assert_close(patched.log_probabilities, clean.log_probabilities, atol=EXACT, rtol=0)
+    assert patched.ids == clean.ids and clean.log_probabilities[0] != corrupted.log_probabilities[0]
     clean, corrupted, patched = run(model, pairs, [Site("blocks.0.hook_resid_pre")], "noising")
-    assert patched.ids == corrupted.ids != clean.ids
+    torch.testing.assert_close(patched.log_probabilities, corrupted.log_probabilities, atol=EXACT, rtol=0)
+    assert patched.ids == corrupted.ids
 
 
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:llama"))
@@ -134,7 +134,7 @@ def test_own_hooks_take_part_and_the_model_is_left_as_it_was(name: str) -> None:
 
 
 def test_a_hook_that_writes_nothing_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="writing to blocks.0.attn.hook_pattern changes nothing in this model"):
+    with pytest.raises(RuntimeError, match=r"writing to blocks\.0\.attn\.hook_pattern changes nothing in this model"):
         run(small_model("bridge:opt"), token_pairs([8], [(1, 3)]), [Site("blocks.0.attn.hook_pattern")])
 
 
