@@ -223,6 +223,12 @@ class PromptPairs(PatchingDataset):
             for text in (*prompts, *(answer for pair in self.pairs for answer in (*pair.correct, *pair.incorrect)))
         ):
             need_tokenizer(self.model, "PromptPairs of texts need")
+        are_ids = [not isinstance(prompt, str) and not is_chat(prompt) for prompt in prompts]
+        if self.chat and any(are_ids):
+            row = self._rows[are_ids.index(True) // 2]
+            raise ValueError(
+                f"chat is True and {row} has token ids, which are used as they are: give texts or messages"
+            )
         if any(are_chats):
             need_chat_template(self.model.tokenizer)
 
