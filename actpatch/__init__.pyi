@@ -36,6 +36,8 @@ from .report.full import create_full_report as create_full_report
 from .results.baselines import Finding as Finding
 from .results.both import BothDirections as BothDirections
 from .results.check import DatasetCheck as DatasetCheck
+from .results.generation import Continuation as Continuation
+from .results.generation import Generation as Generation
 from .results.headline import headline as headline
 from .results.items import HeadPatchingResult as HeadPatchingResult
 from .results.items import NeuronPatchingResult as NeuronPatchingResult
