@@ -1,0 +1,32 @@
+"""The code of docs/generate.md and docs/chat.md runs as it stands, and what they show of its output is what it prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_suite.helpers.models import smol_checkpoint
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(page: str, capsys: Any, **replaced: str) -> None:
+    """Run the page's blocks of Python in order; a block without a language is what the one before printed."""
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in FENCE.finditer((DOCS / page).read_text(encoding="utf-8")):
+        code = block[2]
+        if block[1] != "python":
+            assert printed == code, page
+            continue
+        for name, there in replaced.items():
+            code = code.replace(name.replace("__", "/").replace("_", "-"), there)
+        exec(compile(code, page, "exec"), namespace)
+        printed = capsys.readouterr().out
+
+
+def test_generate(capsys: Any) -> None:
+    run("generate.md", capsys)
