@@ -1,4 +1,4 @@
-"""The code of docs/generate.md and docs/chat.md runs as it stands, and what they show of its output is what it prints."""
+"""The code of docs/generate.md and docs/chat.md runs as it stands, and prints what they show of it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def run(page: str, capsys: Any, named: str = "", there: str = "") -> None:
         named: a model that the page loads, in the place of which another one is loaded.
     """
     namespace: dict[str, Any] = {"__name__": "page"}
+    printed = ""
     for block in FENCE.finditer((DOCS / page).read_text(encoding="utf-8")):
         code = block[2]
         if block[1] != "python":
