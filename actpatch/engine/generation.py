@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from actpatch.core.direction import Direction
-from actpatch.core.sites import Patch, head_axis, position_axis
+from actpatch.core.sites import Patch, position_axis
 from actpatch.engine.engine import PatchingEngine
 from actpatch.engine.plan import Batch
 from actpatch.engine.runs import Runs
@@ -99,21 +99,17 @@ def _on_prompt(hook: Hook, length: int) -> Hook:
     """The hook, given and changing nothing but the positions of the prompt."""
     name, write = hook
     assert isinstance(name, str)
+    axis = position_axis(name)
 
     def write_prompt(value: Tensor, hook: Any) -> Tensor | None:
-        written = write(_prompt_part(value, name, length), hook)
+        written = write(value.narrow(axis, 0, length), hook)
         if written is None:
             return None
         value = value.clone()
-        _prompt_part(value, name, length).copy_(written)
+        value.narrow(axis, 0, length).copy_(written)
         return value
 
     return name, write_prompt
-
-
-def _prompt_part(value: Float[Tensor, "..."], hook_point: str, length: int) -> Float[Tensor, "..."]:
-    part = value.narrow(position_axis(hook_point), 0, length)
-    return part[..., :length] if head_axis(hook_point) == 1 else part
 
 
 def _continued(

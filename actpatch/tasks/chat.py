@@ -107,7 +107,7 @@ def _last_characters(tokenizer: Any, messages: Sequence[Message], text: str) -> 
             return []
         found.append(at + len(content.rstrip()) - 1)
         at += len(content) + len(behind)
-    return found if at == len(text) else []
+    return found
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

@@ -86,6 +86,14 @@ def test_what_a_message_says_is_found_where_the_template_put_it() -> None:
         assert role_positions(tokenizer, messages, ids) == {"SYSTEM": 3, "ASSISTANT": 10, "USER": 14, "END": 16}
 
 
+def test_what_stands_right_behind_the_words_is_none_of_them() -> None:
+    template = TEMPLATE.replace("}} w33", "}}{{ eos_token }}")
+    tokenizer = chat_model("bridge:llama", template).tokenizer
+    ids = tokenizer(chat_text(tokenizer, chat("w3 w4", "w5 ", "w6")), add_special_tokens=False)["input_ids"]
+    assert ids == [1, 31, 3, 4, 1, 32, 5, 1, 31, 6, 1, 32]
+    assert role_positions(tokenizer, chat("w3 w4", "w5 ", "w6"), ids) == {"ASSISTANT": 6, "USER": 9, "END": 11}
+
+
 @pytest.mark.parametrize(
     "content",
     ["message['content'] ~ ' w20' if loop.first else 'w5'", "message['content'] ~ ' ' ~ message['content']", "'w5'"],
