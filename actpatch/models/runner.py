@@ -106,6 +106,19 @@ class Runner(ABC):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a text: the tokenizer's EOS, and those that a wrapped model's settings for generation name.
+
+        None where the model has no tokenizer.
+        """
+        tokenizer = getattr(self.model, "tokenizer", None)
+        if tokenizer is None:
+            return frozenset()
+        settings = getattr(self.model.__dict__.get("original_model"), "generation_config", None)
+        named = [tokenizer.eos_token_id, getattr(settings, "eos_token_id", None)]
+        return frozenset(end for one in named for end in (one if isinstance(one, list) else [one]) if end is not None)
+
     def record(
         self, tokens: Int[Tensor, "pair pos"], hook_points: Collection[str], read: Read, *, keeps_keys: bool = True
     ) -> Recording:

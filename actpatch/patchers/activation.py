@@ -41,7 +41,9 @@ from actpatch.interventions.settings import Options, Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
 from actpatch.patchers.experiment import encoded, run_experiment, run_sweeps
+from actpatch.patchers.generation import PatchChoice, generation, one_hook_point
 from actpatch.results.both import BothDirections, check_kind
+from actpatch.results.generation import Generation
 from actpatch.results.shapes import LayerResults, NeuronResults, PositionResults, SweepResults
 from actpatch.results.sweep import Sweep, largest
 from actpatch.results.text import results_text
@@ -359,11 +361,52 @@ class ActivationPatcher:
                 "or several that are patched together to sweep"
             )
         pairs = _one_prompt(self.model, clean_prompt, corrupted_prompt)
-        names = self.engine.hook_points(hook_point)
-        if len(names) > 1:
-            raise ValueError(f"{hook_point!r} stands for all {len(names)} layers: name one, for instance {names[0]!r}")
-        patch = Patch((Site(names[0], head=head, position=position),))
+        patch = Patch((Site(one_hook_point(self.engine, hook_point), head=head, position=position),))
         return self.engine.patched_logits(pairs, patch, direction)[0][None]
+
+    def generate(
+        self,
+        clean_prompt: Prompt,
+        corrupted_prompt: Prompt,
+        patch: PatchChoice,
+        *,
+        head: int | None = None,
+        position: Position = None,
+        direction: Direction = "denoising",
+        max_new_tokens: int = 20,
+        stop_at_eos: bool = True,
+    ) -> Generation:
+        """What the clean, the corrupted and the patched run say after their prompt, the likeliest token each time.
+
+        The patch is written at positions of the prompt alone. What it changes there is what the new tokens see; they
+        themselves are computed as the model computes them (`engine.generation`). Each of them takes a run of the whole
+        sequence.
+
+        Args:
+            clean_prompt: prompt of the clean run: a text, messages of a chat, or token ids, to which no BOS is added.
+            corrupted_prompt: prompt of the corrupted run, of as many tokens.
+            patch: what is replaced in the patched run: a `Patch`, a `Site`, or the full name of a hook point.
+            head: head to patch, of a hook point that is given by its name; None for all.
+            position: position of the prompt to patch, likewise; a name of one in a chat (`"USER"`), or several; None
+                for all positions of the prompt.
+            direction: which run's activation goes into the other.
+            max_new_tokens: most tokens of each continuation.
+            stop_at_eos: whether a continuation ends at EOS, which is then its last token.
+
+        Raises:
+            ValueError: before any run of the model, for whatever of the arguments is wrong, more tokens than the model
+                reads, and a model that reads other tokens than it writes.
+        """
+        return generation(
+            self.engine,
+            _one_prompt(self.model, clean_prompt, corrupted_prompt),
+            patch,
+            head=head,
+            position=position,
+            direction=direction,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+        )
 
 
 def summarize_results(results: SweepResults, top_k: int = 10) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from actpatch.core.text import count, described
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
+from actpatch.tasks.labels import TokenLabels
 from actpatch.tasks.tokens import Prompt, answer_ids, as_list, is_one_prompt
 
 TargetTokens: TypeAlias = int | str | Sequence[int | str] | None
@@ -39,6 +40,10 @@ class PatchingDataset(ABC):
     more_is_better: bool = True
     """Whether it is the higher, the better the model does what the clean prompt asks for. False for a loss."""
 
+    token_labels: TokenLabels | None = None
+    """What tokens are shown as in tables, figures and reports: token id -> text, a mapping, a list in the order of ids
+    or a function; None for what the model's tokenizer says, or the ids where it has none."""
+
     made_with: Any = None
     """The tokenizer that its answers were made with, where they are kept; None for that of the model it is for."""
 
@@ -56,7 +61,8 @@ class PatchingDataset(ABC):
     def get_clean_corrupt_pairs(self) -> Iterable[tuple[Prompt, Prompt]]:
         """The pairs `(clean prompt, corrupted prompt)`; both prompts of a pair have the same number of tokens.
 
-        A prompt is a text, or token ids: a list, a tuple, an array or a tensor of integers. Ids are used as they are
+        A prompt is a text, the messages of a chat (`[{"role": "user", "content": "..."}]`, written by the tokenizer's
+        own chat template), or token ids: a list, a tuple, an array or a tensor of integers. Ids are used as they are
         given, without a BOS of the model's, and serve models that have no tokenizer too.
         """
 
@@ -78,6 +84,8 @@ class PatchingDataset(ABC):
         to a text.
 
         Negative ones count from the end. Both prompts of a pair have as many tokens, so one position holds for both.
+        Of chats some have names without being named here: `SYSTEM`, `USER` and `ASSISTANT`, the last token of what each
+        says last, where it is the same in both prompts, and `END`.
         """
         return {}
 
@@ -136,8 +144,9 @@ class CleanPrompts(PatchingDataset):
     def __init__(self, dataset: PatchingDataset) -> None:
         check_is_dataset(dataset)
         self.dataset = dataset
-        for declared in ("seed", "metric_name", "metric_unit", "more_is_better", "compute_metric", "made_with"):
-            setattr(self, declared, getattr(dataset, declared))
+        declared = ("seed", "metric_name", "metric_unit", "more_is_better", "compute_metric", "made_with")
+        for name in (*declared, "token_labels"):
+            setattr(self, name, getattr(dataset, name))
 
     @property
     def name(self) -> str:

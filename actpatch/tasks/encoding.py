@@ -22,13 +22,14 @@ from actpatch.metrics.base import AnswerMetric, Answers, Metric
 from actpatch.metrics.chosen import MetricChoice, choose_metrics
 from actpatch.tasks.answers import check_answers, checked_targets, has_own_metric, n_answers, of_pairs, own_metric
 from actpatch.tasks.dataset import PatchingDataset, check_is_dataset, pairs_of
+from actpatch.tasks.labels import check_labels, labelled
 from actpatch.tasks.tokens import (
     WrongTokenizer,
     as_list,
     compare_lengths,
     encode_prompt,
     first_difference,
-    token_strings,
+    named_in_chat,
 )
 from actpatch.tasks.vocabulary import check_made_for
 
@@ -51,7 +52,8 @@ class EncodedPairs:
     """Token ids of each clean prompt, of its own length, BOS included where the model prepends one to a text."""
     corrupted: tuple[Int[Tensor, " _"], ...]
     clean_tokens: tuple[tuple[str, ...], ...]
-    """Token strings of each clean prompt; the ids as texts where the model has no tokenizer."""
+    """Token strings of each clean prompt, as the dataset's `token_labels` or the model's tokenizer give them; else the
+    ids as texts."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
     positions: tuple[Mapping[str, int], ...] = ()
     """Named positions of each pair, counted from the front; empty where the pairs were not made from a dataset."""
@@ -171,21 +173,26 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
         ValueError: for an empty dataset, a pair index out of range or given twice, a pair that is not two prompts, a
             text where the model has no tokenizer and a dataset that was made for another one (both `WrongTokenizer`), a
             word that the tokenizer does not know, a token id outside the vocabulary, prompts of different token
-            lengths, or longer than the context, a named position outside its prompt, a template key or a group that is
-            no text, and a seed that is no integer.
+            lengths, or longer than the context, a chat that the tokenizer has no template for, a named position outside
+            its prompt, a template key, a group or a token label that is no text, and a seed that is no integer.
     """
     check_is_dataset(dataset)
     pairs = pairs_of(dataset)
     indices = chosen_indices(dataset.name, len(pairs), pair_indices)
     check_made_for(model, dataset, pairs)
     encoded = [_encode_pair(model, pairs[i], i) for i in indices]
+    labels = dataset.token_labels
+    check_labels(labels)
     return EncodedPairs(
         indices=indices,
         clean=tuple(clean for clean, _ in encoded),
         corrupted=tuple(corrupted for _, corrupted in encoded),
-        clean_tokens=tuple(token_strings(model, clean) for clean, _ in encoded),
-        corrupted_tokens=tuple(token_strings(model, corrupted) for _, corrupted in encoded),
-        positions=tuple(_checked_positions(dataset, i, len(clean)) for i, (clean, _) in zip(indices, encoded)),
+        clean_tokens=tuple(labelled(model, clean.tolist(), labels) for clean, _ in encoded),
+        corrupted_tokens=tuple(labelled(model, corrupted.tolist(), labels) for _, corrupted in encoded),
+        positions=tuple(
+            {**_named_in_chats(model, pairs[i], both), **_checked_positions(dataset, i, len(both[0]))}
+            for i, both in zip(indices, encoded)
+        ),
         templates=tuple(_checked_key(dataset, "get_template", i) for i in indices),
         groups=tuple(_checked_key(dataset, "get_group", i) for i in indices),
         task=dataset.name,
@@ -261,6 +268,12 @@ def _encode_pair(model: Any, pair: Any, index: int) -> tuple[Int[Tensor, " pos"]
             "position, so both need the same number of tokens: replace words by words of as many tokens"
         )
     return clean, corrupted
+
+
+def _named_in_chats(model: Any, pair: Any, encoded: tuple[Int[Tensor, " pos"], Int[Tensor, " pos"]]) -> dict[str, int]:
+    """Names that the roles of a chat give to positions, of those that they give to the same one in both prompts."""
+    clean, corrupted = (named_in_chat(model, prompt, tokens) for prompt, tokens in zip(as_list(pair) or (), encoded))
+    return {name: at for name, at in clean.items() if corrupted.get(name) == at}
 
 
 def _checked_positions(dataset: PatchingDataset, index: int, length: int) -> dict[str, int]:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from actpatch.core.heavy import pd
+from actpatch.core.indices import is_integer
 from actpatch.core.text import MOST_LISTED
+from actpatch.tasks.chat import is_chat
+from actpatch.tasks.tokens import Prompt, as_list, is_one_prompt
 
 POSITION_PREFIX = "position:"
 """What the names of columns with named positions begin with."""
@@ -24,11 +27,13 @@ _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 class PromptPair:
     """One pair of one's own."""
 
-    clean: str
-    corrupted: str
-    correct: tuple[str, ...]
-    """Acceptable answers to the clean prompt, each as it stands after it, with the space if it begins with one."""
-    incorrect: tuple[str, ...] = ()
+    clean: Prompt
+    """A text, messages of a chat, or token ids."""
+    corrupted: Prompt
+    correct: tuple[str | int, ...]
+    """Acceptable answers to the clean prompt, each as it stands after it, with the space if it begins with one; or
+    token ids."""
+    incorrect: tuple[str | int, ...] = ()
     template: str = ""
     """Key that pairs share if they may be averaged position by position; see `PatchingDataset.get_template`."""
     positions: Mapping[str, int] = field(default_factory=dict)
@@ -40,11 +45,13 @@ class PromptPair:
 
     def __post_init__(self) -> None:
         for which, prompt in (("clean", self.clean), ("corrupted", self.corrupted)):
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise ValueError(f"the {which} prompt is {prompt!r}, expected a text")
+            if not (prompt.strip() if isinstance(prompt, str) else is_one_prompt(prompt) and as_list(prompt)):
+                raise ValueError(f"the {which} prompt is {prompt!r}, expected a text, messages of a chat or token ids")
         for side, answers in (("correct", self.correct), ("incorrect", self.incorrect)):
-            if isinstance(answers, str):
+            if isinstance(answers, str) or is_integer(answers):
                 raise ValueError(f"{side} is {answers!r}, expected a tuple of answers: ({answers!r},)")
+            if wrong := [answer for answer in answers if not isinstance(answer, str) and not is_integer(answer)]:
+                raise ValueError(f"{side} holds {wrong[0]!r}, expected texts or token ids")
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,8 @@ class Columns:
 
     def _pair(self, cells: Mapping[Any, Any], positions: Sequence[str], row: str) -> PromptPair:
         return PromptPair(
-            clean=_text(cells[self.clean], self.clean),
-            corrupted=_text(cells[self.corrupted], self.corrupted),
+            clean=_prompt(cells[self.clean], self.clean),
+            corrupted=_prompt(cells[self.corrupted], self.corrupted),
             correct=self._answers(cells[self.correct], self.correct),
             incorrect=() if self.incorrect is None else self._answers(cells[self.incorrect], self.incorrect),
             template=_key(cells.get(self.template)),
@@ -232,6 +239,10 @@ def _is_empty(cell: Any) -> bool:
     if isinstance(cell, str):
         return not cell.strip()
     return bool(pd.isna(cell)) if pd.api.types.is_scalar(cell) else len(cell) == 0
+
+
+def _prompt(cell: Any, column: str) -> Prompt:
+    return cell if is_chat(cell) else _text(cell, column)
 
 
 def _text(cell: Any, column: str) -> str:

@@ -6,6 +6,7 @@ named positions. Everything that is wrong with a file is found when it is read, 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,19 @@ from actpatch.core.heavy import pd
 from actpatch.core.indices import check_index
 from actpatch.core.warn import warn_user
 from actpatch.tasks.answers import checked_targets
+from actpatch.tasks.chat import is_chat, need_chat_template, one_message
 from actpatch.tasks.dataset import PatchingDataset, TokenIds, one_or_several
 from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
-from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer, single_token, space_hint
+from actpatch.tasks.labels import TokenLabels, check_labels
+from actpatch.tasks.tokens import (
+    Prompt,
+    as_list,
+    compare_lengths,
+    encode_prompt,
+    need_tokenizer,
+    single_token,
+    space_hint,
+)
 
 
 class PromptPairs(PatchingDataset):
@@ -29,30 +40,47 @@ class PromptPairs(PatchingDataset):
     with its space. In a CSV file several acceptable answers are separated by `|`; in JSONL and DataFrames they are a
     list. Pairs may repeat; `repeated_pairs` tells which do.
 
+    In the place of a text a prompt may be the messages of a chat. Of a `PromptPair` prompts and answers may be token
+    ids too, for models without a tokenizer.
+
     Args:
         model: the model whose tokenizer the prompts and answers are for.
         pairs: the pairs.
         name: what the task is called in tables and figures.
         varies: which signal of the clean prompt the corruption changes.
+        chat: whether each prompt that is a text is what a user says in a chat, written by the tokenizer's own chat
+            template.
+        token_labels: what tokens are shown as (`PatchingDataset.token_labels`); None for what the tokenizer says.
 
     Raises:
-        ValueError: for a model without a tokenizer, no pairs, answers that are not one token each, or on both sides,
-            prompts of different token lengths, with unknown words or longer than the context, and positions outside
-            their prompt: up to five rows, and their number.
+        ValueError: for texts and a model without a tokenizer, a chat and a tokenizer without a chat template, no pairs,
+            answers that are not one token each, or on both sides, prompts of different token lengths, with unknown
+            words or longer than the context, and positions outside their prompt: up to five rows, and their number.
     """
 
-    def __init__(self, model: Any, pairs: Iterable[PromptPair], *, name: str = "own prompts", varies: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        pairs: Iterable[PromptPair],
+        *,
+        name: str = "own prompts",
+        varies: str = "",
+        chat: bool = False,
+        token_labels: TokenLabels | None = None,
+    ) -> None:
         if not isinstance(pairs, Iterable):
             raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
-        need_tokenizer(model, "PromptPairs need")
         self.model, self.made_with = model, getattr(model, "tokenizer", None)
         self.pairs = tuple(pairs)
+        self.chat, self.token_labels = chat, token_labels
         if not self.pairs:
             raise ValueError(f"{name} has no pairs: give at least one row")
         if wrong := [pair for pair in self.pairs if not isinstance(pair, PromptPair)]:
             raise ValueError(f"pairs holds a {type(wrong[0]).__name__}, expected PromptPair(clean, corrupted, ...)")
         self._name, self._varies = name, varies
         self._rows = [pair.row or f"pair {i}" for i, pair in enumerate(self.pairs)]
+        check_labels(token_labels)
+        self._check_tokenizer()
         self._targets = self._single_token_answers()
         self._check_targets()
         self._check_prompts()
@@ -72,6 +100,8 @@ class PromptPairs(PatchingDataset):
         group: str = "group",
         name: str | None = None,
         varies: str = "",
+        chat: bool = False,
+        token_labels: TokenLabels | None = None,
     ) -> PromptPairs:
         """Pairs from a CSV file in UTF-8, with a header. Commas stand between cells, or semicolons or tabs, as
         the header has them. Cells with such a one stand in quotes.
@@ -89,6 +119,8 @@ class PromptPairs(PatchingDataset):
             group: name of the column that tells which pairs may work alike; there need be none called `group`.
             name: what the task is called; None for the file's name.
             varies: which signal of the clean prompt the corruption changes.
+            chat: whether each prompt is what a user says in a chat.
+            token_labels: what tokens are shown as; None for what the tokenizer says.
 
         Raises:
             ValueError: for missing columns, rows with more cells than the header, empty cells, and what the class
@@ -96,7 +128,8 @@ class PromptPairs(PatchingDataset):
         """
         frame, rows = read_csv(Path(path))
         columns = Columns(clean, corrupted, correct, incorrect, template, group, separator=ANSWER_SEPARATOR)
-        return cls(model, columns.read(frame, rows, Path(path).name), name=name or Path(path).stem, varies=varies)
+        pairs = columns.read(frame, rows, Path(path).name)
+        return cls(model, pairs, name=name or Path(path).stem, varies=varies, chat=chat, token_labels=token_labels)
 
     @classmethod
     def from_jsonl(
@@ -112,6 +145,8 @@ class PromptPairs(PatchingDataset):
         group: str = "group",
         name: str | None = None,
         varies: str = "",
+        chat: bool = False,
+        token_labels: TokenLabels | None = None,
     ) -> PromptPairs:
         """Pairs from a file with one JSON object per line. Arguments and errors are those of `from_csv`.
 
@@ -119,7 +154,8 @@ class PromptPairs(PatchingDataset):
         """
         frame, rows = read_jsonl(Path(path))
         columns = Columns(clean, corrupted, correct, incorrect, template, group)
-        return cls(model, columns.read(frame, rows, Path(path).name), name=name or Path(path).stem, varies=varies)
+        pairs = columns.read(frame, rows, Path(path).name)
+        return cls(model, pairs, name=name or Path(path).stem, varies=varies, chat=chat, token_labels=token_labels)
 
     @classmethod
     def from_dataframe(
@@ -135,6 +171,8 @@ class PromptPairs(PatchingDataset):
         group: str = "group",
         name: str = "own prompts",
         varies: str = "",
+        chat: bool = False,
+        token_labels: TokenLabels | None = None,
     ) -> PromptPairs:
         """Pairs from the rows of a DataFrame. Arguments and errors are those of `from_csv`.
 
@@ -144,7 +182,7 @@ class PromptPairs(PatchingDataset):
             raise ValueError(f"frame is a {type(frame).__name__}, expected a pandas DataFrame: pd.DataFrame(rows)")
         columns = Columns(clean, corrupted, correct, incorrect, template, group)
         pairs = columns.read(frame, [f"row {label}" for label in frame.index], "the DataFrame")
-        return cls(model, pairs, name=name, varies=varies)
+        return cls(model, pairs, name=name, varies=varies, chat=chat, token_labels=token_labels)
 
     @property
     def name(self) -> str:
@@ -158,11 +196,12 @@ class PromptPairs(PatchingDataset):
     def repeated_pairs(self) -> tuple[int, ...]:
         """Indices of the pairs whose prompts and answers are those of an earlier one."""
         first: dict[Any, int] = {}
-        said = [(pair.clean, pair.corrupted, pair.correct, pair.incorrect) for pair in self.pairs]
+        prompts = [[as_list(prompt) or prompt for prompt in (pair.clean, pair.corrupted)] for pair in self.pairs]
+        said = [repr((both, pair.correct, pair.incorrect)) for both, pair in zip(prompts, self.pairs)]
         return tuple(i for i, pair in enumerate(said) if first.setdefault(pair, i) < i)
 
-    def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
-        return [(pair.clean, pair.corrupted) for pair in self.pairs]
+    def get_clean_corrupt_pairs(self) -> list[tuple[Prompt, Prompt]]:
+        return [(self._as_asked(pair.clean), self._as_asked(pair.corrupted)) for pair in self.pairs]
 
     def get_target_tokens(self, pair_idx: int) -> tuple[TokenIds, TokenIds]:
         """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids."""
@@ -178,11 +217,37 @@ class PromptPairs(PatchingDataset):
     def get_group(self, pair_idx: int) -> str:
         return self.pairs[pair_idx].group or self.pairs[pair_idx].template
 
+    def _as_asked(self, prompt: Prompt) -> Prompt:
+        return one_message(prompt) if self.chat and isinstance(prompt, str) else prompt
+
+    def _check_tokenizer(self) -> None:
+        """Ids need no tokenizer; texts and chats do, and chats its template besides."""
+        if not isinstance(self.chat, bool):
+            raise ValueError(f"chat is {self.chat!r}, expected True or False")
+        prompts = [prompt for pair in self.pairs for prompt in (pair.clean, pair.corrupted)]
+        are_chats = [self.chat or is_chat(prompt) for prompt in prompts]
+        if any(are_chats) or any(
+            isinstance(text, str)
+            for text in (*prompts, *(answer for pair in self.pairs for answer in (*pair.correct, *pair.incorrect)))
+        ):
+            need_tokenizer(self.model, "PromptPairs of texts need")
+        are_ids = [not isinstance(prompt, str) and not is_chat(prompt) for prompt in prompts]
+        if self.chat and any(are_ids):
+            row = self._rows[are_ids.index(True) // 2]
+            raise ValueError(
+                f"chat is True and {row} has token ids, which are used as they are: give texts or messages"
+            )
+        if any(are_chats):
+            need_chat_template(self.model.tokenizer)
+
     def _single_token_answers(self) -> list[tuple[list[int], list[int]]]:
-        known: dict[str, int] = {}
+        known: dict[str | int, int] = {}
         faults = []
         for row, pair in zip(self._rows, self.pairs):
             for answer in (*pair.correct, *pair.incorrect):
+                if not isinstance(answer, str):
+                    known[answer] = operator.index(answer)
+                    continue
                 try:
                     known[answer] = known[answer] if answer in known else single_token(self.model, answer)
                 except ValueError as error:
@@ -203,9 +268,9 @@ class PromptPairs(PatchingDataset):
 
     def _check_prompts(self) -> None:
         unreadable, unequal, outside = [], [], []
-        for row, pair in zip(self._rows, self.pairs):
+        for row, pair, prompts in zip(self._rows, self.pairs, self.get_clean_corrupt_pairs()):
             try:
-                clean, corrupted = (encode_prompt(self.model, prompt) for prompt in (pair.clean, pair.corrupted))
+                clean, corrupted = (encode_prompt(self.model, prompt) for prompt in prompts)
             except ValueError as error:
                 unreadable.append((row, str(error)))
                 continue
@@ -229,6 +294,7 @@ class PromptPairs(PatchingDataset):
             (row, answer)
             for row, pair in zip(self._rows, self.pairs)
             for answer in (*pair.correct, *pair.incorrect)
+            if isinstance(pair.clean, str) and not self.chat and isinstance(answer, str)
             if pair.clean[-1:].isalpha() and answer[:1].isalpha() and space_hint(self.model, answer)
         ]
         if joined:

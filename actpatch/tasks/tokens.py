@@ -13,12 +13,17 @@ from torch import Tensor
 
 from actpatch.core.indices import is_integer
 from actpatch.core.text import described, shortened
+from actpatch.tasks.chat import Message, chat_text, is_chat, role_positions
 
-Prompt: TypeAlias = "str | Sequence[int] | np.ndarray | Tensor"
-"""A text, or token ids: a list, a tuple, an array or a tensor of integers, of one axis or of one row.
+Prompt: TypeAlias = "str | Sequence[Message] | Sequence[int] | np.ndarray | Tensor"
+"""A text, messages of a chat, or token ids: a list, a tuple, an array or a tensor of integers, of one axis or of one
+row.
 
-Ids are used as they are given: no BOS is added to them.
+Messages become a text by the tokenizer's chat template. Ids are used as they are given: no BOS is added to them.
 """
+
+
+NO_TOKENIZER = "this model has no tokenizer: give prompts as token ids, or set model.tokenizer"
 
 
 class WrongTokenizer(ValueError):
@@ -28,12 +33,17 @@ class WrongTokenizer(ValueError):
 def encode_prompt(model: Any, prompt: Prompt) -> Int[Tensor, " pos"]:
     """The prompt's token ids: of a text with BOS where the model prepends one, of ids as they are given.
 
+    Of a chat there is one BOS, whether its template writes it, the model prepends it, or both.
+
     Raises:
-        ValueError: for a text where the model has no tokenizer (`WrongTokenizer`), a word that the tokenizer does not
-            know, what is neither a text nor ids of the model's vocabulary, and for no tokens or more than the model
-            reads.
+        ValueError: for a text or a chat where the model has no tokenizer (`WrongTokenizer`), a word that the tokenizer
+            does not know, what is neither a text, nor messages, nor ids of the model's vocabulary, a tokenizer without
+            a chat template or whose template refuses the messages, and for no tokens or more than the model reads.
     """
-    tokens = text_tokens(model, prompt) if isinstance(prompt, str) else _given_ids(model, prompt)
+    if is_chat(prompt):
+        tokens = _chat_tokens(model, prompt)
+    else:
+        tokens = text_tokens(model, prompt) if isinstance(prompt, str) else _given_ids(model, prompt)
     if isinstance(prompt, str):
         _check_known(model, tokens, prompt)
     if len(tokens) > model.cfg.n_ctx:
@@ -57,7 +67,7 @@ def text_tokens(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
             "with load_model(...)"
         )
     if not has_tokenizer(model):
-        raise WrongTokenizer("this model has no tokenizer: give prompts as token ids, or set model.tokenizer")
+        raise WrongTokenizer(NO_TOKENIZER)
     try:
         return model.to_tokens(text, truncate=False, **options)[0].cpu()
     except (AssertionError, TypeError, ValueError) as error:
@@ -68,10 +78,15 @@ def text_tokens(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
         ) from error
 
 
+def named_in_chat(model: Any, prompt: Prompt, tokens: Int[Tensor, " pos"]) -> dict[str, int]:
+    """Positions that a chat's roles give names to (`tasks.chat.role_positions`); none in any other prompt."""
+    return role_positions(model.tokenizer, prompt, tokens.tolist()) if is_chat(prompt) else {}
+
+
 def is_one_prompt(given: Any) -> bool:
-    """Whether this is a text or a row of token ids, and no pair of such."""
+    """Whether this is a text, a chat or a row of token ids, and no pair of such."""
     ids = as_list(given)
-    return isinstance(given, str) or (ids is not None and all(map(_is_id, ids)))
+    return isinstance(given, str) or is_chat(given) or (ids is not None and all(map(_is_id, ids)))
 
 
 def as_list(several: Any) -> list[Any] | None:
@@ -117,6 +132,16 @@ def token_strings(model: Any, tokens: Iterable[int] | Int[Tensor, " pos"]) -> tu
     if not has_tokenizer(model):
         return tuple(str(int(token)) for token in tokens)
     return tuple(_decoded(model.tokenizer, int(token)) for token in tokens)
+
+
+def text_of(model: Any, tokens: Sequence[int]) -> str:
+    """Tokens as one text; the ids, with spaces between them, where the model has no tokenizer."""
+    if not has_tokenizer(model):
+        return " ".join(token_strings(model, tokens))
+    try:
+        return model.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+    except (TypeError, KeyError, IndexError):  # it does not know the option, or one of the ids
+        return "".join(token_strings(model, tokens))
 
 
 def unknown_token(model: Any) -> int | None:
@@ -192,6 +217,16 @@ def first_difference(clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) -> 
     common = min(len(clean), len(corrupted))
     differs = (clean[:common] != corrupted[:common]).nonzero()
     return int(differs[0]) if len(differs) else common
+
+
+def _chat_tokens(model: Any, messages: Sequence[Message]) -> Int[Tensor, " pos"]:
+    if not has_tokenizer(model):
+        raise WrongTokenizer(NO_TOKENIZER)
+    text = chat_text(model.tokenizer, messages)
+    tokens = text_tokens(model, text)
+    _check_known(model, tokens, text)
+    bos = model.tokenizer.bos_token_id
+    return tokens[1:] if tokens[:2].tolist() == [bos, bos] else tokens
 
 
 def _given_ids(model: Any, prompt: Any) -> Int[Tensor, " pos"]:

@@ -197,7 +197,9 @@ def test_tasks_of_words_say_that_they_need_a_tokenizer(name: str) -> None:
             "^this model has no tokenizer, and .* needs? one: set model.tokenizer, or give prompts as token ids"
         ):
             task(model, 2)
-    with refused("^this model has no tokenizer, and PromptPairs need one: set model.tokenizer, or give prompts as"):
+    with refused(
+        "^this model has no tokenizer, and PromptPairs of texts need one: set model.tokenizer, or give prompts as"
+    ):
         PromptPairs(model, [PromptPair("w1", "w2", (" w3",))])
     answers = Pairs([([1, 2], [3, 2])], lambda: (model.to_single_token("w3"), 4))
     with refused("pair 0: get_target_tokens failed .*, and this model has no tokenizer: return token ids"):
