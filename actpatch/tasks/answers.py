@@ -9,7 +9,7 @@ from typing import Any
 from actpatch.metrics.base import AnswerMetric, Metric
 from actpatch.metrics.own import DatasetMetric
 from actpatch.tasks.dataset import PatchingDataset
-from actpatch.tasks.tokens import WrongTokenizer, has_tokenizer, token_ids, token_strings, unknown_token
+from actpatch.tasks.tokens import WrongTokenizer, answer_ids, has_tokenizer, sides_of, token_strings, unknown_token
 
 
 def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -30,11 +30,15 @@ def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[t
             "token each for this model, usually with a leading space"
         ) from error
     try:
-        correct, incorrect = (token_ids(side) for side in targets)
-    except (TypeError, ValueError) as error:
+        correct, incorrect = (answer_ids(model, side) for side in sides_of(targets))
+    except WrongTokenizer as error:
+        raise WrongTokenizer(f"pair {index}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"pair {index}: {error}") from error
+    except TypeError as error:
         raise ValueError(
             f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id), "
-            "or a list of ids or None in the place of either"
+            "or in the place of either a text that is one token, a list of ids or texts, or None"
         ) from error
     size, unknown = n_answers(model), unknown_token(model)
     for token in (*correct, *incorrect):

@@ -13,13 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actpatch.core.text import described
+from actpatch.core.text import count, described
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
-from actpatch.tasks.tokens import Prompt, as_list, is_one_prompt, token_ids
+from actpatch.tasks.tokens import Prompt, answer_ids, as_list, is_one_prompt
 
-TargetTokens: TypeAlias = int | Sequence[int] | None
-"""Token id of the only answer, or the ids of several that count alike; None where there is no answer."""
+TargetTokens: TypeAlias = int | str | Sequence[int | str] | None
+"""The only answer, or several that count alike, as token ids or as texts of one token each; None where there is none.
+
+Texts are taken as they are written: after "... gave a drink to" comes " Mary", with its space.
+"""
+TokenIds: TypeAlias = int | tuple[int, ...]
+"""Answers as token ids: one, or several that count alike."""
 
 
 class PatchingDataset(ABC):
@@ -37,6 +42,11 @@ class PatchingDataset(ABC):
     made_with: Any = None
     """The tokenizer that its answers were made with, where they are kept; None for that of the model it is for."""
 
+    def __repr__(self) -> str:
+        """Class, number of pairs, name, and the seed where there is one."""
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        return f'{type(self).__name__}({count(len(self), "pair")}, "{self.name}"{seed})'
+
     @property
     @abstractmethod
     def name(self) -> str:
@@ -52,9 +62,10 @@ class PatchingDataset(ABC):
 
     @abstractmethod
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
-        """Token ids `(correct, incorrect)` of the answers to the clean prompt: on each side one, several or None.
+        """The answers `(correct, incorrect)` to the clean prompt: on each side one, several or None.
 
-        Without an incorrect answer the pair serves metrics that read the right one alone.
+        An answer is a token id, or a text that is one token for the model, taken as it is written (" Mary"). Without an
+        incorrect answer the pair serves metrics that read the right one alone.
         """
 
     @property
@@ -94,13 +105,26 @@ class PatchingDataset(ABC):
 
         `metric_name`, `metric_unit` and `more_is_better` say then what it is. Several answers of one side count as one
         whose probability is the sum of theirs.
+
+        Raises:
+            ValueError: for answers that are texts, where the dataset does not say which model it is for, or they are
+                not one token each for it.
         """
-        correct, incorrect = (token_ids(targets) for targets in self.get_target_tokens(pair_idx))
+        correct, incorrect = (self._answer_ids_of(side) for side in self.get_target_tokens(pair_idx))
         metric = LogitDifference(Answers((correct,), (incorrect,), (pair_idx,)))
         return metric.measure(logits[..., metric.tokens], torch.zeros(1, dtype=torch.long)).item()
 
     def __len__(self) -> int:
         return len(pairs_of(self))
+
+    def _answer_ids_of(self, side: TargetTokens) -> tuple[int, ...]:
+        is_text = isinstance(side, str) or (isinstance(side, Sequence) and any(isinstance(one, str) for one in side))
+        if is_text and self.made_for is None:
+            raise ValueError(
+                f"the answers {side!r} are texts, and the dataset {self.name!r} does not say which model it is for: "
+                "set self.model, or return token ids"
+            )
+        return answer_ids(self.made_for, side)
 
 
 class CleanPrompts(PatchingDataset):
@@ -181,6 +205,6 @@ def pairs_of(dataset: PatchingDataset) -> list[Any]:
     return list(given)
 
 
-def one_or_several(ids: Sequence[int]) -> TargetTokens:
+def one_or_several(ids: Sequence[int]) -> TokenIds:
     """These answers as `get_target_tokens` gives them: the id itself where there is only one."""
     return ids[0] if len(ids) == 1 else tuple(ids)

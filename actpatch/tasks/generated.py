@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
-from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several
+from actpatch.tasks.dataset import PatchingDataset, TokenIds, one_or_several
 from actpatch.tasks.tokens import need_tokenizer, single_token, text_tokens
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class GeneratedTask(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
         return [(pair.clean, pair.corrupted) for pair in self._pairs]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[TokenIds, TokenIds]:
         """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids."""
         pair = self._pairs[pair_idx]
         correct, incorrect = ([self._answer_ids[text] for text in side] for side in (pair.correct, pair.incorrect))

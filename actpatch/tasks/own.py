@@ -14,9 +14,9 @@ from actpatch.core.heavy import pd
 from actpatch.core.indices import check_index
 from actpatch.core.warn import warn_user
 from actpatch.tasks.answers import checked_targets
-from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several
+from actpatch.tasks.dataset import PatchingDataset, TokenIds, one_or_several
 from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
-from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer, single_token
+from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer, single_token, space_hint
 
 
 class PromptPairs(PatchingDataset):
@@ -164,7 +164,7 @@ class PromptPairs(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[str, str]]:
         return [(pair.clean, pair.corrupted) for pair in self.pairs]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
+    def get_target_tokens(self, pair_idx: int) -> tuple[TokenIds, TokenIds]:
         """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids."""
         correct, incorrect = self._targets[pair_idx]
         return one_or_several(correct), one_or_several(incorrect)
@@ -186,7 +186,7 @@ class PromptPairs(PatchingDataset):
                 try:
                     known[answer] = known[answer] if answer in known else single_token(self.model, answer)
                 except ValueError as error:
-                    faults.append((row, f"{error}{_space_hint(self.model, answer)}{_list_hint(answer)}"))
+                    faults.append((row, f"{error}{space_hint(self.model, answer)}{_list_hint(answer)}"))
         self._refuse(faults, "answers that are not one token each")
         return [
             ([known[text] for text in pair.correct], [known[text] for text in pair.incorrect]) for pair in self.pairs
@@ -229,7 +229,7 @@ class PromptPairs(PatchingDataset):
             (row, answer)
             for row, pair in zip(self._rows, self.pairs)
             for answer in (*pair.correct, *pair.incorrect)
-            if pair.clean[-1:].isalpha() and answer[:1].isalpha() and _space_hint(self.model, answer)
+            if pair.clean[-1:].isalpha() and answer[:1].isalpha() and space_hint(self.model, answer)
         ]
         if joined:
             row, answer = joined[0]
@@ -238,15 +238,6 @@ class PromptPairs(PatchingDataset):
                 f"the prompt's last word, the first is {row}, {answer!r}. They are measured as they are written; if a "
                 f"new word was meant, write {' ' + answer!r}"
             )
-
-
-def _space_hint(model: Any, answer: str) -> str:
-    """Where the answer with a space before it is one token, a sentence that says so."""
-    try:
-        single_token(model, f" {answer}")
-    except ValueError:
-        return ""
-    return f", or write it with the space: {' ' + answer!r} is one token"
 
 
 def _list_hint(answer: str) -> str:

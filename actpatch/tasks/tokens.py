@@ -139,6 +139,44 @@ def token_ids(targets: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(operator.index, ids)))
 
 
+def sides_of(targets: Any) -> tuple[Any, Any]:
+    """What a dataset gives as answers: the correct and the incorrect ones.
+
+    Raises:
+        TypeError: where these are not two sides.
+    """
+    if isinstance(targets, (str, bytes)) or not isinstance(targets, Iterable):
+        raise TypeError(f"{targets!r} is no pair of answers")
+    sides = tuple(targets)
+    if len(sides) != 2:
+        raise TypeError(f"{targets!r} is no pair of answers")
+    return sides
+
+
+def answer_ids(model: Any, targets: Any) -> tuple[int, ...]:
+    """Answers as a dataset gives them, as ids: one, several or None; texts are taken as they are written.
+
+    Raises:
+        ValueError: for a text that is not one token for this model, naming its tokens, or that the tokenizer does not
+            know, and where the model has no tokenizer (`WrongTokenizer`).
+        TypeError: for what is neither an id nor a text.
+    """
+    if isinstance(targets, str):
+        return (_answer_id(model, targets),)
+    if isinstance(targets, Iterable) and not hasattr(targets, "tolist") and not isinstance(targets, bytes):
+        targets = [_answer_id(model, one) if isinstance(one, str) else one for one in targets]
+    return token_ids(targets)
+
+
+def space_hint(model: Any, answer: str) -> str:
+    """Where the answer with a space before it is one token, a sentence that says so."""
+    try:
+        single_token(model, f" {answer}")
+    except ValueError:
+        return ""
+    return f", or write it with the space: {' ' + answer!r} is one token"
+
+
 def compare_lengths(model: Any, clean: Int[Tensor, " _"], corrupted: Int[Tensor, " _"]) -> str:
     """How many tokens two prompts have, and where they part, for messages."""
     at = first_difference(clean, corrupted)
@@ -207,3 +245,14 @@ def _unknown_words(tokenizer: Any, text: str, unknown: int) -> list[str]:
     else:  # it does not know where in a text a token stands
         words = [piece for piece in tokenizer.tokenize(text) if tokenizer.convert_tokens_to_ids(piece) == unknown]
     return list(dict.fromkeys(words))
+
+
+def _answer_id(model: Any, text: str) -> int:
+    if not has_tokenizer(model):
+        raise WrongTokenizer(
+            f"the answer {text!r} is a text, and this model has no tokenizer: return token ids, or set model.tokenizer"
+        )
+    try:
+        return single_token(model, text)
+    except ValueError as error:
+        raise ValueError(f"get_target_tokens returned the text {text!r}: {error}{space_hint(model, text)}") from error
