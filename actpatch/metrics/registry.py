@@ -14,6 +14,11 @@ from actpatch.metrics.answers import (
 )
 from actpatch.metrics.base import NamedMetric
 from actpatch.metrics.distribution import KLDivergence
+from actpatch.metrics.sequence import (
+    SequenceLogProbability,
+    SequenceLogProbabilityDifference,
+    SequenceLogProbabilityPerToken,
+)
 
 NAMED_METRICS: dict[str, type[NamedMetric]] = {
     metric.key: metric
@@ -25,6 +30,9 @@ NAMED_METRICS: dict[str, type[NamedMetric]] = {
         Rank,
         Accuracy,
         KLDivergence,
+        SequenceLogProbability,
+        SequenceLogProbabilityPerToken,
+        SequenceLogProbabilityDifference,
     )
 }
 
