@@ -118,8 +118,8 @@ def put(
 
 
 def _put_in_prompts(
-    target: Float[Tensor, "row pos ..."],
-    source: Float[Tensor, "pair pos ..."],
+    target: Float[Tensor, "row computed ..."],
+    source: Float[Tensor, "pair recorded ..."],
     pairs: Int[Tensor, " row"],
     at: Int[Tensor, " row"] | None,
     start: int,

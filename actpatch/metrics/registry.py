@@ -15,6 +15,7 @@ from actpatch.metrics.answers import (
 from actpatch.metrics.base import NamedMetric
 from actpatch.metrics.distribution import KLDivergence
 from actpatch.metrics.sequence import (
+    SequenceAccuracy,
     SequenceLogProbability,
     SequenceLogProbabilityDifference,
     SequenceLogProbabilityPerToken,
@@ -33,6 +34,7 @@ NAMED_METRICS: dict[str, type[NamedMetric]] = {
         SequenceLogProbability,
         SequenceLogProbabilityPerToken,
         SequenceLogProbabilityDifference,
+        SequenceAccuracy,
     )
 }
 

@@ -33,6 +33,8 @@ class LogProbabilities(NamedTuple):
     """Logarithm of the sum of the wrong answers' probabilities."""
     correct_per_token: Float[np.ndarray, "... pair"]
     """The highest mean over the tokens of a right answer."""
+    greedy: Float[np.ndarray, "... pair"]
+    """1 where each token of a right answer has the highest logit, given those before it, else 0."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,6 +101,20 @@ class SequenceLogProbabilityDifference(SequenceMetric):
             return read.correct - read.incorrect
 
 
+@dataclass(frozen=True, repr=False)
+class SequenceAccuracy(SequenceMetric):
+    """1 where each token of a right answer has the highest logit, given those before it, else 0: greedy decoding says
+    it."""
+
+    name: str = "sequence accuracy"
+    key: ClassVar[str] = "sequence_accuracy"
+    unit: ClassVar[str] = ""
+    right_above: ClassVar[float | None] = 0.5
+
+    def of(self, read: LogProbabilities) -> Float[np.ndarray, "... pair"]:
+        return read.greedy
+
+
 @dataclass(frozen=True)
 class SequenceSet:
     """Several metrics of the same whole answers, measured from the same runs.
@@ -156,19 +172,24 @@ class SequenceSet:
         """Every metric of each sample of each pair, from what was read of its runs."""
         per_sample = [len(of_pair) for of_pair in self.continuations for _ in range(self.samples)]
         first = np.cumsum([0, *per_sample[:-1]])
-        correct, incorrect, per_token = values
+        correct, incorrect, per_token, greedy = values
         read = LogProbabilities(
             np.logaddexp.reduceat(correct, first, axis=-1),
             np.logaddexp.reduceat(incorrect, first, axis=-1),
             np.maximum.reduceat(per_token, first, axis=-1),
+            np.maximum.reduceat(greedy, first, axis=-1),
         )
         return np.stack([metric.of(read) for metric in self.metrics])
 
     def _of(self, logits: Float[Tensor, "row read token"], of: Int[Tensor, " row"]) -> Float[Tensor, "part row"]:
         logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        correct, lengths = _sums(logs, self._correct[of])
-        incorrect, _ = _sums(logs, self._incorrect[of])
-        return torch.stack([correct.logsumexp(-1), incorrect.logsumexp(-1), (correct / lengths).amax(-1)])
+        right, wrong = (tokens[of].to(logs.device) for tokens in (self._correct, self._incorrect))
+        correct, incorrect = _sums(logs, right), _sums(logs, wrong)
+        per_token = correct / (right >= 0).sum(dim=1).clamp(min=1)
+        likeliest = (logs.gather(2, right.clamp(min=0)) == logs.amax(-1, keepdim=True)) | (right < 0)
+        said = (likeliest.all(dim=1) & (right[:, 0] >= 0)).any(-1).to(logs.dtype)
+        greedy = torch.where(correct.isnan().any(-1), math.nan, said)
+        return torch.stack([correct.logsumexp(-1), incorrect.logsumexp(-1), per_token.amax(-1), greedy])
 
     @property
     def _read_answers(self) -> list[tuple[tuple[Whole, ...], tuple[Whole, ...]]]:
@@ -220,11 +241,7 @@ def _longest_beginnings(answers: Iterable[Whole]) -> tuple[Whole, ...]:
     return tuple(tokens for tokens in beginnings if tokens not in within)
 
 
-def _sums(
-    logs: Float[Tensor, "row read token"], tokens: Int[Tensor, "row read answer"]
-) -> tuple[Float[Tensor, "row answer"], Int[Tensor, "row answer"]]:
-    """The sum of each answer's log-probabilities, -inf where there is none, and how many they are (at least 1)."""
-    tokens = tokens.to(logs.device)
+def _sums(logs: Float[Tensor, "row read token"], tokens: Int[Tensor, "row read answer"]) -> Float[Tensor, "row answer"]:
+    """The sum of each answer's log-probabilities; -inf where there is none."""
     found = logs.gather(2, tokens.clamp(min=0)).masked_fill(tokens < 0, 0.0).sum(dim=1)
-    lengths = (tokens >= 0).sum(dim=1)
-    return found.masked_fill(lengths == 0, -math.inf), lengths.clamp(min=1)
+    return found.masked_fill(tokens[:, 0] < 0, -math.inf)

@@ -29,16 +29,13 @@ def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[t
     correct, incorrect = _sides(model, dataset, index, read)
     _check_vocabulary(model, index, (*correct, *incorrect))
     if shared := set(correct) & set(incorrect):
-        begins = "begin with" if _is_cut(model, dataset, index) else "are"
-        remedy = (
-            "measure whole answers, without first_token, by metrics='sequence_log_probability_difference', or leave "
-            "the pair out with pair_indices"
-            if begins != "are"
-            else "an answer is one or the other"
-        )
-        raise ValueError(
-            f"pair {index}: correct and incorrect answer {begins} the same {_named(model, shared)}: {remedy}"
-        )
+        said = f"are the same {_named(model, shared)}: an answer is one or the other"
+        if cut_answer(model, dataset, index):
+            said = (
+                f"begin with the same {_named(model, shared)}, and first_token takes no more of them: measure whole "
+                "answers, without first_token, by metrics='sequence_log_probability_difference', or leave the pair out"
+            )
+        raise ValueError(f"pair {index}: correct and incorrect answer {said}")
     return correct, incorrect
 
 
@@ -63,6 +60,14 @@ def checked_sequences(model: Any, dataset: PatchingDataset, index: int) -> tuple
             "or the other"
         )
     return correct, incorrect
+
+
+def cut_answer(model: Any, dataset: PatchingDataset, index: int) -> Whole:
+    """An answer of the pair of which only the first token is taken (`first_token`); empty where there is none."""
+    if not dataset.first_token:
+        return ()
+    correct, incorrect = _sides(model, dataset, index, whole_answers)
+    return next((answer for answer in (*correct, *incorrect) if len(answer) > 1), ())
 
 
 def n_answers(model: Any) -> int:
@@ -151,12 +156,6 @@ def _check_vocabulary(model: Any, index: int, tokens: Iterable[int]) -> None:
             raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {size}")
         if token == unknown:
             raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
-
-
-def _is_cut(model: Any, dataset: PatchingDataset, index: int) -> bool:
-    """Whether of an answer of the pair only the first token is taken."""
-    sides = _sides(model, dataset, index, whole_answers)
-    return dataset.first_token and any(len(answer) > 1 for side in sides for answer in side)
 
 
 def _named(model: Any, tokens: Iterable[int]) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from actpatch.core.indices import check_index, check_indices, is_integer
-from actpatch.core.text import MOST_LISTED, shortened
+from actpatch.core.text import MOST_LISTED, share_of_pairs, shortened
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import AnswerMetric, Answers, AnswerSequences, Metric
 from actpatch.metrics.chosen import AnyMetric, MetricChoice, choose_metrics
@@ -25,12 +25,14 @@ from actpatch.tasks.answers import (
     check_answers,
     checked_sequences,
     checked_targets,
+    cut_answer,
     has_own_metric,
     n_answers,
     of_pairs,
     own_metric,
 )
 from actpatch.tasks.dataset import PatchingDataset, check_is_dataset, pairs_of
+from actpatch.tasks.targets import named
 from actpatch.tasks.tokens import (
     WrongTokenizer,
     as_list,
@@ -123,6 +125,19 @@ class EncodedPairs:
         targets = [checked_sequences(origin.model, origin.dataset, i) for i in self.indices]
         correct, incorrect = zip(*targets)
         return AnswerSequences(correct, incorrect, self.indices)
+
+    @property
+    def first_token_alone(self) -> str:
+        """A sentence on the pairs of whose answers only the first token is measured; empty where there are none."""
+        origin = self._known_origin
+        cut = [cut_answer(origin.model, origin.dataset, i) for i in self.indices]
+        if not any(cut):
+            return ""
+        answer = next(filter(None, cut))
+        return (
+            f"of the answers of {share_of_pairs(map(bool, cut), self.indices)} only the first token is measured: "
+            f"{named(origin.model, answer[:1])} of {named(origin.model, answer)}"
+        )
 
     @property
     def has_own_metric(self) -> bool:
