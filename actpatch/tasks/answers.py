@@ -55,9 +55,10 @@ def checked_sequences(model: Any, dataset: PatchingDataset, index: int) -> tuple
     if unread := [token for answer in every for token in answer[:-1] if token >= size]:
         raise ValueError(f"pair {index}: target token {unread[0]} is outside the vocabulary of {size} that is read")
     if shared := set(correct) & set(incorrect):
+        answer = shared.pop()
+        same = _named(model, answer) if len(answer) == 1 else named(model, answer)
         raise ValueError(
-            f"pair {index}: correct and incorrect answer are the same {named(model, shared.pop())}: an answer is one "
-            "or the other"
+            f"pair {index}: correct and incorrect answer are the same {same}: an answer is one or the other"
         )
     return correct, incorrect
 
