@@ -336,8 +336,9 @@ def _rounding_notes(metrics: MetricSet | SequenceSet, rounding: Rounding | None)
         ).numpy()
 
     clean, corrupted = measured(rounding.clean), measured(rounding.corrupted)
-    gaps = np.abs(clean[:, 0] - corrupted[:, 0])
-    moved = np.maximum(*(np.abs(runs - runs[:, :1]).max(axis=1) for runs in (clean, corrupted)))
+    with np.errstate(invalid="ignore"):  # a run from which no answer of a side is read has -inf there
+        gaps = np.abs(clean[:, 0] - corrupted[:, 0])
+        moved = np.maximum(*(np.abs(runs - runs[:, :1]).max(axis=1) for runs in (clean, corrupted)))
     for name, size, gap in zip(metrics.names, moved, gaps):
         if size > WORTH_A_NOTE * gap:
             share = f"{size / gap:.1%} of its gap" if gap else "although its gap is 0"

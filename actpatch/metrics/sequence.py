@@ -226,12 +226,11 @@ class SequenceSet:
                 of_pair[serving[answer[:-1]]].append(answer)
             of_runs += of_pair
         reads = 1 + max(len(run) for of_pair in self.continuations for run in of_pair)
-        most = max(1, *map(len, of_runs))
-        padded = torch.full((len(of_runs), most, reads), -1)
-        for row, answers_of_run in zip(padded, of_runs):
-            for place, answer in zip(row, answers_of_run):
-                place[: len(answer)] = torch.tensor(answer)
-        return padded.transpose(1, 2).contiguous()
+        none = (-1,) * reads
+        padded = [[(*answer, *none[len(answer) :]) for answer in answers_of_run] for answers_of_run in of_runs]
+        most = max(1, *map(len, padded))
+        every = torch.tensor([[*rows, *[none] * (most - len(rows))] for rows in padded], dtype=torch.long)
+        return every.transpose(1, 2).contiguous()
 
 
 def _longest_beginnings(answers: Iterable[Whole]) -> tuple[Whole, ...]:

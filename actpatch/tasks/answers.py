@@ -134,7 +134,7 @@ def _sides(
             ) from error
         raise ValueError(
             f"pair {index}: get_target_tokens found no single token for its answer ({error}). The answers must be one "
-            "token each for this model, usually with a leading space"
+            "token each for this model, usually with a leading space, or be given as texts to be measured whole"
         ) from error
     try:
         correct, incorrect = (read(model, side) for side in sides_of(targets))

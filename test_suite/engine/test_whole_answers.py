@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +86,8 @@ def test_every_run_agrees_with_a_hooked_run_per_answer(name: str) -> None:
             assert_same(found, expected, i)
         base = found.corrupted if direction == "denoising" else found.clean
         assert (abs(found.patched - base[:, None]).max(axis=(1, 2)) > 1e-3)[:3].all(), "the patches move too little"
-    assert {"resume", "prefix", "linear", "logits", "padded", "together"} <= set(engine.shortcuts)
+        assert found.notes == ()
+    assert {"resume", "prefix", "linear", "narrow", "logits", "padded", "together"} == set(engine.shortcuts)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -234,3 +236,21 @@ def test_memory_is_reckoned_with_the_answers_tokens(monkeypatch: pytest.MonkeyPa
         answers = AnswerSequences(((tuple(range(2, 2 + answer_length)),),) * 40, ((),) * 40)
         engine_on(model).sweep(pairs, PATCHES[:2], whole_answer_metrics(answers, NAMES[:2]))
     assert recorded_at_once[6] < recorded_at_once[1] < 40
+
+
+def test_half_precision_is_measured_in_single_precision_and_warns_of_nothing() -> None:
+    model, pairs = fresh_model(MODEL).to(torch.bfloat16), pairs_of_three_lengths()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = engine_on(model).sweep(pairs, PATCHES[:2], whole_answer_metrics())
+    np.testing.assert_allclose(found.clean[0], by_hand(model, pairs.clean, ANSWERS)[0], atol=0.5, rtol=0)
+
+
+def test_references_that_are_the_prompt_itself_change_nothing() -> None:
+    """The first change is then behind the prompt, where nothing is written."""
+    pairs = token_pairs([9] * 3, [(3,), (5, 7), (2,)])
+    pairs = replace(pairs, corrupted=(pairs.corrupted[0],) * 3)
+    found = engine_on(small_model(MODEL)).sweep(
+        pairs, PATCHES[:4], whole_answer_metrics(), references=Mean().references(pairs)
+    )
+    np.testing.assert_allclose(found.patched, np.broadcast_to(found.corrupted[:, None], (len(NAMES), 4, 3)), atol=EXACT)

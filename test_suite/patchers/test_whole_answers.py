@@ -97,7 +97,7 @@ def test_results_are_saved_shown_and_compared_as_others_are(tmp_path: Path) -> N
     )
     zeroed = patcher.run_patching_experiment(repeated_words(), "attn_out", metrics=DIFFERENCE, source=Zero())
     for found in (noised, zeroed):
-        assert np.isfinite(found.sweep.patched).all() and found.sweep.metric_name == one.sweep.metric_name
+        assert np.isfinite(found.sweep.patched).all() and found.sweep.metrics == one.sweep.metrics[:1]
 
 
 def test_the_check_measures_what_a_sweep_of_whole_answers_would() -> None:
