@@ -14,11 +14,12 @@ from activation_patching import GaussianNoise
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine import memory
 from actpatch.engine.engine import Measured
-from actpatch.engine.recording import Recorder
+from actpatch.engine.memory import pairs_that_fit
 from actpatch.interventions.sources import Mean, Resample, Zero
 from actpatch.metrics.answers import Accuracy, LogitDifference, LogProbability
 from actpatch.metrics.base import AnswerSequences
 from actpatch.metrics.registry import NAMED_METRICS
+from actpatch.metrics.sequence import SequenceSet
 from actpatch.tasks.encoding import EncodedPairs
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.metrics import SETS, named_metrics, pairs_of_three_lengths
@@ -220,22 +221,28 @@ def test_baselines_alone_are_those_of_a_sweep() -> None:
     assert alone.patched.shape == (len(NAMES), 0, 3)
 
 
+def test_answers_that_begin_alike_share_runs_and_those_that_are_not_read_have_none() -> None:
+    right, difference = (SequenceSet(tuple(whole_answer_metrics(names=(name,)))) for name in (NAMES[0], NAMES[2]))
+    assert right.continuations == (((3, 8),), ((6, 11),), ((),))
+    assert difference.continuations == (((3, 8), (4,)), ((6, 11),), ((14, 15, 16), (12,)))
+    assert (right.n_runs(3), SequenceSet(difference.metrics, samples=2).n_runs(3)) == (3, 10)
+
+
 def test_memory_is_reckoned_with_the_answers_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer runs, read at several positions, are fewer at once."""
-    model, pairs = small_model(MODEL), token_pairs([9] * 40, [(3,)] * 40)
-    recorded_at_once: dict[int, int] = {}
-    original = Recorder.record
+    """Runs of one length are fewer at once where they are read at several positions, and longer ones are too."""
+    monkeypatch.setattr(memory, "_free_memory", lambda device: 2_000_000)
 
-    def counted(self: Recorder, at_once: torch.Tensor, *args: Any, **options: Any) -> Any:
-        recorded_at_once.setdefault(answer_length, len(at_once))
-        return original(self, at_once, *args, **options)
+    def at_once(length: int, continuation: tuple[int, ...]) -> tuple[int, int]:
+        pairs = token_pairs([length] * 40, [(3,)] * 40)
+        continuations = [(continuation,)] * len(pairs)
+        engine = engine_on(small_model(MODEL))
+        options: Any = {"reads_all": False, "vocabulary": None, "continuations": continuations}
+        with engine.running(pairs, PATCHES[:1], ("denoising",), **options) as runs:
+            return runs.max_tokens, pairs_that_fit(runs.experiment, [3, 1])
 
-    monkeypatch.setattr(Recorder, "record", counted)
-    monkeypatch.setattr(memory, "MOST_RECORDED_BYTES", 500_000)
-    for answer_length in (1, 6):
-        answers = AnswerSequences(((tuple(range(2, 2 + answer_length)),),) * 40, ((),) * 40)
-        engine_on(model).sweep(pairs, PATCHES[:2], whole_answer_metrics(answers, NAMES[:2]))
-    assert recorded_at_once[6] < recorded_at_once[1] < 40
+    short, long, continued = at_once(9, ()), at_once(14, ()), at_once(9, (2, 3, 4, 5, 6))
+    for of_continued, of_long, of_short in zip(continued, long, short):
+        assert 1 < of_continued < of_long < of_short
 
 
 def test_half_precision_is_measured_in_single_precision_and_warns_of_nothing() -> None:
@@ -254,3 +261,4 @@ def test_references_that_are_the_prompt_itself_change_nothing() -> None:
         pairs, PATCHES[:4], whole_answer_metrics(), references=Mean().references(pairs)
     )
     np.testing.assert_allclose(found.patched, np.broadcast_to(found.corrupted[:, None], (len(NAMES), 4, 3)), atol=EXACT)
+    assert found.notes == (), "every shortcut holds"
