@@ -87,8 +87,9 @@ def test_every_run_agrees_with_a_hooked_run_per_answer(name: str) -> None:
             assert_same(found, expected, i)
         base = found.corrupted if direction == "denoising" else found.clean
         assert (abs(found.patched - base[:, None]).max(axis=(1, 2)) > 1e-3)[:3].all(), "the patches move too little"
-        assert found.notes == ()
-    assert {"resume", "prefix", "linear", "narrow", "logits", "padded", "together"} == set(engine.shortcuts)
+    every = {"resume", "prefix", "linear", "narrow", "logits", "padded", "together"}
+    of_architecture = {"linear"} if name == "bridge:gemma2" else set()  # its heads' output is normalized
+    assert set(engine.shortcuts) == every - of_architecture
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
