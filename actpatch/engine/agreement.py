@@ -49,7 +49,7 @@ def _corrupted_run(experiment: Experiment, chunk: Chunk) -> Recording:
 def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int) -> Float[Tensor, "read token"]:
     """What is read of a pair's run, by the model's own forward pass of this prompt alone."""
     runner, length = experiment.runner, int(chunk.lengths[pair])
-    at = None if experiment.reads_all else torch.tensor([length - 1])
+    at = None if chunk.reads is None else chunk.reads[pair : pair + 1]
     noise = chunk.base_noise if run is chunk.base else chunk.other_noise
     with runner.hooks([] if noise is None else [noise_hook(noise[pair : pair + 1, :length])]):
         read = Read(at, experiment.vocabulary, alone=runner.unembeds_by_a_product)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,30 +41,18 @@ from actpatch.engine import checks
 from actpatch.engine.agreement import Rounding
 from actpatch.engine.embeddings import embedding_deviation
 from actpatch.engine.experiment import Experiment
+from actpatch.engine.measured import Measured, in_order, mean_of_samples, sets_of
 from actpatch.engine.runs import Runs
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.sources import References
-from actpatch.metrics.base import Metric
-from actpatch.metrics.chosen import MetricSet
+from actpatch.metrics.base import Whole
+from actpatch.metrics.chosen import AnyMetric, MetricSet
+from actpatch.metrics.sequence import SequenceSet
 from actpatch.models.runner import Read, Recording, Runner, joined, make_runner
 from actpatch.tasks.encoding import EncodedPairs
 
 WORTH_A_NOTE = 0.01
 """From this share of a metric's gap on, what rounding alone does is told."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a sweep measured in one direction, by metric."""
-
-    patched: Float[np.ndarray, "metric patch pair"]
-    """Empty where nothing was patched."""
-    clean: Float[np.ndarray, "metric pair"]
-    corrupted: Float[np.ndarray, "metric pair"]
-    shortcuts: tuple[str, ...] = ()
-    """Names of the shortcuts that were used, each of which was exact in this sweep (`Exactness`)."""
-    notes: tuple[str, ...] = ()
-    """Sentences on how the numbers were run, for whoever reads them."""
 
 
 class PatchingEngine:
@@ -132,7 +120,7 @@ class PatchingEngine:
         self,
         pairs: EncodedPairs,
         patches: Sequence[Patch],
-        metrics: Sequence[Metric],
+        metrics: Sequence[AnyMetric],
         direction: Direction = "denoising",
         *,
         references: References | None = None,
@@ -143,7 +131,8 @@ class PatchingEngine:
         Args:
             pairs: the prompts.
             patches: what is replaced in each patched run.
-            metrics: what is measured on the logits, all of it in the same runs.
+            metrics: what is measured on the logits, all of it in the same runs; of whole answers in runs of the prompts
+                with answers appended, which nothing is written into (`metrics.sequence`).
             direction: which run of each pair is patched.
             references: the prompts whose mean activations are written (`interventions.sources.References`); None for
                 the pair's other run.
@@ -160,7 +149,7 @@ class PatchingEngine:
         self,
         pairs: EncodedPairs,
         patches: Sequence[Patch],
-        metrics: Sequence[Metric],
+        metrics: Sequence[AnyMetric],
         directions: Sequence[Direction],
         *,
         references: References | None = None,
@@ -172,7 +161,7 @@ class PatchingEngine:
         return self._measured(pairs, patches, metrics, directions, references, noise)
 
     def baselines(
-        self, pairs: EncodedPairs, metrics: Sequence[Metric], *, noise: GaussianNoise | None = None
+        self, pairs: EncodedPairs, metrics: Sequence[AnyMetric], *, noise: GaussianNoise | None = None
     ) -> Measured:
         """Every metric of the clean and the corrupted runs alone, as a sweep measures them. Arguments are those of
         `sweep`."""
@@ -196,14 +185,29 @@ class PatchingEngine:
         self,
         pairs: EncodedPairs,
         patches: Sequence[Patch],
-        metrics: Sequence[Metric],
+        metrics: Sequence[AnyMetric],
         directions: Sequence[Direction],
         references: References | None,
         noise: GaussianNoise | None,
     ) -> list[Measured]:
-        measured = MetricSet(tuple(metrics))
-        samples = _samples(references, noise)
-        n_runs = len(pairs) * samples
+        sets = sets_of(metrics, _samples(references, noise))
+        parts = [self._measured_of(pairs, patches, of, directions, references, noise) for of in sets]
+        found = [in_order(metrics, sets, of_sets) for of_sets in zip(*parts)]
+        self.shortcuts = found[0].shortcuts
+        return found
+
+    def _measured_of(
+        self,
+        pairs: EncodedPairs,
+        patches: Sequence[Patch],
+        measured: MetricSet | SequenceSet,
+        directions: Sequence[Direction],
+        references: References | None,
+        noise: GaussianNoise | None,
+    ) -> list[Measured]:
+        """Metrics that are measured on the same runs."""
+        samples = measured.samples
+        n_runs = measured.n_runs(len(pairs))
         patched = np.full((len(directions), len(measured), len(patches), n_runs), np.nan)
         clean, corrupted = np.full((2, len(measured), n_runs), np.nan)
         with (
@@ -215,6 +219,7 @@ class PatchingEngine:
                 measured.tokens,
                 references=references,
                 noise=noise,
+                continuations=measured.continuations,
             ) as runs,
             tqdm(
                 total=len(directions) * len(patches) * n_runs,
@@ -230,7 +235,7 @@ class PatchingEngine:
                     clean_run = chunk.other if is_denoising else chunk.base
                     corrupted_run = chunk.base if is_denoising else chunk.other
                     measure = functools.partial(
-                        measured.measure, clean=clean_run.logits, pairs=chunk.pairs // samples, lengths=chunk.lengths
+                        measured.measure, clean=clean_run.logits, pairs=chunk.pairs, lengths=chunk.lengths
                     )
                     every = torch.arange(len(indices))
                     clean[:, indices] = measure(clean_run.logits, rows=every).numpy()
@@ -243,12 +248,11 @@ class PatchingEngine:
                         done += len(batch)
                         progress.update(len(batch))
                     progress.update(len(patches) * len(indices) - done)
-        notes = (*runs.notes, *_rounding_notes(measured, runs.rounding, samples))
-        clean, corrupted = (_mean_of_samples(values, samples) for values in (clean, corrupted))
-        return [
-            Measured(_mean_of_samples(values, samples), clean, corrupted, runs.exactness.held, notes)
-            for values in patched
-        ]
+        notes = (*runs.notes, *_rounding_notes(measured, runs.rounding))
+        clean, corrupted, *each = (
+            mean_of_samples(measured.of_pairs(values), samples) for values in (clean, corrupted, *patched)
+        )
+        return [Measured(values, clean, corrupted, runs.exactness.held, notes) for values in each]
 
     @contextlib.contextmanager
     def running(
@@ -261,8 +265,14 @@ class PatchingEngine:
         *,
         references: References | None = None,
         noise: GaussianNoise | None = None,
+        continuations: Sequence[Sequence[Whole]] | None = None,
     ) -> Iterator[Runs]:
-        """The experiment, checked, with the model made ready and put back afterwards."""
+        """The experiment, checked, with the model made ready and put back afterwards.
+
+        Args:
+            continuations: what is appended to both prompts of each pair, a run each; None for nothing. Positions count
+                in the prompts, and nothing is written after them.
+        """
         for direction in directions:
             check_direction(direction)
         known = self.runner.hook_points
@@ -278,11 +288,17 @@ class PatchingEngine:
                 placed = noise.placed(pairs, functools.partial(embedding_deviation, self.runner))
                 pairs = replace(pairs, corrupted=pairs.clean)
             samples = _samples(references, noise)
-            at = [[None if p is None else p.repeat_interleave(samples) for p in patch] for patch in positions]
+            repeated, times = pairs.repeated(samples), torch.full((len(pairs),), samples)
+            if continuations is not None:
+                of_runs = [of_pair for of_pair in continuations for _ in range(samples)]
+                each = [len(of_run) for of_run in of_runs]
+                references, placed = references and references.repeated(each), placed and placed.repeated(each)
+                repeated, times = repeated.continued(of_runs), times * torch.tensor([*map(len, continuations)])
+            at = [[None if p is None else p.repeat_interleave(times) for p in patch] for patch in positions]
             experiments = [
                 Experiment(
                     self.runner,
-                    pairs.repeated(samples),
+                    repeated,
                     patches,
                     at,
                     direction,
@@ -305,7 +321,7 @@ def _samples(references: References | None, noise: GaussianNoise | None) -> int:
     return 1 if noise is None else noise.samples
 
 
-def _rounding_notes(metrics: MetricSet, rounding: Rounding | None, samples: int) -> Iterator[str]:
+def _rounding_notes(metrics: MetricSet | SequenceSet, rounding: Rounding | None) -> Iterator[str]:
     """A sentence for each metric that rounding alone moves by more than a share of its gap."""
     if rounding is None:
         return
@@ -315,18 +331,15 @@ def _rounding_notes(metrics: MetricSet, rounding: Rounding | None, samples: int)
             runs,
             rounding.clean[:1],
             rows=torch.zeros(len(runs), dtype=torch.long),
-            pairs=torch.tensor([rounding.pair // samples]),
+            pairs=torch.tensor([rounding.pair]),
             lengths=torch.tensor([rounding.length]),
         ).numpy()
 
     clean, corrupted = measured(rounding.clean), measured(rounding.corrupted)
-    gaps = np.abs(clean[:, 0] - corrupted[:, 0])
-    moved = np.maximum(*(np.abs(runs - runs[:, :1]).max(axis=1) for runs in (clean, corrupted)))
-    for metric, size, gap in zip(metrics.metrics, moved, gaps):
+    with np.errstate(invalid="ignore"):  # a run from which no answer of a side is read has -inf there
+        gaps = np.abs(clean[:, 0] - corrupted[:, 0])
+        moved = np.maximum(*(np.abs(runs - runs[:, :1]).max(axis=1) for runs in (clean, corrupted)))
+    for name, size, gap in zip(metrics.names, moved, gaps):
         if size > WORTH_A_NOTE * gap:
             share = f"{size / gap:.1%} of its gap" if gap else "although its gap is 0"
-            yield f"rounding alone moves the {metric.name} by {size:.2g}, {share} (of one pair, run in other ways)"
-
-
-def _mean_of_samples(values: Float[np.ndarray, "... run"], samples: int) -> Float[np.ndarray, "... pair"]:
-    return values.reshape(*values.shape[:-1], values.shape[-1] // samples, samples).mean(axis=-1)
+            yield f"rounding alone moves the {name} by {size:.2g}, {share} (of one pair, run in other ways)"

@@ -114,7 +114,7 @@ def _error_of_rows(
     """The same for these patches and pairs, in one batch, or in several where memory holds no more."""
     patches, pairs = map(list, zip(*rows))
     length = int(chunk.lengths[pairs].max())
-    start = min(max(int(chunk.first_change[pairs].min()), 1), length - 1) if exactness.prefix else 0
+    start = _checked_start(chunk, pairs) if exactness.prefix else 0
     batch = Batch(tuple(patches), tuple(pairs), start, length)
     seen: dict[str, Tensor] = {}
     hooked = {site.hook_point for route in routes for site in route.hooked}
@@ -136,7 +136,7 @@ def _error_of_rows(
     last = runner.n_layers - 1
     for name, value in seen.items():
         found = value.shape[position_axis(name)]
-        is_narrowed = resumption.narrow and found == 1 and Site(name).layer == last
+        is_narrowed = resumption.narrowed is not None and found == 1 and Site(name).layer == last
         if found != length - start and not is_narrowed:
             return f"{name} then holds {found} positions instead of {length - start}"
     expected = chunk.base.logits[pairs]
@@ -152,13 +152,18 @@ def resumed_with_no_change(
 ) -> Float[Tensor, "row read token"]:
     """What is read of a pair's run, resumed with no change wherever patches enter, as long as the pair is."""
     patches, length = _one_of_each_kind(routes), int(chunk.lengths[pair])
-    start = min(max(int(chunk.first_change[pair]), 1), length - 1) if exactness.prefix else 0
+    start = _checked_start(chunk, [pair]) if exactness.prefix else 0
     batch = Batch(tuple(patches), (pair,) * len(patches), start, length)
     call = experiment.runner.begin(chunk.base, start, length)
     logits = _unchanged(experiment, chunk, exactness, routes, batch, in_full=True).run(call)
     if not experiment.reads_all:
         return logits
     return torch.cat([chunk.base.logits[pair, :start].expand(len(logits), -1, -1), logits], dim=1)
+
+
+def _checked_start(chunk: Chunk, pairs: Sequence[int]) -> int:
+    """From where these pairs are resumed for a check: their first change, but one prefix and all that is read."""
+    return min(max(int(chunk.first_change[pairs].min()), 1), int(chunk.ends[pairs].min()) - 1)
 
 
 def _unchanged(

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,11 +20,12 @@ from actpatch.tasks.encoding import EncodedPairs
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is run: patches on pairs, in a direction, for a metric that reads the last position or all of them."""
+    """What is run: patches on pairs, in a direction, for metrics that read the end of each run or all of it."""
 
     runner: Runner
     pairs: EncodedPairs
-    """Each pair stands here once per sample, of the noise or of what is written."""
+    """Each pair stands here once per sample, of the noise or of what is written, and for whole answers once per
+    continuation of its prompts."""
     patches: Sequence[Patch]
     positions: Sequence[Sequence[Int[Tensor, " pair"] | None]]
     """For each site of each patch its position in each pair; None for all positions."""
@@ -40,11 +42,27 @@ class Experiment:
     @functools.cached_property
     def first_change(self) -> Int[Tensor, " pair"]:
         """First position of each pair at which what is written may differ from the run that is patched."""
+        ends = self.pairs.prompt_lengths
         if self.noise is not None:
-            return self.noise.first_change
-        if self.references is not None:
-            return self.references.first_change(self.prompts[0])
-        return self.pairs.first_difference
+            first = self.noise.first_change
+        elif self.references is not None:
+            first = self.references.first_change(self.prompts[0])
+        else:
+            first = self.pairs.first_difference
+        return torch.where(first < ends, first, self.pairs.lengths)  # nothing is written after the prompt
+
+    @functools.cached_property
+    def reads(self) -> Int[Tensor, "pair read"] | None:
+        """Positions of each pair's runs at which logits are read; None for all.
+
+        They are the prompt's last and those of what is appended to it. A run with fewer of them than others is read
+        at its last one again.
+        """
+        if self.reads_all:
+            return None
+        lengths, ends = self.pairs.lengths, self.pairs.prompt_lengths
+        most = int((lengths - ends).max())
+        return torch.minimum(ends[:, None] - 1 + torch.arange(most + 1), lengths[:, None] - 1)
 
     @property
     def prompts(self) -> tuple[Sequence[Int[Tensor, " _"]], Sequence[Int[Tensor, " _"]]]:
@@ -60,6 +78,10 @@ class Chunk:
     pairs: Int[Tensor, " pair"]
     """Index of each pair within the experiment."""
     lengths: Int[Tensor, " pair"]
+    ends: Int[Tensor, " pair"]
+    """Number of tokens of each pair's prompts: nothing is written at the positions from there on."""
+    reads: Int[Tensor, "pair read"] | None
+    """Positions at which logits are read; None for all."""
     first_change: Int[Tensor, " pair"]
     """First position at which what is written may differ from the run that is patched."""
     base: Recording

@@ -27,7 +27,7 @@ def run_in_full(
     batch = replace(batch, start=0)
     writes = writes_of(batch, [patch.sites for patch in experiment.patches]) if patched else []
     hooks, fired = write_hooks(experiment, batch, chunk, writes)
-    read = Read(None if experiment.reads_all else chunk.lengths[rows] - 1, experiment.vocabulary, alone)
+    read = Read(None if chunk.reads is None else chunk.reads[rows], experiment.vocabulary, alone)
     if chunk.base_noise is not None:
         hooks.insert(0, noise_hook(chunk.base_noise[rows, : batch.length]))
     with experiment.runner.hooks(hooks):

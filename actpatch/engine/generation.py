@@ -137,4 +137,4 @@ def _continued(
 
 
 def _last(length: int, runs: Runs) -> Read:
-    return Read(torch.tensor([length - 1]), alone=runs.exactness.logits)
+    return Read(torch.tensor([[length - 1]]), alone=runs.exactness.logits)

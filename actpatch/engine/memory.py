@@ -25,8 +25,8 @@ def tokens_that_fit(experiment: Experiment) -> int:
     # Residual streams, attention and hidden activations, scores, and the gathered prefix of keys and values.
     values = 12 * cfg.d_model + 5 * widest + 4 * cfg.n_heads * longest + 4 * cfg.d_model * longest
     per_token = values * _bytes_per_value(experiment.runner.model)
-    if experiment.vocabulary is None:  # logits, of each position or of a row that may compute one alone
-        per_token += (2 if experiment.reads_all else 1) * cfg.d_vocab * 4
+    if experiment.vocabulary is None:  # logits, of each position or of a row that may compute one position alone
+        per_token += (2 if experiment.reads is None else experiment.reads.shape[1]) * cfg.d_vocab * 4
     most = TOKENS_PER_BATCH.get(device.type, 8192)
     return int(max(1, min(most, MEMORY_SHARE * _free_memory(device) // per_token)))
 
@@ -41,7 +41,7 @@ def pairs_that_fit(experiment: Experiment, recorded: Sequence[int]) -> int:
     cfg = experiment.runner.model.cfg
     longest = int(experiment.pairs.lengths.max())
     per_token = (2 * cfg.n_layers + sum(recorded)) * cfg.d_model
-    logits = cfg.d_vocab * (longest if experiment.reads_all else 1) * 2
+    logits = cfg.d_vocab * (longest if experiment.reads is None else experiment.reads.shape[1]) * 2
     per_pair = (per_token * longest + logits) * _bytes_per_value(experiment.runner.model)
     budget = min(MOST_RECORDED_BYTES, MEMORY_SHARE * _free_memory(experiment.runner.device))
     return max(1, min(len(experiment.pairs), int(budget // per_pair)))

@@ -54,7 +54,6 @@ class Recorder:
             RuntimeError: for one that does not fire.
         """
         self._exactness = exactness
-        lengths = self.pairs.lengths[pairs]
         averaged = self.experiment.references is not None
         of_base, of_other = (base_names | source_names, set()) if averaged else (base_names, source_names)
         if len(self.experiments) > 1:  # each run is then patched in one direction and copied from in the other
@@ -63,22 +62,21 @@ class Recorder:
         names = (of_other, of_base) if self.experiment.direction == "denoising" else (of_base, of_other)
         prompts = torch.cat([padded([run[i] for i in pairs]) for run in runs])
         noise = self._noise(pairs)
-        recorded = self._record_run(prompts, of_base | of_other, torch.cat([lengths, lengths]) - 1, noise)
+        reads = None if self.experiment.reads is None else self.experiment.reads[pairs]
+        at = None if reads is None else torch.cat([reads, reads])
+        recorded = self._record_run(prompts, of_base | of_other, at, noise)
         for name in source_names:
             check_shape(name, recorded.activations.get(name), prompts.shape, self.runner)
         self._check_axes(prompts, source_names, recorded)
         halves = slice(len(pairs)), slice(len(pairs), None)
         added = None if noise is None else [noise[half] for half in halves]
         parts = [recorded.part(half, of_run) for half, of_run in zip(halves, names)]
-        return tuple(
-            self._chunk(experiment, pairs, lengths, parts, added, source_names) for experiment in self.experiments
-        )
+        return tuple(self._chunk(experiment, pairs, parts, added, source_names) for experiment in self.experiments)
 
     def _chunk(
         self,
         experiment: Experiment,
         pairs: Int[Tensor, " pair"],
-        lengths: Int[Tensor, " pair"],
         runs: Sequence[Recording],
         noise: Sequence[Float[Tensor, "pair pos d_model"]] | None,
         source_names: set[str],
@@ -89,7 +87,9 @@ class Recorder:
         averaged = experiment.references is not None
         return Chunk(
             pairs,
-            lengths,
+            self.pairs.lengths[pairs],
+            self.pairs.prompt_lengths[pairs],
+            None if experiment.reads is None else experiment.reads[pairs],
             experiment.first_change[pairs],
             base,
             other,
@@ -105,7 +105,7 @@ class Recorder:
         unsure = {name for name in names if positions_are_ambiguous(name, recorded.activations[name])}
         if unsure:
             shorter = prompts[:1, :-1]
-            found = self._record_run(shorter, unsure, torch.tensor([shorter.shape[1] - 1])).activations
+            found = self._record_run(shorter, unsure, _last(shorter)).activations
             for name in unsure:
                 check_shape(name, found.get(name), shorter.shape, self.runner)
         self._axes_are_known = True
@@ -114,7 +114,7 @@ class Recorder:
         self,
         prompts: Int[Tensor, "prompt pos"],
         hook_points: Collection[str],
-        at: Int[Tensor, " prompt"],
+        at: Int[Tensor, "prompt read"] | None,
         noise: Float[Tensor, "prompt pos d_model"] | None = None,
     ) -> Recording:
         """One run of all these prompts, or of one at a time, where only that is the model's own."""
@@ -123,7 +123,7 @@ class Recorder:
         runs = []
         for begin in range(0, len(prompts), size):
             rows = slice(begin, begin + size)
-            read = Read(None if self.experiment.reads_all else at[rows], self.experiment.vocabulary, exactness.logits)
+            read = Read(None if at is None else at[rows], self.experiment.vocabulary, exactness.logits)
             with self.runner.hooks([] if noise is None else [noise_hook(noise[rows])]):
                 tokens = prompts[rows].to(self.runner.device)
                 runs.append(self.runner.record(tokens, hook_points, read, keeps_keys=exactness.prefix))
@@ -172,8 +172,7 @@ class Recorder:
         waiting.sort(key=lambda item: len(item[1]))
         for batch in self._batches(waiting):
             prompts = padded([prompt for _, prompt in batch])
-            read = torch.tensor([len(prompt) - 1 for _, prompt in batch])
-            recorded = self._record_run(prompts, names, read).activations
+            recorded = self._record_run(prompts, names, _last(prompts)).activations
             for row, (i, _) in enumerate(batch):
                 for name in names:
                     value = recorded[name][row]
@@ -189,6 +188,11 @@ def padded(prompts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "pair pos"]:
     """Prompts of one length, by repeating their last token: attention is causal, so nothing that is read sees it."""
     longest = max(len(prompt) for prompt in prompts)
     return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in prompts])
+
+
+def _last(prompts: Int[Tensor, "prompt pos"]) -> Int[Tensor, "prompt 1"]:
+    """Where logits are read of runs of which none are wanted."""
+    return torch.full((len(prompts), 1), prompts.shape[1] - 1)
 
 
 def _fitted(value: Tensor, shape: Sequence[int]) -> Tensor:

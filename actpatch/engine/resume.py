@@ -69,9 +69,10 @@ class Resumption:
         self.orders = [route.order for route in self.routes]
         device = self.runner.device
         self.pairs = torch.tensor(batch.pairs, device=device)
-        self.read = (chunk.lengths[list(batch.pairs)] - 1 - batch.start).to(device)
+        self.read = None if chunk.reads is None else (chunk.reads[list(batch.pairs)] - batch.start).to(device)
         self.writes = writes_of(batch, [route.hooked for route in routes])
-        self.narrow = narrow and self._can_narrow_last_layer()
+        self.narrowed = self.read if narrow and self._can_narrow_last_layer() else None
+        """Positions that alone are computed in the last layer after its attention; None for all."""
         self.logits_alone = logits_alone
         self.in_full = in_full
         self.compared: list[tuple[Tensor, Tensor]] | None = [] if compares else None
@@ -87,16 +88,16 @@ class Resumption:
                 resid = self._run_layer(resid, layer, call)
         resid = self._joined(resid, last + 1)
         check_fired(self.writes, fired)
-        resid = resid if self.experiment.reads_all else at_positions(resid, self.read)
+        resid = resid if self.read is None else at_positions(resid, self.read)
         if self.logits_alone:
             return self.runner.unembed(resid, self.experiment.vocabulary)
         return Read(None, self.experiment.vocabulary).taken(self.runner.unembed(resid, None))
 
     def _narrowed_z(self, last: int) -> contextlib.AbstractContextManager[None]:
         """The last layer with its heads' outputs narrowed to what is read, if that can be done."""
-        if not self.narrow:
+        if self.narrowed is None:
             return contextlib.nullcontext()
-        return outputs_at(self.runner.model.hook_dict[block_hook(last, "z")], self.read)
+        return outputs_at(self.runner.model.hook_dict[block_hook(last, "z")], self.narrowed)
 
     def _entered(self, layer: int, stage: Stage) -> int:
         """How many rows have entered by then; rows are ordered by entry."""
@@ -136,15 +137,15 @@ class Resumption:
         prefix = self.runner.prefix(self.chunk.base, layer, self.pairs[:entered], self.batch.start)
         block = self.runner.model.blocks[layer]
         with contextlib.ExitStack() as stack:
-            narrowed = layer == self.runner.n_layers - 1 and self.narrow
+            narrowed = self.narrowed if layer == self.runner.n_layers - 1 else None
             if total > entered:
                 entering, outputs = self._entering_after_attention(layer, entered, total)
-                if narrowed:
-                    outputs = at_positions(outputs, self.read[entered:total])
+                if narrowed is not None:
+                    outputs = at_positions(outputs, narrowed[entered:total])
                 stack.enter_context(self._given_attention(block.attn, outputs, entered, total))
                 resid = torch.cat([resid, entering])
-            if narrowed and getattr(block, "mlp", None) is not None:
-                stack.enter_context(reading(block.mlp, self.read[:total]))
+            if narrowed is not None and getattr(block, "mlp", None) is not None:
+                stack.enter_context(reading(block.mlp, narrowed[:total]))
             return self.runner.run_block(layer, resid, prefix, call)
 
     def _given_attention(self, attn: Any, given: Tensor, entered: int, total: int) -> Any:
@@ -293,8 +294,11 @@ class Resumption:
         return where_written(self.experiment, self.chunk, self.batch, patch, index, rows)
 
     def _can_narrow_last_layer(self) -> bool:
-        """Whether in the last layer only the position that is read has to be computed beyond the values and keys."""
-        if self.experiment.reads_all or self.batch.length - self.batch.start == 1:
+        """Whether in the last layer only the position that is read has to be computed beyond the values and keys.
+
+        Of several it has to be done in full: the one position is added to the stream of all by broadcasting.
+        """
+        if self.read is None or self.read.shape[1] > 1 or self.batch.length - self.batch.start == 1:
             return False
         last = self.runner.n_layers - 1
         if block_hook(last, "z") not in self.runner.hook_points:

@@ -48,7 +48,7 @@ def _difference(site: Site, n_layers: int, chunk: Chunk) -> Tensor | None:
     if not site.kind.has_neurons:
         differs = differs.flatten(2 if head_axis(name) is None else 3).any(dim=-1)
     differs = differs.cpu()
-    real = torch.arange(differs.shape[1]) < chunk.lengths[:, None]
+    real = torch.arange(differs.shape[1]) < chunk.ends[:, None]
     return differs & real.view(*real.shape, *[1] * (differs.ndim - 2))
 
 

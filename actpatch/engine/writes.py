@@ -17,8 +17,9 @@ from actpatch.models.runner import Hook
 
 Written = tuple[slice, int, Site]
 """Rows of a batch, their patch, and the site that is written there."""
-Where = tuple[Tensor, Tensor | None, int, int]
-"""Pairs of the rows, their positions or None for all, first position, length."""
+Where = tuple[Tensor, Tensor | None, int, int, Tensor | None]
+"""Pairs of the rows, their positions or None for all, first position, length, and where the rows' prompts end or None
+where nothing follows them."""
 WhereWritten = Callable[[Site], Where]
 
 
@@ -72,16 +73,30 @@ def where_written(experiment: Experiment, chunk: Chunk, batch: Batch, patch: int
     pairs = torch.tensor(batch.pairs[rows])
     at = experiment.positions[patch][index]
     device = experiment.runner.device
+    ends = chunk.ends[pairs] if experiment.pairs.appended else None
     return (
         pairs.to(device),
         None if at is None else at[chunk.pairs[pairs]].to(device),
         batch.start,
         batch.length,
+        None if ends is None else ends.to(device),
     )
 
 
-def put(target: Tensor, source: Tensor, site: Site, pairs: Tensor, at: Tensor | None, start: int, length: int) -> None:
-    """Write the source's activation of each row's pair into the rows, which hold positions `start` to `length`."""
+def put(
+    target: Tensor,
+    source: Tensor,
+    site: Site,
+    pairs: Tensor,
+    at: Tensor | None,
+    start: int,
+    length: int,
+    ends: Tensor | None = None,
+) -> None:
+    """Write the source's activation of each row's pair into the rows, which hold positions `start` to `length`.
+
+    What is appended to a prompt keeps its own activations, and as keys of an attention its own place.
+    """
     axis, heads = position_axis(site.hook_point), head_axis(site.hook_point)
     source = source.to(target.device)
     if site.head is not None and heads is not None:
@@ -92,11 +107,35 @@ def put(target: Tensor, source: Tensor, site: Site, pairs: Tensor, at: Tensor | 
     is_attention = head_axis(site.hook_point) == 1
     if is_attention:
         source, target = source[..., :length], target[..., :length]
+    if ends is not None:
+        _put_in_prompts(target.movedim(axis, 1), source.movedim(axis, 1), pairs, at, start, ends, is_attention)
+        return
     if at is None:
         target.copy_(source[pairs].narrow(axis, start, length - start))
         return
     rows = _computed(at, start)
     target.movedim(axis, 1)[rows, at[rows] - start] = source.movedim(axis, 1)[pairs[rows], at[rows]]
+
+
+def _put_in_prompts(
+    target: Float[Tensor, "row computed ..."],
+    source: Float[Tensor, "pair recorded ..."],
+    pairs: Int[Tensor, " row"],
+    at: Int[Tensor, " row"] | None,
+    start: int,
+    ends: Int[Tensor, " row"],
+    is_attention: bool,
+) -> None:
+    """The same where something is appended to the prompts, which end before the positions `ends`."""
+    computed = torch.arange(start, start + target.shape[1], device=ends.device)
+    chosen = computed < ends[:, None] if at is None else computed == at[:, None]
+    rows, places = chosen.nonzero(as_tuple=True)
+    written = source[pairs[rows], computed[places]]
+    if is_attention:
+        keys = torch.arange(target.shape[-1], device=ends.device) < ends[rows, None]
+        keys = keys.view(len(rows), *[1] * (written.ndim - 2), -1)
+        written = torch.where(keys, written, target[rows, places])
+    target[rows, places] = written
 
 
 def _computed(at: Int[Tensor, " row"], start: int) -> Int[Tensor, " computed"]:

@@ -6,7 +6,7 @@ Noise is described and drawn here; the engine adds it to embeddings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import numpy as np
@@ -88,6 +88,13 @@ class PlacedNoise:
     def first_change(self) -> Int[Tensor, " run"]:
         """First noised position of each run."""
         return torch.tensor([at[0] for at in self.positions])
+
+    def repeated(self, times: Sequence[int]) -> PlacedNoise:
+        """Each run so many times, one after the other, with the same noise."""
+        many = [run for run, count in enumerate(times) for _ in range(count)]
+        return replace(
+            self, positions=tuple(self.positions[run] for run in many), keys=tuple(self.keys[run] for run in many)
+        )
 
     def values(self, runs: Sequence[int], length: int, d_model: int) -> Float[Tensor, "run pos d_model"]:
         """What is added to the embeddings of these runs."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -49,6 +49,10 @@ class References:
     """Which of the groups is each pair's, as often as there are samples, one after the other."""
     samples: int = 1
     """How many runs each patch has on each pair; the metric is averaged over them."""
+
+    def repeated(self, times: Sequence[int]) -> References:
+        """Each run so many times, one after the other."""
+        return replace(self, of_pair=tuple(group for group, count in zip(self.of_pair, times) for _ in range(count)))
 
     def first_change(self, base: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, " pair"]:
         """First position at which what is written may differ from the run of each of these prompts.

@@ -8,16 +8,22 @@ whether it compares with the clean run of the same pair.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from actpatch.core.text import count
+
+Whole: TypeAlias = tuple[int, ...]
+"""Token ids of one answer, the whole of it."""
+
+LARGEST_SLICE = 2**24
+"""Most logits that are measured at once: a softmax over the vocabulary makes several copies of them."""
 
 
 @runtime_checkable
@@ -75,11 +81,7 @@ class Answers:
     """Index of each pair in its dataset, for messages; where not given, pairs are counted from 0."""
 
     def __post_init__(self) -> None:
-        if len(self.correct) != len(self.incorrect):
-            raise ValueError(
-                f"there are right answers for {len(self.correct)} pairs and wrong ones for {len(self.incorrect)}: "
-                "give both for every pair, an empty tuple where a pair has none"
-            )
+        _check_both_sides(self.correct, self.incorrect)
         for pair, (correct, incorrect) in enumerate(zip(self.correct, self.incorrect)):
             ids = (*correct, *incorrect)
             if any(token < 0 for token in ids) or len(set(ids)) < len(ids):
@@ -111,18 +113,64 @@ class Answers:
 
     def check_for(self, metric: str, *, needs_incorrect: bool) -> None:
         """Raise a ValueError naming the pairs that lack an answer which the metric needs."""
-        for kind, given in (("right", self.correct), ("wrong", self.incorrect if needs_incorrect else ())):
-            if lacking := [self._index(pair) for pair, ids in enumerate(given) if not ids]:
-                named = ", ".join(map(str, lacking[:10])) + (" …" if len(lacking) > 10 else "")
-                others = "kl_divergence" if kind == "right" else "probability, log_probability, rank or accuracy"
-                raise ValueError(
-                    f"the metric {metric!r} needs a {kind} answer for every pair, {len(lacking)} of {len(self)} pairs "
-                    f"have none (pair {named}): give them one in get_target_tokens, leave them out with pair_indices, "
-                    f"or measure {others}, which need none"
-                )
+        sides = self.correct, self.incorrect if needs_incorrect else ()
+        check_each_has_one(metric, *sides, self.pair_indices, "probability, log_probability, rank or accuracy")
 
     def _index(self, pair: int) -> int:
         return self.pair_indices[pair] if self.pair_indices else pair
+
+
+@dataclass(frozen=True, repr=False)
+class AnswerSequences:
+    """Token ids of the whole answers of each pair of an experiment."""
+
+    correct: tuple[tuple[Whole, ...], ...]
+    """The right answers of each pair, each of one token or more."""
+    incorrect: tuple[tuple[Whole, ...], ...]
+    """The wrong answers of each pair; empty where a pair has none."""
+    pair_indices: tuple[int, ...] = ()
+    """Index of each pair in its dataset, for messages; where not given, pairs are counted from 0."""
+
+    def __post_init__(self) -> None:
+        _check_both_sides(self.correct, self.incorrect)
+        for pair, (correct, incorrect) in enumerate(zip(self.correct, self.incorrect)):
+            every = (*correct, *incorrect)
+            if len(set(every)) < len(every) or not all(ids and min(ids) >= 0 for ids in every):
+                named = self.pair_indices[pair] if self.pair_indices else pair
+                raise ValueError(
+                    f"pair {named} has the right answers {correct} and the wrong ones {incorrect}: expected each as "
+                    "its token ids, of at least 0, and given once"
+                )
+
+    def __len__(self) -> int:
+        return len(self.correct)
+
+    def __repr__(self) -> str:
+        return f"AnswerSequences({count(len(self), 'pair')})"
+
+    @property
+    def tokens(self) -> Int[Tensor, " token"]:
+        """Every token of an answer of any pair, once, ascending."""
+        every = {token for side in (self.correct, self.incorrect) for ids in side for one in ids for token in one}
+        return torch.tensor(sorted(every))
+
+    @property
+    def longest(self) -> Int[Tensor, " pair"]:
+        """Number of tokens of each pair's longest answer; 0 where it has none."""
+        sides = zip(self.correct, self.incorrect)
+        return torch.tensor([max(map(len, (*correct, *incorrect)), default=0) for correct, incorrect in sides])
+
+
+class PairAnswers(Protocol):
+    """The answers of an experiment's pairs, made from the dataset where they are asked for."""
+
+    @property
+    def answers(self) -> Answers:
+        """Those of one token. Raises ValueError where there are others."""
+
+    @property
+    def sequences(self) -> AnswerSequences:
+        """The whole answers, of however many tokens."""
 
 
 class NamedMetric(ABC):
@@ -141,8 +189,8 @@ class NamedMetric(ABC):
 
     @classmethod
     @abstractmethod
-    def made(cls, answers: Callable[[], Answers]) -> Metric:
-        """The metric of an experiment; `answers` reads the dataset's, and is called only where they are needed."""
+    def made(cls, pairs: PairAnswers) -> Any:
+        """The metric of an experiment; of the pairs it asks for the answers that it needs."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,8 +207,8 @@ class AnswerMetric(NamedMetric):
     needs_incorrect: ClassVar[bool] = False
 
     @classmethod
-    def made(cls, answers: Callable[[], Answers]) -> AnswerMetric:
-        return cls(answers())  # type: ignore[call-arg] # each that can be asked for has a default name
+    def made(cls, pairs: PairAnswers) -> AnswerMetric:
+        return cls(pairs.answers)  # type: ignore[call-arg] # each that can be asked for has a default name
 
     def __post_init__(self) -> None:
         self.answers.check_for(self.name, needs_incorrect=self.needs_incorrect)
@@ -183,6 +231,36 @@ class AnswerMetric(NamedMetric):
     @abstractmethod
     def _of(self, last: Float[Tensor, "row token"], pairs: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """The metric of each run, from its logits at the last position."""
+
+
+def check_each_has_one(
+    metric: str, correct: Sequence[Sized], incorrect: Sequence[Sized], pair_indices: Sequence[int], others: str
+) -> None:
+    """Raise a ValueError naming the pairs that lack an answer which the metric needs.
+
+    Args:
+        metric: its name.
+        correct: the right answers of each pair.
+        incorrect: the wrong ones; empty where the metric needs none.
+        pair_indices: index of each pair in its dataset; empty where they are counted from 0.
+        others: metrics that need no wrong answer.
+    """
+    for kind, given in (("right", correct), ("wrong", incorrect)):
+        if lacking := [pair_indices[pair] if pair_indices else pair for pair, ids in enumerate(given) if not len(ids)]:
+            named = ", ".join(map(str, lacking[:10])) + (" …" if len(lacking) > 10 else "")
+            raise ValueError(
+                f"the metric {metric!r} needs a {kind} answer for every pair, {len(lacking)} of {len(given)} pairs "
+                f"have none (pair {named}): give them one in get_target_tokens, leave them out with pair_indices, "
+                f"or measure {'kl_divergence' if kind == 'right' else others}, which need none"
+            )
+
+
+def _check_both_sides(correct: Sequence[Sized], incorrect: Sequence[Sized]) -> None:
+    if len(correct) != len(incorrect):
+        raise ValueError(
+            f"there are right answers for {len(correct)} pairs and wrong ones for {len(incorrect)}: "
+            "give both for every pair, an empty tuple where a pair has none"
+        )
 
 
 def _padded(answers: Sequence[Sequence[int]]) -> Int[Tensor, "pair answer"]:

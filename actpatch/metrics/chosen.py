@@ -10,36 +10,35 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.metrics.base import Answers, Metric
+from actpatch.metrics.base import LARGEST_SLICE, Metric, PairAnswers
 from actpatch.metrics.own import function_metric
 from actpatch.metrics.registry import METRICS, NAMED_METRICS, metric_key
+from actpatch.metrics.sequence import SequenceMetric
 
+AnyMetric: TypeAlias = "Metric | SequenceMetric"
+"""A metric of single tokens, or of whole answers."""
 MetricFunction: TypeAlias = "Callable[[Float[Tensor, '1 pos d_vocab'], int], Any]"
 """`function(logits, pair_idx)` of a run's logits and its pair's index in the dataset; it returns one number."""
-MetricChoice: TypeAlias = "str | Metric | MetricFunction | Sequence[str | Metric | MetricFunction] | None"
+MetricChoice: TypeAlias = "str | AnyMetric | MetricFunction | Sequence[str | AnyMetric | MetricFunction] | None"
 """What the patchers take: names from `METRICS`, `"dataset"` for the dataset's own metric, `Metric` objects, and plain
 functions, of which more is taken to be better; None for the dataset's own alone. The first one is what results show
 unless another is selected."""
 
-LARGEST_SLICE = 2**24
-"""Most logits that are measured at once: a softmax over the vocabulary makes several copies of them."""
 
-
-def choose_metrics(
-    asked: MetricChoice, own: Callable[[], Metric], answers: Callable[[], Answers]
-) -> tuple[Metric, ...]:
+def choose_metrics(asked: MetricChoice, own: Callable[[], AnyMetric], pairs: PairAnswers) -> tuple[AnyMetric, ...]:
     """The metrics that were asked for.
 
     Args:
         asked: names, `Metric` objects, or None for the dataset's own.
         own: makes the dataset's own metric.
-        answers: reads the dataset's answers; called only where a metric needs them.
+        pairs: the pairs, of which answers are asked only where a metric needs them.
 
     Raises:
         ValueError: for an unknown name, for what is no metric, where none or one twice is asked for, and where a pair
@@ -48,7 +47,7 @@ def choose_metrics(
     if asked is None:
         asked = "dataset"
     each = asked if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
-    metrics = tuple(_chosen(one, own, answers) for one in each)
+    metrics = tuple(_chosen(one, own, pairs) for one in each)
     if not metrics:
         raise ValueError("metrics is empty: give at least one, or None for the dataset's own")
     keys = [metric_key(metric.name) for metric in metrics]
@@ -62,9 +61,13 @@ def choose_metrics(
 
 @dataclass(frozen=True)
 class MetricSet:
-    """Several metrics, measured from the same logits."""
+    """Several metrics of single tokens, measured from the same logits."""
 
     metrics: tuple[Metric, ...]
+    samples: int = 1
+    """How many runs of each pair there are, one after the other."""
+    continuations: ClassVar[None] = None
+    """Nothing is appended to the prompts."""
 
     def __len__(self) -> int:
         return len(self.metrics)
@@ -95,9 +98,10 @@ class MetricSet:
             logits: the runs' logits of `tokens`, at all positions or at each run's last, as `reads_all_positions` says.
             clean: those of the clean runs, one per pair.
             rows: for each run the place of its pair among `pairs`.
-            pairs: the pairs, counted from 0 within the experiment.
+            pairs: the runs of the experiment, counted from 0: each pair once per sample.
             lengths: number of tokens of each pair's prompts.
         """
+        pairs = pairs // self.samples
         last, last_clean = logits, clean
         if self.reads_all_positions:
             last, last_clean = _at_last(logits, lengths[rows]), _at_last(clean, lengths)
@@ -114,6 +118,18 @@ class MetricSet:
                 runs = [self._measure(metric, part, last_clean, of, pairs) for part, of in slices]
             measured.append(torch.cat(runs))
         return torch.stack(measured)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is measured of each run, as `measure` returns it."""
+        return tuple(metric.name for metric in self.metrics)
+
+    def n_runs(self, n_pairs: int) -> int:
+        return self.samples * n_pairs
+
+    def of_pairs(self, values: Float[np.ndarray, "metric ... run"]) -> Float[np.ndarray, "metric ... run"]:
+        """Every metric of each sample of each pair, which is what was measured."""
+        return values
 
     def _measure(
         self,
@@ -139,8 +155,8 @@ class MetricSet:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _chosen(asked: Any, own: Callable[[], Metric], answers: Callable[[], Answers]) -> Metric:
-    if isinstance(asked, Metric) and not isinstance(asked, type):
+def _chosen(asked: Any, own: Callable[[], AnyMetric], pairs: PairAnswers) -> AnyMetric:
+    if isinstance(asked, (Metric, SequenceMetric)) and not isinstance(asked, type):
         return asked
     if not isinstance(asked, str):
         if callable(asked) and not isinstance(asked, type) and not _members(asked):
@@ -150,7 +166,7 @@ def _chosen(asked: Any, own: Callable[[], Metric], answers: Callable[[], Answers
     if key == "dataset":
         return own()
     if key in NAMED_METRICS:
-        return NAMED_METRICS[key].made(answers)
+        return NAMED_METRICS[key].made(pairs)
     nearest = difflib.get_close_matches(key, METRICS, n=3)
     hint = f"the nearest names are {', '.join(nearest)}; " if nearest else ""
     raise ValueError(f"the metric {asked!r} is unknown: {hint}expected one of {', '.join(METRICS)}, or a Metric object")

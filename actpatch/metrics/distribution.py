@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.metrics.base import Answers, NamedMetric
+from actpatch.metrics.base import NamedMetric, PairAnswers
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class KLDivergence(NamedMetric):
     tokens: ClassVar[None] = None
 
     @classmethod
-    def made(cls, answers: Callable[[], Answers]) -> KLDivergence:
+    def made(cls, pairs: PairAnswers) -> KLDivergence:
         return cls()
 
     def measure(

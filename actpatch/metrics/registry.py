@@ -14,6 +14,12 @@ from actpatch.metrics.answers import (
 )
 from actpatch.metrics.base import NamedMetric
 from actpatch.metrics.distribution import KLDivergence
+from actpatch.metrics.sequence import (
+    SequenceAccuracy,
+    SequenceLogProbability,
+    SequenceLogProbabilityDifference,
+    SequenceLogProbabilityPerToken,
+)
 
 NAMED_METRICS: dict[str, type[NamedMetric]] = {
     metric.key: metric
@@ -25,6 +31,10 @@ NAMED_METRICS: dict[str, type[NamedMetric]] = {
         Rank,
         Accuracy,
         KLDivergence,
+        SequenceLogProbability,
+        SequenceLogProbabilityPerToken,
+        SequenceLogProbabilityDifference,
+        SequenceAccuracy,
     )
 }
 

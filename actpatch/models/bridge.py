@@ -68,7 +68,7 @@ class BridgeRunner(Runner):
         with contextlib.ExitStack() as stack:
             for block in self.model.blocks:
                 stack.enter_context(replaced_forward(block, _with_hidden_states_first(note)))
-            self.run(recording.tokens[:1, start:length], Read(torch.zeros(1, dtype=torch.long)), **options)
+            self.run(recording.tokens[:1, start:length], Read(torch.zeros(1, 1, dtype=torch.long)), **options)
         return calls
 
     def run_block(

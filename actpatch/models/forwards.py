@@ -79,8 +79,8 @@ def _gelu(values: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def reading(module: nn.Module, read: Int[Tensor, " row"] | None) -> Iterator[None]:
-    """The module with its input narrowed to position `read[i]` of row i; None leaves it alone."""
+def reading(module: nn.Module, read: Int[Tensor, "row read"] | None) -> Iterator[None]:
+    """The module with its input narrowed to the positions `read[i]` of row i; None leaves it alone."""
     if read is None:
         yield
         return
@@ -92,8 +92,8 @@ def reading(module: nn.Module, read: Int[Tensor, " row"] | None) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def outputs_at(module: nn.Module, read: Int[Tensor, " row"]) -> Iterator[None]:
-    """The module with its output narrowed to position `read[i]` of row i, of however many rows it is run on."""
+def outputs_at(module: nn.Module, read: Int[Tensor, "row read"]) -> Iterator[None]:
+    """The module with its output narrowed to the positions `read[i]` of row i, of however many rows it is run on."""
     handle = module.register_forward_hook(lambda module, args, output: at_positions(output, read[: len(output)]))
     try:
         yield
@@ -101,10 +101,10 @@ def outputs_at(module: nn.Module, read: Int[Tensor, " row"]) -> Iterator[None]:
         handle.remove()
 
 
-def at_positions(values: Float[Tensor, "row pos ..."], read: Int[Tensor, " row"]) -> Float[Tensor, "row 1 ..."]:
-    """Position `read[i]` of row i."""
+def at_positions(values: Float[Tensor, "row pos ..."], read: Int[Tensor, "row read"]) -> Float[Tensor, "row read ..."]:
+    """The positions `read[i]` of row i."""
     read = read.to(values.device)
-    return values[torch.arange(len(read), device=values.device), read].unsqueeze(1)
+    return values[torch.arange(len(read), device=values.device)[:, None], read]
 
 
 def unembedding_only(unembed: Any, tokens: Int[Tensor, " token"] | None) -> contextlib.AbstractContextManager[None]:

@@ -31,8 +31,8 @@ Hook = tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]
 class Read:
     """What of a run's logits is read."""
 
-    at: Int[Tensor, " row"] | None = None
-    """Position of each row at which they are read; None for all."""
+    at: Int[Tensor, "row read"] | None = None
+    """Positions of each row at which they are read; None for all."""
     vocabulary: Int[Tensor, " token"] | None = None
     """Vocabulary entries of which they are read; None for all."""
     alone: bool = True
@@ -53,7 +53,7 @@ class Recording:
     activations: dict[str, Tensor]
     """Hook point -> activation, one row per pair."""
     logits: Float[Tensor, "pair read d_vocab"]
-    """At the position the metric reads (read = 1), or at all (read = pos)."""
+    """At the positions that are read (`Experiment.reads`), or at all (read = pos)."""
     keys_values: list[KeysValues] | None
     """Keys and values of each layer, laid out as the model's class keeps them; None where it keeps none."""
     position_input: Float[Tensor, "pair pos d_model"] | None = None

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool
@@ -21,10 +21,17 @@ from actpatch.core.text import MOST_LISTED
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.metrics.answers import Accuracy, LogitDifference
-from actpatch.metrics.base import Answers, Metric
-from actpatch.metrics.chosen import MetricFunction
+from actpatch.metrics.base import Answers, AnswerSequences
+from actpatch.metrics.chosen import AnyMetric, MetricFunction
 from actpatch.metrics.registry import NAMED_METRICS, metric_key, right_above
+from actpatch.metrics.sequence import (
+    SequenceAccuracy,
+    SequenceLogProbability,
+    SequenceLogProbabilityDifference,
+    SequenceMetric,
+)
 from actpatch.results.baselines import (
+    ACCURACIES,
     SEVERITIES,
     Finding,
     chosen,
@@ -41,7 +48,7 @@ from actpatch.results.check import Change, DatasetCheck, PairCheck
 from actpatch.results.sweep import MetricValues, usable_pairs
 from actpatch.statistics.groups import FEWEST_OF_A_GROUP
 from actpatch.statistics.resampling import FEWEST_PAIRS
-from actpatch.tasks.answers import checked_targets, has_own_metric
+from actpatch.tasks.answers import checked_sequences, checked_targets, has_own_metric
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset, pairs_of
 from actpatch.tasks.encoding import EncodedPairs, chosen_indices, encode_pairs
 from actpatch.tasks.tokens import WrongTokenizer
@@ -55,7 +62,7 @@ def check_dataset(
     dataset: PatchingDataset,
     *,
     pair_indices: Sequence[int] | None = None,
-    metric: str | Metric | MetricFunction | None = None,
+    metric: str | AnyMetric | MetricFunction | None = None,
     noise: GaussianNoise | None = None,
 ) -> DatasetCheck:
     """Check a dataset for a model: `print(check_dataset(model, dataset))`.
@@ -68,8 +75,8 @@ def check_dataset(
         dataset: prompt pairs and metric.
         pair_indices: which pairs of the dataset; None for all.
         metric: what effects are going to be computed from, a name (`METRICS`), a `Metric` or a function of (logits,
-            pair_idx). None for the dataset's own, and for the log-probability where it has neither one nor wrong
-            answers.
+            pair_idx). None for the dataset's own, and where it has none for the log-probability of the right answer if
+            there are no wrong ones, and for metrics of whole answers if these have several tokens.
         noise: makes the corrupted run out of the clean prompt, whose partner in the pair is then not looked at.
 
     Raises:
@@ -85,7 +92,7 @@ def check_dataset(
     engine = PatchingEngine(model, show_progress=False)
     prompts = dataset if noise is None else CleanPrompts(dataset)
     asked = chosen_indices(dataset.name, len(pairs_of(prompts)), pair_indices)
-    faults = _faults(model, prompts, asked, answers_needed=_reads_answers(dataset, metric))
+    faults = _faults(model, prompts, asked, _answers_read(dataset, metric))
     sound = tuple(i for i in asked if i not in faults)
     findings: list[Finding | None] = [_refused(faults, asked)]
     checked = {i: PairCheck(i, fault=fault) for i, fault in faults.items()}
@@ -93,10 +100,10 @@ def check_dataset(
     if sound:
         pairs = encode_pairs(model, prompts, sound)
         answers, unknown = _answers(pairs)
-        findings.append(unknown)
-        if metric is None and answers and not pairs.has_own_metric and not all(answers.incorrect):
-            metric = "log_probability"
-            findings.append(_no_wrong_answer(answers))
+        findings += [unknown, _first_token(pairs, answers)]
+        if metric is None and answers and not pairs.has_own_metric:
+            metric, finding = _instead_of_logits(answers)
+            findings.append(finding)
         runs = _run(engine, pairs, answers, metric, noise)
         measured = runs.metric
         findings += [*_about_runs(runs, pairs, noise, engine.dtype), *_about_prompts(pairs, noise)]
@@ -120,7 +127,7 @@ class _Runs:
 
     metric: MetricValues
     preference: MetricValues | None
-    """Logit difference; None where a pair lacks an answer."""
+    """Logit difference, or that of the log-probabilities of whole answers; None where a pair lacks an answer."""
     accuracy: MetricValues | None
 
     def of_pairs(self, kept: Bool[np.ndarray, " pair"]) -> _Runs:
@@ -134,29 +141,45 @@ class _Runs:
 def _run(
     engine: PatchingEngine,
     pairs: EncodedPairs,
-    answers: Answers | None,
-    metric: str | Metric | MetricFunction | None,
+    answers: Answers | AnswerSequences | None,
+    metric: str | AnyMetric | MetricFunction | None,
     noise: GaussianNoise | None,
 ) -> _Runs:
-    chosen: list[Metric] = [pairs.metrics(metric)[0]]
-    if answers:
-        chosen += [Accuracy(answers, "accuracy")]
-    if answers and all(answers.incorrect):
-        chosen += [LogitDifference(answers)]
+    chosen: list[AnyMetric] = [pairs.metrics(metric)[0]]
+    both = answers is not None and all(answers.incorrect)
+    if isinstance(answers, AnswerSequences):
+        chosen += [SequenceAccuracy(answers), *([SequenceLogProbabilityDifference(answers)] if both else [])]
+    elif answers:
+        chosen += [Accuracy(answers, "accuracy"), *([LogitDifference(answers)] if both else [])]
     metrics = engine.baselines(pairs, chosen, noise=noise)
     runs = zip(chosen, metrics.patched, metrics.clean, metrics.corrupted)
     first, *more = (MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs)
     return _Runs(first, more[1] if len(more) > 1 else None, more[0] if more else None)
 
 
-def _reads_answers(dataset: PatchingDataset, metric: str | Metric | MetricFunction | None) -> bool:
+_ReadAnswers: TypeAlias = Callable[[Any, PatchingDataset, int], tuple[Sequence[Any], Sequence[Any]]]
+"""Model, dataset and index of a pair -> its right and its wrong answers, checked."""
+
+
+def _answers_read(dataset: PatchingDataset, metric: str | AnyMetric | MetricFunction | None) -> _ReadAnswers | None:
+    """How answers are read for what is measured; None where they are not."""
     if metric is None:
-        return not has_own_metric(dataset)
+        return None if has_own_metric(dataset) else _short_or_whole
     named = NAMED_METRICS.get(metric_key(metric)) if isinstance(metric, str) else None
-    return named is not None and named.needs_answers
+    if named is None or not named.needs_answers:
+        return None
+    return checked_sequences if issubclass(named, SequenceMetric) else checked_targets
 
 
-def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], *, answers_needed: bool) -> dict[int, str]:
+def _short_or_whole(model: Any, dataset: PatchingDataset, index: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """A pair's answers of one token each, or the whole of them where they have more."""
+    try:
+        return checked_targets(model, dataset, index)
+    except ValueError:
+        return checked_sequences(model, dataset, index)
+
+
+def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], read: _ReadAnswers | None) -> dict[int, str]:
     """Pair -> why a sweep would refuse it. Raises what is wrong with all of them: the model's tokenizer."""
     refused: dict[int, ValueError] = {}
     try:
@@ -170,9 +193,11 @@ def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], *, ans
         if len(refused) == len(indices) and all(isinstance(error, WrongTokenizer) for error in refused.values()):
             raise
     faults = {i: str(error) for i, error in refused.items()}
-    for i in indices if answers_needed else ():
+    for i in indices:
+        if read is None:
+            break
         try:
-            correct, _ = checked_targets(model, dataset, i)
+            correct, _ = read(model, dataset, i)
             if not correct:
                 faults.setdefault(i, "get_target_tokens gives no right answer")
         except ValueError as error:
@@ -193,15 +218,38 @@ def _refused(faults: Mapping[int, str], asked: Sequence[int]) -> Finding | None:
     )
 
 
-def _answers(pairs: EncodedPairs) -> tuple[Answers | None, Finding | None]:
-    """The answers, or why it is not known how often the model is right: a metric of the dataset's own needs none."""
+def _answers(pairs: EncodedPairs) -> tuple[Answers | AnswerSequences | None, Finding | None]:
+    """The answers, of one token each or whole, or why it is not known how often the model is right: a metric of the
+    dataset's own needs none."""
+    answers: Answers | AnswerSequences
     try:
-        if all(pairs.answers.correct):
-            return pairs.answers, None
+        try:
+            answers = pairs.answers
+        except ValueError:
+            answers = pairs.sequences
+        if all(answers.correct):
+            return answers, None
         reason = "there are pairs without a right answer"
     except (ValueError, NotImplementedError) as error:
         reason = str(error) or "get_target_tokens is not implemented"
     return None, Finding("note", f"How often the model is right cannot be said: {reason}")
+
+
+def _instead_of_logits(answers: Answers | AnswerSequences) -> tuple[str | None, Finding | None]:
+    """What is measured where the logit difference cannot be, and that it is; None where it can."""
+    if isinstance(answers, AnswerSequences):
+        several = [size > 1 for size in answers.longest.tolist()]
+        metric = (SequenceLogProbabilityDifference if all(answers.incorrect) else SequenceLogProbability).key
+        return metric, Finding(
+            "note",
+            f"{share_of_pairs(several, answers.pair_indices)} have answers of several tokens, so the metric is the "
+            f"{NAMED_METRICS[metric].name}",
+            f"Give the sweep metrics={metric!r} too, or the dataset first_token=True: its default reads one token",
+            chosen(several, answers.pair_indices),
+        )
+    if all(answers.incorrect):
+        return None, None
+    return "log_probability", _no_wrong_answer(answers)
 
 
 def _no_wrong_answer(answers: Answers) -> Finding:
@@ -242,7 +290,7 @@ def _same_answer(judged: MetricValues, pairs: Sequence[int], noise: GaussianNois
     if right.mean() < STILL_RIGHT:
         return None
     kept = judged.corrupted.mean() / judged.clean.mean() > 0.5 if judged.clean.mean() > 0 else True
-    answer = "the right answer is the likeliest" if judged.name == "accuracy" else "the model prefers the right answer"
+    answer = "the right answer is the likeliest" if judged.name in ACCURACIES else "the model prefers the right answer"
     return Finding(
         "fault" if kept else "care",
         f"The answer does not change: {answer} in {share_of_pairs(right, pairs, 'corrupted runs')} too",
@@ -251,6 +299,11 @@ def _same_answer(judged: MetricValues, pairs: Sequence[int], noise: GaussianNois
         else "Use a corruption to which another answer is right; of IOIDataset, swap_names or flip_subject",
         chosen(right, pairs),
     )
+
+
+def _first_token(pairs: EncodedPairs, answers: Answers | AnswerSequences | None) -> Finding | None:
+    sentence = pairs.first_token_alone if answers else ""
+    return Finding("note", f"{sentence[0].upper()}{sentence[1:]}") if sentence else None
 
 
 def _about_prompts(pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Finding | None]:

@@ -13,6 +13,8 @@ from actpatch.core.sites import Patch
 from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
+from actpatch.metrics.base import AnswerMetric
+from actpatch.metrics.sequence import SequenceMetric
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
@@ -47,6 +49,8 @@ def run_sweeps(
 ) -> list[Sweep]:
     """The raw numbers of these patches on these pairs, per direction, with all that is needed to read them."""
     metrics = pairs.metrics(settings.metrics)
+    reads_answers = any(isinstance(metric, (AnswerMetric, SequenceMetric)) for metric in metrics)
+    cut = pairs.first_token_alone if reads_answers else ""
     sites = (site for patch in patches for site in patch.sites)
     mixed = mixed_roles(pairs, [site.position for site in sites if isinstance(site.position, int)])
     references = settings.source.references(pairs)
@@ -76,7 +80,7 @@ def run_sweeps(
             dataset_seed=pairs.seed,
             dtype=engine.dtype,
             shortcuts=runs.shortcuts,
-            notes=(*filter(None, [mixed]), *runs.notes),
+            notes=(*filter(None, [mixed, cut]), *runs.notes),
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
         for direction, runs in zip(settings.directions, measured)

@@ -27,6 +27,8 @@ Verdict = Literal["ready", "usable with care", "not usable"]
 
 SEVERITIES: tuple[Severity, ...] = ("fault", "care", "note")
 
+ACCURACIES = ("accuracy", "sequence accuracy")
+"""Names of the metrics that tell whether the model would say a right answer."""
 MOST = 0.5
 """What is wrong with at least this share of the pairs is a fault: wrong answers are then no rarer than by guessing."""
 MANY = 0.1
@@ -108,8 +110,8 @@ def wrong_answers(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
     if not wrong.any():
         return None
     message = "The model prefers the wrong answer"
-    if values.name == "accuracy":
-        message = "The right answer is not the likeliest next token"
+    if values.name in ACCURACIES:
+        message = f"The right answer is not the likeliest{' next token' if values.name == 'accuracy' else ''}"
     return Finding(
         _severity(wrong),
         f"{message} on {share_of_pairs(wrong, pairs, 'clean prompts')}",

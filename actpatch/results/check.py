@@ -50,11 +50,12 @@ class PairCheck:
     usable: bool = False
     """Whether an effect can be computed for it (`Sweep.usable`)."""
     prefers_right: bool | None = None
-    """Whether the clean run gives the right answer a higher logit than the wrong one; None without a wrong answer."""
+    """Whether the clean run gives the right answer a higher probability than the wrong one; None without a wrong one.
+    """
     corrupted_prefers_right: bool | None = None
     """Likewise the corrupted run; right is still what answers the clean prompt."""
     says_right: bool | None = None
-    """Whether a right answer is the clean run's likeliest next token."""
+    """Whether a right answer is the clean run's likeliest next token, or each of its tokens given those before it."""
     corrupted_says_right: bool | None = None
     n_tokens: int | None = None
     template: str = ""

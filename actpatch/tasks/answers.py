@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from actpatch.metrics.base import AnswerMetric, Metric
+from actpatch.metrics.base import AnswerMetric, Whole
+from actpatch.metrics.chosen import AnyMetric
 from actpatch.metrics.own import DatasetMetric
+from actpatch.metrics.sequence import SequenceMetric
 from actpatch.tasks.dataset import PatchingDataset
-from actpatch.tasks.tokens import WrongTokenizer, answer_ids, has_tokenizer, sides_of, token_strings, unknown_token
+from actpatch.tasks.targets import answer_ids, named, sides_of, whole_answers
+from actpatch.tasks.tokens import WrongTokenizer, has_tokenizer, token_strings, unknown_token
+
+T = TypeVar("T")
 
 
 def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of all correct and of all incorrect answers to a pair's clean prompt; empty where it has none.
 
     Raises:
-        ValueError: where an answer is no single token of the vocabulary, is the unknown token, or is on both sides.
+        ValueError: where an answer is no single token of the vocabulary, is the unknown token, or is on both sides;
+            where the dataset takes the first token of each (`first_token`), where two sides begin with the same.
     """
-    try:
-        targets = dataset.get_target_tokens(index)
-    except (AssertionError, ValueError) as error:
-        if not has_tokenizer(model):
-            raise WrongTokenizer(
-                f"pair {index}: get_target_tokens failed ({error}), and this model has no tokenizer: return token ids"
-            ) from error
-        raise ValueError(
-            f"pair {index}: get_target_tokens found no single token for its answer ({error}). The answers must be one "
-            "token each for this model, usually with a leading space"
-        ) from error
-    try:
-        correct, incorrect = (answer_ids(model, side) for side in sides_of(targets))
-    except WrongTokenizer as error:
-        raise WrongTokenizer(f"pair {index}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"pair {index}: {error}") from error
-    except TypeError as error:
-        raise ValueError(
-            f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id), "
-            "or in the place of either a text that is one token, a list of ids or texts, or None"
-        ) from error
-    size, unknown = n_answers(model), unknown_token(model)
-    for token in (*correct, *incorrect):
-        if not 0 <= token < size:
-            raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {size}")
-        if token == unknown:
-            raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
-    _check_disjoint(model, index, correct, incorrect)
+    read = functools.partial(answer_ids, first_token=dataset.first_token)
+    correct, incorrect = _sides(model, dataset, index, read)
+    _check_vocabulary(model, index, (*correct, *incorrect))
+    if shared := set(correct) & set(incorrect):
+        said = f"are the same {_named(model, shared)}: an answer is one or the other"
+        if cut_answer(model, dataset, index):
+            said = (
+                f"begin with the same {_named(model, shared)}, and first_token takes no more of them: measure whole "
+                "answers, without first_token, by metrics='sequence_log_probability_difference', or leave the pair out"
+            )
+        raise ValueError(f"pair {index}: correct and incorrect answer {said}")
     return correct, incorrect
+
+
+def checked_sequences(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[Whole, ...], tuple[Whole, ...]]:
+    """The same of whole answers, of however many tokens; of one token each where the dataset takes the first alone.
+
+    Raises:
+        ValueError: where an answer holds a token outside the vocabulary or the unknown token, or is on both sides.
+    """
+    if dataset.first_token:
+        cut_correct, cut_incorrect = checked_targets(model, dataset, index)
+        return tuple((token,) for token in cut_correct), tuple((token,) for token in cut_incorrect)
+    correct, incorrect = _sides(model, dataset, index, whole_answers)
+    every = (*correct, *incorrect)
+    _check_vocabulary(model, index, (token for answer in every for token in answer))
+    size = model.cfg.d_vocab
+    if unread := [token for answer in every for token in answer[:-1] if token >= size]:
+        raise ValueError(f"pair {index}: target token {unread[0]} is outside the vocabulary of {size} that is read")
+    if shared := set(correct) & set(incorrect):
+        answer = shared.pop()
+        same = _named(model, answer) if len(answer) == 1 else named(model, answer)
+        raise ValueError(
+            f"pair {index}: correct and incorrect answer are the same {same}: an answer is one or the other"
+        )
+    return correct, incorrect
+
+
+def cut_answer(model: Any, dataset: PatchingDataset, index: int) -> Whole:
+    """An answer of the pair of which only the first token is taken (`first_token`); empty where there is none."""
+    if not dataset.first_token:
+        return ()
+    correct, incorrect = _sides(model, dataset, index, whole_answers)
+    return next((answer for answer in (*correct, *incorrect) if len(answer) > 1), ())
 
 
 def n_answers(model: Any) -> int:
@@ -77,7 +98,7 @@ def own_metric(dataset: PatchingDataset, pair_indices: tuple[int, ...]) -> Datas
     return DatasetMetric(dataset.compute_metric, pair_indices, name, unit, more_is_better)
 
 
-def of_pairs(metric: Metric, pair_indices: tuple[int, ...]) -> Metric:
+def of_pairs(metric: AnyMetric, pair_indices: tuple[int, ...]) -> AnyMetric:
     """The metric, with the experiment's pairs where it is a function that none were given for."""
     if not isinstance(metric, DatasetMetric) or metric.pair_indices == pair_indices:
         return metric
@@ -89,7 +110,7 @@ def of_pairs(metric: Metric, pair_indices: tuple[int, ...]) -> Metric:
     return replace(metric, pair_indices=pair_indices)
 
 
-def check_answers(metric: AnswerMetric, n_pairs: int, d_vocab: int) -> None:
+def check_answers(metric: AnswerMetric | SequenceMetric, n_pairs: int, d_vocab: int) -> None:
     """A metric that was made beforehand belongs to these pairs and this model."""
     if len(metric.answers) != n_pairs:
         raise ValueError(
@@ -100,12 +121,42 @@ def check_answers(metric: AnswerMetric, n_pairs: int, d_vocab: int) -> None:
         raise ValueError(f"the metric {metric.name!r} has the answer {largest}, outside the vocabulary of {d_vocab}")
 
 
-def _check_disjoint(model: Any, index: int, correct: tuple[int, ...], incorrect: tuple[int, ...]) -> None:
-    if shared := set(correct) & set(incorrect):
+def _sides(
+    model: Any, dataset: PatchingDataset, index: int, read: Callable[[Any, Any], tuple[T, ...]]
+) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """The answers of a pair, each side as it is read."""
+    try:
+        targets = dataset.get_target_tokens(index)
+    except (AssertionError, ValueError) as error:
+        if not has_tokenizer(model):
+            raise WrongTokenizer(
+                f"pair {index}: get_target_tokens failed ({error}), and this model has no tokenizer: return token ids"
+            ) from error
         raise ValueError(
-            f"pair {index}: correct and incorrect answer are the same {_named(model, shared)}: an answer is one or the "
-            "other"
-        )
+            f"pair {index}: get_target_tokens found no single token for its answer ({error}). The answers must be one "
+            "token each for this model, usually with a leading space, or be given as texts to be measured whole"
+        ) from error
+    try:
+        correct, incorrect = (read(model, side) for side in sides_of(targets))
+    except WrongTokenizer as error:
+        raise WrongTokenizer(f"pair {index}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"pair {index}: {error}") from error
+    except TypeError as error:
+        raise ValueError(
+            f"pair {index}: get_target_tokens returned {targets!r}, expected (correct token id, incorrect token id), "
+            "or in the place of either a text, a list of ids or texts, a list of lists of ids, or None"
+        ) from error
+    return correct, incorrect
+
+
+def _check_vocabulary(model: Any, index: int, tokens: Iterable[int]) -> None:
+    size, unknown = n_answers(model), unknown_token(model)
+    for token in tokens:
+        if not 0 <= token < size:
+            raise ValueError(f"pair {index}: target token {token} is outside the vocabulary of {size}")
+        if token == unknown:
+            raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
 
 
 def _named(model: Any, tokens: Iterable[int]) -> str:

@@ -17,12 +17,18 @@ from actpatch.core.text import count, described
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
 from actpatch.tasks.labels import TokenLabels
-from actpatch.tasks.tokens import Prompt, answer_ids, as_list, is_one_prompt
+from actpatch.tasks.targets import answer_ids
+from actpatch.tasks.tokens import Prompt, as_list, is_one_prompt
 
-TargetTokens: TypeAlias = int | str | Sequence[int | str] | None
-"""The only answer, or several that count alike, as token ids or as texts of one token each; None where there is none.
+TargetTokens: TypeAlias = int | str | Sequence[int | str] | Sequence[Sequence[int]] | None
+"""The only answer, or several that count alike; None where there is none.
 
-Texts are taken as they are written: after "... gave a drink to" comes " Mary", with its space.
+    12                   one answer of one token
+    " New York"          one answer, of however many tokens, taken as it is written, with its space
+    [12, 7]              two answers of one token each
+    [" Mary", " John"]   two answers
+    [[12, 7]]            one answer of two tokens
+    [[12, 7], [9]]       two answers, the first of two tokens
 """
 TokenIds: TypeAlias = int | tuple[int, ...]
 """Answers as token ids: one, or several that count alike."""
@@ -44,6 +50,8 @@ class PatchingDataset(ABC):
     """What tokens are shown as in tables, figures and reports: token id -> text, a mapping, a list in the order of ids
     or a function; None for what the model's tokenizer says, or the ids where it has none."""
 
+    first_token: bool = False
+    """True takes of answers of several tokens the first alone, whatever is measured; by default they are whole."""
     made_with: Any = None
     """The tokenizer that its answers were made with, where they are kept; None for that of the model it is for."""
 
@@ -70,8 +78,10 @@ class PatchingDataset(ABC):
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         """The answers `(correct, incorrect)` to the clean prompt: on each side one, several or None.
 
-        An answer is a token id, or a text that is one token for the model, taken as it is written (" Mary"). Without an
-        incorrect answer the pair serves metrics that read the right one alone.
+        An answer is a token id, a text, taken as it is written (" Mary"), or, within a list, a list of ids
+        (`TargetTokens`). One of several tokens serves the metrics of whole answers (`sequence_log_probability` and
+        others), or by its first token alone those of one token, where `first_token` is True. Without an incorrect
+        answer the pair serves metrics that read the right one alone.
         """
 
     @property
@@ -132,7 +142,7 @@ class PatchingDataset(ABC):
                 f"the answers {side!r} are texts, and the dataset {self.name!r} does not say which model it is for: "
                 "set self.model, or return token ids"
             )
-        return answer_ids(self.made_for, side)
+        return answer_ids(self.made_for, side, first_token=self.first_token)
 
 
 class CleanPrompts(PatchingDataset):
@@ -144,7 +154,15 @@ class CleanPrompts(PatchingDataset):
     def __init__(self, dataset: PatchingDataset) -> None:
         check_is_dataset(dataset)
         self.dataset = dataset
-        declared = ("seed", "metric_name", "metric_unit", "more_is_better", "compute_metric", "made_with")
+        declared = (
+            "seed",
+            "metric_name",
+            "metric_unit",
+            "more_is_better",
+            "compute_metric",
+            "first_token",
+            "made_with",
+        )
         for name in (*declared, "token_labels"):
             setattr(self, name, getattr(dataset, name))
 
@@ -217,3 +235,10 @@ def pairs_of(dataset: PatchingDataset) -> list[Any]:
 def one_or_several(ids: Sequence[int]) -> TokenIds:
     """These answers as `get_target_tokens` gives them: the id itself where there is only one."""
     return ids[0] if len(ids) == 1 else tuple(ids)
+
+
+def as_targets(answers: Sequence[Sequence[int]]) -> TokenIds | tuple[tuple[int, ...], ...]:
+    """The same of whole answers: nested, where one of them has several tokens."""
+    if all(len(answer) == 1 for answer in answers):
+        return one_or_several([answer[0] for answer in answers])
+    return tuple(map(tuple, answers))

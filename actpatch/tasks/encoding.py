@@ -16,13 +16,24 @@ from jaxtyping import Int
 from torch import Tensor
 
 from actpatch.core.indices import check_index, check_indices, is_integer
-from actpatch.core.text import MOST_LISTED, shortened
+from actpatch.core.text import MOST_LISTED, share_of_pairs, shortened
 from actpatch.metrics.answers import LogitDifference
-from actpatch.metrics.base import AnswerMetric, Answers, Metric
-from actpatch.metrics.chosen import MetricChoice, choose_metrics
-from actpatch.tasks.answers import check_answers, checked_targets, has_own_metric, n_answers, of_pairs, own_metric
+from actpatch.metrics.base import AnswerMetric, Answers, AnswerSequences, Metric
+from actpatch.metrics.chosen import AnyMetric, MetricChoice, choose_metrics
+from actpatch.metrics.sequence import SequenceMetric
+from actpatch.tasks.answers import (
+    check_answers,
+    checked_sequences,
+    checked_targets,
+    cut_answer,
+    has_own_metric,
+    n_answers,
+    of_pairs,
+    own_metric,
+)
 from actpatch.tasks.dataset import PatchingDataset, check_is_dataset, pairs_of
 from actpatch.tasks.labels import check_labels, labelled
+from actpatch.tasks.targets import named
 from actpatch.tasks.tokens import (
     WrongTokenizer,
     as_list,
@@ -61,6 +72,9 @@ class EncodedPairs:
     """Key of each pair's template, an empty text where the dataset names none; empty as the positions are."""
     groups: tuple[str, ...] = ()
     """Group of each pair (`PatchingDataset.get_group`), an empty text where there is none; empty as positions are."""
+    appended: tuple[int, ...] = ()
+    """How many of each pair's last tokens follow its prompts, the beginning of an answer, the same in both runs; empty
+    where none do."""
     task: str = ""
     """Name of the dataset, with its corruption."""
     varies: str = ""
@@ -75,8 +89,13 @@ class EncodedPairs:
 
     @property
     def lengths(self) -> Int[Tensor, " pair"]:
-        """Number of tokens of each pair's prompts."""
+        """Number of tokens of each pair's runs: of its prompts, and of what is appended to them."""
         return torch.tensor([len(tokens) for tokens in self.clean])
+
+    @property
+    def prompt_lengths(self) -> Int[Tensor, " pair"]:
+        """Number of tokens of each pair's prompts alone."""
+        return self.lengths - torch.tensor(self.appended) if self.appended else self.lengths
 
     @property
     def first_difference(self) -> Int[Tensor, " pair"]:
@@ -97,12 +116,37 @@ class EncodedPairs:
         correct, incorrect = zip(*targets)
         return Answers(correct, incorrect, self.indices)
 
+    @cached_property
+    def sequences(self) -> AnswerSequences:
+        """The right and the wrong answers to each clean prompt, the whole of each.
+
+        Raises:
+            ValueError: where one has a token outside the model's vocabulary, or is both.
+        """
+        origin = self._known_origin
+        targets = [checked_sequences(origin.model, origin.dataset, i) for i in self.indices]
+        correct, incorrect = zip(*targets)
+        return AnswerSequences(correct, incorrect, self.indices)
+
+    @property
+    def first_token_alone(self) -> str:
+        """A sentence on the pairs of whose answers only the first token is measured; empty where there are none."""
+        origin = self._known_origin
+        cut = [cut_answer(origin.model, origin.dataset, i) for i in self.indices]
+        if not any(cut):
+            return ""
+        answer = next(filter(None, cut))
+        return (
+            f"of the answers of {share_of_pairs(map(bool, cut), self.indices)} only the first token is measured: "
+            f"{named(origin.model, answer[:1])} of {named(origin.model, answer)}"
+        )
+
     @property
     def has_own_metric(self) -> bool:
         """Whether their dataset measures something of its own."""
         return has_own_metric(self._known_origin.dataset)
 
-    def metrics(self, asked: MetricChoice = None) -> tuple[Metric, ...]:
+    def metrics(self, asked: MetricChoice = None) -> tuple[AnyMetric, ...]:
         """The metrics to measure on these pairs.
 
         Args:
@@ -111,8 +155,9 @@ class EncodedPairs:
 
         Raises:
             ValueError: for an unknown metric, where one needs an answer that a pair has not, where an answer is not one
-                token of the model's vocabulary, where a `Metric` object was made for other pairs, and where the dataset
-                says of its own metric what is no name, no unit or no truth value.
+                token of the model's vocabulary and the metric reads one, where a prompt with its answer is longer than
+                the context, where a `Metric` object was made for other pairs, and where the dataset says of its own
+                metric what is no name, no unit or no truth value.
         """
         origin = self._known_origin
 
@@ -121,10 +166,12 @@ class EncodedPairs:
                 return own_metric(origin.dataset, self.indices)
             return LogitDifference(self.answers)
 
-        chosen = [of_pairs(metric, self.indices) for metric in choose_metrics(asked, own, lambda: self.answers)]
+        chosen = [of_pairs(metric, self.indices) for metric in choose_metrics(asked, own, self)]
         for metric in chosen:
-            if isinstance(metric, AnswerMetric):
+            if isinstance(metric, (AnswerMetric, SequenceMetric)):
                 check_answers(metric, len(self), n_answers(origin.model))
+            if isinstance(metric, SequenceMetric):
+                self._check_room_for(metric.answers)
         return tuple(chosen)
 
     def all_of(self, dataset: PatchingDataset | None = None) -> EncodedPairs:
@@ -134,11 +181,23 @@ class EncodedPairs:
         origin = self._known_origin
         return encode_pairs(origin.model, origin.dataset if dataset is None else dataset)
 
-    def repeated(self, times: int) -> EncodedPairs:
-        """Each pair so many times, one after the other."""
+    def continued(self, continuations: Sequence[Sequence[Sequence[int]]]) -> EncodedPairs:
+        """Each pair with each of its continuations, one after the other: tokens that follow both of its prompts."""
+        repeated = self.repeated([len(of_pair) for of_pair in continuations])
+        each = [torch.tensor(tokens, dtype=torch.long) for of_pair in continuations for tokens in of_pair]
+        return replace(
+            repeated,
+            clean=tuple(torch.cat([prompt, more]) for prompt, more in zip(repeated.clean, each)),
+            corrupted=tuple(torch.cat([prompt, more]) for prompt, more in zip(repeated.corrupted, each)),
+            appended=tuple(map(len, each)) if any(map(len, each)) else (),
+        )
+
+    def repeated(self, times: int | Sequence[int]) -> EncodedPairs:
+        """Each pair so many times, one after the other; times may differ between pairs."""
+        counts = [times] * len(self) if isinstance(times, int) else times
 
         def many(per_pair: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(value for value in per_pair for _ in range(times))
+            return tuple(value for value, count in zip(per_pair, counts) for _ in range(count))
 
         return replace(
             self,
@@ -151,6 +210,16 @@ class EncodedPairs:
             templates=many(self.templates),
             groups=many(self.groups),
         )
+
+    def _check_room_for(self, answers: AnswerSequences) -> None:
+        """Raises ValueError where the model cannot read a prompt with its answers."""
+        n_ctx = self._known_origin.model.cfg.n_ctx
+        for index, prompt, answer in zip(self.indices, self.lengths.tolist(), answers.longest.tolist()):
+            if prompt + answer - 1 > n_ctx:
+                raise ValueError(
+                    f"pair {index}: its prompt of {prompt} tokens with an answer of {answer} is longer than the "
+                    f"{n_ctx} tokens that the model reads (the answer's last is not read): shorten it"
+                )
 
     @property
     def _known_origin(self) -> Origin:

@@ -14,9 +14,10 @@ from typing import Any
 from actpatch.core.heavy import pd
 from actpatch.core.indices import check_index
 from actpatch.core.warn import warn_user
-from actpatch.tasks.answers import checked_targets
+from actpatch.metrics.base import Whole
+from actpatch.tasks.answers import checked_sequences
 from actpatch.tasks.chat import is_chat, need_chat_template, one_message
-from actpatch.tasks.dataset import PatchingDataset, TokenIds, one_or_several
+from actpatch.tasks.dataset import PatchingDataset, TargetTokens, as_targets
 from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
 from actpatch.tasks.labels import TokenLabels, check_labels
 from actpatch.tasks.tokens import (
@@ -24,8 +25,8 @@ from actpatch.tasks.tokens import (
     as_list,
     compare_lengths,
     encode_prompt,
+    known_tokens,
     need_tokenizer,
-    single_token,
     space_hint,
 )
 
@@ -38,7 +39,8 @@ class PromptPairs(PatchingDataset):
     where the pair has none); others are ignored. Both prompts of a row
     have the same number of tokens. Answers are taken as they are written: after "... gave a drink to" comes " Mary",
     with its space. In a CSV file several acceptable answers are separated by `|`; in JSONL and DataFrames they are a
-    list. Pairs may repeat; `repeated_pairs` tells which do.
+    list. An answer may have several tokens: it serves metrics of whole answers (`sequence_log_probability` and others),
+    or others by its first token, where that is asked for. Pairs may repeat; `repeated_pairs` tells which do.
 
     In the place of a text a prompt may be the messages of a chat. Of a `PromptPair` prompts and answers may be token
     ids too, for models without a tokenizer.
@@ -51,11 +53,13 @@ class PromptPairs(PatchingDataset):
         chat: whether each prompt that is a text is what a user says in a chat, written by the tokenizer's own chat
             template.
         token_labels: what tokens are shown as (`PatchingDataset.token_labels`); None for what the tokenizer says.
+        first_token: True takes of answers of several tokens the first alone, whatever is measured.
 
     Raises:
         ValueError: for texts and a model without a tokenizer, a chat and a tokenizer without a chat template, no pairs,
-            answers that are not one token each, or on both sides, prompts of different token lengths, with unknown
-            words or longer than the context, and positions outside their prompt: up to five rows, and their number.
+            answers that the tokenizer does not know, or on both sides (or that begin with the same token, where the
+            first alone is taken), prompts of different token lengths, with unknown words or longer than the context,
+            and positions outside their prompt: up to five rows, and their number.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class PromptPairs(PatchingDataset):
         varies: str = "",
         chat: bool = False,
         token_labels: TokenLabels | None = None,
+        first_token: bool = False,
     ) -> None:
         if not isinstance(pairs, Iterable):
             raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
@@ -77,11 +82,11 @@ class PromptPairs(PatchingDataset):
             raise ValueError(f"{name} has no pairs: give at least one row")
         if wrong := [pair for pair in self.pairs if not isinstance(pair, PromptPair)]:
             raise ValueError(f"pairs holds a {type(wrong[0]).__name__}, expected PromptPair(clean, corrupted, ...)")
-        self._name, self._varies = name, varies
+        self._name, self._varies, self.first_token = name, varies, first_token
         self._rows = [pair.row or f"pair {i}" for i, pair in enumerate(self.pairs)]
         check_labels(token_labels)
         self._check_tokenizer()
-        self._targets = self._single_token_answers()
+        self._targets = self._whole_answers()
         self._check_targets()
         self._check_prompts()
         self._warn_about_missing_spaces()
@@ -102,6 +107,7 @@ class PromptPairs(PatchingDataset):
         varies: str = "",
         chat: bool = False,
         token_labels: TokenLabels | None = None,
+        first_token: bool = False,
     ) -> PromptPairs:
         """Pairs from a CSV file in UTF-8, with a header. Commas stand between cells, or semicolons or tabs, as
         the header has them. Cells with such a one stand in quotes.
@@ -121,6 +127,7 @@ class PromptPairs(PatchingDataset):
             varies: which signal of the clean prompt the corruption changes.
             chat: whether each prompt is what a user says in a chat.
             token_labels: what tokens are shown as; None for what the tokenizer says.
+            first_token: True takes of answers of several tokens the first alone, whatever is measured.
 
         Raises:
             ValueError: for missing columns, rows with more cells than the header, empty cells, and what the class
@@ -129,7 +136,15 @@ class PromptPairs(PatchingDataset):
         frame, rows = read_csv(Path(path))
         columns = Columns(clean, corrupted, correct, incorrect, template, group, separator=ANSWER_SEPARATOR)
         pairs = columns.read(frame, rows, Path(path).name)
-        return cls(model, pairs, name=name or Path(path).stem, varies=varies, chat=chat, token_labels=token_labels)
+        return cls(
+            model,
+            pairs,
+            name=name or Path(path).stem,
+            varies=varies,
+            chat=chat,
+            token_labels=token_labels,
+            first_token=first_token,
+        )
 
     @classmethod
     def from_jsonl(
@@ -147,6 +162,7 @@ class PromptPairs(PatchingDataset):
         varies: str = "",
         chat: bool = False,
         token_labels: TokenLabels | None = None,
+        first_token: bool = False,
     ) -> PromptPairs:
         """Pairs from a file with one JSON object per line. Arguments and errors are those of `from_csv`.
 
@@ -155,7 +171,15 @@ class PromptPairs(PatchingDataset):
         frame, rows = read_jsonl(Path(path))
         columns = Columns(clean, corrupted, correct, incorrect, template, group)
         pairs = columns.read(frame, rows, Path(path).name)
-        return cls(model, pairs, name=name or Path(path).stem, varies=varies, chat=chat, token_labels=token_labels)
+        return cls(
+            model,
+            pairs,
+            name=name or Path(path).stem,
+            varies=varies,
+            chat=chat,
+            token_labels=token_labels,
+            first_token=first_token,
+        )
 
     @classmethod
     def from_dataframe(
@@ -173,6 +197,7 @@ class PromptPairs(PatchingDataset):
         varies: str = "",
         chat: bool = False,
         token_labels: TokenLabels | None = None,
+        first_token: bool = False,
     ) -> PromptPairs:
         """Pairs from the rows of a DataFrame. Arguments and errors are those of `from_csv`.
 
@@ -182,7 +207,15 @@ class PromptPairs(PatchingDataset):
             raise ValueError(f"frame is a {type(frame).__name__}, expected a pandas DataFrame: pd.DataFrame(rows)")
         columns = Columns(clean, corrupted, correct, incorrect, template, group)
         pairs = columns.read(frame, [f"row {label}" for label in frame.index], "the DataFrame")
-        return cls(model, pairs, name=name, varies=varies, chat=chat, token_labels=token_labels)
+        return cls(
+            model,
+            pairs,
+            name=name,
+            varies=varies,
+            chat=chat,
+            token_labels=token_labels,
+            first_token=first_token,
+        )
 
     @property
     def name(self) -> str:
@@ -203,10 +236,11 @@ class PromptPairs(PatchingDataset):
     def get_clean_corrupt_pairs(self) -> list[tuple[Prompt, Prompt]]:
         return [(self._as_asked(pair.clean), self._as_asked(pair.corrupted)) for pair in self.pairs]
 
-    def get_target_tokens(self, pair_idx: int) -> tuple[TokenIds, TokenIds]:
-        """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids."""
+    def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
+        """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids; of whole
+        answers a tuple of tuples, where one of them has several tokens."""
         correct, incorrect = self._targets[pair_idx]
-        return one_or_several(correct), one_or_several(incorrect)
+        return as_targets(correct), as_targets(incorrect)
 
     def get_positions(self, pair_idx: int) -> Mapping[str, int]:
         return self.pairs[pair_idx].positions
@@ -240,19 +274,24 @@ class PromptPairs(PatchingDataset):
         if any(are_chats):
             need_chat_template(self.model.tokenizer)
 
-    def _single_token_answers(self) -> list[tuple[list[int], list[int]]]:
-        known: dict[str | int, int] = {}
+    def _whole_answers(self) -> list[tuple[list[Whole], list[Whole]]]:
+        known: dict[str | int, Whole] = {}
         faults = []
         for row, pair in zip(self._rows, self.pairs):
             for answer in (*pair.correct, *pair.incorrect):
+                if answer in known:
+                    continue
                 if not isinstance(answer, str):
-                    known[answer] = operator.index(answer)
+                    known[answer] = (operator.index(answer),)
                     continue
                 try:
-                    known[answer] = known[answer] if answer in known else single_token(self.model, answer)
+                    ids = known[answer] = tuple(known_tokens(self.model, answer).tolist())
                 except ValueError as error:
                     faults.append((row, f"{error}{space_hint(self.model, answer)}{_list_hint(answer)}"))
-        self._refuse(faults, "answers that are not one token each")
+                    continue
+                if len(ids) > 1 and ANSWER_SEPARATOR in answer:
+                    faults.append((row, f"{answer!r} is {len(ids)} tokens for this model{_list_hint(answer)}"))
+        self._refuse(faults, "answers that cannot be read")
         return [
             ([known[text] for text in pair.correct], [known[text] for text in pair.incorrect]) for pair in self.pairs
         ]
@@ -261,7 +300,7 @@ class PromptPairs(PatchingDataset):
         faults = []
         for i, row in enumerate(self._rows):
             try:
-                checked_targets(self.model, self, i)
+                checked_sequences(self.model, self, i)
             except ValueError as error:
                 faults.append((row, str(error).removeprefix(f"pair {i}: ")))
         self._refuse(faults, "answers that do not go together")

@@ -119,12 +119,22 @@ def single_token(model: Any, text: str) -> int:
     Raises:
         ValueError: where it is several tokens, or none that the tokenizer knows.
     """
-    ids = text_tokens(model, text, prepend_bos=False)
-    _check_known(model, ids, text)
+    ids = known_tokens(model, text)
     if len(ids) != 1:
         parts = " + ".join(repr(part) for part in token_strings(model, ids))
         raise ValueError(f"{text!r} is {len(ids)} tokens for this model ({parts}), expected one: choose another word")
     return int(ids[0])
+
+
+def known_tokens(model: Any, text: str) -> Int[Tensor, " token"]:
+    """The token ids of a text that is no whole prompt, without BOS.
+
+    Raises:
+        ValueError: where the tokenizer does not know a word of it.
+    """
+    ids = text_tokens(model, text, prepend_bos=False)
+    _check_known(model, ids, text)
+    return ids
 
 
 def token_strings(model: Any, tokens: Iterable[int] | Int[Tensor, " pos"]) -> tuple[str, ...]:
@@ -162,35 +172,6 @@ def token_ids(targets: Any) -> tuple[int, ...]:
     if any(isinstance(token, bool) for token in ids):
         raise TypeError(f"{targets!r} is a truth value, expected token ids")
     return tuple(dict.fromkeys(map(operator.index, ids)))
-
-
-def sides_of(targets: Any) -> tuple[Any, Any]:
-    """What a dataset gives as answers: the correct and the incorrect ones.
-
-    Raises:
-        TypeError: where these are not two sides.
-    """
-    if isinstance(targets, (str, bytes)) or not isinstance(targets, Iterable):
-        raise TypeError(f"{targets!r} is no pair of answers")
-    sides = tuple(targets)
-    if len(sides) != 2:
-        raise TypeError(f"{targets!r} is no pair of answers")
-    return sides
-
-
-def answer_ids(model: Any, targets: Any) -> tuple[int, ...]:
-    """Answers as a dataset gives them, as ids: one, several or None; texts are taken as they are written.
-
-    Raises:
-        ValueError: for a text that is not one token for this model, naming its tokens, or that the tokenizer does not
-            know, and where the model has no tokenizer (`WrongTokenizer`).
-        TypeError: for what is neither an id nor a text.
-    """
-    if isinstance(targets, str):
-        return (_answer_id(model, targets),)
-    if isinstance(targets, Iterable) and not hasattr(targets, "tolist") and not isinstance(targets, bytes):
-        targets = [_answer_id(model, one) if isinstance(one, str) else one for one in targets]
-    return token_ids(targets)
 
 
 def space_hint(model: Any, answer: str) -> str:

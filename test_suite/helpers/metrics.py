@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.metrics.base import Answers, Metric
 from actpatch.metrics.registry import NAMED_METRICS
@@ -14,7 +17,8 @@ SINGLE = Answers(correct=((3,), (5,), (12,)), incorrect=((8,), (11,), (20,)))
 
 
 def named_metrics(answers: Answers) -> list[Metric]:
-    return [NAMED_METRICS[name].made(lambda: answers) for name in NAMED]
+    given: Any = SimpleNamespace(answers=answers)
+    return [NAMED_METRICS[name].made(given) for name in NAMED]
 
 
 def pairs_of_three_lengths() -> EncodedPairs:

@@ -171,7 +171,10 @@ def test_each_metric_says_what_it_is_asked_for_by_and_above_what_a_run_is_right(
     for key, metric in NAMED_METRICS.items():
         assert key == metric.key == metric_key(metric.name)
     told = {metric.name: above for metric in NAMED_METRICS.values() if (above := right_above(metric.name)) is not None}
-    assert told == {"logit difference": 0.0, "probability difference": 0.0, "accuracy": 0.5}
+    assert told == {
+        **{"logit difference": 0.0, "probability difference": 0.0, "accuracy": 0.5},
+        **{"sequence log-probability difference": 0.0, "sequence accuracy": 0.5},
+    }
     assert right_above("loss") is None and right_above("Accuracy") is None, "metrics of one's own"
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from actpatch.metrics.base import Answers
-from actpatch.metrics.registry import METRICS
+from actpatch.metrics.registry import NAMED_METRICS
+from actpatch.metrics.sequence import SequenceMetric
 
-NAMED = tuple(name for name in METRICS if name != "dataset")
+NAMED = tuple(name for name, metric in NAMED_METRICS.items() if not issubclass(metric, SequenceMetric))
+"""The metrics of single tokens; those of whole answers have an oracle of their own."""
 
 
 def by_hand(name: str, last: np.ndarray, clean: np.ndarray, correct: Sequence[int], incorrect: Sequence[int]) -> float:

@@ -192,8 +192,7 @@ def test_pairs_can_be_given_without_a_file():
         (
             "clean,corrupted,correct,incorrect",
             [*good_rows(1), f"{CAT},{DOG}, cat dog, dog", f"{CAT},{DOG}, cat, zyzzyva| dog"],
-            "bad: 2 of 3 rows have answers that are not one token each. row 3: ' cat dog' is 2 tokens .*; "
-            "row 4: the model's tokenizer does not know 'zyzzyva'",
+            "bad: 1 of 3 rows have answers that cannot be read. row 4: the model's tokenizer does not know 'zyzzyva'",
         ),
         (
             "clean,corrupted,correct,incorrect",
@@ -363,6 +362,6 @@ def test_an_answer_without_its_space_is_never_guessed():
 @pytest.mark.slow
 def test_an_answer_that_is_one_token_only_with_its_space_is_told_so():
     frame = frame_of(("The cat saw", "The dog saw", "Michelle", " dog"))
-    expected = "row 0: 'Michelle' is 2 tokens .*, or write it with the space: ' Michelle' is one token"
+    expected = "pair 0: the answer 'Michelle' is 2 tokens .*, or write it with the space: ' Michelle' is one token"
     with pytest.raises(ValueError, match=expected):
-        PromptPairs.from_dataframe(smollm2(), frame)
+        encode_pairs(smollm2(), PromptPairs.from_dataframe(smollm2(), frame)).metrics()
