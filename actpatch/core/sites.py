@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from typing import Any
 
+from actpatch.core.alignment import Span
 from actpatch.core.components import SHORT_NAMES, Component, component_of
 from actpatch.core.indices import as_integer
 
@@ -27,9 +29,10 @@ class Site:
     head: int | None = None
     """Index on the hook point's head axis; None replaces all heads. Under grouped-query attention the axis of
     `hook_k` and `hook_v` counts key-value heads."""
-    position: int | tuple[int, ...] | None = None
-    """Token position, counting the BOS token; negative counts from each prompt's end; None replaces all positions.
-    A tuple gives one position per pair. For attention patterns and scores it is the query's position."""
+    position: int | tuple[Span, ...] | None = None
+    """Token position in the run that is patched, counting the BOS token; negative counts from each prompt's end; None
+    replaces all positions. A tuple gives each pair its own: a position, or a tuple of several that are replaced
+    together. For attention patterns and scores it is the query's position."""
     neuron: int | None = None
     """Index on the last axis of `mlp.hook_pre` or `mlp.hook_post`; None replaces all neurons."""
     position_name: str | None = None
@@ -38,9 +41,7 @@ class Site:
     def __post_init__(self) -> None:
         # NumPy's and PyTorch's integers become Python's: a tensor would index otherwise, and JSON takes neither.
         for field in ("head", "neuron", "position"):
-            given = getattr(self, field)
-            plain = tuple(map(as_integer, given)) if isinstance(given, tuple) else as_integer(given)
-            object.__setattr__(self, field, plain)
+            object.__setattr__(self, field, _plain(getattr(self, field)))
 
     @property
     def layer(self) -> int | None:
@@ -107,6 +108,10 @@ class Patch:
         if self.window == 1:
             return self.sites
         return tuple(site for site in self.sites if site.hook_point == self.sites[0].hook_point)
+
+
+def _plain(given: Any) -> Any:
+    return tuple(map(_plain, given)) if isinstance(given, tuple) else as_integer(given)
 
 
 @functools.cache
