@@ -23,6 +23,9 @@ TargetTokens: TypeAlias = int | Sequence[int] | None
 Align: TypeAlias = Literal["ends", "names"] | Sequence[Mapping[int, int]] | None
 """How the positions of two prompts of other lengths are matched (`PatchingDataset.align`)."""
 
+OnePairAlign: TypeAlias = Literal["ends"] | Mapping[int, int] | None
+"""The same for a single pair, which has no names."""
+
 
 class PatchingDataset(ABC):
     """Base class of tasks: subclass it and give pairs and target tokens; the rest has defaults."""
@@ -172,9 +175,7 @@ class CleanPrompts(PatchingDataset):
 class SinglePair(PatchingDataset):
     """One pair of prompts without answers, for single runs."""
 
-    def __init__(
-        self, clean: Prompt, corrupted: Prompt, align: Literal["ends"] | Mapping[int, int] | None = None
-    ) -> None:
+    def __init__(self, clean: Prompt, corrupted: Prompt, align: OnePairAlign = None) -> None:
         self.prompts = (clean, corrupted)
         self.align = [align] if isinstance(align, Mapping) else align
 

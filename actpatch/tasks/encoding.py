@@ -23,7 +23,7 @@ from actpatch.core.text import MOST_LISTED, count, shortened
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import AnswerMetric, Answers, Metric
 from actpatch.metrics.chosen import MetricChoice, choose_metrics
-from actpatch.tasks.alignment import pair_positions
+from actpatch.tasks.alignment import PairPositions, pair_positions
 from actpatch.tasks.answers import check_answers, checked_targets, has_own_metric, n_answers, of_pairs, own_metric
 from actpatch.tasks.dataset import PatchingDataset, check_is_dataset, pairs_of
 from actpatch.tasks.tokens import (
@@ -85,12 +85,11 @@ class EncodedPairs:
     the prompts of a pair do not go together token by token."""
 
     def __post_init__(self) -> None:
-        if not self.matches and (
-            other := [i for i, (a, b) in enumerate(zip(self.clean, self.corrupted)) if len(a) != len(b)]
-        ):
+        lengths = [(len(clean), len(corrupted)) for clean, corrupted in zip(self.clean, self.corrupted)]
+        if not self.matches and (other := [i for i, (clean, corrupted) in enumerate(lengths) if clean != corrupted]):
             raise ValueError(
-                f"pair {self.indices[other[0]]}: the prompts have {len(self.clean[other[0]])} and "
-                f"{len(self.corrupted[other[0]])} tokens, and no matches say which of them stand for each other"
+                f"pair {self.indices[other[0]]}: the prompts have {lengths[other[0]][0]} and "
+                f"{lengths[other[0]][1]} tokens, and no matches say which of them stand for each other"
             )
 
     def __len__(self) -> int:
@@ -239,18 +238,7 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
     indices = chosen_indices(dataset.name, len(pairs), pair_indices)
     check_made_for(model, dataset, pairs)
     encoded = [_encode_pair(model, pairs[i], i, dataset) for i in indices]
-    positions = [
-        pair_positions(dataset, i, clean.tolist(), corrupted.tolist())
-        for i, (clean, corrupted) in zip(indices, encoded)
-    ]
-    matches = [
-        identity(len(clean)) if of_pair.matches is None else of_pair.matches
-        for of_pair, (clean, _) in zip(positions, encoded)
-    ]
-    is_aligned = any(
-        len(clean) != len(corrupted) or of_pair != identity(len(clean))
-        for of_pair, (clean, corrupted) in zip(matches, encoded)
-    )
+    positions = [pair_positions(dataset, i, *(prompt.tolist() for prompt in pair)) for i, pair in zip(indices, encoded)]
     return EncodedPairs(
         indices=indices,
         clean=tuple(clean for clean, _ in encoded),
@@ -263,7 +251,7 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
             if any(of_pair.clean != of_pair.corrupted for of_pair in positions)
             else ()
         ),
-        matches=tuple(matches) if is_aligned else (),
+        matches=_matches(positions, [(len(clean), len(corrupted)) for clean, corrupted in encoded]),
         templates=tuple(_checked_key(dataset, "get_template", i) for i in indices),
         groups=tuple(_checked_key(dataset, "get_group", i) for i in indices),
         task=dataset.name,
@@ -304,10 +292,8 @@ def named_positions(pairs: EncodedPairs, name: str) -> tuple[Span, ...]:
         )
     lacking = [(pair, has) for pair, has in zip(pairs.indices, positions) if name not in has]
     if lacking:
-        has_other_names = pairs.named is pairs.corrupted_positions and bool(pairs.corrupted_positions)
-        of_run, method = (
-            (" in the corrupted prompt", "get_corrupted_positions") if has_other_names else ("", "get_positions")
-        )
+        has_own = bool(pairs.corrupted_positions) and pairs.patched == "corrupted"
+        of_run, method = (" in the corrupted prompt", "get_corrupted_positions") if has_own else ("", "get_positions")
         listed = "; ".join(f"pair {pair} has {', '.join(has) or 'none'}" for pair, has in lacking[:MOST_LISTED])
         more = f"; and {len(lacking) - MOST_LISTED} more" if len(lacking) > MOST_LISTED else ""
         raise ValueError(
@@ -331,12 +317,20 @@ def _checked_seed(dataset: PatchingDataset) -> int | None:
     return None if dataset.seed is None else operator.index(dataset.seed)
 
 
+def _matches(positions: Sequence[PairPositions], lengths: Sequence[tuple[int, int]]) -> tuple[Matches, ...]:
+    """What stands for what in each pair; nothing at all where, in every pair, it is what has the same number."""
+    each = [identity(length) if at.matches is None else at.matches for at, (length, _) in zip(positions, lengths)]
+    same = all(
+        at.matches is None or (clean == corrupted and of_pair == identity(clean))
+        for at, of_pair, (clean, corrupted) in zip(positions, each, lengths)
+    )
+    return () if same else tuple(each)
+
+
 def _token_of(span: Span, at: int, what: str) -> int:
     tokens = span_of(span)
     if not -len(tokens) <= at < len(tokens):
-        raise ValueError(
-            f"{what} has {count(len(tokens), 'token')}, expected [{at}] to be one of them: use [0] or [-1]"
-        )
+        raise ValueError(f"{what} has {count(len(tokens), 'token')}, but no [{at}]: [0] and [-1] always are")
     return tokens[at]
 
 
