@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,7 @@ from actpatch.engine import checks
 from actpatch.engine.agreement import Rounding
 from actpatch.engine.embeddings import embedding_deviation
 from actpatch.engine.experiment import Experiment
+from actpatch.engine.partners import written_positions
 from actpatch.engine.runs import Runs
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.sources import References
@@ -154,36 +155,39 @@ class PatchingEngine:
                 of range.
             RuntimeError: where a hook that should have written a patch did not fire.
         """
-        return self.sweeps(pairs, patches, metrics, (direction,), references=references, noise=noise)[0]
+        return self.sweeps(pairs, {direction: patches}, metrics, references=references, noise=noise)[0]
 
     def sweeps(
         self,
         pairs: EncodedPairs,
-        patches: Sequence[Patch],
+        patches: Mapping[Direction, Sequence[Patch]],
         metrics: Sequence[Metric],
-        directions: Sequence[Direction],
         *,
         references: References | None = None,
         noise: GaussianNoise | None = None,
     ) -> list[Measured]:
-        """`sweep` in each of these directions, from one recording of both runs. Arguments and errors are its own."""
-        if not patches:
+        """`sweep` in each of these directions, from one recording of both runs. Arguments and errors are its own.
+
+        In each direction there are as many patches, of the same hook points; their positions are those of the run that
+        is patched, which may be others where prompts have other lengths.
+        """
+        if not all(patches.values()):
             raise ValueError("there is nothing to patch: give at least one site")
-        return self._measured(pairs, patches, metrics, directions, references, noise)
+        return self._measured(pairs, patches, metrics, references, noise)
 
     def baselines(
         self, pairs: EncodedPairs, metrics: Sequence[Metric], *, noise: GaussianNoise | None = None
     ) -> Measured:
         """Every metric of the clean and the corrupted runs alone, as a sweep measures them. Arguments are those of
         `sweep`."""
-        return self._measured(pairs, (), metrics, ("denoising",), None, noise)[0]
+        return self._measured(pairs, {"denoising": ()}, metrics, None, noise)[0]
 
     def patched_logits(
         self, pairs: EncodedPairs, patch: Patch, direction: Direction = "denoising"
     ) -> list[Float[Tensor, "_ d_vocab"]]:
         """Logits at all positions of one patched run per pair."""
         logits: dict[int, Tensor] = {}
-        with self.running(pairs, [patch], (direction,), reads_all=True, vocabulary=None) as runs:
+        with self.running(pairs, {direction: [patch]}, reads_all=True, vocabulary=None) as runs:
             for (chunk,) in runs.chunks():
                 for i, pair in enumerate(chunk.pairs.tolist()):
                     logits[pair] = chunk.base.logits[i, : chunk.lengths[i]]
@@ -195,32 +199,31 @@ class PatchingEngine:
     def _measured(
         self,
         pairs: EncodedPairs,
-        patches: Sequence[Patch],
+        patches: Mapping[Direction, Sequence[Patch]],
         metrics: Sequence[Metric],
-        directions: Sequence[Direction],
         references: References | None,
         noise: GaussianNoise | None,
     ) -> list[Measured]:
         measured = MetricSet(tuple(metrics))
         samples = _samples(references, noise)
         n_runs = len(pairs) * samples
-        patched = np.full((len(directions), len(measured), len(patches), n_runs), np.nan)
+        n_patches = len(next(iter(patches.values())))
+        patched = np.full((len(patches), len(measured), n_patches, n_runs), np.nan)
         clean, corrupted = np.full((2, len(measured), n_runs), np.nan)
         with (
             self.running(
                 pairs,
                 patches,
-                directions,
                 measured.reads_all_positions,
                 measured.tokens,
                 references=references,
                 noise=noise,
             ) as runs,
             tqdm(
-                total=len(directions) * len(patches) * n_runs,
+                total=len(patches) * n_patches * n_runs,
                 unit="run",
                 desc="Patching",
-                disable=None if self.show_progress and patches else True,  # None: not where stderr is no terminal
+                disable=None if self.show_progress and n_patches else True,  # None: not where stderr is no terminal
             ) as progress,
         ):
             for chunks in runs.chunks():
@@ -230,19 +233,23 @@ class PatchingEngine:
                     clean_run = chunk.other if is_denoising else chunk.base
                     corrupted_run = chunk.base if is_denoising else chunk.other
                     measure = functools.partial(
-                        measured.measure, clean=clean_run.logits, pairs=chunk.pairs // samples, lengths=chunk.lengths
+                        measured.measure,
+                        clean=clean_run.logits,
+                        pairs=chunk.pairs // samples,
+                        clean_lengths=chunk.lengths_of(clean_run),
                     )
                     every = torch.arange(len(indices))
-                    clean[:, indices] = measure(clean_run.logits, rows=every).numpy()
-                    corrupted[:, indices] = measure(corrupted_run.logits, rows=every).numpy()
+                    for values_of_run, run in ((clean, clean_run), (corrupted, corrupted_run)):
+                        of_run = measure(run.logits, rows=every, lengths=chunk.lengths_of(run))
+                        values_of_run[:, indices] = of_run.numpy()
                     values[:, :, indices] = (corrupted if is_denoising else clean)[:, None, indices]
                     done = 0
                     for batch, logits in runs.batches(experiment, chunk):
-                        metrics_of_rows = measure(logits, rows=torch.tensor(batch.pairs)).numpy()
-                        values[:, list(batch.patches), indices[list(batch.pairs)]] = metrics_of_rows
+                        of_rows = measure(logits, rows=torch.tensor(batch.pairs), lengths=chunk.lengths)
+                        values[:, list(batch.patches), indices[list(batch.pairs)]] = of_rows.numpy()
                         done += len(batch)
                         progress.update(len(batch))
-                    progress.update(len(patches) * len(indices) - done)
+                    progress.update(n_patches * len(indices) - done)
         notes = (*runs.notes, *_rounding_notes(measured, runs.rounding, samples))
         clean, corrupted = (_mean_of_samples(values, samples) for values in (clean, corrupted))
         return [
@@ -254,8 +261,7 @@ class PatchingEngine:
     def running(
         self,
         pairs: EncodedPairs,
-        patches: Sequence[Patch],
-        directions: Sequence[Direction],
+        patches: Mapping[Direction, Sequence[Patch]],
         reads_all: bool,
         vocabulary: Int[Tensor, " token"] | None,
         *,
@@ -263,39 +269,59 @@ class PatchingEngine:
         noise: GaussianNoise | None = None,
     ) -> Iterator[Runs]:
         """The experiment, checked, with the model made ready and put back afterwards."""
-        for direction in directions:
+        for direction in patches:
             check_direction(direction)
         known = self.runner.hook_points
-        positions = [
-            [checks.checked_positions(self.runner, site, pairs, known) for site in patch.sites] for patch in patches
-        ]
+        positions = {
+            direction: [
+                [
+                    checks.checked_positions(self.runner, site, pairs.in_direction(direction), known)
+                    for site in patch.sites
+                ]
+                for patch in of_direction
+            ]
+            for direction, of_direction in patches.items()
+        }
         if noise is not None and references is not None:
             raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
-        names = {site.hook_point for patch in patches for site in patch.sites}
+        names = {site.hook_point for of_direction in patches.values() for patch in of_direction for site in patch.sites}
+        if noise is None and references is None:
+            checks.check_can_be_aligned(names, pairs)
         with self.runner.as_found(names):
             placed = None
             if noise is not None:
                 placed = noise.placed(pairs, functools.partial(embedding_deviation, self.runner))
-                pairs = replace(pairs, corrupted=pairs.clean)
+                pairs = replace(pairs, corrupted=pairs.clean, matches=(), corrupted_positions=())
+            seen = {direction: pairs.in_direction(direction) for direction in patches}
             samples = _samples(references, noise)
-            at = [[None if p is None else p.repeat_interleave(samples) for p in patch] for patch in positions]
             experiments = [
                 Experiment(
                     self.runner,
-                    pairs.repeated(samples),
-                    patches,
-                    at,
+                    seen[direction].repeated(samples),
+                    of_direction,
+                    [
+                        [_of_runs(at, None if references else seen[direction].partners, samples) for at in of_patch]
+                        for of_patch in positions[direction]
+                    ],
                     direction,
                     reads_all,
                     vocabulary,
                     references,
                     placed,
                 )
-                for direction in directions
+                for direction, of_direction in patches.items()
             ]
             runs = Runs(experiments, self.batch_size)
             yield runs
             self.shortcuts = runs.exactness.held
+
+
+def _of_runs(
+    at: Int[Tensor, "pair _"] | None, partners: Int[Tensor, "pair longest"] | None, samples: int
+) -> Int[Tensor, "run _"] | None:
+    """The positions that are written in each run: each pair's, once per sample."""
+    written = written_positions(at, partners)
+    return None if written is None else written.repeat_interleave(samples, dim=0)
 
 
 def _samples(references: References | None, noise: GaussianNoise | None) -> int:
@@ -310,16 +336,18 @@ def _rounding_notes(metrics: MetricSet, rounding: Rounding | None, samples: int)
     if rounding is None:
         return
 
-    def measured(runs: Float[Tensor, "way read token"]) -> Float[np.ndarray, "metric way"]:
+    def measured(runs: Float[Tensor, "way read token"], length: int) -> Float[np.ndarray, "metric way"]:
         return metrics.measure(
             runs,
             rounding.clean[:1],
             rows=torch.zeros(len(runs), dtype=torch.long),
             pairs=torch.tensor([rounding.pair // samples]),
-            lengths=torch.tensor([rounding.length]),
+            lengths=torch.tensor([length]),
+            clean_lengths=torch.tensor([rounding.clean_length]),
         ).numpy()
 
-    clean, corrupted = measured(rounding.clean), measured(rounding.corrupted)
+    clean = measured(rounding.clean, rounding.clean_length)
+    corrupted = measured(rounding.corrupted, rounding.corrupted_length)
     gaps = np.abs(clean[:, 0] - corrupted[:, 0])
     moved = np.maximum(*(np.abs(runs - runs[:, :1]).max(axis=1) for runs in (clean, corrupted)))
     for metric, size, gap in zip(metrics.metrics, moved, gaps):

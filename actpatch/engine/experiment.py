@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actpatch.core.direction import Direction
 from actpatch.core.sites import Patch, block_hook
+from actpatch.engine.partners import first_change
 from actpatch.interventions.noise import PlacedNoise
 from actpatch.interventions.sources import References
 from actpatch.models.runner import Recording, Runner
@@ -23,10 +24,11 @@ class Experiment:
 
     runner: Runner
     pairs: EncodedPairs
-    """Each pair stands here once per sample, of the noise or of what is written."""
+    """As the run that is patched counts them. Each stands here once per sample, of the noise or of what is written."""
     patches: Sequence[Patch]
-    positions: Sequence[Sequence[Int[Tensor, " pair"] | None]]
-    """For each site of each patch its position in each pair; None for all positions."""
+    positions: Sequence[Sequence[Int[Tensor, "pair _"] | None]]
+    """For each site of each patch the positions in each pair that are written, -1 in the place of those that a pair
+    lacks; None for all."""
     direction: Direction
     reads_all: bool
     """Whether the metric reads all positions."""
@@ -44,7 +46,15 @@ class Experiment:
             return self.noise.first_change
         if self.references is not None:
             return self.references.first_change(self.prompts[0])
+        if self.partners is not None:
+            return first_change(self.partners, self.pairs.first_difference, self.pairs.lengths)
         return self.pairs.first_difference
+
+    @property
+    def partners(self) -> Int[Tensor, "pair longest"] | None:
+        """For each position of the run that is patched the one in the other run whose activation is written there, -1
+        for none; None where it is the position of the same number, and where what is written is of no other run."""
+        return None if self.references is not None else self.pairs.partners
 
     @property
     def prompts(self) -> tuple[Sequence[Int[Tensor, " _"]], Sequence[Int[Tensor, " _"]]]:
@@ -60,6 +70,9 @@ class Chunk:
     pairs: Int[Tensor, " pair"]
     """Index of each pair within the experiment."""
     lengths: Int[Tensor, " pair"]
+    """Number of tokens of each prompt of the run that is patched."""
+    other_lengths: Int[Tensor, " pair"]
+    """Number of tokens of each prompt of the other run."""
     first_change: Int[Tensor, " pair"]
     """First position at which what is written may differ from the run that is patched."""
     base: Recording
@@ -67,11 +80,15 @@ class Chunk:
     other: Recording
     """The other run of the pair."""
     source: dict[str, Tensor]
-    """Hook point -> what is written there, one row per pair."""
+    """Hook point -> what is written there, one row per pair, by the positions of the run that is patched."""
     base_noise: Float[Tensor, "pair pos d_model"] | None = None
     """What is added to the embeddings of the run that is patched."""
     other_noise: Float[Tensor, "pair pos d_model"] | None = None
     """What is added to those of the other run."""
+
+    def lengths_of(self, run: Recording) -> Int[Tensor, " pair"]:
+        """Number of tokens of each prompt of one of the two runs."""
+        return self.lengths if run is self.base else self.other_lengths
 
 
 def resid_name(layer: int, n_layers: int) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from actpatch.engine.checks import check_shape, positions_are_ambiguous
 from actpatch.engine.exactness import Exactness
 from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.partners import in_order_of_base
 from actpatch.engine.writes import noise_hook
 from actpatch.interventions.sources import Prompts
 from actpatch.models.runner import Read, Recording, joined
@@ -54,31 +55,44 @@ class Recorder:
             RuntimeError: for one that does not fire.
         """
         self._exactness = exactness
-        lengths = self.pairs.lengths[pairs]
         averaged = self.experiment.references is not None
         of_base, of_other = (base_names | source_names, set()) if averaged else (base_names, source_names)
         if len(self.experiments) > 1:  # each run is then patched in one direction and copied from in the other
             of_base = of_other = base_names | source_names
-        runs = self.pairs.clean, self.pairs.corrupted  # in this order, whatever the direction: rounding depends on it
+        # In this order, whatever the direction: rounding depends on it.
+        runs = [[run[i] for i in pairs] for run in (self.pairs.clean, self.pairs.corrupted)]
         names = (of_other, of_base) if self.experiment.direction == "denoising" else (of_base, of_other)
-        prompts = torch.cat([padded([run[i] for i in pairs]) for run in runs])
         noise = self._noise(pairs)
-        recorded = self._record_run(prompts, of_base | of_other, torch.cat([lengths, lengths]) - 1, noise)
-        for name in source_names:
-            check_shape(name, recorded.activations.get(name), prompts.shape, self.runner)
-        self._check_axes(prompts, source_names, recorded)
+        passes = [[*runs[0], *runs[1]]]
+        if not exactness.padded and len(runs[0][0]) != len(runs[1][0]):
+            passes = runs
+        recordings = [self._recorded_together(prompts, of_base | of_other, source_names, noise) for prompts in passes]
         halves = slice(len(pairs)), slice(len(pairs), None)
         added = None if noise is None else [noise[half] for half in halves]
-        parts = [recorded.part(half, of_run) for half, of_run in zip(halves, names)]
-        return tuple(
-            self._chunk(experiment, pairs, lengths, parts, added, source_names) for experiment in self.experiments
-        )
+        if len(recordings) == 1:
+            parts = [recordings[0].part(half, of_run) for half, of_run in zip(halves, names)]
+        else:
+            parts = [recorded.part(slice(None), of_run) for recorded, of_run in zip(recordings, names)]
+        return tuple(self._chunk(experiment, pairs, parts, added, source_names) for experiment in self.experiments)
+
+    def _recorded_together(
+        self,
+        prompts: Sequence[Int[Tensor, " _"]],
+        names: set[str],
+        source_names: set[str],
+        noise: Float[Tensor, "prompt pos d_model"] | None,
+    ) -> Recording:
+        tokens = padded(prompts)
+        recorded = self._record_run(tokens, names, torch.tensor([len(prompt) - 1 for prompt in prompts]), noise)
+        for name in source_names:
+            check_shape(name, recorded.activations.get(name), tokens.shape, self.runner)
+        self._check_axes(tokens, source_names, recorded)
+        return recorded
 
     def _chunk(
         self,
         experiment: Experiment,
         pairs: Int[Tensor, " pair"],
-        lengths: Int[Tensor, " pair"],
         runs: Sequence[Recording],
         noise: Sequence[Float[Tensor, "pair pos d_model"]] | None,
         source_names: set[str],
@@ -86,14 +100,20 @@ class Recorder:
         """The recorded clean and corrupted runs, as seen in the direction of the experiment."""
         patched = experiment.direction == "denoising"
         base, other = runs[patched], runs[not patched]
-        averaged = experiment.references is not None
+        source = other.activations
+        if experiment.references is not None:
+            source = self._reference_means(pairs, base, source_names)
+        elif experiment.partners is not None:
+            copied = {name: other.activations[name] for name in source_names}
+            source = in_order_of_base(copied, experiment.partners[pairs], base.tokens.shape[1])
         return Chunk(
             pairs,
-            lengths,
+            experiment.pairs.lengths[pairs],
+            experiment.pairs.other_lengths[pairs],
             experiment.first_change[pairs],
             base,
             other,
-            self._reference_means(pairs, base, source_names) if averaged else other.activations,
+            source,
             None if noise is None else noise[patched],
             None if noise is None else noise[not patched],
         )

@@ -18,7 +18,7 @@ from actpatch.models.runner import Hook
 Written = tuple[slice, int, Site]
 """Rows of a batch, their patch, and the site that is written there."""
 Where = tuple[Tensor, Tensor | None, int, int]
-"""Pairs of the rows, their positions or None for all, first position, length."""
+"""Pairs of the rows, their positions ([row, position], -1 for none) or None for all, first position, length."""
 WhereWritten = Callable[[Site], Where]
 
 
@@ -95,13 +95,15 @@ def put(target: Tensor, source: Tensor, site: Site, pairs: Tensor, at: Tensor | 
     if at is None:
         target.copy_(source[pairs].narrow(axis, start, length - start))
         return
-    rows = _computed(at, start)
-    target.movedim(axis, 1)[rows, at[rows] - start] = source.movedim(axis, 1)[pairs[rows], at[rows]]
+    rows, computed = _computed(at, start)
+    target.movedim(axis, 1)[rows, computed - start] = source.movedim(axis, 1)[pairs[rows], computed]
 
 
-def _computed(at: Int[Tensor, " row"], start: int) -> Int[Tensor, " computed"]:
-    """Rows whose position is computed. Before the start what is written is there already, so nothing has to be."""
-    return (at >= start).nonzero().flatten()
+def _computed(at: Int[Tensor, "row _"], start: int) -> tuple[Int[Tensor, " write"], Int[Tensor, " write"]]:
+    """Row and position of each that is computed. Before the start what is written is there already, so nothing has to
+    be."""
+    rows, columns = (at >= start).nonzero(as_tuple=True)
+    return rows, at[rows, columns]
 
 
 def runs_of_equal(values: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, slice]]:
