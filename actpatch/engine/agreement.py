@@ -187,5 +187,5 @@ def rounding_of(
         clean, corrupted = (
             (clean, torch.cat([corrupted, resumed])) if in_denoising else (torch.cat([clean, resumed]), corrupted)
         )
-    lengths = (int(chunk.lengths_of(run)[pair]) for run in (clean_run, corrupted_run))
-    return Rounding(int(chunk.pairs[pair]), *lengths, clean, corrupted)
+    n_clean, n_corrupted = (int(chunk.lengths_of(run)[pair]) for run in (clean_run, corrupted_run))
+    return Rounding(int(chunk.pairs[pair]), n_clean, n_corrupted, clean, corrupted)

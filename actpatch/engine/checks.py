@@ -65,7 +65,7 @@ def check_can_be_aligned(hook_points: Collection[str], pairs: EncodedPairs) -> N
     other = next(i for i, matches in enumerate(pairs.matches) if not _is_identity(pairs, i, matches))
     raise ValueError(
         f"{patterns[0]} has a column for every token that is looked at, so what it is in one prompt means nothing in "
-        f"another whose tokens are others in number or place (pair {pairs.indices[other]}: {len(pairs.clean[other])} and "
+        f"another with other tokens in these places (pair {pairs.indices[other]}: {len(pairs.clean[other])} and "
         f"{len(pairs.corrupted[other])} tokens). Patch q, k, v or z, or choose pairs of one length with pair_indices"
     )
 

@@ -1,6 +1,6 @@
-"""Positions of the run that is patched, and those of the other run that stand for them: where prompts have other lengths.
+"""Positions of the run that is patched, and those of the other run that stand for them, where these are not the same.
 
-Everything else in the engine counts positions in the run that is patched; what is written there is put in its order here.
+Everything else in the engine counts positions in the run that is patched: what is written is put in its order here.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 
+NO_PARTNER = "∅"
+"""What is shown in the place of a token that has no partner in the other prompt."""
 LINE = 56
 """Letters of a subtitle's line: as many as fit a phone."""
 
@@ -92,7 +94,8 @@ def _place(site: Site) -> str:
     if site.position_name is not None:
         return f"position {site.position_name}"
     if isinstance(site.position, tuple):
-        return "one position per pair"
+        several = any(isinstance(at, tuple) for at in site.position)
+        return "positions of each pair's own" if several else "one position per pair"
     return "" if site.position is None else f"position {site.position}"
 
 

@@ -10,13 +10,15 @@ from actpatch.core.hook_points import expand_hook_points, names_asked_for
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch, Site
 from actpatch.core.text import share_of_pairs
-from actpatch.interventions.positions import as_list, positions_in_pairs
+from actpatch.interventions.positions import Place, as_list, positions_in_pairs
 from actpatch.tasks.encoding import EncodedPairs
 
 HookPoints: TypeAlias = str | Sequence[str | Sequence[str]]
 """Names of hook points; a sequence of names within the sequence is a set that is patched together."""
-Position: TypeAlias = int | str | Sequence[int | str] | None
-"""A position, a name of one, several that are patched together, or None for all."""
+Position: TypeAlias = int | str | Sequence[int | str | Sequence[int | str]] | None
+"""A position, a name of one or of a span of tokens, several that are patched together, or None for all."""
+Positions: TypeAlias = Sequence[int | str | Sequence[int | str]]
+"""The columns of a map: positions, names, or several of these that are one column."""
 
 
 def hook_point_patches(
@@ -65,7 +67,7 @@ def places_at(position: Position, pairs: EncodedPairs) -> list[Site]:
     return [_at(place, pairs) for place in dict.fromkeys(asked)]
 
 
-def named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> list[Site]:
+def named_columns(positions: Positions, pairs: EncodedPairs) -> list[Site]:
     """The columns of a map over positions, each under its name, as sites whose hook point is still to be filled in.
 
     Raises:
@@ -74,16 +76,19 @@ def named_columns(positions: Sequence[int | str], pairs: EncodedPairs) -> list[S
     columns = as_list(positions)
     if not columns:
         raise ValueError("positions is empty: give at least one position or name, or None for every position")
-    if twice := [column for i, column in enumerate(columns) if str(column) in map(str, columns[:i])]:
+    names = [_name(column) for column in columns]
+    if twice := [column for i, column in enumerate(columns) if names[i] in names[:i]]:
         raise ValueError(f"positions names {twice[0]!r} twice: a map has one column for each")
-    return [Site("", position=positions_in_pairs(column, pairs), position_name=str(column)) for column in columns]
+    return [
+        Site("", position=positions_in_pairs(column, pairs), position_name=name) for column, name in zip(columns, names)
+    ]
 
 
 def every_position(pairs: EncodedPairs) -> list[Site]:
     """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
     lengths = pairs.lengths.numpy()
     if len(each := sorted(set(lengths.tolist()))) > 1:
-        named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
+        named = [name for name in pairs.named[0] if all(name in has for has in pairs.named)]
         by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
         counts = "; ".join(f"{length} tokens: {share_of_pairs(lengths == length, pairs.indices)}" for length in each)
         raise ValueError(
@@ -121,8 +126,13 @@ def layer_window(sites: Sequence[Site], window: int, n_layers: int) -> Patch:
     return Patch((*sites, *(replace(site, hook_point=other) for other in names for site in sites)), window=window)
 
 
-def _at(place: int | str, pairs: EncodedPairs) -> Site:
-    if isinstance(place, str):
-        return Site("", position=positions_in_pairs(place, pairs), position_name=place)
+def _at(place: Place, pairs: EncodedPairs) -> Site:
+    if not isinstance(place, int):
+        return Site("", position=positions_in_pairs(place, pairs), position_name=_name(place))
     positions_in_pairs(place, pairs)
     return Site("", position=place)
+
+
+def _name(place: Place) -> str:
+    """What a position is called in labels and above its column: several together `S2, END`."""
+    return ", ".join(map(str, place)) if isinstance(place, tuple) else str(place)

@@ -84,7 +84,7 @@ class MetricSet:
         rows: Int[Tensor, " row"],
         pairs: Int[Tensor, " pair"],
         lengths: Int[Tensor, " pair"],
-        clean_lengths: Int[Tensor, " pair"],
+        clean_lengths: Int[Tensor, " pair"] | None = None,
     ) -> Float[Tensor, "metric row"]:
         """Every metric of every run.
 
@@ -94,8 +94,9 @@ class MetricSet:
             rows: for each run the place of its pair among `pairs`.
             pairs: the pairs, counted from 0 within the experiment.
             lengths: number of tokens of each pair's prompt in these runs.
-            clean_lengths: number of tokens of each pair's clean prompt.
+            clean_lengths: number of tokens of each pair's clean prompt; None for those of `lengths`.
         """
+        clean_lengths = lengths if clean_lengths is None else clean_lengths
         last, last_clean = logits, clean
         if self.reads_all_positions:
             last, last_clean = _at_last(logits, lengths[rows]), _at_last(clean, clean_lengths)

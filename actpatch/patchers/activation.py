@@ -29,6 +29,7 @@ from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import (
     HookPoints,
     Position,
+    Positions,
     check_window,
     every_position,
     hook_point_patches,
@@ -44,7 +45,7 @@ from actpatch.results.both import BothDirections, check_kind
 from actpatch.results.shapes import LayerResults, NeuronResults, PositionResults, patch_key
 from actpatch.results.sweep import Sweep
 from actpatch.results.text import results_text
-from actpatch.tasks.dataset import PatchingDataset, SinglePair
+from actpatch.tasks.dataset import OnePairAlign, PatchingDataset, SinglePair
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.tokens import Prompt
 
@@ -58,7 +59,7 @@ class _InWindow(Options, total=False):
 
 
 class _Columns(_InWindow, total=False):
-    positions: Sequence[int | str] | None
+    positions: Positions | None
 
 
 class _AtPositionInWindow(_AtPosition, _InWindow, total=False):
@@ -136,8 +137,10 @@ class ActivationPatcher:
                 the result stands under the names joined by ` + `.
             pair_indices: which pairs of the dataset; None for all.
             position: token position to patch, counting the BOS token, negative from each prompt's end; or a name that
-                the task gives one (`"S2"`); or a list of such, patched together; None for all positions at once. For
-                patterns it is the query's position.
+                the task gives one (`"S2"`) or several (`"SUBJECT"`, of which `"SUBJECT[-1]"` is the last); or a list of
+                such, patched together; None for all positions at once. For patterns it is the query's position. Where
+                prompts have other lengths, positions are those of the run that is patched, and their partners in the
+                other run are copied (`PatchingDataset.align`).
             window: patch so many adjacent layers together, an odd number; each result belongs to the layer in the
                 middle. At the first and last layers the window is cut off.
             direction: `denoising` (clean into corrupted), `noising` (corrupted into clean) or `both`. None stands for
@@ -157,9 +160,11 @@ class ActivationPatcher:
         """
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        engine = self.engine
-        places = places_at(position, pairs)
-        patches = hook_point_patches(hook_points, engine.runner.hook_points, places, window, engine.n_layers)
+
+        def patches(pairs: EncodedPairs) -> list[Patch]:
+            known, places = self.engine.runner.hook_points, places_at(position, pairs)
+            return hook_point_patches(hook_points, known, places, window, self.engine.n_layers)
+
         return run_experiment(self.engine, LayerResults, pairs, patches, settings)
 
     @overload
@@ -188,7 +193,7 @@ class ActivationPatcher:
         dataset: PatchingDataset,
         hook_points: str | Sequence[str] = "resid_pre",
         *,
-        positions: Sequence[int | str] | None = None,
+        positions: Positions | None = None,
         pair_indices: Sequence[int] | None = None,
         window: int = 1,
         direction: Direction | Literal["both"] | None = None,
@@ -200,8 +205,9 @@ class ActivationPatcher:
 
         Args:
             positions: which positions, as numbers or by the names that the task gives them
-                (`["IO", "S1", "S2", "END"]`): a column each, in which pairs are aligned by the name. None for every
-                position of the prompts, which then need the same number of tokens.
+                (`["IO", "S1", "S2", "END"]`): a column each, in which pairs are aligned by the name. All tokens of a
+                name that stands for several are patched together, and so are those of a tuple within the list. None
+                for every position of the prompts that are patched, which then need the same number of tokens.
 
         The other arguments and the errors are those of `run_patching_experiment`.
         """
@@ -211,12 +217,15 @@ class ActivationPatcher:
         check_window(window)
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        columns = every_position(pairs) if positions is None else named_columns(positions, pairs)
-        patches = [
-            layer_window([replace(column, hook_point=name)], window, self.engine.n_layers)
-            for name in names
-            for column in columns
-        ]
+
+        def patches(pairs: EncodedPairs) -> list[Patch]:
+            columns = every_position(pairs) if positions is None else named_columns(positions, pairs)
+            return [
+                layer_window([replace(column, hook_point=name)], window, self.engine.n_layers)
+                for name in names
+                for column in columns
+            ]
+
         return run_experiment(self.engine, PositionResults, pairs, patches, settings)
 
     @overload
@@ -272,8 +281,11 @@ class ActivationPatcher:
         chosen = sorted(set(check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")))
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        places = places_at(position, pairs)
-        patches = [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
+
+        def patches(pairs: EncodedPairs) -> list[Patch]:
+            places = places_at(position, pairs)
+            return [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
+
         return run_experiment(self.engine, NeuronResults, pairs, patches, settings)
 
     def sweep(
@@ -303,7 +315,7 @@ class ActivationPatcher:
         if len(settings.directions) > 1:
             raise ValueError("direction 'both' gives two sweeps, expected 'denoising' or 'noising': run each")
         pairs = encoded(self.model, dataset, settings)
-        return run_sweeps(self.engine, pairs, patches, settings)[0]
+        return run_sweeps(self.engine, pairs, lambda pairs: patches, settings)[0]
 
     def run_with_cache(
         self, prompt: Prompt, hook_points: str | Sequence[str]
@@ -321,7 +333,7 @@ class ActivationPatcher:
             ValueError: before any run of the model, for an unknown hook point and whatever is wrong with the prompt.
         """
         names = self.engine.hook_points(hook_points)
-        recorded = self.engine.record(_one_prompt(self.model, prompt).clean[0][None], names)
+        recorded = self.engine.record(encode_pairs(self.model, SinglePair(prompt, prompt)).clean[0][None], names)
         return recorded.logits.clone(), {name: recorded.activations[name].clone() for name in names}
 
     def run_patched(
@@ -331,18 +343,21 @@ class ActivationPatcher:
         hook_point: str,
         *,
         head: int | None = None,
-        position: int | None = None,
+        position: int | Sequence[int] | None = None,
         direction: Direction = "denoising",
+        align: OnePairAlign = None,
     ) -> Float[Tensor, "1 pos d_vocab"]:
         """Logits of a single patched run, at all positions.
 
         Args:
             clean_prompt: prompt of the clean run: a text, or token ids, to which no BOS is added.
-            corrupted_prompt: prompt of the corrupted run, of as many tokens.
+            corrupted_prompt: prompt of the corrupted run, of as many tokens unless `align` says which go together.
             hook_point: full name of the hook point.
             head: head to patch; None for all.
-            position: position to patch; None for all.
+            position: position to patch, in the run that is patched, or several together; None for all.
             direction: which run's activation goes into the other.
+            align: `"ends"`, or a mapping clean position -> corrupted position, as for a dataset
+                (`PatchingDataset.align`); None for prompts of as many tokens.
 
         Raises:
             ValueError: before any run of the model, for whatever of the arguments is wrong.
@@ -352,11 +367,12 @@ class ActivationPatcher:
                 f"hook_point is {shortened(hook_point)}, expected one name: give several to run_patching_experiment, "
                 "or several that are patched together to sweep"
             )
-        pairs = _one_prompt(self.model, clean_prompt, corrupted_prompt)
+        pairs = encode_pairs(self.model, SinglePair(clean_prompt, corrupted_prompt, align))
         names = self.engine.hook_points(hook_point)
         if len(names) > 1:
             raise ValueError(f"{hook_point!r} stands for all {len(names)} layers: name one, for instance {names[0]!r}")
-        patch = Patch((Site(names[0], head=head, position=position),))
+        places = places_at(position, pairs.in_direction(direction))
+        patch = Patch(tuple(replace(place, hook_point=names[0], head=head) for place in places))
         return self.engine.patched_logits(pairs, patch, direction)[0][None]
 
 
@@ -370,7 +386,3 @@ def summarize_results(results: LayerResults, top_k: int = 10) -> None:
     number = {patch_key(patch): i for i, patch in enumerate(results.sweep.patches)}
     rows = [(name, number[name]) for name, _ in results.top(top_k)]
     print(results_text(results.sweep, rows, kind="hook point", of=len(results)))
-
-
-def _one_prompt(model: Any, clean: Prompt, corrupted: Prompt | None = None) -> EncodedPairs:
-    return encode_pairs(model, SinglePair(clean, clean if corrupted is None else corrupted))

@@ -36,7 +36,7 @@ from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import HeadResults
 from actpatch.results.text import results_text
 from actpatch.tasks.dataset import PatchingDataset
-from actpatch.tasks.encoding import encode_pairs
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 
 
 class _Options(Options, total=False):
@@ -122,12 +122,18 @@ class HeadPatcher:
         chosen = check_indices(every if layers is None else layers, len(every), "layers", "layer")
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        places = places_at(position, pairs)
-        patches = [
-            Patch(tuple(replace(place, hook_point=block_hook(layer, component.name), head=head) for place in places))
-            for layer in sorted(set(chosen))
-            for head in range(n_heads)
-        ]
+
+        def patches(pairs: EncodedPairs) -> list[Patch]:
+            places, names = (
+                places_at(position, pairs),
+                [block_hook(layer, component.name) for layer in sorted({*chosen})],
+            )
+            return [
+                Patch(tuple(replace(place, hook_point=name, head=head) for place in places))
+                for name in names
+                for head in range(n_heads)
+            ]
+
         return run_experiment(engine, HeadResults, pairs, patches, settings)
 
     def find_important_heads(
@@ -187,6 +193,11 @@ class HeadPatcher:
         chosen = chosen_heads(heads, engine.n_layers, engine.n_heads)
         names = {layer: engine.hook_points(block_hook(layer, "pattern"))[0] for layer, _ in chosen}
         pairs = encode_pairs(self.model, dataset, [pair_index])
+        if len(pairs.clean[0]) != len(pairs.corrupted[0]):
+            raise ValueError(
+                f"pair {pair_index}: the prompts have {len(pairs.clean[0])} and {len(pairs.corrupted[0])} tokens, so "
+                "their patterns cannot be laid side by side: choose a pair whose prompts have as many"
+            )
         both = torch.stack([pairs.clean[0], pairs.corrupted[0]])
         recorded = engine.record(both, list(names.values())).activations
         patterns = torch.stack([recorded[names[layer]][:, head] for layer, head in chosen], dim=1).float().cpu().numpy()
