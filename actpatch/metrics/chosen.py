@@ -119,7 +119,7 @@ class MetricSet:
         self,
         metric: Metric,
         logits: Float[Tensor, "row pos token"],
-        clean: Float[Tensor, "pair pos token"],
+        clean: Float[Tensor, "pair clean_pos token"],
         rows: Int[Tensor, " row"],
         pairs: Int[Tensor, " pair"],
     ) -> Float[Tensor, " row"]:
