@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from actpatch.core.heavy import pd
-from actpatch.core.indices import check_index
 from actpatch.core.warn import warn_user
+from actpatch.tasks.alignment import checked_span
 from actpatch.tasks.answers import checked_targets
-from actpatch.tasks.dataset import PatchingDataset, TargetTokens, one_or_several
+from actpatch.tasks.dataset import Align, PatchingDataset, TargetTokens, one_or_several
 from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
 from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer, single_token
 
@@ -34,18 +34,28 @@ class PromptPairs(PatchingDataset):
         pairs: the pairs.
         name: what the task is called in tables and figures.
         varies: which signal of the clean prompt the corruption changes.
+        align: which positions of a pair's prompts stand for each other, where they may have other lengths
+            (`PatchingDataset.align`).
 
     Raises:
         ValueError: for a model without a tokenizer, no pairs, answers that are not one token each, or on both sides,
-            prompts of different token lengths, with unknown words or longer than the context, and positions outside
-            their prompt: up to five rows, and their number.
+            prompts of different token lengths without `align`, with unknown words or longer than the context, and
+            positions outside their prompt: up to five rows, and their number.
     """
 
-    def __init__(self, model: Any, pairs: Iterable[PromptPair], *, name: str = "own prompts", varies: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        pairs: Iterable[PromptPair],
+        *,
+        name: str = "own prompts",
+        varies: str = "",
+        align: Align = None,
+    ) -> None:
         if not isinstance(pairs, Iterable):
             raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
         need_tokenizer(model, "PromptPairs need")
-        self.model, self.made_with = model, getattr(model, "tokenizer", None)
+        self.model, self.made_with, self.align = model, getattr(model, "tokenizer", None), align
         self.pairs = tuple(pairs)
         if not self.pairs:
             raise ValueError(f"{name} has no pairs: give at least one row")
@@ -169,8 +179,11 @@ class PromptPairs(PatchingDataset):
         correct, incorrect = self._targets[pair_idx]
         return one_or_several(correct), one_or_several(incorrect)
 
-    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
+    def get_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]]:
         return self.pairs[pair_idx].positions
+
+    def get_corrupted_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]] | None:
+        return self.pairs[pair_idx].corrupted_positions
 
     def get_template(self, pair_idx: int) -> str:
         return self.pairs[pair_idx].template
@@ -209,15 +222,17 @@ class PromptPairs(PatchingDataset):
             except ValueError as error:
                 unreadable.append((row, str(error)))
                 continue
-            if len(clean) != len(corrupted):
+            if len(clean) != len(corrupted) and self.align is None:
                 unequal.append((row, compare_lengths(self.model, clean, corrupted)))
             for name, position in pair.positions.items():
                 try:
-                    check_index(position, len(clean), f"position {name!r} (in a prompt of {len(clean)} tokens)")
+                    checked_span(position, len(clean), f"position {name!r} (in a prompt of {len(clean)} tokens)")
                 except ValueError as error:
                     outside.append((row, str(error)))
         self._refuse(unreadable, "prompts that the model cannot read")
-        self._refuse(unequal, "prompts of different token lengths", "replace words by words of as many tokens")
+        self._refuse(
+            unequal, "prompts of different token lengths", "replace words by words of as many tokens, or give align="
+        )
         self._refuse(outside, "positions outside their prompt", "positions count tokens, from 0, and BOS is one")
 
     def _refuse(self, faults: Sequence[tuple[str, str]], what: str, remedy: str = "") -> None:
