@@ -111,7 +111,9 @@ class Patch:
 
 
 def _plain(given: Any) -> Any:
-    return tuple(map(_plain, given)) if isinstance(given, tuple) else as_integer(given)
+    if not isinstance(given, tuple):
+        return as_integer(given)
+    return given if {*map(type, given)} <= {int} else tuple(map(_plain, given))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from actpatch.core.alignment import Matches, identity, span_of
+from actpatch.core.alignment import Matches, Span, identity, span_of
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Site, head_axis, kind_of, position_axis
@@ -33,9 +33,16 @@ def n_neurons(runner: Runner, layer: int) -> int:
 
 
 def checked_positions(
-    runner: Runner, site: Site, pairs: EncodedPairs, known: Collection[str]
+    runner: Runner, site: Site, pairs: EncodedPairs, known: Collection[str], found: dict[str, Int[Tensor, "pair _"]]
 ) -> Int[Tensor, "pair _"] | None:
     """The site's positions in each pair, -1 behind those of a pair that has fewer than others; None for all positions.
+
+    Args:
+        runner: of the model.
+        site: the site.
+        pairs: the pairs, seen from the run that is patched.
+        known: the model's hook points.
+        found: what is known already of other sites of the same pairs, by their positions; more is put into it.
 
     Raises:
         ValueError: for a hook point that the model lacks, and a head, neuron or position out of range.
@@ -49,7 +56,14 @@ def checked_positions(
         _check_neuron(runner, site, site.neuron)
     if site.position is None:
         return None
-    per_pair = site.position if isinstance(site.position, tuple) else (site.position,) * len(pairs)
+    key = repr(site.position)  # 1 and True are equal, and only one of them is a position
+    if key not in found:
+        found[key] = _positions_in_pairs(site.position, pairs)
+    return found[key]
+
+
+def _positions_in_pairs(position: int | tuple[Span, ...], pairs: EncodedPairs) -> Int[Tensor, "pair _"]:
+    per_pair = position if isinstance(position, tuple) else (position,) * len(pairs)
     if len(per_pair) != len(pairs):
         raise ValueError(f"{len(per_pair)} positions were given for {len(pairs)} pairs: give one per pair")
     where = zip(per_pair, pairs.indices, pairs.lengths.tolist())

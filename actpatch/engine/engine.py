@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -257,6 +257,16 @@ class PatchingEngine:
             for values in patched
         ]
 
+    def _positions(
+        self, pairs: EncodedPairs, patches: Sequence[Patch], known: Collection[str]
+    ) -> list[list[Int[Tensor, "pair _"] | None]]:
+        """Of each site of each patch the positions in each pair; every site is checked."""
+        found: dict[str, Int[Tensor, "pair _"]] = {}
+        return [
+            [checks.checked_positions(self.runner, site, pairs, known, found) for site in patch.sites]
+            for patch in patches
+        ]
+
     @contextlib.contextmanager
     def running(
         self,
@@ -273,13 +283,7 @@ class PatchingEngine:
             check_direction(direction)
         known = self.runner.hook_points
         positions = {
-            direction: [
-                [
-                    checks.checked_positions(self.runner, site, pairs.in_direction(direction), known)
-                    for site in patch.sites
-                ]
-                for patch in of_direction
-            ]
+            direction: self._positions(pairs.in_direction(direction), of_direction, known)
             for direction, of_direction in patches.items()
         }
         if noise is not None and references is not None:
