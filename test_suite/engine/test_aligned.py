@@ -186,6 +186,20 @@ def test_every_component_agrees_with_a_plain_loop(name: str, direction: Any) -> 
         assert np.ptp(found.patched, axis=0).min() > 1e-3
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_tokens_moved_within_the_common_beginning_change_it(direction: Any) -> None:
+    """There both runs hold the same, but not in the place where it is written."""
+    clean, corrupted = [1, 5, 6, 7, 20, 8], [1, 5, 6, 7, 30, 31, 8]
+    pairs = aligned([clean], [corrupted], [((0, 0), (1, 2), (2, 1), (3, 3), (5, 6))])
+    patches = single([Site(block_hook(1, "resid_pre"), position=at) for at in (None, 1, 2, ((1, 2),))])
+    metric = everything_metric(1)
+    found = swept(engine_on(small_model(PLAIN)), pairs, patches, metric, direction)
+    error, where = largest_error(small_model(PLAIN), pairs, patches, direction, metric, found)
+    assert error <= EXACT, f"{error:.2g} off at {where}"
+    base = found.corrupted if direction == "denoising" else found.clean
+    assert abs(found.patched - base).min() > 1e-3
+
+
 def test_both_directions_from_one_recording_are_the_two_single_ones() -> None:
     engine, metric = engine_on(small_model(PLAIN)), last_position_metric(4)
     patches = single([Site(block_hook(layer, "resid_pre"), position=at) for layer in range(3) for at in (None, -2)])
