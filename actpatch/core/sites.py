@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass, fields
+from typing import Any
 
+from actpatch.core.alignment import Span
 from actpatch.core.components import SHORT_NAMES, Component, component_of
 from actpatch.core.indices import as_integer
 
@@ -31,9 +33,10 @@ class Site:
     head: int | None = None
     """Index on the hook point's head axis; None replaces all heads. Under grouped-query attention the axis of
     `hook_k` and `hook_v` counts key-value heads."""
-    position: int | tuple[int, ...] | None = None
-    """Token position, counting the BOS token; negative counts from each prompt's end; None replaces all positions.
-    A tuple gives one position per pair. For attention patterns and scores it is the query's position."""
+    position: int | tuple[Span, ...] | None = None
+    """Token position in the run that is patched, counting the BOS token; negative counts from each prompt's end; None
+    replaces all positions. A tuple gives each pair its own: a position, or a tuple of several that are replaced
+    together. For attention patterns and scores it is the query's position."""
     neuron: int | None = None
     """Index on the last axis of `mlp.hook_pre` or `mlp.hook_post`; None replaces all neurons."""
     position_name: str | None = None
@@ -42,9 +45,7 @@ class Site:
     def __post_init__(self) -> None:
         # NumPy's and PyTorch's integers become Python's: a tensor would index otherwise, and JSON takes neither.
         for field in ("head", "neuron", "position"):
-            given = getattr(self, field)
-            plain = tuple(map(as_integer, given)) if isinstance(given, tuple) else as_integer(given)
-            object.__setattr__(self, field, plain)
+            object.__setattr__(self, field, _plain(getattr(self, field)))
 
     def __repr__(self) -> str:
         """As it would be written, without what is not said; of many positions the first ones and their number."""
@@ -139,6 +140,12 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple) and len(value) > MOST_SHOWN:
         return f"({', '.join(map(str, value[:MOST_SHOWN]))}, … {len(value)} positions)"
     return repr(value)
+
+
+def _plain(given: Any) -> Any:
+    if not isinstance(given, tuple):
+        return as_integer(given)
+    return given if {*map(type, given)} <= {int} else tuple(map(_plain, given))
 
 
 @functools.cache

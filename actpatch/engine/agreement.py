@@ -37,7 +37,7 @@ class Alone:
 
 def run_alone(experiment: Experiment, chunk: Chunk) -> Alone:
     """One prompt of the chunk as the model runs it alone: where lengths differ one of the shortest, else the last."""
-    lengths = chunk.lengths
+    lengths = chunk.lengths_of(_corrupted_run(experiment, chunk))
     pair = int(lengths.argmin()) if len(set(lengths.tolist())) > 1 else len(lengths) - 1
     return Alone(pair, prompt_alone(experiment, chunk, _corrupted_run(experiment, chunk), pair))
 
@@ -48,8 +48,9 @@ def _corrupted_run(experiment: Experiment, chunk: Chunk) -> Recording:
 
 def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int) -> Float[Tensor, "read token"]:
     """What is read of a pair's run, by the model's own forward pass of this prompt alone."""
-    runner, length = experiment.runner, int(chunk.lengths[pair])
-    at = None if chunk.reads is None else chunk.reads[pair : pair + 1]
+    runner, length = experiment.runner, int(chunk.lengths_of(run)[pair])
+    reads = chunk.reads_of(run)
+    at = None if reads is None else reads[pair : pair + 1]
     noise = chunk.base_noise if run is chunk.base else chunk.other_noise
     with runner.hooks([] if noise is None else [noise_hook(noise[pair : pair + 1, :length])]):
         read = Read(at, experiment.vocabulary, alone=runner.unembeds_by_a_product)
@@ -58,8 +59,19 @@ def prompt_alone(experiment: Experiment, chunk: Chunk, run: Recording, pair: int
 
 def error_of_recording(experiment: Experiment, chunk: Chunk, alone: Alone) -> str | None:
     """How far the recorded run is off the prompt's own; None where it is not."""
-    recorded = _corrupted_run(experiment, chunk).logits[alone.pair, : len(alone.logits)]
-    return too_far("running it as the sweep does", recorded, alone.logits)
+    corrupted = _corrupted_run(experiment, chunk)
+    checked = [(corrupted, alone.pair, alone.logits)]
+    clean = chunk.other if corrupted is chunk.base else chunk.base
+    if int(chunk.lengths_of(clean).min()) < int(
+        chunk.lengths_of(corrupted).min()
+    ):  # what is padded most is of that run
+        pair = int(chunk.lengths_of(clean).argmin())
+        checked.append((clean, pair, prompt_alone(experiment, chunk, clean, pair)))
+    errors = (
+        too_far("running it as the sweep does", run.logits[pair, : len(logits)], logits)
+        for run, pair, logits in checked
+    )
+    return next(filter(None, errors), None)
 
 
 def error_of_full_runs(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> str | None:
@@ -67,7 +79,7 @@ def error_of_full_runs(experiment: Experiment, chunk: Chunk, exactness: Exactnes
     rows = tuple(reversed(range(len(chunk.pairs)))) if exactness.together else (0,)
     batch = Batch((0,) * len(rows), rows, 0, int(chunk.lengths[list(rows)].max()))
     logits = run_in_full(experiment, batch, chunk, alone=exactness.logits, patched=False)
-    return too_far("a full run as the sweep makes it", logits, chunk.base.logits[list(rows)])
+    return too_far("a full run as the sweep makes it", logits, chunk.base.logits[list(rows), : logits.shape[1]])
 
 
 def ways_to_agree(exactness: Exactness) -> Iterator[tuple[Exactness, str]]:
@@ -152,7 +164,8 @@ class Rounding:
 
     pair: int
     """Index of the pair within the experiment."""
-    length: int
+    clean_length: int
+    corrupted_length: int
     clean: Float[Tensor, "way_of_clean read token"]
     """Of the clean run: alone first, then among others, then resumed with no change, if it is resumed."""
     corrupted: Float[Tensor, "way_of_corrupted read token"]
@@ -166,13 +179,14 @@ def rounding_of(
     Args:
         resumed: the run that is patched, resumed with no change; None where it is not resumed.
     """
-    pair, n_read, in_denoising = alone.pair, len(alone.logits), experiment.direction == "denoising"
+    pair, in_denoising = alone.pair, experiment.direction == "denoising"
     clean_run, corrupted_run = (chunk.other, chunk.base) if in_denoising else (chunk.base, chunk.other)
     of_clean = prompt_alone(experiment, chunk, clean_run, pair)
-    clean = torch.stack([of_clean, clean_run.logits[pair, :n_read]])
-    corrupted = torch.stack([alone.logits, corrupted_run.logits[pair, :n_read]])
+    clean = torch.stack([of_clean, clean_run.logits[pair, : len(of_clean)]])
+    corrupted = torch.stack([alone.logits, corrupted_run.logits[pair, : len(alone.logits)]])
     if resumed is not None:
         clean, corrupted = (
             (clean, torch.cat([corrupted, resumed])) if in_denoising else (torch.cat([clean, resumed]), corrupted)
         )
-    return Rounding(int(chunk.pairs[pair]), int(chunk.lengths[pair]), clean, corrupted)
+    n_clean, n_corrupted = (int(chunk.lengths_of(run)[pair]) for run in (clean_run, corrupted_run))
+    return Rounding(int(chunk.pairs[pair]), n_clean, n_corrupted, clean, corrupted)

@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from actpatch.core.alignment import Matches, Span, identity, span_of
 from actpatch.core.hook_points import expand_hook_points
-from actpatch.core.indices import check_index, is_integer
-from actpatch.core.sites import Site, kind_of, position_axis
+from actpatch.core.indices import is_integer
+from actpatch.core.sites import Site, head_axis, kind_of, position_axis
 from actpatch.engine.resume import mlp_output_weight
 from actpatch.models.runner import Runner
+from actpatch.tasks.alignment import checked_span
 from actpatch.tasks.encoding import EncodedPairs
 
 
@@ -31,9 +33,16 @@ def n_neurons(runner: Runner, layer: int) -> int:
 
 
 def checked_positions(
-    runner: Runner, site: Site, pairs: EncodedPairs, known: Collection[str]
-) -> Int[Tensor, " pair"] | None:
-    """The site's position in each pair; None for all positions.
+    runner: Runner, site: Site, pairs: EncodedPairs, known: Collection[str], found: dict[str, Int[Tensor, "pair _"]]
+) -> Int[Tensor, "pair _"] | None:
+    """The site's positions in each pair, -1 behind those of a pair that has fewer than others; None for all positions.
+
+    Args:
+        runner: of the model.
+        site: the site.
+        pairs: the pairs, seen from the run that is patched.
+        known: the model's hook points.
+        found: what is known already of other sites of the same pairs, by their positions; more is put into it.
 
     Raises:
         ValueError: for a hook point that the model lacks, and a head, neuron or position out of range.
@@ -47,11 +56,37 @@ def checked_positions(
         _check_neuron(runner, site, site.neuron)
     if site.position is None:
         return None
-    per_pair = site.position if isinstance(site.position, tuple) else (site.position,) * len(pairs)
+    key = repr(site.position)  # 1 and True are equal, and only one of them is a position
+    if key not in found:
+        found[key] = _positions_in_pairs(site.position, pairs)
+    return found[key]
+
+
+def _positions_in_pairs(position: int | tuple[Span, ...], pairs: EncodedPairs) -> Int[Tensor, "pair _"]:
+    per_pair = position if isinstance(position, tuple) else (position,) * len(pairs)
     if len(per_pair) != len(pairs):
         raise ValueError(f"{len(per_pair)} positions were given for {len(pairs)} pairs: give one per pair")
     where = zip(per_pair, pairs.indices, pairs.lengths.tolist())
-    return torch.tensor([check_index(at, n, f"position (in pair {pair}, of {n} tokens)") for at, pair, n in where])
+    spans = [span_of(checked_span(at, n, f"position (in pair {pair}, of {n} tokens)")) for at, pair, n in where]
+    width = max(map(len, spans))
+    return torch.tensor([[*span, *[-1] * (width - len(span))] for span in spans])
+
+
+def check_can_be_aligned(hook_points: Collection[str], pairs: EncodedPairs) -> None:
+    """Raises ValueError for attention patterns and scores of prompts whose positions do not go together one by one."""
+    if not pairs.matches or not (patterns := [name for name in sorted(hook_points) if head_axis(name) == 1]):
+        return
+    other = next(i for i, matches in enumerate(pairs.matches) if not _is_identity(pairs, i, matches))
+    raise ValueError(
+        f"{patterns[0]} has a column for every token that is looked at, so what it is in one prompt means nothing in "
+        f"another with other tokens in these places (pair {pairs.indices[other]}: {len(pairs.clean[other])} and "
+        f"{len(pairs.corrupted[other])} tokens). Patch q, k, v or z, or choose pairs of one length with pair_indices"
+    )
+
+
+def _is_identity(pairs: EncodedPairs, pair: int, matches: Matches) -> bool:
+    length = len(pairs.clean[pair])
+    return len(pairs.corrupted[pair]) == length and matches == identity(length)
 
 
 def check_shape(hook_point: str, value: Tensor | None, tokens: torch.Size, runner: Runner) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,7 @@ from actpatch.engine.agreement import Rounding
 from actpatch.engine.embeddings import embedding_deviation
 from actpatch.engine.experiment import Experiment
 from actpatch.engine.measured import Measured, in_order, mean_of_samples, sets_of
+from actpatch.engine.partners import written_positions
 from actpatch.engine.runs import Runs
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.sources import References
@@ -143,36 +144,39 @@ class PatchingEngine:
                 of range.
             RuntimeError: where a hook that should have written a patch did not fire.
         """
-        return self.sweeps(pairs, patches, metrics, (direction,), references=references, noise=noise)[0]
+        return self.sweeps(pairs, {direction: patches}, metrics, references=references, noise=noise)[0]
 
     def sweeps(
         self,
         pairs: EncodedPairs,
-        patches: Sequence[Patch],
+        patches: Mapping[Direction, Sequence[Patch]],
         metrics: Sequence[AnyMetric],
-        directions: Sequence[Direction],
         *,
         references: References | None = None,
         noise: GaussianNoise | None = None,
     ) -> list[Measured]:
-        """`sweep` in each of these directions, from one recording of both runs. Arguments and errors are its own."""
-        if not patches:
+        """`sweep` in each of these directions, from one recording of both runs. Arguments and errors are its own.
+
+        In each direction there are as many patches, of the same hook points; their positions are those of the run that
+        is patched, which may be others where prompts have other lengths.
+        """
+        if not all(patches.values()):
             raise ValueError("there is nothing to patch: give at least one site")
-        return self._measured(pairs, patches, metrics, directions, references, noise)
+        return self._measured(pairs, patches, metrics, references, noise)
 
     def baselines(
         self, pairs: EncodedPairs, metrics: Sequence[AnyMetric], *, noise: GaussianNoise | None = None
     ) -> Measured:
         """Every metric of the clean and the corrupted runs alone, as a sweep measures them. Arguments are those of
         `sweep`."""
-        return self._measured(pairs, (), metrics, ("denoising",), None, noise)[0]
+        return self._measured(pairs, {"denoising": ()}, metrics, None, noise)[0]
 
     def patched_logits(
         self, pairs: EncodedPairs, patch: Patch, direction: Direction = "denoising"
     ) -> list[Float[Tensor, "_ d_vocab"]]:
         """Logits at all positions of one patched run per pair."""
         logits: dict[int, Tensor] = {}
-        with self.running(pairs, [patch], (direction,), reads_all=True, vocabulary=None) as runs:
+        with self.running(pairs, {direction: [patch]}, reads_all=True, vocabulary=None) as runs:
             for (chunk,) in runs.chunks():
                 for i, pair in enumerate(chunk.pairs.tolist()):
                     logits[pair] = chunk.base.logits[i, : chunk.lengths[i]]
@@ -184,14 +188,13 @@ class PatchingEngine:
     def _measured(
         self,
         pairs: EncodedPairs,
-        patches: Sequence[Patch],
+        patches: Mapping[Direction, Sequence[Patch]],
         metrics: Sequence[AnyMetric],
-        directions: Sequence[Direction],
         references: References | None,
         noise: GaussianNoise | None,
     ) -> list[Measured]:
         sets = sets_of(metrics, _samples(references, noise))
-        parts = [self._measured_of(pairs, patches, of, directions, references, noise) for of in sets]
+        parts = [self._measured_of(pairs, patches, of, references, noise) for of in sets]
         found = [in_order(metrics, sets, of_sets) for of_sets in zip(*parts)]
         self.shortcuts = found[0].shortcuts
         return found
@@ -199,22 +202,21 @@ class PatchingEngine:
     def _measured_of(
         self,
         pairs: EncodedPairs,
-        patches: Sequence[Patch],
+        patches: Mapping[Direction, Sequence[Patch]],
         measured: MetricSet | SequenceSet,
-        directions: Sequence[Direction],
         references: References | None,
         noise: GaussianNoise | None,
     ) -> list[Measured]:
         """Metrics that are measured on the same runs."""
         samples = measured.samples
         n_runs = measured.n_runs(len(pairs))
-        patched = np.full((len(directions), len(measured), len(patches), n_runs), np.nan)
+        n_patches = len(next(iter(patches.values())))
+        patched = np.full((len(patches), len(measured), n_patches, n_runs), np.nan)
         clean, corrupted = np.full((2, len(measured), n_runs), np.nan)
         with (
             self.running(
                 pairs,
                 patches,
-                directions,
                 measured.reads_all_positions,
                 measured.tokens,
                 references=references,
@@ -222,10 +224,10 @@ class PatchingEngine:
                 continuations=measured.continuations,
             ) as runs,
             tqdm(
-                total=len(directions) * len(patches) * n_runs,
+                total=len(patches) * n_patches * n_runs,
                 unit="run",
                 desc="Patching",
-                disable=None if self.show_progress and patches else True,  # None: not where stderr is no terminal
+                disable=None if self.show_progress and n_patches else True,  # None: not where stderr is no terminal
             ) as progress,
         ):
             for chunks in runs.chunks():
@@ -235,31 +237,44 @@ class PatchingEngine:
                     clean_run = chunk.other if is_denoising else chunk.base
                     corrupted_run = chunk.base if is_denoising else chunk.other
                     measure = functools.partial(
-                        measured.measure, clean=clean_run.logits, pairs=chunk.pairs, lengths=chunk.lengths
+                        measured.measure,
+                        clean=clean_run.logits,
+                        pairs=chunk.pairs,
+                        clean_lengths=chunk.lengths_of(clean_run),
                     )
                     every = torch.arange(len(indices))
-                    clean[:, indices] = measure(clean_run.logits, rows=every).numpy()
-                    corrupted[:, indices] = measure(corrupted_run.logits, rows=every).numpy()
+                    for values_of_run, run in ((clean, clean_run), (corrupted, corrupted_run)):
+                        of_run = measure(run.logits, rows=every, lengths=chunk.lengths_of(run))
+                        values_of_run[:, indices] = of_run.numpy()
                     values[:, :, indices] = (corrupted if is_denoising else clean)[:, None, indices]
                     done = 0
                     for batch, logits in runs.batches(experiment, chunk):
-                        metrics_of_rows = measure(logits, rows=torch.tensor(batch.pairs)).numpy()
-                        values[:, list(batch.patches), indices[list(batch.pairs)]] = metrics_of_rows
+                        of_rows = measure(logits, rows=torch.tensor(batch.pairs), lengths=chunk.lengths)
+                        values[:, list(batch.patches), indices[list(batch.pairs)]] = of_rows.numpy()
                         done += len(batch)
                         progress.update(len(batch))
-                    progress.update(len(patches) * len(indices) - done)
+                    progress.update(n_patches * len(indices) - done)
         notes = (*runs.notes, *_rounding_notes(measured, runs.rounding))
         clean, corrupted, *each = (
             mean_of_samples(measured.of_pairs(values), samples) for values in (clean, corrupted, *patched)
         )
         return [Measured(values, clean, corrupted, runs.exactness.held, notes) for values in each]
 
+    def _positions(
+        self, pairs: EncodedPairs, patches: Sequence[Patch], known: Collection[str]
+    ) -> list[list[Int[Tensor, "pair _"] | None]]:
+        """Of each site of each patch the positions in each pair; every site is checked."""
+        found: dict[str, Int[Tensor, "pair _"]] = {}
+        return [
+            [checks.checked_positions(self.runner, site, pairs, known, found) for site in patch.sites]
+            for patch in patches
+        ]
+
     @contextlib.contextmanager
     def running(
         self,
         pairs: EncodedPairs,
-        patches: Sequence[Patch],
-        directions: Sequence[Direction],
+        patches: Mapping[Direction, Sequence[Patch]],
         reads_all: bool,
         vocabulary: Int[Tensor, " token"] | None,
         *,
@@ -273,45 +288,61 @@ class PatchingEngine:
             continuations: what is appended to both prompts of each pair, a run each; None for nothing. Positions count
                 in the prompts, and nothing is written after them.
         """
-        for direction in directions:
+        for direction in patches:
             check_direction(direction)
         known = self.runner.hook_points
-        positions = [
-            [checks.checked_positions(self.runner, site, pairs, known) for site in patch.sites] for patch in patches
-        ]
+        positions = {
+            direction: self._positions(pairs.in_direction(direction), of_direction, known)
+            for direction, of_direction in patches.items()
+        }
         if noise is not None and references is not None:
             raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
-        names = {site.hook_point for patch in patches for site in patch.sites}
+        names = {site.hook_point for of_direction in patches.values() for patch in of_direction for site in patch.sites}
+        if noise is None and references is None:
+            checks.check_can_be_aligned(names, pairs)
         with self.runner.as_found(names):
             placed = None
             if noise is not None:
                 placed = noise.placed(pairs, functools.partial(embedding_deviation, self.runner))
-                pairs = replace(pairs, corrupted=pairs.clean)
+                pairs = replace(pairs, corrupted=pairs.clean, matches=(), corrupted_positions=())
+            seen = {direction: pairs.in_direction(direction) for direction in patches}
             samples = _samples(references, noise)
-            repeated, times = pairs.repeated(samples), torch.full((len(pairs),), samples)
+            times = torch.full((len(pairs),), samples)
+            repeated = {direction: of_run.repeated(samples) for direction, of_run in seen.items()}
             if continuations is not None:
                 of_runs = [of_pair for of_pair in continuations for _ in range(samples)]
                 each = [len(of_run) for of_run in of_runs]
                 references, placed = references and references.repeated(each), placed and placed.repeated(each)
-                repeated, times = repeated.continued(of_runs), times * torch.tensor([*map(len, continuations)])
-            at = [[None if p is None else p.repeat_interleave(times) for p in patch] for patch in positions]
+                repeated = {direction: of_run.continued(of_runs) for direction, of_run in repeated.items()}
+                times *= torch.tensor([*map(len, continuations)])
             experiments = [
                 Experiment(
                     self.runner,
-                    repeated,
-                    patches,
-                    at,
+                    repeated[direction],
+                    of_direction,
+                    [
+                        [_of_runs(at, None if references else seen[direction].partners, times) for at in of_patch]
+                        for of_patch in positions[direction]
+                    ],
                     direction,
                     reads_all,
                     vocabulary,
                     references,
                     placed,
                 )
-                for direction in directions
+                for direction, of_direction in patches.items()
             ]
             runs = Runs(experiments, self.batch_size)
             yield runs
             self.shortcuts = runs.exactness.held
+
+
+def _of_runs(
+    at: Int[Tensor, "pair _"] | None, partners: Int[Tensor, "pair longest"] | None, times: Int[Tensor, " pair"]
+) -> Int[Tensor, "run _"] | None:
+    """The positions that are written in each run: each pair's, once per sample and continuation."""
+    written = written_positions(at, partners)
+    return None if written is None else written.repeat_interleave(times, dim=0)
 
 
 def _samples(references: References | None, noise: GaussianNoise | None) -> int:
@@ -326,16 +357,18 @@ def _rounding_notes(metrics: MetricSet | SequenceSet, rounding: Rounding | None)
     if rounding is None:
         return
 
-    def measured(runs: Float[Tensor, "way read token"]) -> Float[np.ndarray, "metric way"]:
+    def measured(runs: Float[Tensor, "way read token"], length: int) -> Float[np.ndarray, "metric way"]:
         return metrics.measure(
             runs,
             rounding.clean[:1],
             rows=torch.zeros(len(runs), dtype=torch.long),
             pairs=torch.tensor([rounding.pair]),
-            lengths=torch.tensor([rounding.length]),
+            lengths=torch.tensor([length]),
+            clean_lengths=torch.tensor([rounding.clean_length]),
         ).numpy()
 
-    clean, corrupted = measured(rounding.clean), measured(rounding.corrupted)
+    clean = measured(rounding.clean, rounding.clean_length)
+    corrupted = measured(rounding.corrupted, rounding.corrupted_length)
     with np.errstate(invalid="ignore"):  # a run from which no answer of a side is read has -inf there
         gaps = np.abs(clean[:, 0] - corrupted[:, 0])
         moved = np.maximum(*(np.abs(runs - runs[:, :1]).max(axis=1) for runs in (clean, corrupted)))

@@ -174,7 +174,7 @@ def _unchanged(
     batch: Batch,
     **options: bool,
 ) -> Resumption:
-    """A batch into which the values are written that are there."""
+    """A batch into which the values are written that are there, each at its own position."""
     return Resumption(
         experiment,
         batch,

@@ -66,7 +66,7 @@ def generate(
     shortcuts = engine.shortcuts
     try:
         with (
-            engine.running(pairs, [patch], (direction,), reads_all=False, vocabulary=None) as runs,
+            engine.running(pairs, {direction: [patch]}, reads_all=False, vocabulary=None) as runs,
             tqdm(
                 total=3 * max_new_tokens,
                 unit="token",

@@ -21,7 +21,7 @@ def tokens_that_fit(experiment: Experiment) -> int:
     """Most rows × positions of a batch, by the device's kind and its free memory."""
     cfg, device = experiment.runner.model.cfg, experiment.runner.device
     widest = max(cfg.d_model, getattr(cfg, "d_mlp", None) or 0)
-    longest = int(experiment.pairs.lengths.max())
+    longest = experiment.pairs.longest
     # Residual streams, attention and hidden activations, scores, and the gathered prefix of keys and values.
     values = 12 * cfg.d_model + 5 * widest + 4 * cfg.n_heads * longest + 4 * cfg.d_model * longest
     per_token = values * _bytes_per_value(experiment.runner.model)
@@ -39,7 +39,7 @@ def pairs_that_fit(experiment: Experiment, recorded: Sequence[int]) -> int:
         recorded: how many hook points are recorded of either run.
     """
     cfg = experiment.runner.model.cfg
-    longest = int(experiment.pairs.lengths.max())
+    longest = experiment.pairs.longest
     per_token = (2 * cfg.n_layers + sum(recorded)) * cfg.d_model
     logits = cfg.d_vocab * (longest if experiment.reads is None else experiment.reads.shape[1]) * 2
     per_pair = (per_token * longest + logits) * _bytes_per_value(experiment.runner.model)

@@ -14,6 +14,7 @@ from torch import Tensor
 from actpatch.engine.checks import check_shape, positions_are_ambiguous
 from actpatch.engine.exactness import Exactness
 from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.partners import in_order_of_base
 from actpatch.engine.writes import noise_hook
 from actpatch.interventions.sources import Prompts
 from actpatch.models.runner import Read, Recording, joined
@@ -58,20 +59,45 @@ class Recorder:
         of_base, of_other = (base_names | source_names, set()) if averaged else (base_names, source_names)
         if len(self.experiments) > 1:  # each run is then patched in one direction and copied from in the other
             of_base = of_other = base_names | source_names
-        runs = self.pairs.clean, self.pairs.corrupted  # in this order, whatever the direction: rounding depends on it
+        runs = [[run[i] for i in pairs] for run in (self.pairs.clean, self.pairs.corrupted)]
         names = (of_other, of_base) if self.experiment.direction == "denoising" else (of_base, of_other)
-        prompts = torch.cat([padded([run[i] for i in pairs]) for run in runs])
         noise = self._noise(pairs)
-        reads = None if self.experiment.reads is None else self.experiment.reads[pairs]
-        at = None if reads is None else torch.cat([reads, reads])
-        recorded = self._record_run(prompts, of_base | of_other, at, noise)
-        for name in source_names:
-            check_shape(name, recorded.activations.get(name), prompts.shape, self.runner)
-        self._check_axes(prompts, source_names, recorded)
+        # Clean first, whatever the direction: rounding depends on it.
+        at = [of_run[pairs] for of_run in self._reads() if of_run is not None]
+        passes = [([*runs[0], *runs[1]], torch.cat(at) if at else None)]
+        if not exactness.padded and len(runs[0][0]) != len(runs[1][0]):
+            passes = [*zip(runs, at or (None, None))]
+        recordings = [
+            self._recorded_together(prompts, of_base | of_other, source_names, of_run, noise)
+            for prompts, of_run in passes
+        ]
         halves = slice(len(pairs)), slice(len(pairs), None)
         added = None if noise is None else [noise[half] for half in halves]
-        parts = [recorded.part(half, of_run) for half, of_run in zip(halves, names)]
+        if len(recordings) == 1:
+            parts = [recordings[0].part(half, of_run) for half, of_run in zip(halves, names)]
+        else:
+            parts = [recorded.part(slice(None), of_run) for recorded, of_run in zip(recordings, names)]
         return tuple(self._chunk(experiment, pairs, parts, added, source_names) for experiment in self.experiments)
+
+    def _reads(self) -> tuple[Int[Tensor, "pair read"] | None, Int[Tensor, "pair read"] | None]:
+        """Where logits are read of the clean runs and of the corrupted ones; None for all positions."""
+        reads = self.experiment.reads, self.experiment.other_reads
+        return reads[::-1] if self.experiment.direction == "denoising" else reads
+
+    def _recorded_together(
+        self,
+        prompts: Sequence[Int[Tensor, " _"]],
+        names: set[str],
+        source_names: set[str],
+        at: Int[Tensor, "prompt read"] | None,
+        noise: Float[Tensor, "prompt pos d_model"] | None,
+    ) -> Recording:
+        tokens = padded(prompts)
+        recorded = self._record_run(tokens, names, at, noise)
+        for name in source_names:
+            check_shape(name, recorded.activations.get(name), tokens.shape, self.runner)
+        self._check_axes(tokens, source_names, recorded)
+        return recorded
 
     def _chunk(
         self,
@@ -84,16 +110,23 @@ class Recorder:
         """The recorded clean and corrupted runs, as seen in the direction of the experiment."""
         patched = experiment.direction == "denoising"
         base, other = runs[patched], runs[not patched]
-        averaged = experiment.references is not None
+        source = other.activations
+        if experiment.references is not None:
+            source = self._reference_means(pairs, base, source_names)
+        elif experiment.partners is not None:
+            copied = {name: other.activations[name] for name in source_names}
+            source = in_order_of_base(copied, experiment.partners[pairs], base.tokens.shape[1])
         return Chunk(
             pairs,
-            self.pairs.lengths[pairs],
-            self.pairs.prompt_lengths[pairs],
+            experiment.pairs.lengths[pairs],
+            experiment.pairs.other_lengths[pairs],
+            experiment.pairs.prompt_lengths[pairs],
             None if experiment.reads is None else experiment.reads[pairs],
+            None if experiment.other_reads is None else experiment.other_reads[pairs],
             experiment.first_change[pairs],
             base,
             other,
-            self._reference_means(pairs, base, source_names) if averaged else other.activations,
+            source,
             None if noise is None else noise[patched],
             None if noise is None else noise[not patched],
         )

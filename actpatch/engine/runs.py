@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actpatch.core.direction import Direction
 from actpatch.core.sites import Site, block_hook, head_axis
 from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
@@ -63,6 +64,7 @@ class Runs:
             self.experiment.pairs,
             self.experiment.patches,
         )
+        self._lengths = [*zip(self.pairs.lengths.tolist(), self.pairs.other_lengths.tolist())]
         self.batch_size = batch_size
         self.notes: list[str] = []
         """What a reader of the numbers should know of how they were run."""
@@ -72,19 +74,18 @@ class Runs:
         self.exactness = self._first_try()
         self.max_tokens = tokens_that_fit(self.experiment)
         self._recorder = Recorder(experiments, self._pairs_at_once)
-        self._routes: dict[bool, list[Route]] = {}
+        self._routes: dict[tuple[Direction, bool], list[Route]] = {}
         self._ways: Iterator[tuple[Exactness, str]] | None = None
         self._is_checked = False
 
-    @property
-    def routes(self) -> list[Route]:
-        """How each patch is run; empty where all are run in full."""
+    def routes(self, experiment: Experiment) -> list[Route]:
+        """How each patch is run in this direction; empty where all are run in full."""
         if not self.exactness.resume:
             return []
-        linear = self.exactness.linear
-        if linear not in self._routes:
-            self._routes[linear] = [route(patch, linear) for patch in self.patches]
-        return self._routes[linear]
+        key = experiment.direction, self.exactness.linear
+        if key not in self._routes:
+            self._routes[key] = [route(patch, self.exactness.linear) for patch in experiment.patches]
+        return self._routes[key]
 
     def chunks(self) -> Iterator[tuple[Chunk, ...]]:
         """The pairs, recorded a few at a time, as seen in each direction.
@@ -96,9 +97,9 @@ class Runs:
             ValueError: where the model is not causal, or its logits are all NaN.
             RuntimeError: where no way of recording gives the logits of the model's own run.
         """
-        lengths, first, references = self.pairs.lengths, self.experiment.first_change, self.experiment.references
+        lengths, first, references = self._lengths, self.experiment.first_change, self.experiment.references
         group = [0] * len(self.pairs) if references is None else references.of_pair
-        waiting = sorted(range(len(self.pairs)), key=lambda i: (int(lengths[i]), group[i], int(first[i])))
+        waiting = sorted(range(len(self.pairs)), key=lambda i: (lengths[i], group[i], int(first[i])))
         most = self._pairs_at_once()
         while waiting:
             indices = self._next(waiting, most)
@@ -118,14 +119,14 @@ class Runs:
         """The first pairs of those waiting that may be recorded together."""
         if not self.exactness.together:
             return list(waiting[:1])
-        some, lengths = waiting[:most], self.pairs.lengths
+        some, lengths = waiting[:most], self._lengths
         if self.exactness.padded:
             return list(some)
         return [i for i in some if lengths[i] == lengths[some[0]]]
 
     def batches(self, experiment: Experiment, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
         """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
-        routes = self.routes
+        routes = self.routes(experiment)
         starts = starts_of(experiment, chunk)
         if not self.exactness.prefix:
             starts = torch.where(starts < chunk.lengths, 0, starts)
@@ -172,7 +173,7 @@ class Runs:
         """Hook points needed of the run that is patched, and of the run whose activations are copied."""
         n_layers, hook_points = self.runner.n_layers, set(self.runner.hook_points)
         source = {site.hook_point for patch in self.patches for site in patch.sites}
-        routes = self.routes
+        routes = self.routes(self.experiment)  # the same hook points in each direction
         base = {resid_name(layer, n_layers) for layer in range(n_layers + 1)} if routes else set()
         for way in routes:
             base |= {site.hook_point for site in way.on_entry}
@@ -192,7 +193,7 @@ class Runs:
         has_keys = any(head_axis(site.hook_point) == 1 for site in sites)
         if has_keys and self.experiment.references is not None:  # what is written has a meaning for padding too
             exactness = replace(exactness, padded=False)
-        if self.runner.positions_depend_on_the_longest and len(set(self.pairs.lengths.tolist())) > 1:
+        if self.runner.positions_depend_on_the_longest and len({n for both in self._lengths for n in both}) > 1:
             reason = "its position embeddings grow with the longest prompt"
             exactness = self._left_out(exactness, replace(exactness, padded=False), reason)
         known, n_layers = set(self.runner.hook_points), self.runner.n_layers
@@ -236,12 +237,13 @@ class Runs:
         if not self._is_checked:
             self._is_checked = True
             embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
-            hooked = [way.hooked for way in self.routes] or [patch.sites for patch in self.patches]
+            routes = self.routes(self.experiment)
+            hooked = [way.hooked for way in routes] or [patch.sites for patch in self.patches]
             check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
             if next(self.runner.model.parameters()).dtype in HALF:
                 resumed = None
                 if self.exactness.resume:
-                    how = self.exactness, self.routes, alone.pair
+                    how = self.exactness, routes, alone.pair
                     resumed = resumed_with_no_change(self.experiment, chunk, *how)
                 self.rounding = rounding_of(self.experiment, chunk, alone, resumed)
         self._tell()
@@ -279,4 +281,4 @@ class Runs:
 
     def _error(self, experiment: Experiment, chunk: Chunk) -> str | None:
         """What is not exact with the present shortcuts on the run that is patched in this direction."""
-        return error_of_resuming(experiment, chunk, self.exactness, self.routes)
+        return error_of_resuming(experiment, chunk, self.exactness, self.routes(experiment))

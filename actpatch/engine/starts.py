@@ -24,9 +24,13 @@ def starts_of(experiment: Experiment, chunk: Chunk) -> Int[Tensor, "patch pair"]
             name = site.hook_point
             if name not in differences:
                 differences[name] = _difference(site, experiment.runner.n_layers, chunk)
-            start = first if at is None else torch.where(at[chunk.pairs] < first, lengths, at[chunk.pairs])
-            same = _is_same(differences[name], site, at, chunk)
-            changes.append(torch.where(same, lengths, start))
+            of_pairs = None if at is None else at[chunk.pairs]
+            same = _is_same(differences[name], site, of_pairs, chunk)
+            if of_pairs is None:
+                changes.append(torch.where(same, lengths, first))
+                continue
+            is_changed = (of_pairs >= first[:, None]) & ~same
+            changes.append(torch.where(is_changed, of_pairs, lengths[:, None]).amin(dim=1))
         starts[i] = torch.stack(changes).amin(dim=0)
     return starts
 
@@ -52,12 +56,12 @@ def _difference(site: Site, n_layers: int, chunk: Chunk) -> Tensor | None:
     return differs & real.view(*real.shape, *[1] * (differs.ndim - 2))
 
 
-def _is_same(differs: Tensor | None, site: Site, at: Int[Tensor, " pair"] | None, chunk: Chunk) -> Tensor:
-    """For each pair, whether what is written at the site is the very same that is there (as far as that is known)."""
-    rows = torch.arange(len(chunk.pairs))
+def _is_same(differs: Tensor | None, site: Site, at: Int[Tensor, "pair _"] | None, chunk: Chunk) -> Tensor:
+    """For each pair (and each of its positions), whether what is written at the site is the very same that is there, as
+    far as that is known."""
     if differs is None:
-        return torch.zeros(len(rows), dtype=torch.bool)
+        return torch.zeros(len(chunk.pairs) if at is None else at.shape, dtype=torch.bool)
     if differs.ndim == 3:
         index = site.neuron if site.head is None else site.head
         differs = differs.any(dim=2) if index is None else differs[:, :, index]
-    return ~differs.any(dim=1) if at is None else ~differs[rows, at[chunk.pairs]]
+    return ~differs.any(dim=1) if at is None else ~differs.gather(1, at.clamp(min=0))

@@ -18,8 +18,8 @@ from actpatch.models.runner import Hook
 Written = tuple[slice, int, Site]
 """Rows of a batch, their patch, and the site that is written there."""
 Where = tuple[Tensor, Tensor | None, int, int, Tensor | None]
-"""Pairs of the rows, their positions or None for all, first position, length, and where the rows' prompts end or None
-where nothing follows them."""
+"""Pairs of the rows, their positions ([row, position], -1 for none) or None for all, first position, length, and where
+the rows' prompts end or None where nothing follows them."""
 WhereWritten = Callable[[Site], Where]
 
 
@@ -113,22 +113,22 @@ def put(
     if at is None:
         target.copy_(source[pairs].narrow(axis, start, length - start))
         return
-    rows = _computed(at, start)
-    target.movedim(axis, 1)[rows, at[rows] - start] = source.movedim(axis, 1)[pairs[rows], at[rows]]
+    rows, computed = _computed(at, start)
+    target.movedim(axis, 1)[rows, computed - start] = source.movedim(axis, 1)[pairs[rows], computed]
 
 
 def _put_in_prompts(
     target: Float[Tensor, "row computed ..."],
     source: Float[Tensor, "pair recorded ..."],
     pairs: Int[Tensor, " row"],
-    at: Int[Tensor, " row"] | None,
+    at: Int[Tensor, "row _"] | None,
     start: int,
     ends: Int[Tensor, " row"],
     is_attention: bool,
 ) -> None:
     """The same where something is appended to the prompts, which end before the positions `ends`."""
     computed = torch.arange(start, start + target.shape[1], device=ends.device)
-    chosen = computed < ends[:, None] if at is None else computed == at[:, None]
+    chosen = computed < ends[:, None] if at is None else (computed[:, None] == at[:, None, :]).any(dim=2)
     rows, places = chosen.nonzero(as_tuple=True)
     written = source[pairs[rows], computed[places]]
     if is_attention:
@@ -138,9 +138,11 @@ def _put_in_prompts(
     target[rows, places] = written
 
 
-def _computed(at: Int[Tensor, " row"], start: int) -> Int[Tensor, " computed"]:
-    """Rows whose position is computed. Before the start what is written is there already, so nothing has to be."""
-    return (at >= start).nonzero().flatten()
+def _computed(at: Int[Tensor, "row _"], start: int) -> tuple[Int[Tensor, " write"], Int[Tensor, " write"]]:
+    """Row and position of each that is computed. Before the start what is written is there already, so nothing has to
+    be."""
+    rows, columns = (at >= start).nonzero(as_tuple=True)
+    return rows, at[rows, columns]
 
 
 def runs_of_equal(values: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, slice]]:

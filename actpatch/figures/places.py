@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from actpatch.core.text import count
 from actpatch.figures.checks import check_effects, check_size
 from actpatch.figures.frame import room_for, thin_out
-from actpatch.figures.words import escaped, head_kind, token_at, token_labels
+from actpatch.figures.words import NO_PARTNER, escaped, head_kind, token_at, token_labels
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import Sweep
 
@@ -132,7 +132,7 @@ def _(results: PositionResults, component: str | None = None, size: Size = (None
         lines = tuple("" if place is None else f"position {labels[place[1]]}" for place in places)
         return EffectMap(effects, places, component, axis, _named(labels), lines)
     axis, room = _token_axis(sweep)
-    clean, corrupted = sweep.clean_tokens[0], sweep.corrupted_tokens[0]
+    clean, corrupted = _tokens_of(sweep, 0)
     lines = tuple("" if c is None else f"position {c[1]}: {token_at(c[1], clean, corrupted, repr)}" for c in places)
     return EffectMap(effects, places, component, axis, count(effects.shape[1], "position"), lines, room)
 
@@ -143,7 +143,7 @@ def _named(labels: Sequence[str]) -> str:
 
 def _token_axis(sweep: Sweep) -> tuple[dict[str, Any], int]:
     """Columns labelled with the tokens of the first pair's prompts, and the pixels that these labels take."""
-    clean, corrupted = sweep.clean_tokens[0], sweep.corrupted_tokens[0]
+    clean, corrupted = _tokens_of(sweep, 0)
     differing = [at for at in range(len(clean)) if _differs(sweep, at)]
     shown = thin_out(len(clean), first=differing)
     labels = token_labels(clean, corrupted, shown, differing)
@@ -155,5 +155,12 @@ def _token_axis(sweep: Sweep) -> tuple[dict[str, Any], int]:
 
 def _differs(sweep: Sweep, position: int) -> bool:
     """Whether the prompts of any pair differ there."""
-    pairs = zip(sweep.clean_tokens, sweep.corrupted_tokens)
-    return any(clean[position : position + 1] != corrupted[position : position + 1] for clean, corrupted in pairs)
+    return any(
+        clean[position : position + 1] != corrupted[position : position + 1] for clean, corrupted in sweep.tokens_at
+    )
+
+
+def _tokens_of(sweep: Sweep, pair: int) -> tuple[list[str], list[str]]:
+    """The tokens of a pair's prompts by the positions of the one that is patched."""
+    clean, corrupted = ([NO_PARTNER if token is None else token for token in side] for side in sweep.tokens_at[pair])
+    return clean, corrupted

@@ -14,6 +14,9 @@ from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 
+NO_PARTNER = "∅"
+"""What is shown in the place of a token that has no partner in the other prompt."""
+
 
 def head_kind(heads: Sequence[HeadPatchingResult]) -> str:
     return "key-value head" if heads[0].is_key_value_head else "head"
@@ -90,7 +93,8 @@ def _place(site: Site) -> str:
     if site.position_name is not None:
         return f"position {site.position_name}"
     if isinstance(site.position, tuple):
-        return "one position per pair"
+        several = any(isinstance(at, tuple) for at in site.position)
+        return "positions of each pair's own" if several else "one position per pair"
     return "" if site.position is None else f"position {site.position}"
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from actpatch.core.alignment import span_of
 from actpatch.interventions.draws import check_seed, checked_samples
 from actpatch.interventions.positions import as_list, positions_in_pairs
 from actpatch.tasks.encoding import EncodedPairs
@@ -30,8 +31,9 @@ class GaussianNoise:
     hand. The metric is averaged over the samples of each pair, so that pairs stay the unit of all statistics.
     """
 
-    positions: int | str | Sequence[int | str]
-    """Which tokens: positions (negative ones count from the end) or names that the task gives them; one or several."""
+    positions: int | str | Sequence[int | str | Sequence[int | str]]
+    """Which tokens: positions (negative ones count from the end) or names that the task gives to one or to a span of
+    them; one or several."""
     multiple: float = 3.0
     samples: int = 10
     """How many draws of the noise each pair is run with."""
@@ -66,7 +68,7 @@ class GaussianNoise:
             ValueError: for a position out of range or a name that a pair lacks.
         """
         per_place = [positions_in_pairs(place, pairs) for place in as_list(self.positions)]
-        where = [tuple(sorted(set(at))) for at in zip(*per_place)]
+        where = [tuple(sorted({at for span in spans for at in span_of(span)})) for spans in zip(*per_place)]
         return PlacedNoise(
             positions=tuple(at for at in where for _ in range(self.samples)),
             keys=tuple((self.seed, index, sample) for index in pairs.indices for sample in range(self.samples)),

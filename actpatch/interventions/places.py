@@ -10,13 +10,13 @@ from actpatch.core.hook_points import expand_hook_points, names_asked_for
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch, Site
 from actpatch.core.text import share_of_pairs
-from actpatch.interventions.positions import as_list, positions_in_pairs
+from actpatch.interventions.positions import Place, as_list, positions_in_pairs
 from actpatch.tasks.encoding import EncodedPairs
 
 HookPoints: TypeAlias = str | Sequence[str | Sequence[str]]
 """Names of hook points; a sequence of names within the sequence is a set that is patched together."""
-Position: TypeAlias = int | str | Sequence[int | str] | None
-"""A position, a name of one, several that are patched together, or None for all."""
+Position: TypeAlias = int | str | Sequence[int | str | Sequence[int | str]] | None
+"""A position, a name of one or of a span of tokens, several that are patched together, or None for all."""
 Columns: TypeAlias = Sequence[int | str | Sequence[int | str]]
 """Positions or names of them, one at a time; a sequence of them within the sequence is patched together."""
 
@@ -80,12 +80,13 @@ def named_columns(positions: Columns, pairs: EncodedPairs) -> list[list[Site]]:
     columns = [as_list(column) for column in ([positions] if is_one else positions)]
     if not columns or not all(columns):
         raise ValueError("positions is empty: give at least one position or name, or None for every position")
-    _check_once([" + ".join(map(str, column)) for column in columns], "a map has one column for each")
-    for column in columns:
-        _check_once(list(map(str, column)), f"{' + '.join(map(str, column))} are patched together")
+    named = [[_name(place) for place in column] for column in columns]
+    _check_once([" + ".join(names) for names in named], "a map has one column for each")
+    for names in named:
+        _check_once(names, f"{' + '.join(names)} are patched together")
     return [
-        [Site("", position=positions_in_pairs(place, pairs), position_name=str(place)) for place in column]
-        for column in columns
+        [Site("", position=positions_in_pairs(place, pairs), position_name=name) for place, name in zip(column, names)]
+        for column, names in zip(columns, named)
     ]
 
 
@@ -93,7 +94,7 @@ def every_position(pairs: EncodedPairs) -> list[list[Site]]:
     """The columns of a map over all positions, as sites whose hook point is still to be filled in."""
     lengths = pairs.lengths.numpy()
     if len(each := sorted(set(lengths.tolist()))) > 1:
-        named = [name for name in pairs.positions[0] if all(name in has for has in pairs.positions)]
+        named = [name for name in pairs.named[0] if all(name in has for has in pairs.named)]
         by_name = f"positions={named!r}, which every pair has" if named else "names, once the dataset has get_positions"
         counts = "; ".join(f"{length} tokens: {share_of_pairs(lengths == length, pairs.indices)}" for length in each)
         raise ValueError(
@@ -136,8 +137,13 @@ def _check_once(names: Sequence[str], why: str) -> None:
         raise ValueError(f"positions names {twice[0]!r} twice: {why}")
 
 
-def _at(place: int | str, pairs: EncodedPairs) -> Site:
-    if isinstance(place, str):
-        return Site("", position=positions_in_pairs(place, pairs), position_name=place)
+def _at(place: Place, pairs: EncodedPairs) -> Site:
+    if not isinstance(place, int):
+        return Site("", position=positions_in_pairs(place, pairs), position_name=_name(place))
     positions_in_pairs(place, pairs)
     return Site("", position=place)
+
+
+def _name(place: Place) -> str:
+    """What a position is called in labels and above its column: several together `S2 + END`."""
+    return " + ".join(map(str, place)) if isinstance(place, tuple) else str(place)

@@ -82,6 +82,9 @@ class Source(ABC):
     def references(self, pairs: EncodedPairs) -> References | None:
         """The prompts whose mean activations are written into each pair's run; None for the pair's other run.
 
+        Args:
+            pairs: the pairs, seen from the run that is patched, whose numbers of tokens are `pairs.lengths`.
+
         Raises:
             ValueError: where a pair has none.
         """
@@ -118,7 +121,7 @@ class Mean(Source):
     """Mean ablation: the activation's mean over reference prompts, per position and per template.
 
     A pair's reference prompts are those of its template (`PatchingDataset.get_template`; where the dataset names
-    none, all count as one) that have as many tokens as the pair.
+    none, all count as one) that have as many tokens as the pair's prompt that is patched.
     """
 
     dataset: PatchingDataset | None = None
@@ -142,7 +145,8 @@ class Mean(Source):
 
     def references(self, pairs: EncodedPairs) -> References:
         pool = pairs.all_of(self.dataset)
-        keys, prompts = _keys(pool), pool.clean if self.run == "clean" else pool.corrupted
+        prompts = pool.clean if self.run == "clean" else pool.corrupted
+        keys = _keys(pool, prompts)
         by_key: dict[tuple[str, int], list[Int[Tensor, " _"]]] = {}
         for key, prompt in zip(keys, prompts):
             by_key.setdefault(key, []).append(prompt)
@@ -166,7 +170,8 @@ class Mean(Source):
 class Resample(Source):
     """Resample ablation: the activation's value in the corrupted prompt of another pair of the dataset.
 
-    The other pair has the same template (where the dataset names templates) and as many tokens. With several samples
+    The other pair has the same template (where the dataset names templates), and its corrupted prompt as many tokens as
+    the prompt that is patched. With several samples
     each pair is run with as many others, no one twice, and the metric is averaged over these runs: not the activations,
     whose mean is a value that none of the prompts has (`Mean`).
     """
@@ -197,7 +202,7 @@ class Resample(Source):
         """
         pool = pairs.all_of()
         by_key: dict[tuple[str, int], list[int]] = {}
-        for i, key in enumerate(_keys(pool)):
+        for i, key in enumerate(_keys(pool, pool.corrupted)):
             by_key.setdefault(key, []).append(i)
         donors = [
             [i for i in by_key.get(key, []) if pool.indices[i] != index]
@@ -223,10 +228,11 @@ class Resample(Source):
 OTHER_RUN = OtherRun()
 
 
-def _keys(pairs: EncodedPairs) -> list[tuple[str, int]]:
-    """(template, number of tokens) of each pair."""
+def _keys(pairs: EncodedPairs, prompts: Prompts | None = None) -> list[tuple[str, int]]:
+    """(template, number of tokens) of each pair's prompt: of these, or of the run that is patched."""
     templates = pairs.templates or ("",) * len(pairs)
-    return list(zip(templates, pairs.lengths.tolist()))
+    lengths = pairs.lengths.tolist() if prompts is None else map(len, prompts)
+    return list(zip(templates, lengths))
 
 
 def _named(pairs: EncodedPairs, lacking: Sequence[int]) -> str:

@@ -91,6 +91,7 @@ class MetricSet:
         rows: Int[Tensor, " row"],
         pairs: Int[Tensor, " pair"],
         lengths: Int[Tensor, " pair"],
+        clean_lengths: Int[Tensor, " pair"] | None = None,
     ) -> Float[Tensor, "metric row"]:
         """Every metric of every run.
 
@@ -99,18 +100,21 @@ class MetricSet:
             clean: those of the clean runs, one per pair.
             rows: for each run the place of its pair among `pairs`.
             pairs: the runs of the experiment, counted from 0: each pair once per sample.
-            lengths: number of tokens of each pair's prompts.
+            lengths: number of tokens of each pair's prompt in these runs.
+            clean_lengths: number of tokens of each pair's clean prompt; None for those of `lengths`.
         """
         pairs = pairs // self.samples
+        clean_lengths = lengths if clean_lengths is None else clean_lengths
         last, last_clean = logits, clean
         if self.reads_all_positions:
-            last, last_clean = _at_last(logits, lengths[rows]), _at_last(clean, lengths)
+            last, last_clean = _at_last(logits, lengths[rows]), _at_last(clean, clean_lengths)
         measured = []
         for metric in self.metrics:
             if metric.reads_all_positions:
+                each = zip(lengths[rows].tolist(), clean_lengths[rows].tolist())
                 runs = [
-                    self._measure(metric, logits[i : i + 1, :length], clean[:, :length], rows[i : i + 1], pairs)
-                    for i, length in enumerate(lengths[rows].tolist())
+                    self._measure(metric, logits[i : i + 1, :length], clean[:, :n_clean], rows[i : i + 1], pairs)
+                    for i, (length, n_clean) in enumerate(each)
                 ]
             else:
                 size = max(1, LARGEST_SLICE // last.shape[-1])
@@ -135,7 +139,7 @@ class MetricSet:
         self,
         metric: Metric,
         logits: Float[Tensor, "row pos token"],
-        clean: Float[Tensor, "pair pos token"],
+        clean: Float[Tensor, "pair clean_pos token"],
         rows: Int[Tensor, " row"],
         pairs: Int[Tensor, " pair"],
     ) -> Float[Tensor, " row"]:

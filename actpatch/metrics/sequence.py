@@ -153,6 +153,7 @@ class SequenceSet:
         rows: Int[Tensor, " row"],
         pairs: Int[Tensor, " pair"],
         lengths: Int[Tensor, " pair"],
+        clean_lengths: Int[Tensor, " pair"] | None = None,
     ) -> Float[Tensor, "part row"]:
         """What is read of the answers of each run, as `LogProbabilities` orders it.
 
@@ -161,7 +162,8 @@ class SequenceSet:
             clean: those of the clean runs, which are not looked at.
             rows: for each run its place among `pairs`.
             pairs: the runs of the experiment, counted from 0.
-            lengths: number of tokens of each run.
+            lengths: number of tokens of each run, which nothing is to be found by.
+            clean_lengths: those of the clean runs, likewise.
         """
         table = self._table[pairs[rows]]
         size = max(1, LARGEST_SLICE // logits[0].numel())

@@ -47,7 +47,7 @@ from actpatch.results.generation import Generation
 from actpatch.results.shapes import LayerResults, NeuronResults, PositionResults, SweepResults
 from actpatch.results.sweep import Sweep, largest
 from actpatch.results.text import results_text
-from actpatch.tasks.dataset import PatchingDataset, SinglePair
+from actpatch.tasks.dataset import OnePairAlign, PatchingDataset, SinglePair
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.tokens import Prompt
 
@@ -139,8 +139,10 @@ class ActivationPatcher:
                 the result stands under the names joined by ` + `.
             pair_indices: which pairs of the dataset; None for all.
             position: token position to patch, counting the BOS token, negative from each prompt's end; or a name that
-                the task gives one (`"S2"`); or a list of such, patched together; None for all positions at once. For
-                patterns it is the query's position.
+                the task gives one (`"S2"`) or several (`"SUBJECT"`, of which `"SUBJECT[-1]"` is the last); or a list of
+                such, patched together; None for all positions at once. For patterns it is the query's position. Where
+                prompts have other lengths, positions are those of the run that is patched, and their partners in the
+                other run are copied (`PatchingDataset.align`).
             window: patch so many adjacent layers together, an odd number; each result belongs to the layer in the
                 middle. At the first and last layers the window is cut off.
             direction: `denoising` (clean into corrupted), `noising` (corrupted into clean) or `both`. None stands for
@@ -161,9 +163,11 @@ class ActivationPatcher:
         """
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        engine = self.engine
-        places = places_at(position, pairs)
-        patches = hook_point_patches(hook_points, engine.runner.hook_points, places, window, engine.n_layers)
+
+        def patches(pairs: EncodedPairs) -> list[Patch]:
+            known, places = self.engine.runner.hook_points, places_at(position, pairs)
+            return hook_point_patches(hook_points, known, places, window, self.engine.n_layers)
+
         return run_experiment(self.engine, LayerResults, pairs, patches, settings)
 
     @overload
@@ -208,8 +212,9 @@ class ActivationPatcher:
         Args:
             positions: which positions, as numbers or by the names that the task gives them
                 (`["IO", "S1", "S2", "END"]`): a column each, in which pairs are aligned by the name. Several in a list
-                within the list are one column, patched together: `[["IO", "S1"], "S2"]`. None for every position of
-                the prompts, which then need the same number of tokens.
+                or a tuple within the list are one column, patched together (`[["IO", "S1"], "S2"]`), and so are all
+                tokens of a name that stands for several. None for every position of the prompts that are patched,
+                which then need the same number of tokens.
 
         The other arguments and the errors are those of `run_patching_experiment`.
         """
@@ -219,12 +224,15 @@ class ActivationPatcher:
         check_window(window)
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        columns = every_position(pairs) if positions is None else named_columns(positions, pairs)
-        patches = [
-            layer_window([replace(site, hook_point=name) for site in column], window, self.engine.n_layers)
-            for name in names
-            for column in columns
-        ]
+
+        def patches(pairs: EncodedPairs) -> list[Patch]:
+            columns = every_position(pairs) if positions is None else named_columns(positions, pairs)
+            return [
+                layer_window([replace(site, hook_point=name) for site in column], window, self.engine.n_layers)
+                for name in names
+                for column in columns
+            ]
+
         return run_experiment(self.engine, PositionResults, pairs, patches, settings)
 
     @overload
@@ -280,8 +288,11 @@ class ActivationPatcher:
         chosen = sorted(set(check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")))
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        places = places_at(position, pairs)
-        patches = [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
+
+        def patches(pairs: EncodedPairs) -> list[Patch]:
+            places = places_at(position, pairs)
+            return [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
+
         return run_experiment(self.engine, NeuronResults, pairs, patches, settings)
 
     def sweep(
@@ -311,7 +322,7 @@ class ActivationPatcher:
         if len(settings.directions) > 1:
             raise ValueError("direction 'both' gives two sweeps, expected 'denoising' or 'noising': run each")
         pairs = encoded(self.model, dataset, settings)
-        return run_sweeps(self.engine, pairs, patches, settings)[0]
+        return run_sweeps(self.engine, pairs, lambda pairs: patches, settings)[0]
 
     def run_with_cache(
         self, prompt: Prompt, hook_points: str | Sequence[str]
@@ -329,7 +340,7 @@ class ActivationPatcher:
             ValueError: before any run of the model, for an unknown hook point and whatever is wrong with the prompt.
         """
         names = self.engine.hook_points(hook_points)
-        recorded = self.engine.record(_one_prompt(self.model, prompt).clean[0][None], names)
+        recorded = self.engine.record(encode_pairs(self.model, SinglePair(prompt, prompt)).clean[0][None], names)
         return recorded.logits.clone(), {name: recorded.activations[name].clone() for name in names}
 
     def run_patched(
@@ -339,18 +350,21 @@ class ActivationPatcher:
         hook_point: str,
         *,
         head: int | None = None,
-        position: int | None = None,
+        position: int | Sequence[int] | None = None,
         direction: Direction = "denoising",
+        align: OnePairAlign = None,
     ) -> Float[Tensor, "1 pos d_vocab"]:
         """Logits of a single patched run, at all positions.
 
         Args:
             clean_prompt: prompt of the clean run: a text, or token ids, to which no BOS is added.
-            corrupted_prompt: prompt of the corrupted run, of as many tokens.
+            corrupted_prompt: prompt of the corrupted run, of as many tokens unless `align` says which go together.
             hook_point: full name of the hook point.
             head: head to patch; None for all.
-            position: position to patch; None for all.
+            position: position to patch, in the run that is patched, or several together; None for all.
             direction: which run's activation goes into the other.
+            align: `"ends"`, for chats `"names"`, or a mapping clean position -> corrupted position
+                (`PatchingDataset.align`); None for prompts of as many tokens.
 
         Raises:
             ValueError: before any run of the model, for whatever of the arguments is wrong.
@@ -360,8 +374,9 @@ class ActivationPatcher:
                 f"hook_point is {shortened(hook_point)}, expected one name: give several to run_patching_experiment, "
                 "or several that are patched together to sweep"
             )
-        pairs = _one_prompt(self.model, clean_prompt, corrupted_prompt)
-        patch = Patch((Site(one_hook_point(self.engine, hook_point), head=head, position=position),))
+        pairs = encode_pairs(self.model, SinglePair(clean_prompt, corrupted_prompt, align))
+        name, places = one_hook_point(self.engine, hook_point), places_at(position, pairs.in_direction(direction))
+        patch = Patch(tuple(replace(place, hook_point=name, head=head) for place in places))
         return self.engine.patched_logits(pairs, patch, direction)[0][None]
 
     def generate(
@@ -373,6 +388,7 @@ class ActivationPatcher:
         head: int | None = None,
         position: Position = None,
         direction: Direction = "denoising",
+        align: OnePairAlign = None,
         max_new_tokens: int = 20,
         stop_at_eos: bool = True,
     ) -> Generation:
@@ -384,12 +400,14 @@ class ActivationPatcher:
 
         Args:
             clean_prompt: prompt of the clean run: a text, messages of a chat, or token ids, to which no BOS is added.
-            corrupted_prompt: prompt of the corrupted run, of as many tokens.
+            corrupted_prompt: prompt of the corrupted run, of as many tokens unless `align` says which go together.
             patch: what is replaced in the patched run: a `Patch`, a `Site`, or the full name of a hook point.
             head: head to patch, of a hook point that is given by its name; None for all.
             position: position of the prompt to patch, likewise; a name of one in a chat (`"USER"`), or several; None
-                for all positions of the prompt.
+                for all positions of the prompt. Positions are those of the run that is patched.
             direction: which run's activation goes into the other.
+            align: `"ends"`, for chats `"names"`, or a mapping clean position -> corrupted position
+                (`PatchingDataset.align`); None for prompts of as many tokens.
             max_new_tokens: most tokens of each continuation.
             stop_at_eos: whether a continuation ends at EOS, which is then its last token.
 
@@ -399,7 +417,7 @@ class ActivationPatcher:
         """
         return generation(
             self.engine,
-            _one_prompt(self.model, clean_prompt, corrupted_prompt),
+            encode_pairs(self.model, SinglePair(clean_prompt, corrupted_prompt, align)),
             patch,
             head=head,
             position=position,
@@ -419,7 +437,3 @@ def summarize_results(results: SweepResults, top_k: int = 10) -> None:
     sweep, labels = results.sweep, results.labels
     rows = [(labels[i], i) for i in largest(sweep.effects, top_k)]
     print(results_text(sweep, rows, kind=results.kind, of=len(labels), patched=results.patched))
-
-
-def _one_prompt(model: Any, clean: Prompt, corrupted: Prompt | None = None) -> EncodedPairs:
-    return encode_pairs(model, SinglePair(clean, clean if corrupted is None else corrupted))

@@ -54,7 +54,7 @@ def head_effects(
     }
     of_parts = list(dict.fromkeys(sites.values()))  # heads that share keys and values share their patches
     patches = [Patch((site,)) for site in (*of_parts, *at.values())]
-    sweeps = run_sweeps(engine, pairs, patches, settings)
+    sweeps = run_sweeps(engine, pairs, lambda _: patches, settings)
     parts: dict[Head, list[PartEffect]] = {head: [] for head in heads}
     notes: dict[str, None] = {}
     level = 0.95

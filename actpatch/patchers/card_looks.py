@@ -58,7 +58,6 @@ def looks_on_task(
     """Attention from the named queries of each head to all roles, mean over pairs; and streams of the clean prompts."""
     patterns = {layer: block_hook(layer, "pattern") for layer, _ in queries}
     kept = {stream_read(layer) for layer in patterns} | ({EMBEDDING} & set(engine.runner.hook_points))
-    places = {**roles.places, roles.end: roles.ends}
     seen: dict[tuple[Head, str], list[np.ndarray]] = {}
     streams: dict[str, list[Tensor]] = {name: [] for name in kept}
     for run, prompts in (("clean", pairs.clean), ("corrupted", pairs.corrupted)):
@@ -73,7 +72,7 @@ def looks_on_task(
         rows = []
         for query in asked:
             clean, corrupted = (
-                attention_by_role(seen[head, run], places[query], roles) for run in ("clean", "corrupted")
+                attention_by_role(seen[head, run], roles.queries(query), roles) for run in ("clean", "corrupted")
             )
             rows += [RoleAttention(query, key, weight, corrupted[key]) for key, weight in clean.items()]
         attention[head] = tuple(rows)

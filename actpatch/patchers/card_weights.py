@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actpatch.core.alignment import Span, span_of
 from actpatch.engine.engine import PatchingEngine
 from actpatch.models.weights import HeadWeights, Weights
 from actpatch.patchers import head_weights
@@ -117,15 +118,16 @@ def _query_key(
 ) -> Iterator[QueryKeyScore]:
     """From each query that the head's attention is told from to each named position that it can see."""
     embeddings, roles = prompts.looks.streams[EMBEDDING], prompts.roles
-    places = {**roles.places, roles.end: roles.ends}
     for query in queries:
         for key, at in (roles.keys if roles.places else {}).items():
-            if all(there <= here for there, here in zip(at, places[query])):
-                given = _at(embeddings, places[query]), _at(embeddings, at)
+            here = roles.queries(query)
+            if all(span_of(there)[-1] <= query_at for there, query_at in zip(at, here)):
+                each = [(query_at,) * len(span_of(there)) for there, query_at in zip(at, here)]
+                given = _at(embeddings, each), _at(embeddings, at)
                 scores = head_weights.query_key_scores(weights, head, layer, *given)
                 yield QueryKeyScore(query, key, float(scores.mean()))
 
 
-def _at(per_pair: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
-    """What stands at one position of each pair."""
-    return torch.stack([values[at] for values, at in zip(per_pair, positions)])
+def _at(per_pair: Sequence[Tensor], positions: Sequence[Span]) -> Tensor:
+    """What stands at one position of each pair, or at all of a span's, one after the other."""
+    return torch.stack([values[at] for values, span in zip(per_pair, positions) for at in span_of(span)])

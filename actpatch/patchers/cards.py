@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 
+from actpatch.core.alignment import identity
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
 from actpatch.metrics.base import Metric
@@ -22,7 +23,7 @@ from actpatch.patchers.head_weights import TOP_K
 from actpatch.results.cards import HeadCard, HeadCards
 from actpatch.statistics.sites import CORRECTIONS
 from actpatch.tasks.dataset import PatchingDataset
-from actpatch.tasks.encoding import encode_pairs
+from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.random_tokens import bos_token, repeated_tokens, too_short_to_repeat
 
 LARGEST_ALPHA = 0.5
@@ -46,6 +47,7 @@ def describe(
     model = engine.runner.model
     settings = Settings(pair_indices=pair_indices, direction="both", metrics=metric)
     pairs = encode_pairs(model, dataset, pair_indices)
+    _check_token_by_token(pairs)
     too_short = too_short_to_repeat(model)
     repeated = None if too_short else repeated_tokens(model, n_sequences, sequence_length, seed)
     roles = roles_of(pairs, bos_token(model))
@@ -106,3 +108,14 @@ def describe(
         notes=tuple(note for note in (*sweep.notes, *effects.notes, left_out) if note),
         versions=sweep.versions,
     )
+
+
+def _check_token_by_token(pairs: EncodedPairs) -> None:
+    """Raises ValueError where the prompts of a pair do not go together token by token: patterns are patched whole."""
+    if pairs.matches:
+        other = next(i for i, matches in enumerate(pairs.matches) if matches != identity(len(pairs.clean[i])))
+        raise ValueError(
+            f"pair {pairs.indices[other]}: its prompts do not go together token by token "
+            f"({len(pairs.clean[other])} and {len(pairs.corrupted[other])} tokens), and a card has what patching "
+            "patterns does: choose pairs that do with pair_indices"
+        )

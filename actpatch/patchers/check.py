@@ -30,6 +30,7 @@ from actpatch.metrics.sequence import (
     SequenceLogProbabilityDifference,
     SequenceMetric,
 )
+from actpatch.patchers.changes import changes_of
 from actpatch.results.baselines import (
     ACCURACIES,
     SEVERITIES,
@@ -44,7 +45,7 @@ from actpatch.results.baselines import (
     unusable,
     wrong_answers,
 )
-from actpatch.results.check import Change, DatasetCheck, PairCheck
+from actpatch.results.check import DatasetCheck, PairCheck
 from actpatch.results.sweep import MetricValues, usable_pairs
 from actpatch.statistics.groups import FEWEST_OF_A_GROUP
 from actpatch.statistics.resampling import FEWEST_PAIRS
@@ -52,6 +53,7 @@ from actpatch.tasks.answers import checked_sequences, checked_targets, has_own_m
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset, pairs_of
 from actpatch.tasks.encoding import EncodedPairs, chosen_indices, encode_pairs
 from actpatch.tasks.tokens import WrongTokenizer
+from actpatch.tasks.unmatched import unmatched_sentence
 
 STILL_RIGHT = 0.75
 """Where so large a share of the corrupted runs is right, the corruption does not change the answer."""
@@ -314,6 +316,7 @@ def _about_prompts(pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Fin
     else:
         same = np.array([one == other for one, other in zip(clean, corrupted)])
         findings = [again, _same_prompts(same, pairs.indices), _same_clean(clean, corrupted, pairs.indices)]
+        findings += [_unmatched(pairs.in_direction(direction)) for direction in ("noising", "denoising")]
     lengths = sorted(set(pairs.lengths.tolist()))
     if len(lengths) > 1:
         findings.append(
@@ -336,6 +339,12 @@ def _about_prompts(pairs: EncodedPairs, noise: GaussianNoise | None) -> list[Fin
     if len(pairs) < FEWEST_PAIRS:
         findings.append(Finding("note", f"Intervals need at least {FEWEST_PAIRS} pairs, here are {len(pairs)}"))
     return findings
+
+
+def _unmatched(pairs: EncodedPairs) -> Finding | None:
+    """Positions of the run that would be patched which stand for none in the other."""
+    left_alone = unmatched_sentence(pairs)
+    return Finding("note", left_alone) if left_alone else None
 
 
 def _same_prompts(same: Bool[np.ndarray, " pair"], indices: Sequence[int]) -> Finding | None:
@@ -364,7 +373,7 @@ def _pair_check(pairs: EncodedPairs, runs: _Runs, j: int) -> PairCheck:
     clean, corrupted = runs.metric.clean[j : j + 1], runs.metric.corrupted[j : j + 1]
     prefers_right, corrupted_prefers_right = _right(runs.preference, j)
     says_right, corrupted_says_right = _right(runs.accuracy, j)
-    positions = pairs.positions[j]
+    n_matched = len(pairs.matches[j]) if pairs.matches else len(pairs.clean[j])
     return PairCheck(
         pair=pairs.indices[j],
         clean=float(clean[0]),
@@ -377,16 +386,11 @@ def _pair_check(pairs: EncodedPairs, runs: _Runs, j: int) -> PairCheck:
         n_tokens=len(pairs.clean[j]),
         template=pairs.templates[j],
         group=pairs.groups[j],
-        positions=tuple(positions),
-        changes=tuple(
-            Change(
-                position=at,
-                names=tuple(name for name, place in positions.items() if place == at),
-                clean=pairs.clean_tokens[j][at],
-                corrupted=pairs.corrupted_tokens[j][at],
-            )
-            for at in (pairs.clean[j] != pairs.corrupted[j]).nonzero().flatten().tolist()
-        ),
+        positions=tuple(pairs.positions[j]),
+        changes=changes_of(pairs, j),
+        n_corrupted_tokens=len(pairs.corrupted[j]),
+        unmatched=len(pairs.clean[j]) - n_matched,
+        corrupted_unmatched=len(pairs.corrupted[j]) - n_matched,
     )
 
 

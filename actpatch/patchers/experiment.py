@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from actpatch.core.sites import Patch
 from actpatch.core.warn import warn_user
@@ -22,8 +22,11 @@ from actpatch.results.sweep import MetricValues, Sweep
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.roles import mixed_roles
+from actpatch.tasks.unmatched import nothing_written_sentence, unmatched_sentence
 
 Results = TypeVar("Results", bound=SweepResults)
+PatchesOf: TypeAlias = Callable[[EncodedPairs], Sequence[Patch]]
+"""Makes the patches of pairs, seen from the run that is patched: in it their positions are counted."""
 
 
 def encoded(model: Any, dataset: PatchingDataset, settings: Settings) -> EncodedPairs:
@@ -36,7 +39,7 @@ def run_experiment(
     engine: PatchingEngine,
     shape: Callable[[Sweep], Results],
     pairs: EncodedPairs,
-    patches: Sequence[Patch],
+    patches: PatchesOf,
     settings: Settings,
 ) -> Results | BothDirections[Results]:
     """The results of these patches on these pairs, in the direction that is asked for or in both."""
@@ -44,20 +47,25 @@ def run_experiment(
     return results[0] if len(results) == 1 else BothDirections(*results)
 
 
-def run_sweeps(
-    engine: PatchingEngine, pairs: EncodedPairs, patches: Sequence[Patch], settings: Settings
-) -> list[Sweep]:
+def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, settings: Settings) -> list[Sweep]:
     """The raw numbers of these patches on these pairs, per direction, with all that is needed to read them."""
+    seen = {direction: pairs.in_direction(direction) for direction in settings.directions}
+    of_direction = {direction: patches(of_run) for direction, of_run in seen.items()}
     metrics = pairs.metrics(settings.metrics)
     reads_answers = any(isinstance(metric, (AnswerMetric, SequenceMetric)) for metric in metrics)
     cut = pairs.first_token_alone if reads_answers else ""
-    sites = (site for patch in patches for site in patch.sites)
-    mixed = mixed_roles(pairs, [site.position for site in sites if isinstance(site.position, int)])
-    references = settings.source.references(pairs)
-    measured = engine.sweeps(pairs, patches, metrics, settings.directions, references=references, noise=settings.noise)
+    references = settings.source.references(seen[settings.directions[0]])
+    told = {
+        direction: _told(of_run, of_direction[direction], is_ablation=references is not None)
+        for direction, of_run in seen.items()
+    }
+    left_alone = {
+        direction: "" if references is not None else unmatched_sentence(of_run) for direction, of_run in seen.items()
+    }
+    measured = engine.sweeps(pairs, of_direction, metrics, references=references, noise=settings.noise)
     sweeps = [
         Sweep(
-            patches=tuple(patches),
+            patches=tuple(of_direction[direction]),
             measured=tuple(
                 MetricValues(metric.name, metric.unit, metric.more_is_better, *values)
                 for metric, *values in zip(metrics, runs.patched, runs.clean, runs.corrupted)
@@ -71,6 +79,7 @@ def run_sweeps(
             pair_indices=pairs.indices,
             clean_tokens=pairs.clean_tokens,
             corrupted_tokens=pairs.corrupted_tokens,
+            matches=pairs.matches,
             templates=pairs.templates,
             groups=pairs.groups,
             source_of_values=settings.source.label,
@@ -80,12 +89,19 @@ def run_sweeps(
             dataset_seed=pairs.seed,
             dtype=engine.dtype,
             shortcuts=runs.shortcuts,
-            notes=(*filter(None, [mixed, cut]), *runs.notes),
+            notes=(*filter(None, [*told[direction], left_alone[direction], cut]), *runs.notes),
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
         for direction, runs in zip(settings.directions, measured)
     ]
-    if mixed:
-        warn_user(mixed)
+    for sentence in dict.fromkeys(sentence for sentences in told.values() for sentence in sentences):
+        warn_user(sentence)
     warn_about_baselines(sweeps[0])  # those of the other direction are the same
     return sweeps
+
+
+def _told(pairs: EncodedPairs, patches: Sequence[Patch], *, is_ablation: bool) -> list[str]:
+    """What is warned of, of the places of these patches."""
+    sites = (site for patch in patches for site in patch.sites)
+    mixed = mixed_roles(pairs, [site.position for site in sites if isinstance(site.position, int)])
+    return [*filter(None, [mixed, "" if is_ablation else nothing_written_sentence(pairs, patches)])]

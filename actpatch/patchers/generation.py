@@ -34,7 +34,7 @@ def generation(
     stop_at_eos: bool,
 ) -> Generation:
     """The continuations of one pair's runs. Arguments and errors are those of `ActivationPatcher.generate`."""
-    chosen = _chosen_patch(engine, pairs, patch, head, position)
+    chosen = _chosen_patch(engine, pairs.in_direction(direction), patch, head, position)
     model = engine.runner.model
     _check_room(model, pairs, max_new_tokens)
     if not isinstance(stop_at_eos, bool):

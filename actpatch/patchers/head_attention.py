@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from actpatch.core.alignment import Span, span_of
 from actpatch.tasks.encoding import EncodedPairs
 from actpatch.tasks.random_tokens import RepeatedTokens
 
@@ -28,9 +29,9 @@ REST = "rest"
 
 @dataclass(frozen=True)
 class Roles:
-    """The positions of a task's prompts by what they are to it, one position per pair and name."""
+    """The positions of a task's prompts by what they are to it, per pair and name one, or several of a span."""
 
-    keys: Mapping[str, tuple[int, ...]]
+    keys: Mapping[str, tuple[Span, ...]]
     """Named positions that every pair has, and the first token where it has no name; empty where there are no names."""
     end: str
     """What the last token is called: `END`, or `last token` where the task calls another one END."""
@@ -39,10 +40,15 @@ class Roles:
     """Names that some pairs lack."""
 
     @property
-    def places(self) -> dict[str, tuple[int, ...]]:
+    def places(self) -> dict[str, tuple[Span, ...]]:
         """The named positions, with the last one."""
         named = {name: at for name, at in self.keys.items() if name not in FIRST}
         return {**named, self.end: self.ends} if named else {}
+
+    def queries(self, name: str) -> tuple[int, ...]:
+        """From where a named position looks in each pair: a span from its last token, which has seen the others."""
+        at = self.ends if name == self.end else self.places[name]
+        return tuple(span_of(span)[-1] for span in at)
 
 
 FIRST = ("BOS", "first token")
@@ -57,7 +63,7 @@ def roles_of(pairs: EncodedPairs, bos: int | None) -> Roles:
     keys = {name: tuple(has[name] for has in positions) for name in common}
     ends = tuple(int(length) - 1 for length in pairs.lengths)
     end = END if keys.get(END, ends) == ends else LAST
-    if all(0 not in at for at in keys.values()):
+    if all(0 not in span_of(span) for at in keys.values() for span in at):
         starts_with_bos = bos is not None and all(int(prompt[0]) == bos for prompt in pairs.clean)
         keys[FIRST[0] if starts_with_bos else FIRST[1]] = (0,) * len(pairs)
     return Roles(keys, end, ends, tuple(name for name in every if name not in common))
@@ -68,16 +74,19 @@ def attention_by_role(
 ) -> dict[str, float]:
     """Mean over pairs of the attention weight from each pair's query to each role that it can see, and to the rest.
 
-    Without names the roles are the first token, the token before the query, and the query itself. Positions of two
-    roles count for both; the rest is what has none.
+    Without names the roles are the first token, the token before the query, and the query itself. The weight of a span
+    is the sum over its tokens. Positions of two roles count for both; the rest is what has none.
     """
-    keys = dict(roles.keys)
+    keys: dict[str, Sequence[Span]] = dict(roles.keys)
     if not roles.places:
         keys = {**keys, "previous token": tuple(max(at - 1, 0) for at in queries), "itself": tuple(queries)}
-    seen = {name: at for name, at in keys.items() if all(key <= query for key, query in zip(at, queries))}
+    spans = {name: [list(span_of(span)) for span in at] for name, at in keys.items()}
+    seen = {name: at for name, at in spans.items() if all(max(key) <= query for key, query in zip(at, queries))}
     rows = [pattern[query, : query + 1] for pattern, query in zip(patterns, queries)]
-    weights = {name: float(np.mean([row[key] for row, key in zip(rows, at)])) for name, at in seen.items()}
-    others = [np.delete(row, sorted({at[pair] for at in seen.values()})).sum() for pair, row in enumerate(rows)]
+    weights = {name: float(np.mean([row[key].sum() for row, key in zip(rows, at)])) for name, at in seen.items()}
+    others = [
+        np.delete(row, sorted({key for at in seen.values() for key in at[pair]})).sum() for pair, row in enumerate(rows)
+    ]
     return {**weights, REST: float(np.mean(others))}
 
 

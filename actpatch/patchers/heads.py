@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from actpatch.core.alignment import Span, span_of
 from actpatch.core.components import patched_component
 from actpatch.core.direction import Direction
 from actpatch.core.indices import check_indices
@@ -178,13 +179,18 @@ class HeadPatcher:
             )
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        columns = [places_at(position, pairs)] if positions is None else named_columns(positions, pairs)
-        patches = [
-            Patch(tuple(replace(place, hook_point=block_hook(layer, component.name), head=head) for place in column))
-            for layer in sorted(set(chosen))
-            for head in range(n_heads)
-            for column in columns
-        ]
+
+        def patches(pairs: EncodedPairs) -> list[Patch]:
+            columns = [places_at(position, pairs)] if positions is None else named_columns(positions, pairs)
+            return [
+                Patch(
+                    tuple(replace(place, hook_point=block_hook(layer, component.name), head=head) for place in column)
+                )
+                for layer in sorted({*chosen})
+                for head in range(n_heads)
+                for column in columns
+            ]
+
         if positions is None:
             return run_experiment(engine, HeadResults, pairs, patches, settings)
         return run_experiment(engine, HeadPositionResults, pairs, patches, settings)
@@ -250,18 +256,22 @@ class HeadPatcher:
         pairs = encode_pairs(self.model, dataset, None if index is None else [index])
         drawn, why = [0], "" if nearest is None else NEAREST
         if index is None and len(pairs) > 1:
-            drawn = alike(pairs.templates, pairs.lengths.tolist()) or [0]
+            lengths = zip(pairs.lengths.tolist(), pairs.other_lengths.tolist())
+            drawn = alike(pairs.templates, [*lengths]) or [0]
             why = OF_ONE_TEMPLATE if len(drawn) > 1 else FIRST
+        _check_side_by_side(pairs, drawn[0])
         clean, corrupted = self._patterns(pairs, drawn, chosen)
         indices = [pairs.indices[number] for number in drawn]
         names = _shared_names([pairs.positions[number] for number in drawn])
+        in_corrupted = pairs.corrupted_positions or pairs.positions
+        corrupted_names = _shared_names([in_corrupted[number] for number in drawn])
         effects = effects_on(measured, indices[0]) if len(drawn) == 1 else ()
         return AttentionPatterns(
             heads=tuple(chosen),
             clean=clean,
             corrupted=corrupted,
             clean_tokens=common_tokens([pairs.clean_tokens[number] for number in drawn], names),
-            corrupted_tokens=common_tokens([pairs.corrupted_tokens[number] for number in drawn], names),
+            corrupted_tokens=common_tokens([pairs.corrupted_tokens[number] for number in drawn], corrupted_names),
             model=engine.model_name,
             task=pairs.task,
             pair_index=indices[0] if len(drawn) == 1 else None,
@@ -346,7 +356,19 @@ def print_head_results(results: HeadResults | HeadPositionResults, top_k: int = 
     summarize_results(results, top_k)
 
 
-def _shared_names(positions: Sequence[Mapping[str, int]]) -> dict[int, str]:
+def _shared_names(positions: Sequence[Mapping[str, Span]]) -> dict[int, str]:
     """Position -> its name, where it is the same one in all pairs."""
-    shared = set.intersection(*(set(names.items()) for names in positions))
-    return {at: name for name, at in sorted(shared)}
+    shared = set.intersection(
+        *({(at, name) for name, span in names.items() for at in span_of(span)} for names in positions)
+    )
+    return dict(sorted(shared, key=lambda item: item[::-1]))
+
+
+def _check_side_by_side(pairs: EncodedPairs, number: int) -> None:
+    """Raises ValueError where the prompts of a pair have other numbers of tokens."""
+    n_clean, n_corrupted = len(pairs.clean[number]), len(pairs.corrupted[number])
+    if n_clean != n_corrupted:
+        raise ValueError(
+            f"pair {pairs.indices[number]}: the prompts have {n_clean} and {n_corrupted} tokens, so their patterns "
+            "cannot be laid side by side: choose a pair whose prompts have as many"
+        )

@@ -8,13 +8,13 @@ sum would count that many times over. Knows prompts and positions; it knows noth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actpatch.core.alignment import span_of
 from actpatch.core.text import signed
-from actpatch.figures.words import short_token
+from actpatch.figures.words import NO_PARTNER, short_token
 from actpatch.report.rendering import REPORT
 from actpatch.results.shapes import PositionResults
 from actpatch.results.sweep import Sweep
@@ -49,9 +49,10 @@ def strips_section(sweep: Sweep, positions: PositionResults | None) -> Markup:
 
 
 def position_effects(positions: PositionResults, component: str) -> list[dict[int, PositionEffect]]:
-    """Of each pair: position, counted from the start -> the effect of largest size over the component's layers.
+    """Of each pair: position -> the effect of largest size over the component's layers.
 
-    Positions whose effect is NaN on a pair are left out of it, and so are those that were patched with others.
+    Positions are counted from the start of the prompt that is patched. Those whose effect is NaN on a pair are left out
+    of it, and so are those that were patched with others.
     """
     sweep = positions.sweep
     largest: list[dict[int, PositionEffect]] = [{} for _ in sweep.pair_indices]
@@ -61,10 +62,11 @@ def position_effects(positions: PositionResults, component: str) -> list[dict[in
             continue
         each = site.position if isinstance(site.position, tuple) else (site.position,) * len(largest)
         for pair, (at, effect) in enumerate(zip(each, effects.tolist())):
-            at %= len(sweep.clean_tokens[pair])
-            known = largest[pair].get(at)
-            if not np.isnan(effect) and (known is None or abs(effect) > abs(known.effect)):
-                largest[pair][at] = PositionEffect(effect, site.layer)
+            for position in span_of(at):
+                place = position % len(sweep.base_tokens[pair])
+                known = largest[pair].get(place)
+                if not np.isnan(effect) and (known is None or abs(effect) > abs(known.effect)):
+                    largest[pair][place] = PositionEffect(effect, site.layer)
     return largest
 
 
@@ -84,7 +86,8 @@ def _strips(sweep: Sweep, positions: PositionResults | None, component: str | No
 
 
 def _strip(sweep: Sweep, pair: int, effects: dict[int, PositionEffect], limit: float) -> dict[str, Any]:
-    tokens = list(zip_longest(sweep.clean_tokens[pair], sweep.corrupted_tokens[pair], fillvalue=""))
+    clean, corrupted = ([NO_PARTNER if token is None else token for token in side] for side in sweep.tokens_at[pair])
+    tokens = list(zip(clean, corrupted))
     return {
         "pair": sweep.pair_indices[pair],
         "tokens": [_token(at, *both, effects.get(at), limit) for at, both in enumerate(tokens[:MOST_TOKENS])],

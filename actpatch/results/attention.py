@@ -6,7 +6,7 @@ Knows which pair shows best what heads do, and what the tokens of several pairs 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,9 +147,9 @@ def effects_on(heads: Sequence[HeadPatchingResult], pair_index: int) -> tuple[fl
     return tuple(head.pair_effects[head.pair_indices.index(pair_index)] for head in heads)
 
 
-def alike(templates: Sequence[str], lengths: Sequence[int]) -> list[int]:
+def alike(templates: Sequence[str], lengths: Sequence[Hashable]) -> list[int]:
     """Numbers of the pairs of one template and length, of those of which there are most; none without two of any."""
-    groups: dict[tuple[str, int], list[int]] = {}
+    groups: dict[tuple[str, Hashable], list[int]] = {}
     for number, (template, length) in enumerate(zip(templates, lengths)):
         if template:
             groups.setdefault((template, length), []).append(number)

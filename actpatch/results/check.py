@@ -20,7 +20,7 @@ MOST_SHOWN = 4
 
 @dataclass(frozen=True)
 class Change:
-    """One token that the corruption changes."""
+    """One token that the corruption changes, or several that stand for none in the other prompt."""
 
     position: int
     names: tuple[str, ...]
@@ -58,12 +58,18 @@ class PairCheck:
     """Whether a right answer is the clean run's likeliest next token, or each of its tokens given those before it."""
     corrupted_says_right: bool | None = None
     n_tokens: int | None = None
+    """Number of tokens of the clean prompt."""
     template: str = ""
     group: str = ""
     """What it has in common with pairs that may work alike (`PatchingDataset.get_group`)."""
     positions: tuple[str, ...] = ()
     """Names of its named positions."""
     changes: tuple[Change, ...] = ()
+    n_corrupted_tokens: int | None = None
+    unmatched: int = 0
+    """How many positions of the clean prompt stand for none in the corrupted one (`PatchingDataset.align`)."""
+    corrupted_unmatched: int = 0
+    """How many of the corrupted prompt stand for none in the clean one."""
     fault: str = ""
     """Why a sweep would refuse the pair; empty where it would not."""
 

@@ -26,7 +26,7 @@ from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.sweep import MetricValues, Sweep
 
-FILE_FORMAT = 7
+FILE_FORMAT = 8
 """Raised whenever what is stored changes."""
 
 
@@ -198,8 +198,8 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
     fields["patches"] = tuple(_patch(patch) for patch in fields["patches"])
     for name in ("pair_indices", "templates", "groups", "shortcuts", "notes"):
         fields[name] = tuple(fields[name])
-    for name in ("clean_tokens", "corrupted_tokens"):
-        fields[name] = tuple(tuple(tokens) for tokens in fields[name])
+    for name in ("clean_tokens", "corrupted_tokens", "matches"):
+        fields[name] = _tuples(fields[name])
     n_patches, n_pairs = len(fields["patches"]), len(fields["pair_indices"])
     shapes = {"patched": (n_patches, n_pairs), "clean": (n_pairs,), "corrupted": (n_pairs,)}
     for values in fields["measured"]:
@@ -216,8 +216,12 @@ def _patch(stored: dict[str, Any]) -> Patch:
 
 
 def _site(stored: dict[str, Any]) -> Site:
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
-    return Site(**fields)
+    return Site(**{name: _tuples(value) for name, value in stored.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, however deep, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Generic, SupportsIndex, TypeVar, Unpack, overload
 import numpy as np
 from jaxtyping import Float
 
+from actpatch.core.alignment import span_of
 from actpatch.core.components import SHORT_NAMES
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch
@@ -413,7 +414,7 @@ class PositionResults(SweepResults):
         if component not in self.components:
             raise ValueError(f"component {component!r} was not patched: expected one of {', '.join(self.components)}")
         names = self.names
-        width = len(self.sweep.clean_tokens[0]) if names is None else len(names)
+        width = len(self.sweep.base_tokens[0]) if names is None else len(names)
         table = np.full((self.sweep.n_layers, width), np.nan)
         for patch, column, effect in zip(self.sweep.patches, self.columns, self.sweep.effects):
             site = patch.sites[0]
@@ -448,7 +449,7 @@ def _is_ours(kind: type) -> bool:
 def _position_of(patch: Patch, pair: int) -> int | tuple[int, ...] | None:
     """Where the patch writes into a pair: one position, all several of them, or None for the whole prompt."""
     each = (site.position[pair] if isinstance(site.position, tuple) else site.position for site in patch.sites)
-    found = tuple(dict.fromkeys(each))
+    found = tuple(dict.fromkeys(at for span in each for at in ((None,) if span is None else span_of(span))))
     return found[0] if len(found) == 1 else tuple(at for at in found if at is not None)
 
 

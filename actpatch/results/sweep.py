@@ -16,11 +16,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, Unpack, get_args
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, TypeVar, Unpack, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from actpatch.core.alignment import Matches, span_of
 from actpatch.core.direction import DIRECTIONS, Direction
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
@@ -40,6 +42,8 @@ PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "gr
 """Fields of a `Sweep` with an entry per pair."""
 
 Value = TypeVar("Value", bound=Hashable)
+Tokens: TypeAlias = tuple[str | None, ...]
+"""Token strings by position; None where none stands there."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,6 +106,9 @@ class Sweep:
     corrupted_tokens: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...] = ()
     """Template of each pair (`PatchingDataset.get_template`); an empty text, or none at all, where it has none."""
+    matches: tuple[Matches, ...] = ()
+    """Which positions of each pair's prompts stand for each other; empty where, in every pair, each one stands for that
+    of its own number."""
     groups: tuple[str, ...] = ()
     """Group of each pair, which may work otherwise than those of another one (`PatchingDataset.get_group`)."""
     source_of_values: str = "the other run"
@@ -142,7 +149,7 @@ class Sweep:
         for name in ("templates", "groups"):
             if not getattr(self, name):
                 object.__setattr__(self, name, ("",) * n_pairs)
-        for name in PER_PAIR:
+        for name in (*PER_PAIR, *(["matches"] if self.matches else [])):
             if (given := len(getattr(self, name))) != n_pairs:
                 raise ValueError(f"{name} has {given} entries, expected one per pair ({n_pairs})")
         if self.direction not in DIRECTIONS:
@@ -231,6 +238,7 @@ class Sweep:
         )
         patches = tuple(_patch_of_pairs(patch, kept) for patch in self.patches)
         per_pair: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in kept) for name in PER_PAIR}
+        per_pair["matches"] = tuple(self.matches[i] for i in kept) if self.matches else ()
         return replace(self, patches=patches, measured=measured, **per_pair)
 
     def by_group(self) -> dict[str, Sweep]:
@@ -288,6 +296,26 @@ class Sweep:
     def window(self) -> int:
         """Number of adjacent layers that were patched together around each site; 1 where layers were patched singly."""
         return max((patch.window for patch in self.patches), default=1)
+
+    @property
+    def base_tokens(self) -> tuple[tuple[str, ...], ...]:
+        """Token strings of each prompt whose run is patched, which positions are counted in."""
+        return self.corrupted_tokens if self.direction == "denoising" else self.clean_tokens
+
+    @cached_property
+    def tokens_at(self) -> tuple[tuple[Tokens, Tokens], ...]:
+        """Of each pair the clean and the corrupted tokens, by the positions of the prompt that is patched: of the other
+        prompt those that stand for them, None where there is none."""
+        if not self.matches:
+            return tuple(zip(self.clean_tokens, self.corrupted_tokens))
+        found: list[tuple[Tokens, Tokens]] = []
+        for clean, corrupted, matches in zip(self.clean_tokens, self.corrupted_tokens, self.matches):
+            if self.direction == "denoising":
+                partners = {there: here for here, there in matches}
+                found.append((_taken(clean, partners, len(corrupted)), corrupted))
+            else:
+                found.append((clean, _taken(corrupted, dict(matches), len(clean))))
+        return tuple(found)
 
     @property
     def base(self) -> Float[np.ndarray, " pair"]:
@@ -348,18 +376,20 @@ class Sweep:
 
         Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `neuron`, `position` and `position_name`,
         each missing where the patch has none or several, and those of its middle for a window of layers; `token` and
-        `corrupted_token` at that position; `pair` (index in the dataset), its `template` and `group`; `metric`, `unit`,
-        `direction`; `source` (what was written), `noise` and `window`; the metric of the `clean`, the `corrupted` and
-        the `patched` run, in `unit`; the `effect`, NaN where the pair is not `usable`. Positions count from the
-        prompt's start.
+        `corrupted_token` at that position, of a name that stands for several tokens their text; `pair` (index in the
+        dataset), its `template` and `group`; `metric`, `unit`, `direction`; `source` (what was written), `noise` and
+        `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`; the `effect`, NaN where
+        the pair is not `usable`. Positions count from the start of the prompt that is patched; where prompts have other
+        lengths, the other one's token is that which stands for it, missing where there is none.
         """
         n_patches, n_pairs, n_metrics = len(self.patches), len(self.pair_indices), len(self.measured)
         patch, pair, metric = (
             index.ravel() for index in np.indices((n_patches, n_pairs, n_metrics)).astype(np.int64, copy=False)
         )
         sweeps = [replace(self, selected=i) for i in range(n_metrics)]
-        position = np.array([_positions(p, self.clean_tokens) for p in self.patches], dtype=object)
-        position = position.reshape(n_patches, n_pairs)
+        spans = [_spans(p, self.base_tokens) for p in self.patches]
+        position = [at[0] if at is not None and len(at) == 1 else None for of_patch in spans for at in of_patch]
+        clean_tokens, corrupted_tokens = ([both[side] for both in self.tokens_at] for side in (0, 1))
         cell = patch * n_pairs + pair
         columns: dict[str, Any] = {
             "site": _text([p.label for p in self.patches], patch),
@@ -367,10 +397,10 @@ class Sweep:
             "layer": _integers([common(p, lambda site: site.layer) for p in self.patches], patch),
             "head": _integers([common(p, lambda site: site.head) for p in self.patches], patch),
             "neuron": _integers([common(p, lambda site: site.neuron) for p in self.patches], patch),
-            "position": _integers(position.ravel(), cell),
+            "position": _integers(position, cell),
             "position_name": _text([common(p, lambda site: site.position_name) for p in self.patches], patch),
-            "token": _text(_tokens_at(position, self.clean_tokens), cell),
-            "corrupted_token": _text(_tokens_at(position, self.corrupted_tokens), cell),
+            "token": _text(_texts_at(spans, clean_tokens), cell),
+            "corrupted_token": _text(_texts_at(spans, corrupted_tokens), cell),
             "pair": np.array(self.pair_indices, dtype=np.int64)[pair],
             "template": _text(self.templates, pair),
             "group": _text(self.groups, pair),
@@ -439,15 +469,27 @@ def column_of(patch: Patch) -> str | None:
     return None if None in names else " + ".join(map(str, names))
 
 
-def _positions(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[int | None]:
-    """The patch's position in each pair, counted from the start; None where it has none or several."""
+def _spans(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[tuple[int, ...] | None]:
+    """The patch's positions in each pair, counted from the start; None where it has none, or several sites' own."""
     at = common(patch, lambda site: site.position)
     per_pair = at if isinstance(at, tuple) else (at,) * len(tokens)
-    return [None if p is None else p % len(prompt) for p, prompt in zip(per_pair, tokens)]
+    return [
+        None if span is None else tuple(p % len(prompt) for p in span_of(span))
+        for span, prompt in zip(per_pair, tokens)
+    ]
 
 
-def _tokens_at(position: np.ndarray, tokens: Sequence[Sequence[str]]) -> list[str | None]:
-    return [None if p is None else tokens[pair][p] for row in position for pair, p in enumerate(row)]
+def _taken(tokens: Tokens, partners: Mapping[int, int], length: int) -> Tokens:
+    return tuple(tokens[partners[at]] if at in partners else None for at in range(length))
+
+
+def _texts_at(spans: Sequence[Sequence[tuple[int, ...] | None]], tokens: Sequence[Tokens]) -> list[str | None]:
+    return [None if at is None else _text_at(at, tokens[i]) for of_patch in spans for i, at in enumerate(of_patch)]
+
+
+def _text_at(span: tuple[int, ...], tokens: Tokens) -> str | None:
+    there = [token for token in (tokens[at] for at in span) if token is not None]
+    return "".join(there) if there else None
 
 
 def _text(values: Sequence[str | None], rows: Int[np.ndarray, " row"]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,10 @@ TargetTokens: TypeAlias = int | str | Sequence[int | str] | Sequence[Sequence[in
 """
 TokenIds: TypeAlias = int | tuple[int, ...]
 """Answers as token ids: one, or several that count alike."""
+Align: TypeAlias = Literal["ends", "names"] | Sequence[Mapping[int, int]] | None
+"""How the positions of two prompts of other lengths are matched (`PatchingDataset.align`)."""
+OnePairAlign: TypeAlias = Literal["ends", "names"] | Mapping[int, int] | None
+"""The same for a single pair, whose positions have names only where the prompts are chats."""
 
 
 class PatchingDataset(ABC):
@@ -52,6 +56,18 @@ class PatchingDataset(ABC):
 
     first_token: bool = False
     """True takes of answers of several tokens the first alone, whatever is measured; by default they are whole."""
+
+    align: Align = None
+    """Which positions of a pair's prompts stand for each other, where they may have other numbers of tokens.
+
+    `"ends"`: the tokens before the first difference, from the start, and those after the last one, from the end; what
+    lies between where it has as many tokens in both. `"names"`: the positions that the task names, by their name, of
+    spans the last tokens (`get_positions`, `get_corrupted_positions`). A list of mappings, one per pair: clean position
+    -> corrupted position (`get_alignment`). None: every position stands for that of its own number, and both prompts
+    of a pair need as many tokens. A position without a partner is left alone, and so is what is appended to a prompt,
+    the beginning of an answer, which follows each prompt's own end.
+    """
+
     made_with: Any = None
     """The tokenizer that its answers were made with, where they are kept; None for that of the model it is for."""
 
@@ -67,7 +83,8 @@ class PatchingDataset(ABC):
 
     @abstractmethod
     def get_clean_corrupt_pairs(self) -> Iterable[tuple[Prompt, Prompt]]:
-        """The pairs `(clean prompt, corrupted prompt)`; both prompts of a pair have the same number of tokens.
+        """The pairs `(clean prompt, corrupted prompt)`; both prompts of a pair have the same number of tokens, unless
+        `align` says which of them stand for each other.
 
         A prompt is a text, the messages of a chat (`[{"role": "user", "content": "..."}]`, written by the tokenizer's
         own chat template), or token ids: a list, a tuple, an array or a tensor of integers. Ids are used as they are
@@ -89,15 +106,31 @@ class PatchingDataset(ABC):
         """Which signal of the clean prompt the corruption changes; empty where that is not said."""
         return ""
 
-    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
-        """Named positions of the pair, counted in tokens of its prompts, BOS included where the model prepends one
-        to a text.
+    def get_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]]:
+        """Named positions of the pair, counted in tokens of its clean prompt, BOS included where the model prepends one
+        to a text. A name may stand for several tokens, a span, which are patched together (`{"SUBJECT": (4, 5, 6)}`);
+        its single tokens are then named too, counted within it (`SUBJECT[0]`, `SUBJECT[-1]`).
 
-        Negative ones count from the end. Both prompts of a pair have as many tokens, so one position holds for both.
+        Negative ones count from the end. They hold for both prompts of a pair that have as many tokens.
         Of chats some have names without being named here: `SYSTEM`, `USER` and `ASSISTANT`, the last token of what each
-        says last, where it is the same in both prompts, and `END`.
+        says last, and `END`; where nothing is aligned those that are the same in both prompts.
         """
         return {}
+
+    def get_corrupted_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]] | None:
+        """The named positions in the corrupted prompt, for a dataset that aligns prompts of other lengths.
+
+        None: where the tokens stand that the named clean ones are matched with; and where names are what is matched
+        (`align = "names"`), at the same positions, of which negative ones count from the corrupted prompt's own end.
+        """
+        return None
+
+    def get_alignment(self, pair_idx: int) -> Mapping[int, int] | None:
+        """Clean position -> the corrupted position that it stands for; None for what `align` says.
+
+        Negative positions count from the end of their prompt. Each position stands there at most once.
+        """
+        return None if self.align is None or isinstance(self.align, str) else self.align[pair_idx]
 
     def get_template(self, pair_idx: int) -> str:
         """A key that pairs share if their prompts differ in single words of the same places, and so may be averaged
@@ -148,7 +181,7 @@ class PatchingDataset(ABC):
 class CleanPrompts(PatchingDataset):
     """A dataset's clean prompts on both sides, for experiments whose corrupted run is made by noise.
 
-    The corrupted prompts of the dataset are not looked at, and a pair may be a single prompt.
+    The corrupted prompts of the dataset are not looked at, and a pair may be a single prompt. Nothing is to be aligned.
     """
 
     def __init__(self, dataset: PatchingDataset) -> None:
@@ -181,7 +214,7 @@ class CleanPrompts(PatchingDataset):
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         return self.dataset.get_target_tokens(pair_idx)
 
-    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
+    def get_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]]:
         return self.dataset.get_positions(pair_idx)
 
     def get_template(self, pair_idx: int) -> str:
@@ -194,8 +227,9 @@ class CleanPrompts(PatchingDataset):
 class SinglePair(PatchingDataset):
     """One pair of prompts without answers, for single runs."""
 
-    def __init__(self, clean: Prompt, corrupted: Prompt) -> None:
+    def __init__(self, clean: Prompt, corrupted: Prompt, align: OnePairAlign = None) -> None:
         self.prompts = (clean, corrupted)
+        self.align = [align] if isinstance(align, Mapping) else align
 
     @property
     def name(self) -> str:

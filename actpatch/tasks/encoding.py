@@ -6,21 +6,25 @@ Every fault of the pairs that can be found before a model is run is found here. 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from actpatch.core.indices import check_index, check_indices, is_integer
-from actpatch.core.text import MOST_LISTED, share_of_pairs, shortened
+from actpatch.core.alignment import Matches, Span, flipped, identity, span_of
+from actpatch.core.direction import Direction
+from actpatch.core.indices import check_indices, is_integer
+from actpatch.core.text import MOST_LISTED, count, share_of_pairs, shortened
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import AnswerMetric, Answers, AnswerSequences, Metric
 from actpatch.metrics.chosen import AnyMetric, MetricChoice, choose_metrics
 from actpatch.metrics.sequence import SequenceMetric
+from actpatch.tasks.alignment import PairPositions, pair_positions
 from actpatch.tasks.answers import (
     check_answers,
     checked_sequences,
@@ -44,6 +48,9 @@ from actpatch.tasks.tokens import (
 )
 from actpatch.tasks.vocabulary import check_made_for
 
+_WITHIN = re.compile(r"(.+)\[(-?\d+)\]")
+"""A name of a span, and which of its tokens."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -66,8 +73,9 @@ class EncodedPairs:
     """Token strings of each clean prompt, as the dataset's `token_labels` or the model's tokenizer give them; else the
     ids as texts."""
     corrupted_tokens: tuple[tuple[str, ...], ...]
-    positions: tuple[Mapping[str, int], ...] = ()
-    """Named positions of each pair, counted from the front; empty where the pairs were not made from a dataset."""
+    positions: tuple[Mapping[str, Span], ...] = ()
+    """Named positions of each pair's clean prompt, counted from the front; empty where the pairs were not made from a
+    dataset. They are those of both prompts, unless there are `corrupted_positions`."""
     templates: tuple[str, ...] = ()
     """Key of each pair's template, an empty text where the dataset names none; empty as the positions are."""
     groups: tuple[str, ...] = ()
@@ -83,14 +91,64 @@ class EncodedPairs:
     """The seed that the dataset's pairs were drawn from; None where they were not drawn."""
     origin: Origin | None = field(default=None, repr=False, compare=False)
     """None where the pairs were not made from a dataset."""
+    corrupted_positions: tuple[Mapping[str, Span], ...] = ()
+    """Named positions of each pair's corrupted prompt; empty where they are those of the clean one."""
+    matches: tuple[Matches, ...] = ()
+    """Which positions of each pair's prompts stand for each other; empty where, in every pair, each one stands for that
+    of its own number."""
+    patched: Literal["clean", "corrupted"] = "clean"
+    """The run that is patched, whose tokens and names are counted (`in_direction`). It makes a difference only where
+    the prompts of a pair do not go together token by token."""
+
+    def __post_init__(self) -> None:
+        lengths = [(len(clean), len(corrupted)) for clean, corrupted in zip(self.clean, self.corrupted)]
+        if not self.matches and (other := [i for i, (clean, corrupted) in enumerate(lengths) if clean != corrupted]):
+            raise ValueError(
+                f"pair {self.indices[other[0]]}: the prompts have {lengths[other[0]][0]} and "
+                f"{lengths[other[0]][1]} tokens, and no matches say which of them stand for each other"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    def in_direction(self, direction: Direction) -> EncodedPairs:
+        """The same pairs, seen from the run that is patched in this direction."""
+        return replace(self, patched="corrupted" if direction == "denoising" else "clean")
+
     @property
     def lengths(self) -> Int[Tensor, " pair"]:
-        """Number of tokens of each pair's runs: of its prompts, and of what is appended to them."""
-        return torch.tensor([len(tokens) for tokens in self.clean])
+        """Number of tokens of each pair in the run that is patched: of its prompt, and of what is appended to it."""
+        return torch.tensor([len(tokens) for tokens in getattr(self, self.patched)])
+
+    @property
+    def other_lengths(self) -> Int[Tensor, " pair"]:
+        """Number of tokens of each pair in the other run, likewise."""
+        return torch.tensor([len(tokens) for tokens in (self.clean if self.patched == "corrupted" else self.corrupted)])
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest run."""
+        return max(map(len, (*self.clean, *self.corrupted)))
+
+    @property
+    def named(self) -> tuple[Mapping[str, Span], ...]:
+        """Named positions of each pair in the run that is patched; empty as `positions` is."""
+        return self.corrupted_positions if self.patched == "corrupted" and self.corrupted_positions else self.positions
+
+    @cached_property
+    def partners(self) -> Int[Tensor, "pair longest"] | None:
+        """For each position of the run that is patched the one in the other run that it stands for, -1 for none, which
+        what is appended to prompts has.
+
+        None where, in every pair, each position stands for that of its own number.
+        """
+        if not self.matches:
+            return None
+        partners = torch.full((len(self), self.longest), -1)
+        for row, matches in zip(partners, self.matches):
+            here, there = torch.tensor(matches if self.patched == "clean" else flipped(matches)).T
+            row[here] = there
+        return partners
 
     @property
     def prompt_lengths(self) -> Int[Tensor, " pair"]:
@@ -209,12 +267,15 @@ class EncodedPairs:
             positions=many(self.positions),
             templates=many(self.templates),
             groups=many(self.groups),
+            corrupted_positions=many(self.corrupted_positions),
+            matches=many(self.matches),
         )
 
     def _check_room_for(self, answers: AnswerSequences) -> None:
         """Raises ValueError where the model cannot read a prompt with its answers."""
         n_ctx = self._known_origin.model.cfg.n_ctx
-        for index, prompt, answer in zip(self.indices, self.lengths.tolist(), answers.longest.tolist()):
+        prompts = torch.maximum(self.lengths, self.other_lengths).tolist()
+        for index, prompt, answer in zip(self.indices, prompts, answers.longest.tolist()):
             if prompt + answer - 1 > n_ctx:
                 raise ValueError(
                     f"pair {index}: its prompt of {prompt} tokens with an answer of {answer} is longer than the "
@@ -241,15 +302,17 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
     Raises:
         ValueError: for an empty dataset, a pair index out of range or given twice, a pair that is not two prompts, a
             text where the model has no tokenizer and a dataset that was made for another one (both `WrongTokenizer`), a
-            word that the tokenizer does not know, a token id outside the vocabulary, prompts of different token
-            lengths, or longer than the context, a chat that the tokenizer has no template for, a named position outside
-            its prompt, a template key, a group or a token label that is no text, and a seed that is no integer.
+            word that the tokenizer does not know, a token id outside the vocabulary, prompts longer than the context,
+            or of different token lengths that the dataset does not `align`, a chat that the tokenizer has no template
+            for, a named position outside its prompt, a template key, a group or a token label that is no text, and a
+            seed that is no integer.
     """
     check_is_dataset(dataset)
     pairs = pairs_of(dataset)
     indices = chosen_indices(dataset.name, len(pairs), pair_indices)
     check_made_for(model, dataset, pairs)
-    encoded = [_encode_pair(model, pairs[i], i) for i in indices]
+    encoded = [_encode_pair(model, pairs[i], i, dataset) for i in indices]
+    positions = [_positions_of(model, dataset, i, pairs[i], both) for i, both in zip(indices, encoded)]
     labels = dataset.token_labels
     check_labels(labels)
     return EncodedPairs(
@@ -258,10 +321,13 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
         corrupted=tuple(corrupted for _, corrupted in encoded),
         clean_tokens=tuple(labelled(model, clean.tolist(), labels) for clean, _ in encoded),
         corrupted_tokens=tuple(labelled(model, corrupted.tolist(), labels) for _, corrupted in encoded),
-        positions=tuple(
-            {**_named_in_chats(model, pairs[i], both), **_checked_positions(dataset, i, len(both[0]))}
-            for i, both in zip(indices, encoded)
+        positions=tuple(of_pair.clean for of_pair in positions),
+        corrupted_positions=(
+            tuple(of_pair.corrupted for of_pair in positions)
+            if any(of_pair.clean != of_pair.corrupted for of_pair in positions)
+            else ()
         ),
+        matches=_matches(positions, [(len(clean), len(corrupted)) for clean, corrupted in encoded]),
         templates=tuple(_checked_key(dataset, "get_template", i) for i in indices),
         groups=tuple(_checked_key(dataset, "get_group", i) for i in indices),
         task=dataset.name,
@@ -286,20 +352,29 @@ def chosen_indices(name: str, n_pairs: int, pair_indices: Sequence[int] | None) 
     return indices
 
 
-def named_positions(pairs: EncodedPairs, name: str) -> tuple[int, ...]:
-    """Where this name stands in each pair.
+def named_positions(pairs: EncodedPairs, name: str) -> tuple[Span, ...]:
+    """Where this name stands in each pair, in the run that is patched; `NAME[i]` is token i of the span NAME.
 
     Raises:
-        ValueError: where a pair has no position of that name, with the pairs that lack it and the names they have.
+        ValueError: where a pair has no position of that name, with the pairs that lack it and the names they have, or
+            fewer tokens of that name.
     """
-    positions = pairs.positions or ({},) * len(pairs)
+    positions = pairs.named or ({},) * len(pairs)
+    within = _WITHIN.fullmatch(name)
+    if within is not None and not any(name in has for has in positions):
+        return tuple(
+            _token_of(span, int(within[2]), f"pair {pair}: {within[1]!r}")
+            for pair, span in zip(pairs.indices, named_positions(pairs, within[1]))
+        )
     lacking = [(pair, has) for pair, has in zip(pairs.indices, positions) if name not in has]
     if lacking:
+        has_own = bool(pairs.corrupted_positions) and pairs.patched == "corrupted"
+        of_run, method = (" in the corrupted prompt", "get_corrupted_positions") if has_own else ("", "get_positions")
         listed = "; ".join(f"pair {pair} has {', '.join(has) or 'none'}" for pair, has in lacking[:MOST_LISTED])
         more = f"; and {len(lacking) - MOST_LISTED} more" if len(lacking) > MOST_LISTED else ""
         raise ValueError(
-            f"{len(lacking)} of {len(pairs)} pairs have no position named {name!r}: {listed}{more}. Choose another "
-            "name, leave these pairs out with pair_indices, or name the position in the dataset's get_positions"
+            f"{len(lacking)} of {len(pairs)} pairs have no position named {name!r}{of_run}: {listed}{more}. Choose "
+            f"another name, leave these pairs out with pair_indices, or name the position in the dataset's {method}"
         )
     return tuple(has[name] for has in positions)
 
@@ -318,7 +393,26 @@ def _checked_seed(dataset: PatchingDataset) -> int | None:
     return None if dataset.seed is None else operator.index(dataset.seed)
 
 
-def _encode_pair(model: Any, pair: Any, index: int) -> tuple[Int[Tensor, " pos"], Int[Tensor, " pos"]]:
+def _matches(positions: Sequence[PairPositions], lengths: Sequence[tuple[int, int]]) -> tuple[Matches, ...]:
+    """What stands for what in each pair; nothing at all where, in every pair, it is what has the same number."""
+    each = [identity(length) if at.matches is None else at.matches for at, (length, _) in zip(positions, lengths)]
+    same = all(
+        at.matches is None or (clean == corrupted and of_pair == identity(clean))
+        for at, of_pair, (clean, corrupted) in zip(positions, each, lengths)
+    )
+    return () if same else tuple(each)
+
+
+def _token_of(span: Span, at: int, what: str) -> int:
+    tokens = span_of(span)
+    if not -len(tokens) <= at < len(tokens):
+        raise ValueError(f"{what} has {count(len(tokens), 'token')}, but no [{at}]: [0] and [-1] always are")
+    return tokens[at]
+
+
+def _encode_pair(
+    model: Any, pair: Any, index: int, dataset: PatchingDataset
+) -> tuple[Int[Tensor, " _"], Int[Tensor, " _"]]:
     prompts = as_list(pair) or []
     if len(prompts) != 2 or not all(as_list(p) is not None or (isinstance(p, str) and p) for p in prompts):
         raise ValueError(
@@ -331,28 +425,22 @@ def _encode_pair(model: Any, pair: Any, index: int) -> tuple[Int[Tensor, " pos"]
         raise
     except ValueError as error:
         raise ValueError(f"pair {index}: {error}") from None
-    if len(clean) != len(corrupted):
+    if len(clean) != len(corrupted) and dataset.align is None and dataset.get_alignment(index) is None:
         raise ValueError(
             f"pair {index}: {compare_lengths(model, clean, corrupted)}. Activations are exchanged position by "
-            "position, so both need the same number of tokens: replace words by words of as many tokens"
+            "position, so both need the same number of tokens: replace words by words of as many tokens, or say with "
+            "align which tokens stand for each other"
         )
     return clean, corrupted
 
 
-def _named_in_chats(model: Any, pair: Any, encoded: tuple[Int[Tensor, " pos"], Int[Tensor, " pos"]]) -> dict[str, int]:
-    """Names that the roles of a chat give to positions, of those that they give to the same one in both prompts."""
-    clean, corrupted = (named_in_chat(model, prompt, tokens) for prompt, tokens in zip(as_list(pair) or (), encoded))
-    return {name: at for name, at in clean.items() if corrupted.get(name) == at}
-
-
-def _checked_positions(dataset: PatchingDataset, index: int, length: int) -> dict[str, int]:
-    positions = dataset.get_positions(index)
-    if not isinstance(positions, Mapping):
-        raise ValueError(f"pair {index}: get_positions returned {positions!r}, expected a mapping name -> position")
-    return {
-        name: check_index(at, length, f"pair {index}, {length} tokens long: position {name!r}")
-        for name, at in positions.items()
-    }
+def _positions_of(
+    model: Any, dataset: PatchingDataset, index: int, pair: Any, encoded: tuple[Int[Tensor, " _"], Int[Tensor, " _"]]
+) -> PairPositions:
+    """What the dataset says of a pair's positions, and of chats what their roles say."""
+    in_chats = [named_in_chat(model, prompt, tokens) for prompt, tokens in zip(as_list(pair) or (), encoded)]
+    clean, corrupted = (prompt.tolist() for prompt in encoded)
+    return pair_positions(dataset, index, clean, corrupted, in_chats=(in_chats[0], in_chats[1]))
 
 
 def _checked_key(dataset: PatchingDataset, method: str, index: int) -> str:

@@ -36,12 +36,15 @@ class PromptPair:
     incorrect: tuple[str | int, ...] = ()
     template: str = ""
     """Key that pairs share if they may be averaged position by position; see `PatchingDataset.get_template`."""
-    positions: Mapping[str, int] = field(default_factory=dict)
-    """Named positions in tokens, BOS included where the model prepends one; negative ones count from the end."""
+    positions: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
+    """Named positions in tokens of the clean prompt, BOS included where the model prepends one; negative ones count
+    from the end. A name may stand for several."""
     group: str = ""
     """What it has in common with pairs that may work alike (`PatchingDataset.get_group`); empty for its template."""
     row: str = ""
     """Where the pair comes from, for messages."""
+    corrupted_positions: Mapping[str, int | Sequence[int]] | None = None
+    """The named positions in the corrupted prompt, where it is aligned (`PatchingDataset.get_corrupted_positions`)."""
 
     def __post_init__(self) -> None:
         for which, prompt in (("clean", self.clean), ("corrupted", self.corrupted)):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from actpatch.core.heavy import pd
-from actpatch.core.indices import check_index
 from actpatch.core.warn import warn_user
 from actpatch.metrics.base import Whole
+from actpatch.tasks.alignment import checked_span
 from actpatch.tasks.answers import checked_sequences
 from actpatch.tasks.chat import is_chat, need_chat_template, one_message
-from actpatch.tasks.dataset import PatchingDataset, TargetTokens, as_targets
+from actpatch.tasks.dataset import Align, PatchingDataset, TargetTokens, as_targets
 from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
 from actpatch.tasks.labels import TokenLabels, check_labels
 from actpatch.tasks.tokens import (
@@ -54,12 +54,14 @@ class PromptPairs(PatchingDataset):
             template.
         token_labels: what tokens are shown as (`PatchingDataset.token_labels`); None for what the tokenizer says.
         first_token: True takes of answers of several tokens the first alone, whatever is measured.
+        align: which positions of a pair's prompts stand for each other, where they may have other lengths
+            (`PatchingDataset.align`).
 
     Raises:
         ValueError: for texts and a model without a tokenizer, a chat and a tokenizer without a chat template, no pairs,
             answers that the tokenizer does not know, or on both sides (or that begin with the same token, where the
-            first alone is taken), prompts of different token lengths, with unknown words or longer than the context,
-            and positions outside their prompt: up to five rows, and their number.
+            first alone is taken), prompts of different token lengths without `align`, with unknown words or longer than
+            the context, and positions outside their prompt: up to five rows, and their number.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class PromptPairs(PatchingDataset):
         chat: bool = False,
         token_labels: TokenLabels | None = None,
         first_token: bool = False,
+        align: Align = None,
     ) -> None:
         if not isinstance(pairs, Iterable):
             raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
-        self.model, self.made_with = model, getattr(model, "tokenizer", None)
+        self.model, self.made_with, self.align = model, getattr(model, "tokenizer", None), align
         self.pairs = tuple(pairs)
         self.chat, self.token_labels = chat, token_labels
         if not self.pairs:
@@ -242,8 +245,11 @@ class PromptPairs(PatchingDataset):
         correct, incorrect = self._targets[pair_idx]
         return as_targets(correct), as_targets(incorrect)
 
-    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
+    def get_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]]:
         return self.pairs[pair_idx].positions
+
+    def get_corrupted_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]] | None:
+        return self.pairs[pair_idx].corrupted_positions
 
     def get_template(self, pair_idx: int) -> str:
         return self.pairs[pair_idx].template
@@ -313,15 +319,17 @@ class PromptPairs(PatchingDataset):
             except ValueError as error:
                 unreadable.append((row, str(error)))
                 continue
-            if len(clean) != len(corrupted):
+            if len(clean) != len(corrupted) and self.align is None:
                 unequal.append((row, compare_lengths(self.model, clean, corrupted)))
             for name, position in pair.positions.items():
                 try:
-                    check_index(position, len(clean), f"position {name!r} (in a prompt of {len(clean)} tokens)")
+                    checked_span(position, len(clean), f"position {name!r} (in a prompt of {len(clean)} tokens)")
                 except ValueError as error:
                     outside.append((row, str(error)))
         self._refuse(unreadable, "prompts that the model cannot read")
-        self._refuse(unequal, "prompts of different token lengths", "replace words by words of as many tokens")
+        self._refuse(
+            unequal, "prompts of different token lengths", "replace words by words of as many tokens, or give align="
+        )
         self._refuse(outside, "positions outside their prompt", "positions count tokens, from 0, and BOS is one")
 
     def _refuse(self, faults: Sequence[tuple[str, str]], what: str, remedy: str = "") -> None:

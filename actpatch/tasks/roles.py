@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from actpatch.core.alignment import span_of
 from actpatch.core.text import count
 from actpatch.tasks.encoding import EncodedPairs
 
@@ -25,7 +26,7 @@ def mixed_roles(pairs: EncodedPairs, positions: Iterable[int]) -> str:
         return ""
     position, (one, other) = max(mixed.items(), key=lambda item: all(role for role, _ in item[1]))
     more = f", and {count(len(mixed) - 1, 'more position')} likewise" if len(mixed) > 1 else ""
-    names = ", ".join(repr(name) for name in dict.fromkeys(name for has in pairs.positions for name in has))
+    names = ", ".join(repr(name) for name in dict.fromkeys(name for has in pairs.named for name in has))
     return (
         f"position {position} is {one[0] or 'unnamed'} in {count(one[1], 'pair')} and {other[0] or 'unnamed'} in "
         f"{other[1]}{more}: effects there are means over unlike things; go by names instead ({names})"
@@ -33,6 +34,6 @@ def mixed_roles(pairs: EncodedPairs, positions: Iterable[int]) -> str:
 
 
 def _role(pairs: EncodedPairs, pair: int, position: int) -> str:
-    names = pairs.positions[pair] if pairs.positions else {}
-    at = position % len(pairs.clean[pair])
-    return "/".join(sorted(name for name, place in names.items() if place == at))
+    names = pairs.named[pair] if pairs.named else {}
+    at = position % int(pairs.lengths[pair])
+    return "/".join(sorted(name for name, span in names.items() if at in span_of(span)))

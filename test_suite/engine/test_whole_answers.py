@@ -79,7 +79,7 @@ def assert_same(found: Measured, expected: np.ndarray, of: int) -> None:
 def test_every_run_agrees_with_a_hooked_run_per_answer(name: str) -> None:
     model, pairs, metrics = small_model(name), pairs_of_three_lengths(), whole_answer_metrics()
     engine = engine_on(model)
-    for direction, found in zip(DIRECTIONS, engine.sweeps(pairs, PATCHES[:-1], metrics, DIRECTIONS)):
+    for direction, found in zip(DIRECTIONS, engine.sweeps(pairs, dict.fromkeys(DIRECTIONS, PATCHES[:-1]), metrics)):
         np.testing.assert_allclose(found.clean, by_hand(model, pairs.clean, ANSWERS), atol=EXACT, rtol=0)
         np.testing.assert_allclose(found.corrupted, by_hand(model, pairs.corrupted, ANSWERS), atol=EXACT, rtol=0)
         for i, patch in enumerate(PATCHES[:-1]):
@@ -198,7 +198,8 @@ def test_answers_of_one_token_are_those_of_the_metrics_of_one_token() -> None:
 def test_a_patch_between_equal_prompts_changes_nothing() -> None:
     pairs = token_pairs([9, 12, 7], [(3,), (), (2,)])
     for direction, found in zip(
-        DIRECTIONS, engine_on(small_model(MODEL)).sweeps(pairs, PATCHES[:-1], whole_answer_metrics(), DIRECTIONS)
+        DIRECTIONS,
+        engine_on(small_model(MODEL)).sweeps(pairs, dict.fromkeys(DIRECTIONS, PATCHES[:-1]), whole_answer_metrics()),
     ):
         base = found.corrupted if direction == "denoising" else found.clean
         assert (found.patched[:, :, 1] == base[:, None, 1]).all()
@@ -238,7 +239,7 @@ def test_memory_is_reckoned_with_the_answers_tokens(monkeypatch: pytest.MonkeyPa
         continuations = [(continuation,)] * len(pairs)
         engine = engine_on(small_model(MODEL))
         options: Any = {"reads_all": False, "vocabulary": None, "continuations": continuations}
-        with engine.running(pairs, PATCHES[:1], ("denoising",), **options) as runs:
+        with engine.running(pairs, {"denoising": PATCHES[:1]}, **options) as runs:
             return runs.max_tokens, pairs_that_fit(runs.experiment, [3, 1])
 
     short, long, continued = at_once(9, ()), at_once(14, ()), at_once(9, (2, 3, 4, 5, 6))

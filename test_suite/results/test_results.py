@@ -394,10 +394,10 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
     (sweep,) = stored["sweeps"]
-    assert stored["format"] == 7
+    assert stored["format"] == 8
     for changes, message in (
-        ({"format": 4}, "has result format 4, this version reads format 7: read it with the version that wrote it, or"),
-        ({"format": 8}, "has result format 8, this version reads format 7"),
+        ({"format": 4}, "has result format 4, this version reads format 8: read it with the version that wrote it, or"),
+        ({"format": 9}, "has result format 9, this version reads format 8"),
         ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
         ({"sweeps": [{}]}, "is damaged"),
         ({"sweeps": []}, "is damaged .*0 sweeps, expected one, or one of each direction"),
