@@ -47,8 +47,8 @@ from .results.shapes import NeuronResults as NeuronResults
 from .results.shapes import PositionResults as PositionResults
 from .results.shapes import SweepResults as SweepResults
 from .results.sweep import Sweep as Sweep
+from .tasks.columns import PromptPair as PromptPair
 from .tasks.dataset import PatchingDataset as PatchingDataset
-from .tasks.files import PromptPair as PromptPair
 from .tasks.generated import GeneratedTask as GeneratedTask
 from .tasks.generated import TaskPair as TaskPair
 from .tasks.ioi import IOIDataset as IOIDataset

@@ -66,7 +66,10 @@ class GaussianNoise:
             ValueError: for a position out of range or a name that a pair lacks.
         """
         per_place = [positions_in_pairs(place, pairs) for place in as_list(self.positions)]
-        where = [tuple(sorted(set(at))) for at in zip(*per_place)]
+        where = [
+            tuple(sorted({one for span in spans for one in (span if isinstance(span, tuple) else (span,))}))
+            for spans in zip(*per_place)
+        ]
         return PlacedNoise(
             positions=tuple(at for at in where for _ in range(self.samples)),
             keys=tuple((self.seed, index, sample) for index in pairs.indices for sample in range(self.samples)),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from actpatch.core.text import MOST_LISTED
 from actpatch.metrics.base import AnswerMetric, Metric
 from actpatch.metrics.own import DatasetMetric
 from actpatch.tasks.dataset import PatchingDataset
@@ -99,11 +100,15 @@ def check_answers(metric: AnswerMetric, n_pairs: int, d_vocab: int) -> None:
 def _check_disjoint(model: Any, index: int, correct: tuple[int, ...], incorrect: tuple[int, ...]) -> None:
     if shared := set(correct) & set(incorrect):
         raise ValueError(
-            f"pair {index}: correct and incorrect answer are the same {_named(model, shared)}: an answer is one or the "
-            "other"
+            f"pair {index}: correct and incorrect answer are the same {named_tokens(model, shared)}: an answer is one "
+            "or the other"
         )
 
 
-def _named(model: Any, tokens: Iterable[int]) -> str:
-    named = [f"{token} ({text!r})" for token, text in zip(sorted(tokens), token_strings(model, sorted(tokens)))]
-    return f"token{'s' * (len(named) > 1)} {', '.join(named)}"
+def named_tokens(model: Any, tokens: Iterable[int]) -> str:
+    """`token 673 (' she')`; of many the first ones and their number."""
+    tokens = sorted(tokens)
+    more = f" and {len(tokens) - MOST_LISTED} more" if len(tokens) > MOST_LISTED else ""
+    listed = tokens[:MOST_LISTED]
+    named = [f"{token} ({text!r})" for token, text in zip(listed, token_strings(model, listed))]
+    return f"token{'s' * (len(named) > 1)} {', '.join(named)}{more}"

@@ -62,7 +62,7 @@ class PatchingDataset(ABC):
         """Which signal of the clean prompt the corruption changes; empty where that is not said."""
         return ""
 
-    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
+    def get_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]]:
         """Named positions of the pair, counted in tokens of its prompts, BOS included where the model prepends one
         to a text.
 
@@ -130,7 +130,7 @@ class CleanPrompts(PatchingDataset):
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         return self.dataset.get_target_tokens(pair_idx)
 
-    def get_positions(self, pair_idx: int) -> Mapping[str, int]:
+    def get_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]]:
         return self.dataset.get_positions(pair_idx)
 
     def get_template(self, pair_idx: int) -> str:

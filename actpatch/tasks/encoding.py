@@ -247,7 +247,7 @@ def _encode_pair(model: Any, pair: Any, index: int) -> tuple[Int[Tensor, " pos"]
     if len(prompts) != 2 or not all(as_list(p) is not None or (isinstance(p, str) and p) for p in prompts):
         raise ValueError(
             f"pair {index} is {shortened(pair)}, expected (clean prompt, corrupted prompt), two texts or lists of "
-            "token ids"
+            "token ids; a clean prompt alone needs noise=GaussianNoise(...), which makes the corrupted run"
         )
     try:
         clean, corrupted = (encode_prompt(model, prompt) for prompt in prompts)
@@ -267,10 +267,15 @@ def _checked_positions(dataset: PatchingDataset, index: int, length: int) -> dic
     positions = dataset.get_positions(index)
     if not isinstance(positions, Mapping):
         raise ValueError(f"pair {index}: get_positions returned {positions!r}, expected a mapping name -> position")
-    return {
-        name: check_index(at, length, f"pair {index}, {length} tokens long: position {name!r}")
-        for name, at in positions.items()
-    }
+    found: dict[str, Any] = {}
+    for name, at in positions.items():
+        what = f"pair {index}, {length} tokens long: position {name!r}"
+        found[name] = (
+            tuple(check_index(one, length, what) for one in at)
+            if isinstance(at, (list, tuple))
+            else check_index(at, length, what)  # type: ignore[arg-type]
+        )
+    return found
 
 
 def _checked_key(dataset: PatchingDataset, method: str, index: int) -> str:

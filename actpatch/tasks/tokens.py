@@ -104,7 +104,12 @@ def single_token(model: Any, text: str) -> int:
     Raises:
         ValueError: where it is several tokens, or none that the tokenizer knows.
     """
-    ids = text_tokens(model, text, prepend_bos=False)
+    return only_token(model, text, text_tokens(model, text, prepend_bos=False))
+
+
+def only_token(model: Any, text: str, ids: Iterable[int]) -> int:
+    """The id of a text whose tokens are known; errors are those of `single_token`."""
+    ids = torch.as_tensor(ids)
     _check_known(model, ids, text)
     if len(ids) != 1:
         parts = " + ".join(repr(part) for part in token_strings(model, ids))

@@ -1,0 +1,194 @@
+"""Pairs of one's own as tokens of a model: prompts, answers, subjects and positions, with every fault of every row.
+
+Each distinct prompt and each distinct set of answers is looked at once; many texts become tokens in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from actpatch.core.indices import check_index, is_integer
+from actpatch.core.text import shortened
+from actpatch.tasks.acceptable import Acceptable, Meaning, Meanings
+from actpatch.tasks.batches import prompts_of_all, spans_of_all
+from actpatch.tasks.columns import SUBJECT, Answer, PromptPair, Span, UnreadableRow, listed_in
+from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer
+from actpatch.tasks.unfit import UnfitRows
+
+_SLOT = "{}"
+"""Where the subject stands in a prompt that leaves it out."""
+
+
+@dataclass(frozen=True)
+class ReadPair:
+    """One pair as tokens."""
+
+    pair: PromptPair
+    """With its subject in its prompts, its prompts as they are encoded."""
+    ids: tuple[tuple[int, ...], tuple[int, ...]]
+    """Of the clean and of the corrupted prompt; twice the clean one where there is no other."""
+    targets: tuple[tuple[int, ...], tuple[int, ...]]
+    """Token ids of the correct and of the incorrect answers; pairs with the same answers share them."""
+    positions: Mapping[str, Span]
+
+
+class Resolver:
+    """Makes tokens of rows, and keeps what is wrong with them.
+
+    Args:
+        model: the model whose tokenizer the prompts and answers are for.
+        rows: pairs, and rows that are none.
+        meanings: what is said of them.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[PromptPair | UnreadableRow], meanings: Meanings) -> None:
+        if meanings.answers != "ids" or meanings.prompts != "ids":
+            need_tokenizer(model, "PromptPairs need")
+        self.model, self.meanings, self.unfit = model, meanings, UnfitRows()
+        self.pairs: dict[int, PromptPair] = {}
+        self.subjects: dict[int, tuple[int, int]] = {}
+        """Row -> first character of its subject in the clean prompt, and the one after its last."""
+        for i, row in enumerate(rows):
+            if isinstance(row, UnreadableRow):
+                for fault in row.faults:
+                    self.unfit.add(i, fault.kind, fault.detail)
+            else:
+                self.pairs[i] = self._with_subject(i, row)
+        self.prompts = self._prompts()
+        self.answers = Acceptable(model, meanings, (side for pair in self.pairs.values() for side in _sides(pair)))
+        self.read: dict[int, ReadPair] = {}
+        spans = self._spans()
+        for i, pair in self.pairs.items():
+            self._read(i, pair, spans.get(i))
+
+    def _read(self, i: int, pair: PromptPair, span: tuple[int, ...] | None) -> None:
+        corrupted = pair.clean if pair.corrupted is None else pair.corrupted
+        encoded = [self.prompts[prompt] for prompt in (pair.clean, corrupted)]
+        for reason in dict.fromkeys(prompt for prompt in encoded if isinstance(prompt, str)):
+            self.unfit.add(i, "cells" if reason.startswith(_NOT_MEANT) else "unreadable", reason)
+        targets = [self._targets(i, which, side) for which, side in zip(("correct", "incorrect"), _sides(pair))]
+        if shared := self.answers.shared(*targets):
+            same = f"correct and incorrect answer are the same {shared}: an answer is one or the other"
+            self.unfit.add(i, "sides", same)
+        ids = [prompt for prompt in encoded if not isinstance(prompt, str)]
+        if len(ids) < 2:
+            return
+        if len(ids[0]) != len(ids[1]) and not self.meanings.any_length:
+            self.unfit.add(i, "lengths", compare_lengths(self.model, *map(torch.tensor, ids)))
+        positions = self._positions(i, pair, ids[0])
+        if pair.subject and i not in self.unfit:
+            if not span:
+                self.unfit.add(i, "subject", f"{pair.subject!r} is not in {shortened(pair.clean)}")
+            else:
+                positions[SUBJECT] = span
+        if i not in self.unfit:
+            self.read[i] = ReadPair(pair, (ids[0], ids[1]), (targets[0], targets[1]), positions)
+
+    def _with_subject(self, i: int, pair: PromptPair) -> PromptPair:
+        """The pair with its prompts as they are encoded, its subject in the place that is left for it."""
+        prompts = {which: _as_meant(getattr(pair, which), self.meanings.prompts) for which in ("clean", "corrupted")}
+        if pair.subject and isinstance(prompts["clean"], str):
+            self.subjects[i] = _place_of(pair.subject, prompts["clean"])
+            prompts = {
+                which: prompt.replace(_SLOT, pair.subject) if isinstance(prompt, str) else prompt
+                for which, prompt in prompts.items()
+            }
+        return replace(pair, **prompts)
+
+    def _prompts(self) -> dict[Any, tuple[int, ...] | str]:
+        """Each distinct prompt's token ids, or why it has none."""
+        distinct = dict.fromkeys(
+            prompt for pair in self.pairs.values() for prompt in (pair.clean, pair.corrupted) if prompt is not None
+        )
+        found: dict[Any, tuple[int, ...] | str] = {}
+        texts, meant = [], self.meanings.prompts
+        for prompt in distinct:
+            if isinstance(prompt, str) and meant == "ids":
+                found[prompt] = f"{_NOT_MEANT} {shortened(prompt)}, expected token ids: a list of integers"
+            elif isinstance(prompt, str):
+                texts.append(prompt)
+            elif meant != "ids":
+                given = shortened(list(prompt))
+                found[prompt] = f"{_NOT_MEANT} {given}, expected text: for token ids say prompts='ids'"
+            else:
+                try:
+                    found[prompt] = tuple(encode_prompt(self.model, prompt).tolist())
+                except ValueError as error:
+                    found[prompt] = str(error)
+        return found | prompts_of_all(self.model, texts) if texts else found
+
+    def _targets(self, i: int, which: str, side: tuple[Answer, ...]) -> tuple[int, ...]:
+        ids, kind, reason = self.answers.ids[side]
+        if reason:
+            self.unfit.add(i, kind, f"{which} {reason}" if kind == "cells" else reason)
+        return ids
+
+    def _spans(self) -> dict[int, tuple[int, ...]]:
+        """Row -> the tokens of its subject."""
+        ids = {
+            prompt: tokens
+            for prompt, tokens in self.prompts.items()
+            if isinstance(prompt, str) and not isinstance(tokens, str)
+        }
+        rows = [i for i, (start, end) in self.subjects.items() if end > start and self.pairs[i].clean in ids]
+        wanted = [(str(self.pairs[i].clean), *self.subjects[i]) for i in rows]
+        return dict(zip(rows, spans_of_all(self.model, wanted, ids))) if wanted else {}
+
+    def _positions(self, i: int, pair: PromptPair, ids: Sequence[int]) -> dict[str, Span]:
+        bos = getattr(getattr(self.model, "tokenizer", None), "bos_token_id", None)
+        shift = int(not self.meanings.positions_count_bos and bos is not None and ids[0] == bos)
+        found: dict[str, Span] = {}
+        for name, given in pair.positions.items():
+            what = f"position {name!r} (in a prompt of {len(ids)} tokens)"
+            several: list[Any] = [given] if is_integer(given) or not isinstance(given, Iterable) else list(given)
+            several = [at + shift if is_integer(at) and at >= 0 else at for at in several]
+            try:
+                checked = [check_index(at, len(ids), what) for at in several]
+            except ValueError as error:
+                self.unfit.add(i, "positions", str(error))
+                continue
+            found[name] = several[0] if is_integer(given) else tuple(checked)
+        return found
+
+
+_NOT_MEANT = "a prompt is"
+
+
+def _sides(pair: PromptPair) -> tuple[tuple[Answer, ...], tuple[Answer, ...]]:
+    return tuple(pair.correct), tuple(pair.incorrect)
+
+
+def _as_meant(prompt: Any, meaning: Meaning) -> Any:
+    """Ids as a tuple of integers, also where they are written in a text; a text as it is."""
+    if isinstance(prompt, str):
+        if meaning != "ids":
+            return prompt
+        numbers = listed_in(prompt) or prompt.replace(",", " ").split()
+        return tuple(map(int, numbers)) if all(str(n).strip().isdecimal() for n in numbers) else prompt
+    listed = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    return None if listed is None else tuple(listed)
+
+
+def _place_of(subject: str, prompt: str) -> tuple[int, int]:
+    """Where the subject stands: in the place that is left for it, or where it is first written, as a word if it is one.
+
+    (0, 0) where it is nowhere.
+    """
+    if _SLOT in prompt:
+        start = prompt.index(_SLOT)
+        return start, start + len(subject)
+    starts, at = [], prompt.find(subject)
+    while at >= 0:
+        starts.append(at)
+        at = prompt.find(subject, at + 1)
+    words = [start for start in starts if _stands_alone(prompt, start, start + len(subject))]
+    start = next(iter(words or starts), -1)
+    return (start, start + len(subject)) if start >= 0 else (0, 0)
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    return not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum())
