@@ -13,6 +13,7 @@ from actpatch.core.sites import Patch
 from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
+from actpatch.patchers.answered import measured_answers
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
@@ -50,6 +51,7 @@ def run_sweeps(
     sites = (site for patch in patches for site in patch.sites)
     mixed = mixed_roles(pairs, [site.position for site in sites if isinstance(site.position, int)])
     references = settings.source.references(pairs)
+    correct, incorrect = measured_answers(pairs, metrics)
     measured = engine.sweeps(pairs, patches, metrics, settings.directions, references=references, noise=settings.noise)
     sweeps = [
         Sweep(
@@ -69,6 +71,8 @@ def run_sweeps(
             corrupted_tokens=pairs.corrupted_tokens,
             templates=pairs.templates,
             groups=pairs.groups,
+            correct=correct,
+            incorrect=incorrect,
             source_of_values=settings.source.label,
             source_kind="ablation" if settings.source.is_ablation else "other run",
             noise="" if settings.noise is None else settings.noise.label,

@@ -81,20 +81,25 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
 
 
 def pairs_section(sweep: Sweep, name: str) -> Markup:
-    """Every pair's prompts and baselines, folded away; the first ones, where there are very many."""
+    """Every pair's prompts, answers and baselines, folded away; the first ones, where there are very many."""
     n = len(sweep.pair_indices)
+    sides = [side for side in (sweep.correct, sweep.incorrect) if any(answers.texts for answers in side)]
+    answers = [[str(side[j]) for side in sides] for j in range(min(n, MOST_PAIRS))]
     rows = [
         [
             str(sweep.pair_indices[j]),
             "".join(sweep.clean_tokens[j]),
             "".join(sweep.corrupted_tokens[j]),
+            *answers[j],
             f"{sweep.clean[j]:+.3f}",
             f"{sweep.corrupted[j]:+.3f}",
             "yes" if sweep.usable[j] else "no",
         ]
         for j in range(min(n, MOST_PAIRS))
     ]
-    heads = ["Pair", "Clean prompt", "Corrupted prompt", "Clean metric", "Corrupted metric", "Usable"]
+    named = ["Right answer", "Wrong answer"] if len(sides) == 2 or sides == [sweep.correct] else ["Wrong answer"]
+    heads = ["Pair", "Clean prompt", "Corrupted prompt", *named[: len(sides)], "Clean metric", "Corrupted metric"]
+    heads.append("Usable")
     caption = f"{name}: prompts, and {metric_name(sweep)} of both runs"
     if n > MOST_PAIRS:
         caption += f"; the first {MOST_PAIRS} of {n:,} pairs"
