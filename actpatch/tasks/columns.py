@@ -109,8 +109,8 @@ class _RowReader:
     def __init__(self, columns: Columns, table: Table) -> None:
         self.columns, self.table = columns, table
         self.find = {name: _finder(table, name) for name in columns.wanted}
-        self._check_found()
         self.template, self.group = _finder(table, columns.template), _finder(table, columns.group)
+        self._check_found()
         self.positions = {
             name.strip()[len(POSITION_PREFIX) :]: _finder(table, name)
             for name in table.columns
@@ -163,10 +163,12 @@ class _RowReader:
         return self.read_before[known][1]
 
     def _check_found(self) -> None:
+        columns = self.columns
         missing = [name for name, find in self.find.items() if find is None]
+        optional = (("template", columns.template, self.template), ("group", columns.group, self.group))
+        missing += [name for argument, name, find in optional if find is None and name != argument]
         if not missing:
             return
-        columns = self.columns
         hints = {
             columns.incorrect: "Without incorrect answers, for metrics that read right ones alone, say incorrect=None",
             columns.correct: "Without answers, for metrics that need none (kl_divergence), say correct=None",

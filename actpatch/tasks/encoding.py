@@ -32,6 +32,8 @@ from actpatch.tasks.tokens import (
 )
 from actpatch.tasks.vocabulary import check_made_for
 
+_ALONE = "; a clean prompt alone needs noise=GaussianNoise(...), which makes the corrupted run"
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -247,7 +249,7 @@ def _encode_pair(model: Any, pair: Any, index: int) -> tuple[Int[Tensor, " pos"]
     if len(prompts) != 2 or not all(as_list(p) is not None or (isinstance(p, str) and p) for p in prompts):
         raise ValueError(
             f"pair {index} is {shortened(pair)}, expected (clean prompt, corrupted prompt), two texts or lists of "
-            "token ids; a clean prompt alone needs noise=GaussianNoise(...), which makes the corrupted run"
+            f"token ids{_ALONE if isinstance(pair, str) else ''}"
         )
     try:
         clean, corrupted = (encode_prompt(model, prompt) for prompt in prompts)

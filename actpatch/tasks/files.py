@@ -140,7 +140,9 @@ def _separated(file: TextIO, source: str, wanted: Sequence[str]) -> Table:
                 continue
             if len(row) > len(header):
                 if any(cell.strip() for cell in row[len(header) :]):
-                    faults[len(rows)] = f"{len(row)} cells under {len(header)} columns"
+                    faults[len(rows)] = (
+                        f"{len(row)} cells, with {_DELIMITERS[delimiter]} between them, under {len(header)} columns"
+                    )
                 row = row[: len(header)]
             cells.append([known.setdefault(cell, cell) for cell in row] + [""] * (len(header) - len(row)))
             rows.append(name)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from actpatch.core.heavy import pd
-from actpatch.core.text import MOST_LISTED, count
+from actpatch.core.text import MOST_LISTED
 
 LONGEST_MESSAGE = 1900
 """In characters, whatever there is to say."""
@@ -27,8 +27,8 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "overfull": Kind(
         "more cells than the header",
-        "a cell with a comma, or whatever separates the cells, or a line break stands in double quotes, with no space "
-        'before them, and a quote inside such a cell is doubled ("")',
+        "a cell with what stands between cells, or with a line break, stands in double quotes, with no space before "
+        'them, and a quote inside such a cell is doubled ("")',
     ),
     "empty": Kind("empty cells", "fill them, or take the rows out"),
     "cells": Kind("cells that cannot be read"),
@@ -110,10 +110,10 @@ class UnfitRows:
 
     def _told(self, rows: Sequence[str], most: int, longest: int) -> str:
         kinds = [(kind, of_kind) for name, kind in KINDS.items() if (of_kind := self.of_kind(name))]
-        sentences = [f"{len(self)} of {count(len(rows), 'row')} do not fit"] if len(kinds) > 1 else []
+        sentences = [f"{len(self)} of {len(rows)} rows do not fit"] if len(kinds) > 1 else []
         for kind, of_kind in kinds:
             first = list(of_kind.items())[:most]
-            listed = [f"{rows[row]}: {_cut(', '.join(details), longest)}" for row, details in first]
+            listed = [f"{_cut(rows[row], 60)}: {_cut(', '.join(details), longest)}" for row, details in first]
             more = f"; and {len(of_kind) - most} more" if len(of_kind) > most else ""
             sentence = f"{len(of_kind)} of {len(rows)} rows have {kind.what}. {'; '.join(listed)}{more}"
             sentences.append(sentence + (f". {kind.remedy}" if kind.remedy else ""))
