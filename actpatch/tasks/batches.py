@@ -45,8 +45,9 @@ def tokens_of_all(model: Any, texts: Iterable[str], **options: bool) -> dict[str
     """
     distinct = list(dict.fromkeys(texts))
     # Where a special token is written in a text, what is added and taken away may be that one.
-    special = set(getattr(model.tokenizer, "all_special_tokens", ()) or ())
-    plain = [text for text in distinct if not any(token in text for token in special)]
+    every = "\n".join(distinct)
+    special = [token for token in getattr(model.tokenizer, "all_special_tokens", ()) or () if token in every]
+    plain = [text for text in distinct if not any(token in text for token in special)] if special else distinct
     rule = _rule(model, plain, options) if len(plain) >= FEWEST else None
     if rule is None:
         plain = []

@@ -5,6 +5,7 @@ Each distinct prompt and each distinct set of answers is looked at once; many te
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from actpatch.tasks.acceptable import Acceptable, Meaning, Meanings
 from actpatch.tasks.batches import prompts_of_all, spans_of_all
 from actpatch.tasks.columns import SUBJECT, Answer, PromptPair, Span, UnreadableRow, listed_in
 from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer
-from actpatch.tasks.unfit import UnfitRows
+from actpatch.tasks.unfit import Fault, UnfitRows
 
 _SLOT = "{}"
 """Where the subject stands in a prompt that leaves it out."""
@@ -55,7 +56,7 @@ class Resolver:
         for i, row in enumerate(rows):
             if isinstance(row, UnreadableRow):
                 for fault in row.faults:
-                    self.unfit.add(i, fault.kind, fault.detail)
+                    self.unfit.add(i, fault)
             else:
                 self.pairs[i] = self._with_subject(i, row)
         self.prompts = self._prompts()
@@ -69,20 +70,20 @@ class Resolver:
         corrupted = pair.clean if pair.corrupted is None else pair.corrupted
         encoded = [self.prompts[prompt] for prompt in (pair.clean, corrupted)]
         for reason in dict.fromkeys(prompt for prompt in encoded if isinstance(prompt, str)):
-            self.unfit.add(i, "cells" if reason.startswith(_NOT_MEANT) else "unreadable", reason)
+            self.unfit.add(i, Fault("cells" if reason.startswith(_NOT_MEANT) else "unreadable", reason))
         targets = [self._targets(i, which, side) for which, side in zip(("correct", "incorrect"), _sides(pair))]
         if shared := self.answers.shared(*targets):
             same = f"correct and incorrect answer are the same {shared}: an answer is one or the other"
-            self.unfit.add(i, "sides", same)
+            self.unfit.add(i, Fault("sides", same))
         ids = [prompt for prompt in encoded if not isinstance(prompt, str)]
         if len(ids) < 2:
             return
         if len(ids[0]) != len(ids[1]) and not self.meanings.any_length:
-            self.unfit.add(i, "lengths", compare_lengths(self.model, *map(torch.tensor, ids)))
+            self.unfit.add(i, Fault("lengths", functools.partial(_compared, self.model, *ids)))
         positions = self._positions(i, pair, ids[0])
         if pair.subject and i not in self.unfit:
             if not span:
-                self.unfit.add(i, "subject", f"{pair.subject!r} is not in {shortened(pair.clean)}")
+                self.unfit.add(i, Fault("subject", f"{pair.subject!r} is not in {shortened(pair.clean)}"))
             else:
                 positions[SUBJECT] = span
         if i not in self.unfit:
@@ -97,7 +98,8 @@ class Resolver:
                 which: prompt.replace(_SLOT, pair.subject) if isinstance(prompt, str) else prompt
                 for which, prompt in prompts.items()
             }
-        return replace(pair, **prompts)
+        changed = {which: prompt for which, prompt in prompts.items() if prompt is not getattr(pair, which)}
+        return replace(pair, **changed) if changed else pair
 
     def _prompts(self) -> dict[Any, tuple[int, ...] | str]:
         """Each distinct prompt's token ids, or why it has none."""
@@ -124,7 +126,7 @@ class Resolver:
     def _targets(self, i: int, which: str, side: tuple[Answer, ...]) -> tuple[int, ...]:
         ids, kind, reason = self.answers.ids[side]
         if reason:
-            self.unfit.add(i, kind, f"{which} {reason}" if kind == "cells" else reason)
+            self.unfit.add(i, Fault(kind, f"{which} {reason}" if kind == "cells" else reason))
         return ids
 
     def _spans(self) -> dict[int, tuple[int, ...]]:
@@ -149,13 +151,17 @@ class Resolver:
             try:
                 checked = [check_index(at, len(ids), what) for at in several]
             except ValueError as error:
-                self.unfit.add(i, "positions", str(error))
+                self.unfit.add(i, Fault("positions", str(error)))
                 continue
             found[name] = several[0] if is_integer(given) else tuple(checked)
         return found
 
 
 _NOT_MEANT = "a prompt is"
+
+
+def _compared(model: Any, clean: Sequence[int], corrupted: Sequence[int]) -> str:
+    return compare_lengths(model, torch.tensor(clean), torch.tensor(corrupted))
 
 
 def _sides(pair: PromptPair) -> tuple[tuple[Answer, ...], tuple[Answer, ...]]:

@@ -5,7 +5,7 @@ Knows what may be wrong, and not how it is found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actpatch.core.heavy import pd
@@ -48,7 +48,11 @@ class Fault:
 
     kind: str
     """A key of `KINDS`."""
-    detail: str
+    detail: str | Callable[[], str]
+    """In words; a function of nothing where they take time, which only the rows that are told of need."""
+
+    def __str__(self) -> str:
+        return self.detail if isinstance(self.detail, str) else self.detail()
 
 
 class UnfitRows:
@@ -57,6 +61,7 @@ class UnfitRows:
     def __init__(self) -> None:
         self.faults: dict[int, list[Fault]] = {}
         """Index of a row -> what is wrong with it."""
+        self._of_kind: dict[str, dict[int, list[Fault]]] = {kind: {} for kind in KINDS}
 
     def __contains__(self, row: int) -> bool:
         return row in self.faults
@@ -64,17 +69,13 @@ class UnfitRows:
     def __len__(self) -> int:
         return len(self.faults)
 
-    def add(self, row: int, kind: str, detail: str) -> None:
-        self.faults.setdefault(row, []).append(Fault(kind, detail))
-
-    def of_kind(self, kind: str) -> dict[int, list[str]]:
-        """Row -> the details of its faults of this kind."""
-        found = {row: [f.detail for f in faults if f.kind == kind] for row, faults in sorted(self.faults.items())}
-        return {row: details for row, details in found.items() if details}
+    def add(self, row: int, fault: Fault) -> None:
+        self.faults.setdefault(row, []).append(fault)
+        self._of_kind[fault.kind].setdefault(row, []).append(fault)
 
     def counts(self) -> str:
         """How many rows have what, in words: `3 have empty cells`."""
-        found = {kind.what: len(self.of_kind(name)) for name, kind in KINDS.items()}
+        found = {KINDS[name].what: len(rows) for name, rows in self._of_kind.items()}
         return ", ".join(f"{n} {'has' if n == 1 else 'have'} {what}" for what, n in found.items() if n)
 
     def refuse(self, rows: Sequence[str], source: str, remedy: str) -> None:
@@ -87,9 +88,12 @@ class UnfitRows:
         """
         if not self.faults:
             return
+        first = {kind: [(row, of_kind[row]) for row in sorted(of_kind)] for kind, of_kind in self._of_kind.items()}
         message = ""
         for most, longest in ((MOST_LISTED, 400), (MOST_LISTED, 200), (3, 200), (2, 150), (1, 100), (1, 60)):
-            message = f"{source[:100]}: {self._told(rows, most, longest)}. {remedy}"
+            told = [_told(KINDS[kind], rows, of_kind, most, longest) for kind, of_kind in first.items() if of_kind]
+            total = f"{len(self)} of {len(rows)} rows do not fit. " if len(told) > 1 else ""
+            message = f"{source[:100]}: {total}{'. '.join(told)}. {remedy}"
             if len(message) <= LONGEST_MESSAGE:
                 break
         raise ValueError(message)
@@ -103,21 +107,18 @@ class UnfitRows:
         """
         columns = ["row", "reason", "clean", "corrupted"]
         left_out = [
-            (rows[row], "; ".join(f"{KINDS[fault.kind].what} ({fault.detail})" for fault in faults), *prompts[row])
+            (rows[row], "; ".join(f"{KINDS[fault.kind].what} ({fault})" for fault in faults), *prompts[row])
             for row, faults in sorted(self.faults.items())
         ]
         return pd.DataFrame(left_out, columns=columns)
 
-    def _told(self, rows: Sequence[str], most: int, longest: int) -> str:
-        kinds = [(kind, of_kind) for name, kind in KINDS.items() if (of_kind := self.of_kind(name))]
-        sentences = [f"{len(self)} of {len(rows)} rows do not fit"] if len(kinds) > 1 else []
-        for kind, of_kind in kinds:
-            first = list(of_kind.items())[:most]
-            listed = [f"{_cut(rows[row], 60)}: {_cut(', '.join(details), longest)}" for row, details in first]
-            more = f"; and {len(of_kind) - most} more" if len(of_kind) > most else ""
-            sentence = f"{len(of_kind)} of {len(rows)} rows have {kind.what}. {'; '.join(listed)}{more}"
-            sentences.append(sentence + (f". {kind.remedy}" if kind.remedy else ""))
-        return ". ".join(sentences)
+
+def _told(kind: Kind, rows: Sequence[str], of_kind: Sequence[tuple[int, list[Fault]]], most: int, longest: int) -> str:
+    """How many rows are of this kind, the first of them, and what to do."""
+    first = [f"{_cut(rows[row], 60)}: {_cut(', '.join(map(str, faults)), longest)}" for row, faults in of_kind[:most]]
+    more = f"; and {len(of_kind) - most} more" if len(of_kind) > most else ""
+    said = f"{len(of_kind)} of {len(rows)} rows have {kind.what}. {'; '.join(first)}{more}"
+    return f"{said}. {kind.remedy}" if kind.remedy else said
 
 
 def _cut(text: str, longest: int) -> str:
