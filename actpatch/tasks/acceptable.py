@@ -68,7 +68,8 @@ class Acceptable:
     def _meant(self, answer: Answer) -> Answer:
         """An answer as it is said to be meant: a text, or the id of a token."""
         if self.meanings.answers == "ids":
-            written = answer.strip() if isinstance(answer, str) else ""
+            # pandas makes 7.0 of 7 in a column with empty cells
+            written = answer.strip().removesuffix(".0") if isinstance(answer, str) else ""
             return int(written) if written.isdecimal() else answer
         if self.meanings.answers == "text" and not isinstance(answer, str):
             answer = str(answer)

@@ -41,7 +41,7 @@ def blemishes(
             "care",
             "The prompts end in a space in",
             "Take it out, and begin the answers with it: most tokenizers put the space before a word into its token",
-            tuple(any(text.endswith(" ") for text in pair) for pair in texts),
+            tuple(bool(pair) and all(text.endswith(" ") for text in pair) for pair in texts),
         ),
         Blemish(
             "note",

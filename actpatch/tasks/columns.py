@@ -83,6 +83,11 @@ class Columns:
     subject: str | None = None
 
     def __post_init__(self) -> None:
+        for argument, name in vars(self).items():
+            if is_integer(name):  # as a DataFrame without names has them
+                object.__setattr__(self, argument, str(name))
+            elif not isinstance(name, str) and (name is not None or argument in ("clean", "template", "group")):
+                raise ValueError(f"{argument} is {name!r}, expected the name of a column")
         if self.correct is None and self.incorrect not in (None, "incorrect"):
             raise ValueError(f"correct=None leaves the right answers out: incorrect={self.incorrect!r} needs them")
 

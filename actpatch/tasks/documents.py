@@ -92,17 +92,20 @@ def _table(document: Any, source: str, key: str | None) -> Read:
         return _array(document, source)
     if not isinstance(document, Mapping):
         raise ValueError(f"{source} holds {shortened(document)}, expected an array of objects")
-    if tables := [name for name, value in document.items() if _is_records(value)]:
-        if len(tables) > 1:
-            raise ValueError(
-                f"{source} has records under {', '.join(map(repr, tables))}: say which with key={tables[0]!r}"
-            )
-        return _array(document[tables[0]], source)
+    tables = {name: value for name, value in document.items() if _is_records(value)}
+    for name, within in document.items():
+        if isinstance(within, Mapping):
+            tables |= {f"{name}.{inner}": value for inner, value in within.items() if _is_records(value)}
+    if len(tables) > 1:
+        keys = list(tables)
+        raise ValueError(f"{source} has records under {', '.join(map(repr, keys))}: say which with key={keys[0]!r}")
+    if tables:
+        return _array(next(iter(tables.values())), source)
     if (columns := _columns(document)) is not None:
         return columns
     if document and all(isinstance(value, Mapping) for value in document.values()):
         return _of_records(list(document.values()), [f"row {name!r}" for name in document])
-    if document and not any(isinstance(value, (Mapping, list)) for value in document.values()):
+    if document and not any(isinstance(value, Mapping) for value in document.values()):
         return _of_records([document], ["row 1"])
     has = ", ".join(map(repr, list(document)[:10])) or "none"
     raise ValueError(
@@ -147,9 +150,11 @@ def _is_records(value: Any) -> bool:
 
 def _holds_tables(record: Mapping[str, Any]) -> bool:
     """Whether the only line of a file is a document of records or columns, and no record of its own."""
-    if any(_is_records(value) for value in record.values()):
+    values = list(record.values())
+    if any(map(_is_records, values)) or (values and all(isinstance(value, (Mapping, list)) for value in values)):
         return True
-    return bool(record) and all(isinstance(value, (Mapping, list)) for value in record.values())
+    below = [inner for value in values if isinstance(value, Mapping) for inner in value.values()]
+    return any(map(_is_records, below)) and not any(isinstance(value, str) for value in values)
 
 
 def _shared(value: Any, known: dict[Any, Any]) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from actpatch.core.heavy import pd
-from actpatch.core.text import described
+from actpatch.core.text import described, shortened
 from actpatch.core.warn import warn_user
 from actpatch.tasks import published
 from actpatch.tasks.acceptable import Meanings
@@ -265,7 +265,7 @@ class PromptPairs(PatchingDataset):
 
     def _warn(self, resolved: Resolver) -> None:
         """Of what can be read and is rarely meant. Only the user knows."""
-        for sentence in (self._digits(resolved), self._joined(resolved)):
+        for sentence in (self._digits(resolved), self._lists(resolved), self._joined(resolved)):
             if sentence:
                 warn_user(f"{self.name}: {sentence}")
         prompts = [(pair.clean, pair.corrupted) for pair in self.pairs]
@@ -288,6 +288,14 @@ class PromptPairs(PatchingDataset):
             f"{len(of_row)} of {len(self.pairs)} rows have answers of digits only, the first is {self._named(row)}: "
             f"{answer!r} is taken as text; as a token id it is {digits[str(answer)]}. Say answers='ids' if ids are "
             "meant, answers='text' if not"
+        )
+
+    def _lists(self, resolved: Resolver) -> str:
+        if not (lists := resolved.lists_as_text()):
+            return ""
+        return (
+            f"{shortened(lists[0])} is taken as the text of a prompt, not as token ids. Say prompts='ids' if ids are "
+            "meant, prompts='text' if not"
         )
 
     def _joined(self, resolved: Resolver) -> str:

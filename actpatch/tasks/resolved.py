@@ -17,7 +17,7 @@ from actpatch.core.text import shortened
 from actpatch.tasks.acceptable import Acceptable, Meaning, Meanings
 from actpatch.tasks.batches import prompts_of_all, spans_of_all
 from actpatch.tasks.columns import SUBJECT, Answer, PromptPair, Span, UnreadableRow, listed_in
-from actpatch.tasks.tokens import compare_lengths, encode_prompt, need_tokenizer
+from actpatch.tasks.tokens import check_is_model, compare_lengths, encode_prompt, need_tokenizer
 from actpatch.tasks.unfit import Fault, UnfitRows
 
 _SLOT = "{}"
@@ -47,6 +47,7 @@ class Resolver:
     """
 
     def __init__(self, model: Any, rows: Sequence[PromptPair | UnreadableRow], meanings: Meanings) -> None:
+        check_is_model(model)
         if meanings.answers != "ids" or meanings.prompts != "ids":
             need_tokenizer(model, "PromptPairs need")
         self.model, self.meanings, self.unfit = model, meanings, UnfitRows()
@@ -122,6 +123,13 @@ class Resolver:
                 except ValueError as error:
                     found[prompt] = str(error)
         return found | prompts_of_all(self.model, texts) if texts else found
+
+    def lists_as_text(self) -> list[str]:
+        """Prompts that are lists of numbers in brackets, and are taken as text because nothing was said."""
+        if self.meanings.prompts is not None:
+            return []
+        texts = (prompt for prompt in self.prompts if isinstance(prompt, str) and prompt[:1] == "[")
+        return [text for text in texts if all(map(is_integer, listed_in(text) or [None]))]
 
     def _targets(self, i: int, which: str, side: tuple[Answer, ...]) -> tuple[int, ...]:
         ids, kind, reason = self.answers.ids[side]

@@ -51,11 +51,7 @@ def text_tokens(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
         TypeError: for what is no model.
         ValueError: where the model has no tokenizer (`WrongTokenizer`), or one that cannot do it.
     """
-    if not hasattr(model, "to_tokens"):
-        raise TypeError(
-            f"model is {described(model)}, expected a TransformerLens HookedTransformer or TransformerBridge: load one "
-            "with load_model(...)"
-        )
+    check_is_model(model)
     if not has_tokenizer(model):
         raise WrongTokenizer("this model has no tokenizer: give prompts as token ids, or set model.tokenizer")
     try:
@@ -66,6 +62,15 @@ def text_tokens(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
             f"the model's tokenizer cannot make tokens of {shortened(text)} ({reason}): give prompts as token "
             "ids, or set another model.tokenizer"
         ) from error
+
+
+def check_is_model(model: Any) -> None:
+    """Raises TypeError for what is no model."""
+    if not hasattr(model, "to_tokens"):
+        raise TypeError(
+            f"model is {described(model)}, expected a TransformerLens HookedTransformer or TransformerBridge: load one "
+            "with load_model(...)"
+        )
 
 
 def is_one_prompt(given: Any) -> bool:

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from activation_patching import PromptPairs
-from actpatch.tasks import batches
 from actpatch.tasks.batches import prompts_of_all, spans_of_all, tokens_of_all
 from actpatch.tasks.tokens import encode_prompt, text_tokens
 from test_suite.helpers.models import CLASSES, bundled, checkpoint, loaded, smollm2
@@ -17,18 +16,18 @@ CAT, DOG = "The cat sat on the mat", "The dog sat on the mat"
 TEXTS = [CAT, DOG, " cat", "the", "", "The cat, the dog", "zyzzyva cat", "mat mat mat mat", "x", "The\nmat", "1", " 2"]
 
 
-class CountsCalls:
-    """The tokenizer of a model, and how often it is called."""
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An entry for each call of the bundled model's tokenizer: how many texts it was given."""
+    kind, made = type(bundled().tokenizer), []
+    original = kind.__call__
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.calls = tokenizer, 0
+    def counted(self: Any, text: Any, *args: Any, **options: Any) -> Any:
+        made.append(1 if isinstance(text, str) else len(text))
+        return original(self, text, *args, **options)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tokenizer, name)
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        self.calls += 1
-        return self.tokenizer(*args, **options)
+    monkeypatch.setattr(kind, "__call__", counted)
+    return made
 
 
 def alike(model: Any, texts: list[str]) -> None:
@@ -67,42 +66,33 @@ def test_prompts_that_cannot_be_read_say_why_as_alone() -> None:
     assert sum(isinstance(one, str) for one in found.values()) >= 2
 
 
-def test_a_file_of_many_rows_takes_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = bundled()
+def test_a_file_of_many_rows_takes_few_calls(calls: list[int]) -> None:
     words = [" cat", " dog", " fox", " bird", " bear"]
     rows = [
-        {
-            "clean": f"The{a} sat on the mat{b * n}",
-            "corrupted": f"The{b} sat on the mat{b * n}",
-            "correct": a,
-            "incorrect": b,
-        }
+        {"clean": f"The{a} sat{b * n}", "corrupted": f"The{b} sat{b * n}", "correct": a, "incorrect": b}
         for n in range(8)
         for a in words
         for b in words
         if a != b
     ]
-    calls = []
+    numbers = []
     for many in (rows[:40], rows * 5):
-        counter = CountsCalls(model.tokenizer)
-        monkeypatch.setattr(model, "tokenizer", counter)
-        assert len(PromptPairs.from_dataframe(model, pd.DataFrame(many))) == len(many)
-        monkeypatch.undo()
-        calls.append(counter.calls)
-    assert calls[0] == calls[1] < 30
+        calls.clear()
+        assert len(PromptPairs.from_dataframe(bundled(), pd.DataFrame(many))) == len(many)
+        numbers.append(len(calls))
+    assert numbers[0] == numbers[1] < 30 and max(calls) > 100
 
 
-def test_answers_that_rows_share_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_rows_share_are_looked_at_once(calls: list[int]) -> None:
     """Whether they are one token, or are not."""
     known = [" cat", " dog", " fox", " bird", " bear", " mat"]
     frame = pd.DataFrame([{"clean": CAT, "corrupted": DOG, "correct": known[:4], "incorrect": known[4:]}] * 50)
     dataset = PromptPairs.from_dataframe(bundled(), frame)
     assert all(dataset.get_target_tokens(i)[0] is dataset.get_target_tokens(0)[0] for i in range(50))
-    counter = CountsCalls(bundled().tokenizer)
-    monkeypatch.setattr(bundled(), "tokenizer", counter)
+    calls.clear()
     with pytest.raises(ValueError, match="50 of 50 rows have answers that are not one token each"):
         PromptPairs.from_dataframe(bundled(), frame.assign(correct=[[f"{a}{b}" for a in known for b in known]] * 50))
-    assert counter.calls < 100
+    assert len(calls) < 100
 
 
 def test_spans_without_offsets_are_found_by_the_texts_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,10 +100,7 @@ def test_spans_without_offsets_are_found_by_the_texts_of_tokens(monkeypatch: pyt
     wanted = [(CAT, 4, 7), (CAT, 4, 11), (CAT, 0, 3)]
     expected = spans_of_all(bundled(), wanted, ids)
     assert expected == [(2,), (2, 3), (1,)]
-    monkeypatch.setattr(batches, "_PLAIN", {})
-    slow = CountsCalls(bundled().tokenizer)
-    slow.is_fast = False
-    monkeypatch.setattr(bundled(), "tokenizer", slow)
+    monkeypatch.setattr(type(bundled().tokenizer), "is_fast", False)
     assert spans_of_all(bundled(), wanted, ids) == expected
 
 

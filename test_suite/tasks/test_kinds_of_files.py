@@ -14,7 +14,7 @@ import pytest
 
 from activation_patching import PromptPairs
 from actpatch.tasks.blemishes import blemishes
-from test_suite.helpers.models import bundled
+from test_suite.helpers.models import bundled, smollm2
 from test_suite.helpers.tasks import answers_of
 
 CAT, DOG = "The cat sat on the mat", "The dog sat on the mat"
@@ -58,6 +58,7 @@ TEXTS = {
     "array over lines": json.dumps([RECORD], indent=2),
     "array below a key": json.dumps({"name": "animals", "prompts": [RECORD], "seq_labels": ["a", "b"]}, indent=1),
     "array below a key in one line": json.dumps({"prompts": [RECORD]}),
+    "array below two keys": json.dumps({"version": 1, "data": {"prompts": [RECORD]}}),
     "columns": json.dumps(columns_of([RECORD])),
     "columns over lines": json.dumps(columns_of([RECORD]), indent=1),
     "frame": pd.DataFrame([RECORD]).to_json(),
@@ -100,7 +101,9 @@ def test_one_of_several_keys_is_said(tmp_path: Path) -> None:
     two = {"train": [RECORD], "meta": {"test": [{**RECORD, "clean": DOG}]}, "test": [{"clean": 1}]}
     assert len(read(tmp_path / "two.json", two, key="train")) == 1
     assert read(tmp_path / "two.json", two, key="meta.test").pairs[0].clean == DOG
-    with pytest.raises(ValueError, match=r"two\.json has records under 'train', 'test': say which with key='train'"):
+    with pytest.raises(
+        ValueError, match=r"two\.json has records under 'train', 'test', 'meta.test': say which with key='train'"
+    ):
         read(tmp_path / "two.json", two)
     with pytest.raises(ValueError, match=r"two\.json has no key 'dev': it has 'train', 'meta', 'test'"):
         read(tmp_path / "two.json", two, key="dev")
@@ -203,6 +206,37 @@ def test_a_dataset_without_answers(tmp_path: Path) -> None:
         read(tmp_path / "none.csv", text)
     with pytest.raises(ValueError, match="correct=None leaves the right answers out: incorrect='wrong' needs them"):
         read(tmp_path / "none.csv", text, correct=None, incorrect="wrong")
+
+
+def test_one_line_of_ids_is_one_record(tmp_path: Path) -> None:
+    lines = [{"clean": [5, 6], "corrupted": [5, 7], "correct": [8, 9], "incorrect": [10]}]
+    as_ids = read(tmp_path / "ids.jsonl", json.dumps(lines[0]), prompts="ids", answers="ids")
+    assert as_ids.get_clean_corrupt_pairs() == [((5, 6), (5, 7))] and as_ids.get_target_tokens(0) == ((8, 9), 10)
+
+
+@pytest.mark.slow
+def test_a_list_of_numbers_as_text_is_told() -> None:
+    frame = pd.DataFrame([{**RECORD, "clean": "[5, 6]", "corrupted": "[5, 7]", "incorrect": " dog"}])
+    with pytest.warns(UserWarning, match=r"'\[5, 6\]' is taken as the text of a prompt, .* Say prompts='ids' if"):
+        PromptPairs.from_dataframe(smollm2(), frame)
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"), [("clean", None), ("group", None), ("corrupted", 1.5), ("subject", ["a"])]
+)
+def test_what_names_no_column_is_told(argument: str, name: Any) -> None:
+    frame = pd.DataFrame([RECORD])
+    with pytest.raises(ValueError, match=rf"{argument} is .*, expected the name of a column"):
+        PromptPairs.from_dataframe(bundled(), frame, **{argument: name})
+    with pytest.raises(TypeError, match="model is a str, expected a TransformerLens"):
+        PromptPairs.from_dataframe("tiny", frame)
+
+
+def test_columns_without_names_are_named_by_their_numbers() -> None:
+    dataset = PromptPairs.from_dataframe(
+        bundled(), pd.DataFrame([CELLS[1][:3]]), clean=0, corrupted=1, correct=2, incorrect=None
+    )
+    assert dataset.get_clean_corrupt_pairs() == [(CAT, DOG)]
 
 
 def test_a_leading_space_is_put_before_answers_that_have_none(tmp_path: Path) -> None:
