@@ -54,6 +54,18 @@ def test_many_texts_become_what_each_becomes_with_parts_of_words(model_class: st
     alike(smollm2(model_class), [*TEXTS[:4], *TEXTS[5:], "<|im_start|>user", "Ñandú São Paulo 東京", "<|im_end|>"])
 
 
+def test_what_a_model_itself_puts_before_texts_or_takes_away(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found on a few of many texts; texts with special tokens in them are made into tokens as they are alone."""
+    model = bundled("TransformerBridge")
+    eos = model.tokenizer.eos_token
+    monkeypatch.setattr(model.cfg, "tokenizer_prepends_bos", False)
+    monkeypatch.setattr(model.cfg, "tokenizer_appends_eos", True, raising=False)
+    many = [f"The cat{' dog' * n}" for n in range(40)]
+    tokens_of_all(model, many)
+    assert len(calls) < 20 and max(calls) == 40
+    alike(model, [*many[:9], f"The cat {eos}", f"The cat {eos} {eos}"])
+
+
 def test_prompts_that_cannot_be_read_say_why_as_alone() -> None:
     texts = [*TEXTS[:4], "The zyzzyva sat", "mat " * 2000, CAT.lower(), " dog", DOG.upper()]
     found = prompts_of_all(bundled(), texts)

@@ -164,6 +164,21 @@ def test_answers_of_digits_are_texts_and_both_readings_are_told(tmp_path: Path) 
     assert answers_of(read(path, rows.replace("|7", ""), answers="text"), 1) == ("18", "42")
 
 
+def test_digits_that_are_no_number_of_a_token_are_texts_without_a_warning(tmp_path: Path) -> None:
+    """Nobody writes the token 7 as 07; the last digits of years are written so."""
+    assert answers_of(read(tmp_path / "years.json", [{**RECORD, "correct": "03", "incorrect": "00"}]), 0) == (
+        "03",
+        "00",
+    )
+
+
+@pytest.mark.parametrize("kind", ["commas", "lines"])
+def test_answers_that_many_rows_have_are_kept_once(tmp_path: Path, kind: str) -> None:
+    header, row = TEXTS[kind].splitlines() if kind == "commas" else ("", TEXTS[kind].strip())
+    dataset = read(tmp_path / "many", "\n".join([header, *[row] * 3]))
+    assert len(dataset) == 3 and all(pair.incorrect is dataset.pairs[0].incorrect for pair in dataset.pairs)
+
+
 def test_integers_become_nothing_unasked() -> None:
     frame = pd.DataFrame([{"clean": CAT, "corrupted": DOG, "correct": 18, "incorrect": np.int64(42)}])
     token = bundled().tokenizer.decode([18])
