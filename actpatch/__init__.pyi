@@ -62,8 +62,8 @@ from .results.shapes import SweepResults as SweepResults
 from .results.sweep import MetricValues as MetricValues
 from .results.sweep import Sweep as Sweep
 from .statistics.sites import SiteStatistics as SiteStatistics
+from .tasks.columns import PromptPair as PromptPair
 from .tasks.dataset import PatchingDataset as PatchingDataset
-from .tasks.files import PromptPair as PromptPair
 from .tasks.generated import GeneratedTask as GeneratedTask
 from .tasks.generated import TaskPair as TaskPair
 from .tasks.ioi import IOIDataset as IOIDataset

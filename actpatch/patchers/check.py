@@ -23,6 +23,7 @@ from actpatch.interventions.noise import GaussianNoise
 from actpatch.metrics.answers import Accuracy, LogitDifference
 from actpatch.metrics.base import Answers, AnswerSequences
 from actpatch.metrics.chosen import AnyMetric, MetricFunction
+from actpatch.metrics.distribution import KLDivergence
 from actpatch.metrics.registry import NAMED_METRICS, metric_key, right_above
 from actpatch.metrics.sequence import (
     SequenceAccuracy,
@@ -30,7 +31,11 @@ from actpatch.metrics.sequence import (
     SequenceLogProbabilityDifference,
     SequenceMetric,
 )
+from actpatch.patchers.answered import answer_sets
 from actpatch.patchers.changes import changes_of
+from actpatch.patchers.spelling import OtherSpelling, other_spelling
+from actpatch.patchers.texts import text_findings, tokens_at_names, unnamed_changes
+from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.baselines import (
     ACCURACIES,
     SEVERITIES,
@@ -52,11 +57,16 @@ from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.tasks.answers import checked_sequences, checked_targets, has_own_metric
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset, pairs_of
 from actpatch.tasks.encoding import EncodedPairs, chosen_indices, encode_pairs
-from actpatch.tasks.tokens import WrongTokenizer
+from actpatch.tasks.tokens import WrongTokenizer, token_ids
 from actpatch.tasks.unmatched import unmatched_sentence
 
 STILL_RIGHT = 0.75
 """Where so large a share of the corrupted runs is right, the corruption does not change the answer."""
+_NO_ANSWERS = Finding(
+    "note",
+    "No pair has a right answer, so the metric is the KL divergence from the clean run",
+    f"Give the sweep metrics={KLDivergence.key!r} too: its default needs answers",
+)
 
 
 def check_dataset(
@@ -77,8 +87,9 @@ def check_dataset(
         dataset: prompt pairs and metric.
         pair_indices: which pairs of the dataset; None for all.
         metric: what effects are going to be computed from, a name (`METRICS`), a `Metric` or a function of (logits,
-            pair_idx). None for the dataset's own, and where it has none for the log-probability of the right answer if
-            there are no wrong ones, and for metrics of whole answers if these have several tokens.
+            pair_idx). None for the dataset's own; where it has none for the log-probability of the right answer if
+            there are no wrong ones, for metrics of whole answers if these have several tokens, and for the KL
+            divergence if there are no answers at all.
         noise: makes the corrupted run out of the clean prompt, whose partner in the pair is then not looked at.
 
     Raises:
@@ -94,22 +105,34 @@ def check_dataset(
     engine = PatchingEngine(model, show_progress=False)
     prompts = dataset if noise is None else CleanPrompts(dataset)
     asked = chosen_indices(dataset.name, len(pairs_of(prompts)), pair_indices)
+    without = metric is None and not has_own_metric(dataset) and _has_no_answers(prompts, asked)
+    metric = KLDivergence.key if without else metric
     faults = _faults(model, prompts, asked, _answers_read(dataset, metric))
     sound = tuple(i for i in asked if i not in faults)
-    findings: list[Finding | None] = [_refused(faults, asked)]
+    findings: list[Finding | None] = [_refused(faults, asked), _NO_ANSWERS if without else None]
     checked = {i: PairCheck(i, fault=fault) for i, fault in faults.items()}
     measured: MetricValues | None = None
     if sound:
         pairs = encode_pairs(model, prompts, sound)
         answers, unknown = _answers(pairs)
-        findings += [unknown, _first_token(pairs, answers)]
+        findings += [None if without else unknown, _first_token(pairs, answers)]
         if metric is None and answers and not pairs.has_own_metric:
             metric, finding = _instead_of_logits(answers)
             findings.append(finding)
-        runs = _run(engine, pairs, answers, metric, noise)
+        spelling = other_spelling(model, answers) if isinstance(answers, Answers) else None
+        runs = _run(engine, pairs, answers, metric, noise, spelling)
         measured = runs.metric
         findings += [*_about_runs(runs, pairs, noise, engine.dtype), *_about_prompts(pairs, noise)]
-        checked |= {i: _pair_check(pairs, runs, j) for j, i in enumerate(sound)}
+        given = pairs_of(dataset)
+        texts = [given[i] for i in sound]
+        findings += text_findings(model, texts, pairs)
+        if noise is None:
+            findings.append(unnamed_changes(pairs))
+        if spelling and runs.spellings:
+            clean = [pair if isinstance(pair, str) else pair[0] for pair in texts]
+            findings.append(spelling.finding(model, clean, *(values.clean for values in runs.spellings)))
+        sides = answer_sets(model, answers) if answers else ((), ())
+        checked |= {i: _pair_check(pairs, runs, j, *sides) for j, i in enumerate(sound)}
     return DatasetCheck(
         task=dataset.name,
         model=engine.model_name,
@@ -131,6 +154,8 @@ class _Runs:
     preference: MetricValues | None
     """Logit difference, or that of the log-probabilities of whole answers; None where a pair lacks an answer."""
     accuracy: MetricValues | None
+    spellings: tuple[MetricValues, ...] = ()
+    """Log-probability of the answers as they are written, and of their other spelling; none where there is none."""
 
     def of_pairs(self, kept: Bool[np.ndarray, " pair"]) -> _Runs:
         """The same of these pairs alone."""
@@ -146,6 +171,7 @@ def _run(
     answers: Answers | AnswerSequences | None,
     metric: str | AnyMetric | MetricFunction | None,
     noise: GaussianNoise | None,
+    spelling: OtherSpelling | None,
 ) -> _Runs:
     chosen: list[AnyMetric] = [pairs.metrics(metric)[0]]
     both = answers is not None and all(answers.incorrect)
@@ -153,10 +179,22 @@ def _run(
         chosen += [SequenceAccuracy(answers), *([SequenceLogProbabilityDifference(answers)] if both else [])]
     elif answers:
         chosen += [Accuracy(answers, "accuracy"), *([LogitDifference(answers)] if both else [])]
+    judges = len(chosen)
+    chosen += spelling.metrics if spelling else ()
     metrics = engine.baselines(pairs, chosen, noise=noise)
     runs = zip(chosen, metrics.patched, metrics.clean, metrics.corrupted)
-    first, *more = (MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs)
-    return _Runs(first, more[1] if len(more) > 1 else None, more[0] if more else None)
+    measured = [MetricValues(m.name, m.unit, m.more_is_better, *values) for m, *values in runs]
+    first, *more = measured[:judges]
+    preference, accuracy = more[1] if len(more) > 1 else None, more[0] if more else None
+    return _Runs(first, preference, accuracy, tuple(measured[judges:]))
+
+
+def _has_no_answers(dataset: PatchingDataset, indices: Sequence[int]) -> bool:
+    """Whether no pair has a right answer; where that cannot be said, what is wrong is told of each pair."""
+    try:
+        return not any(token_ids(dataset.get_target_tokens(i)[0]) for i in indices)
+    except (AssertionError, IndexError, NotImplementedError, TypeError, ValueError):
+        return False
 
 
 _ReadAnswers: TypeAlias = Callable[[Any, PatchingDataset, int], tuple[Sequence[Any], Sequence[Any]]]
@@ -201,7 +239,7 @@ def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], read: 
         try:
             correct, _ = read(model, dataset, i)
             if not correct:
-                faults.setdefault(i, "get_target_tokens gives no right answer")
+                faults.setdefault(i, "get_target_tokens gives no right answer, which metric='kl_divergence' needs not")
         except ValueError as error:
             faults.setdefault(i, str(error))
     return {i: fault.removeprefix(f"pair {i}: ") for i, fault in faults.items()}
@@ -369,7 +407,9 @@ def _same_clean(clean: Sequence[Hashable], corrupted: Sequence[Hashable], indice
     )
 
 
-def _pair_check(pairs: EncodedPairs, runs: _Runs, j: int) -> PairCheck:
+def _pair_check(
+    pairs: EncodedPairs, runs: _Runs, j: int, correct: Sequence[AnswerSet], incorrect: Sequence[AnswerSet]
+) -> PairCheck:
     clean, corrupted = runs.metric.clean[j : j + 1], runs.metric.corrupted[j : j + 1]
     prefers_right, corrupted_prefers_right = _right(runs.preference, j)
     says_right, corrupted_says_right = _right(runs.accuracy, j)
@@ -387,6 +427,9 @@ def _pair_check(pairs: EncodedPairs, runs: _Runs, j: int) -> PairCheck:
         template=pairs.templates[j],
         group=pairs.groups[j],
         positions=tuple(pairs.positions[j]),
+        named_tokens=tuple(token for _, token in tokens_at_names(pairs, j)),
+        correct=correct[j] if correct else NO_ANSWER,
+        incorrect=incorrect[j] if incorrect else NO_ANSWER,
         changes=changes_of(pairs, j),
         n_corrupted_tokens=len(pairs.corrupted[j]),
         unmatched=len(pairs.clean[j]) - n_matched,

@@ -15,6 +15,7 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
 from actpatch.metrics.base import AnswerMetric
 from actpatch.metrics.sequence import SequenceMetric
+from actpatch.patchers.answered import measured_answers
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
@@ -54,6 +55,7 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
     metrics = pairs.metrics(settings.metrics)
     reads_answers = any(isinstance(metric, (AnswerMetric, SequenceMetric)) for metric in metrics)
     cut = pairs.first_token_alone if reads_answers else ""
+    correct, incorrect = measured_answers(pairs, metrics)
     references = settings.source.references(seen[settings.directions[0]])
     told = {
         direction: _told(of_run, of_direction[direction], is_ablation=references is not None)
@@ -82,6 +84,8 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
             matches=pairs.matches,
             templates=pairs.templates,
             groups=pairs.groups,
+            correct=correct,
+            incorrect=incorrect,
             source_of_values=settings.source.label,
             source_kind="ablation" if settings.source.is_ablation else "other run",
             noise="" if settings.noise is None else settings.noise.label,

@@ -87,26 +87,31 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
 
 
 def pairs_section(sweep: Sweep, name: str) -> Markup:
-    """The first pairs' prompts and baselines, and those of others folded away; not all, where there are very many."""
+    """The first pairs' prompts, answers and baselines, and those of others folded away; not all, where there are very
+    many."""
     n = len(sweep.pair_indices)
     has_groups = any(sweep.groups)
+    sides = [side for side in (sweep.correct, sweep.incorrect) if any(answers.texts for answers in side)]
     rows = [
         [
             str(sweep.pair_indices[j]),
             *([sweep.groups[j]] if has_groups else []),
             "".join(sweep.clean_tokens[j]),
             "".join(sweep.corrupted_tokens[j]),
+            *(str(side[j]) for side in sides),
             signed(sweep.clean[j]),
             signed(sweep.corrupted[j]),
             "yes" if sweep.usable[j] else "no",
         ]
         for j in range(min(n, MOST_PAIRS))
     ]
+    named = ["Right answer", "Wrong answer"] if len(sides) == 2 or sides == [sweep.correct] else ["Wrong answer"]
     heads = [
         "Pair",
         *(["Group"] if has_groups else []),
         "Clean prompt",
         "Corrupted prompt",
+        *named[: len(sides)],
         "Clean metric",
         "Corrupted metric",
         "Usable",

@@ -11,11 +11,13 @@ from typing import Any
 
 from actpatch.core.heavy import pd
 from actpatch.core.text import count, shortened
+from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.baselines import Finding, Verdict, verdict_of
 from actpatch.results.text import WIDTH
 
 MOST_SHOWN = 4
 """How many kinds of changes, and how many changes of the pair that is shown, a table lists."""
+_SIDES = ("correct", "incorrect")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class PairCheck:
     """What it has in common with pairs that may work alike (`PatchingDataset.get_group`)."""
     positions: tuple[str, ...] = ()
     """Names of its named positions."""
+    named_tokens: tuple[str, ...] = ()
+    """The token under each of these names in the clean prompt; of a name of several tokens all of them."""
+    correct: AnswerSet = NO_ANSWER
+    """The right answers to the clean prompt; none where they are not read."""
+    incorrect: AnswerSet = NO_ANSWER
     changes: tuple[Change, ...] = ()
     n_corrupted_tokens: int | None = None
     unmatched: int = 0
@@ -149,13 +156,20 @@ class DatasetCheck:
         return _mean([pair.corrupted_prefers_right for pair in self.pairs])
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row per pair; `changes` as text."""
+        """A row per pair; `changes` and answers as text, answers also as `correct_ids` and `incorrect_ids`."""
         columns = [field.name for field in dataclasses.fields(PairCheck)]
         rows = [
-            {**vars(pair), "positions": ", ".join(pair.positions), "changes": "; ".join(map(str, pair.changes))}
+            {
+                **vars(pair),
+                "positions": ", ".join(pair.positions),
+                "named_tokens": ", ".join(map(repr, pair.named_tokens)),
+                "changes": "; ".join(map(str, pair.changes)),
+                **{side: getattr(pair, side).plain for side in _SIDES},
+                **{f"{side}_ids": getattr(pair, side).ids for side in _SIDES},
+            }
             for pair in self.pairs
         ]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=[*columns, *(f"{side}_ids" for side in _SIDES)])
 
     def to_dict(self) -> dict[str, Any]:
         """Verdict, findings and pairs as plain values that can be stored as JSON."""
@@ -227,14 +241,22 @@ def _facts(check: DatasetCheck) -> dict[str, list[str]]:
         if len(groups) > MOST_SHOWN:
             facts["groups"].append(f"and {len(groups) - MOST_SHOWN} more")
     facts["named"] = [_counts(Counter(name for pair in run for name in pair.positions), len(run))]
+    first = next((pair for pair in run if pair.changes), run[0])
+    if first.positions:
+        tokens = ", ".join(f"{name} {text!r}" for name, text in zip(first.positions, first.named_tokens))
+        facts["named"].append(f"in pair {first.pair}: {tokens}")
     facts["varies"] = [check.varies or check.noise]
     changed = Counter(_places(pair.changes) for pair in run if pair.changes)
     facts["changed"] = [
         f"{textwrap.shorten(places, 50)} in {n} of {len(run)} pairs" for places, n in changed.most_common(MOST_SHOWN)
     ]
-    if first := next((pair for pair in run if pair.changes), None):
-        more = len(first.changes) - MOST_SHOWN
-        facts[f"pair {first.pair}"] = [*map(str, first.changes[:MOST_SHOWN]), f"and {more} more" if more > 0 else ""]
+    more = len(first.changes) - MOST_SHOWN
+    facts[f"pair {first.pair}"] = [
+        *map(str, first.changes[:MOST_SHOWN]),
+        f"and {more} more" if more > 0 else "",
+        f"right answer {first.correct.told}" if first.correct.ids else "",
+        f"wrong answer {first.incorrect.told}" if first.incorrect.ids else "",
+    ]
     headings = {heading: [line for line in lines if line] for heading, lines in facts.items()}
     return {heading: lines for heading, lines in headings.items() if lines}
 

@@ -24,10 +24,12 @@ import numpy as np
 
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
+from actpatch.results.answers import AnswerSet
 from actpatch.results.sweep import MetricValues, Sweep
 
 FILE_FORMAT = 8
 """Raised whenever what is stored changes."""
+_SIDES = ("correct", "incorrect")
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
@@ -191,6 +193,12 @@ def _to_json(shown: Sweep) -> dict[str, Any]:
         {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)} for values in sweep.measured
     ]
     fields["versions"] = dict(sweep.versions)
+    # Many pairs may have the same long list of answers: each is stored once.
+    distinct = list(dict.fromkeys((*sweep.correct, *sweep.incorrect)))
+    places = {answers: place for place, answers in enumerate(distinct)}
+    fields["answers"] = [dataclasses.asdict(answers) for answers in distinct]
+    for side in _SIDES:
+        fields[side] = [places[answers] for answers in getattr(sweep, side)]
     return fields
 
 
@@ -200,6 +208,9 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
         fields[name] = tuple(fields[name])
     for name in ("clean_tokens", "corrupted_tokens", "matches"):
         fields[name] = _tuples(fields[name])
+    answers = [AnswerSet(*map(_tuples, (stored["ids"], stored["texts"]))) for stored in fields.pop("answers")]
+    for side in _SIDES:
+        fields[side] = tuple(answers[place] for place in fields[side])
     n_patches, n_pairs = len(fields["patches"]), len(fields["pair_indices"])
     shapes = {"patched": (n_patches, n_pairs), "clean": (n_pairs,), "corrupted": (n_pairs,)}
     for values in fields["measured"]:

@@ -29,6 +29,7 @@ from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch, Site
 from actpatch.core.text import count
 from actpatch.metrics.registry import METRICS, metric_key
+from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
@@ -38,7 +39,7 @@ SourceKind = Literal["other run", "ablation"]
 MIN_RELATIVE_CHANGE = 0.1
 """Below this share of the larger metric, the difference of a pair's two runs is too small to divide by."""
 
-PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "groups")
+PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "groups", "correct", "incorrect")
 """Fields of a `Sweep` with an entry per pair."""
 
 Value = TypeVar("Value", bound=Hashable)
@@ -111,6 +112,10 @@ class Sweep:
     of its own number."""
     groups: tuple[str, ...] = ()
     """Group of each pair, which may work otherwise than those of another one (`PatchingDataset.get_group`)."""
+    correct: tuple[AnswerSet, ...] = ()
+    """The right answers of each pair to its clean prompt; empty ones where there are none, or nothing reads them."""
+    incorrect: tuple[AnswerSet, ...] = ()
+    """The wrong answers of each pair, likewise."""
     source_of_values: str = "the other run"
     """What was written, in words: the other run's activation, or what an ablation puts in its place
     (`interventions.sources`)."""
@@ -146,9 +151,9 @@ class Sweep:
                 raise ValueError(
                     f"patched has shape {values.patched.shape}, expected (patches, pairs) = {(n_patches, n_pairs)}"
                 )
-        for name in ("templates", "groups"):
+        for name, nothing in (("templates", ""), ("groups", ""), ("correct", NO_ANSWER), ("incorrect", NO_ANSWER)):
             if not getattr(self, name):
-                object.__setattr__(self, name, ("",) * n_pairs)
+                object.__setattr__(self, name, (nothing,) * n_pairs)
         for name in (*PER_PAIR, *(["matches"] if self.matches else [])):
             if (given := len(getattr(self, name))) != n_pairs:
                 raise ValueError(f"{name} has {given} entries, expected one per pair ({n_pairs})")
@@ -377,7 +382,8 @@ class Sweep:
         Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `neuron`, `position` and `position_name`,
         each missing where the patch has none or several, and those of its middle for a window of layers; `token` and
         `corrupted_token` at that position, of a name that stands for several tokens their text; `pair` (index in the
-        dataset), its `template` and `group`; `metric`, `unit`, `direction`; `source` (what was written), `noise` and
+        dataset), its `template` and `group`; its `correct` and `incorrect` answers, of several the first ones, with
+        `|` between them, and how many more; `metric`, `unit`, `direction`; `source` (what was written), `noise` and
         `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`; the `effect`, NaN where
         the pair is not `usable`. Positions count from the start of the prompt that is patched; where prompts have other
         lengths, the other one's token is that which stands for it, missing where there is none.
@@ -404,6 +410,8 @@ class Sweep:
             "pair": np.array(self.pair_indices, dtype=np.int64)[pair],
             "template": _text(self.templates, pair),
             "group": _text(self.groups, pair),
+            "correct": _text([answers.plain for answers in self.correct], pair),
+            "incorrect": _text([answers.plain for answers in self.incorrect], pair),
             "metric": _text(self.metrics, metric),
             "unit": _text([values.unit for values in self.measured], metric),
             "direction": _text([self.direction], np.zeros_like(patch)),

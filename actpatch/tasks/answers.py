@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from actpatch.core.text import MOST_LISTED
 from actpatch.metrics.base import AnswerMetric, Whole
 from actpatch.metrics.chosen import AnyMetric
 from actpatch.metrics.own import DatasetMetric
@@ -28,14 +29,8 @@ def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[t
     read = functools.partial(answer_ids, first_token=dataset.first_token)
     correct, incorrect = _sides(model, dataset, index, read)
     _check_vocabulary(model, index, (*correct, *incorrect))
-    if shared := set(correct) & set(incorrect):
-        said = f"are the same {_named(model, shared)}: an answer is one or the other"
-        if cut_answer(model, dataset, index):
-            said = (
-                f"begin with the same {_named(model, shared)}, and first_token takes no more of them: measure whole "
-                "answers, without first_token, by metrics='sequence_log_probability_difference', or leave the pair out"
-            )
-        raise ValueError(f"pair {index}: correct and incorrect answer {said}")
+    if same := same_tokens(model, correct, incorrect, are_cut=bool(cut_answer(model, dataset, index))):
+        raise ValueError(f"pair {index}: {same}")
     return correct, incorrect
 
 
@@ -54,13 +49,38 @@ def checked_sequences(model: Any, dataset: PatchingDataset, index: int) -> tuple
     size = model.cfg.d_vocab
     if unread := [token for answer in every for token in answer[:-1] if token >= size]:
         raise ValueError(f"pair {index}: target token {unread[0]} is outside the vocabulary of {size} that is read")
-    if shared := set(correct) & set(incorrect):
-        answer = shared.pop()
-        same = _named(model, answer) if len(answer) == 1 else named(model, answer)
-        raise ValueError(
-            f"pair {index}: correct and incorrect answer are the same {same}: an answer is one or the other"
-        )
+    if same_answer := same_wholes(model, correct, incorrect):
+        raise ValueError(f"pair {index}: {same_answer}")
     return correct, incorrect
+
+
+def same_tokens(model: Any, correct: Iterable[int], incorrect: Iterable[int], *, are_cut: bool) -> str:
+    """A sentence on the tokens that are on both sides; empty where none is.
+
+    Args:
+        are_cut: whether they are the first tokens of longer answers.
+    """
+    shared = {*correct} & {*incorrect}
+    if not shared:
+        return ""
+    said = f"are the same {named_tokens(model, shared)}: an answer is one or the other"
+    if are_cut:
+        said = (
+            f"begin with the same {named_tokens(model, shared)}, and first_token takes no more of them: measure whole "
+            "answers, without first_token, by metrics='sequence_log_probability_difference', or leave the pair out"
+        )
+    return f"correct and incorrect answer {said}"
+
+
+def same_wholes(model: Any, correct: Iterable[Whole], incorrect: Iterable[Whole]) -> str:
+    """The same of whole answers."""
+    shared = {*correct} & {*incorrect}
+    if not shared:
+        return ""
+    if all(len(answer) == 1 for answer in shared):
+        return same_tokens(model, *[[token for (token,) in shared]] * 2, are_cut=False)
+    answer = min(shared, key=lambda one: (-len(one), one))
+    return f"correct and incorrect answer are the same {named(model, answer)}: an answer is one or the other"
 
 
 def cut_answer(model: Any, dataset: PatchingDataset, index: int) -> Whole:
@@ -159,6 +179,10 @@ def _check_vocabulary(model: Any, index: int, tokens: Iterable[int]) -> None:
             raise ValueError(f"pair {index}: a target is the tokenizer's unknown token: use a word the model knows")
 
 
-def _named(model: Any, tokens: Iterable[int]) -> str:
-    named = [f"{token} ({text!r})" for token, text in zip(sorted(tokens), token_strings(model, sorted(tokens)))]
-    return f"token{'s' * (len(named) > 1)} {', '.join(named)}"
+def named_tokens(model: Any, tokens: Iterable[int]) -> str:
+    """`token 673 (' she')`; of many the first ones and their number."""
+    tokens = sorted(tokens)
+    more = f" and {len(tokens) - MOST_LISTED} more" if len(tokens) > MOST_LISTED else ""
+    listed = tokens[:MOST_LISTED]
+    named = [f"{token} ({text!r})" for token, text in zip(listed, token_strings(model, listed))]
+    return f"token{'s' * (len(named) > 1)} {', '.join(named)}{more}"

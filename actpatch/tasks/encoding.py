@@ -50,6 +50,7 @@ from actpatch.tasks.vocabulary import check_made_for
 
 _WITHIN = re.compile(r"(.+)\[(-?\d+)\]")
 """A name of a span, and which of its tokens."""
+_ALONE = "; a clean prompt alone needs noise=GaussianNoise(...), which makes the corrupted run"
 
 
 @dataclass(frozen=True)
@@ -417,7 +418,7 @@ def _encode_pair(
     if len(prompts) != 2 or not all(as_list(p) is not None or (isinstance(p, str) and p) for p in prompts):
         raise ValueError(
             f"pair {index} is {shortened(pair)}, expected (clean prompt, corrupted prompt), two texts or lists of "
-            "token ids"
+            f"token ids{_ALONE if isinstance(pair, str) else ''}"
         )
     try:
         clean, corrupted = (encode_prompt(model, prompt) for prompt in prompts)

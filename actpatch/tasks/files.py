@@ -1,261 +1,200 @@
-"""Reads tables of prompts: CSV, JSONL and DataFrames to pairs, with every fault named by its row. Knows no model."""
+"""Reads files of prompts into a table, whatever kind of file it is: that is seen from what it holds, not from its name.
+
+Text with separated cells (commas, tabs, semicolons), JSON documents and JSON lines, in UTF-8 or UTF-16. Knows no model,
+and of the columns only which names are looked for, by which a header is recognized.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from actpatch.core.heavy import pd
-from actpatch.core.indices import is_integer
-from actpatch.core.text import MOST_LISTED
-from actpatch.tasks.chat import is_chat
-from actpatch.tasks.tokens import Prompt, as_list, is_one_prompt
+from actpatch.tasks.documents import json_documents
 
-POSITION_PREFIX = "position:"
-"""What the names of columns with named positions begin with."""
 ANSWER_SEPARATOR = "|"
-"""What stands between several acceptable answers in a CSV cell."""
+"""What stands between several acceptable answers in a cell of a file of separated cells."""
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 """What may stand between the cells of a CSV file."""
+_MOST_LINES_ABOVE = 20
+"""Among so many lines the header is looked for."""
+_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_OTHER_KINDS = {
+    b"PAR1": ("a Parquet file", "from_dataframe(model, pd.read_parquet(path))"),
+    b"PK\x03\x04": ("an Excel or zip file", "from_dataframe(model, pd.read_excel(path)), or unpack it"),
+    b"\x1f\x8b": ("a gzip file", "from_dataframe(model, pd.read_csv(path)), or unpack it"),
+}
+"""How files begin that hold no text, what they are, and how they can be read."""
 
 
 @dataclass(frozen=True)
-class PromptPair:
-    """One pair of one's own."""
+class Table:
+    """Rows of cells under named columns, each row with the name that messages call it by."""
 
-    clean: Prompt
-    """A text, messages of a chat, or token ids."""
-    corrupted: Prompt
-    correct: tuple[str | int, ...]
-    """Acceptable answers to the clean prompt, each as it stands after it, with the space if it begins with one; or
-    token ids."""
-    incorrect: tuple[str | int, ...] = ()
-    template: str = ""
-    """Key that pairs share if they may be averaged position by position; see `PatchingDataset.get_template`."""
-    positions: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
-    """Named positions in tokens of the clean prompt, BOS included where the model prepends one; negative ones count
-    from the end. A name may stand for several."""
-    group: str = ""
-    """What it has in common with pairs that may work alike (`PatchingDataset.get_group`); empty for its template."""
-    row: str = ""
-    """Where the pair comes from, for messages."""
-    corrupted_positions: Mapping[str, int | Sequence[int]] | None = None
-    """The named positions in the corrupted prompt, where it is aligned (`PatchingDataset.get_corrupted_positions`)."""
-
-    def __post_init__(self) -> None:
-        for which, prompt in (("clean", self.clean), ("corrupted", self.corrupted)):
-            if not (prompt.strip() if isinstance(prompt, str) else is_one_prompt(prompt) and as_list(prompt)):
-                raise ValueError(f"the {which} prompt is {prompt!r}, expected a text, messages of a chat or token ids")
-        for side, answers in (("correct", self.correct), ("incorrect", self.incorrect)):
-            if isinstance(answers, str) or is_integer(answers):
-                raise ValueError(f"{side} is {answers!r}, expected a tuple of answers: ({answers!r},)")
-            if wrong := [answer for answer in answers if not isinstance(answer, str) and not is_integer(answer)]:
-                raise ValueError(f"{side} holds {wrong[0]!r}, expected texts or token ids")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column holds what, and how a row becomes a pair."""
-
-    clean: str
-    corrupted: str
-    correct: str
-    incorrect: str | None
-    template: str
-    group: str
+    source: str
+    """The file, for messages."""
+    columns: tuple[str, ...]
+    cells: Sequence[Sequence[Any]]
+    """Of each row, one per column."""
+    rows: Sequence[str]
+    """Name of each row, for instance `row 3`."""
     separator: str | None = None
-    """What stands between several answers in one text; None where they are a list."""
-
-    def read(self, frame: pd.DataFrame, rows: Sequence[str], source: str) -> list[PromptPair]:
-        self._check(frame, source)
-        positions = [name for name in frame.columns if str(name).startswith(POSITION_PREFIX)]
-        pairs, empty, wrong = [], [], []
-        for row, cells in zip(rows, frame.to_dict("records")):
-            if missing := [column for column in self._filled if _is_empty(cells[column])]:
-                empty.append((row, ", ".join(missing)))
-                continue
-            try:
-                pairs.append(self._pair(cells, positions, row))
-            except ValueError as error:
-                wrong.append((row, str(error)))
-        refuse(empty, len(rows), source, "empty cells", "fill them, or take the rows out")
-        refuse(wrong, len(rows), source, "cells that cannot be read")
-        return pairs
-
-    @property
-    def _filled(self) -> list[str]:
-        return [name for name in (self.clean, self.corrupted, self.correct, self.incorrect) if name is not None]
-
-    def _check(self, frame: pd.DataFrame, source: str) -> None:
-        columns = list(frame.columns)
-        if twice := sorted({str(name) for name in columns if columns.count(name) > 1}):
-            raise ValueError(f"{source} has the column {twice[0]!r} twice: give each column its own name")
-        optional = {"template": self.template, "group": self.group}
-        needed = self._filled + [name for argument, name in optional.items() if name != argument]
-        missing = [name for name in needed if name not in columns]
-        if not missing:
-            return
-        without = (
-            ". Without incorrect answers, for metrics that read the right answer alone, say incorrect=None"
-            if self.incorrect in missing
-            else ""
-        )
-        raise ValueError(
-            f"{source} has no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, columns)) or 'none'}. Rename the columns, or say which they are with "
-            f"{self._argument(missing[0])}='...'{without}"
-        )
-
-    def _argument(self, column: str) -> str:
-        return next(name for name, value in vars(self).items() if value == column)
-
-    def _pair(self, cells: Mapping[Any, Any], positions: Sequence[str], row: str) -> PromptPair:
-        return PromptPair(
-            clean=_prompt(cells[self.clean], self.clean),
-            corrupted=_prompt(cells[self.corrupted], self.corrupted),
-            correct=self._answers(cells[self.correct], self.correct),
-            incorrect=() if self.incorrect is None else self._answers(cells[self.incorrect], self.incorrect),
-            template=_key(cells.get(self.template)),
-            group=_key(cells.get(self.group)),
-            positions={
-                column.removeprefix(POSITION_PREFIX): _position(cells[column], column)
-                for column in positions
-                if not _is_empty(cells[column])
-            },
-            row=row,
-        )
-
-    def _answers(self, cell: Any, column: str) -> tuple[str, ...]:
-        if isinstance(cell, str):
-            several: Iterable[Any] = [cell] if self.separator is None else cell.split(self.separator)
-        else:
-            several = cell if isinstance(cell, Iterable) else [cell]
-        return tuple(_text(answer, column) for answer in several)
+    """What stands between several answers in one cell; None where they are a list."""
+    faults: Mapping[int, str] = field(default_factory=dict)
+    """Index of a row -> why its cells could not be told apart."""
 
 
-def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
+def read_file(path: Path, wanted: Sequence[str] = (), key: str | None = None) -> Table:
+    """The table that a file holds.
+
+    Args:
+        path: the file.
+        wanted: names of columns, by which the header is told from lines above it, and how cells are separated.
+        key: of a JSON document the key under which the records are; None where only one can be meant.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: for a file of another kind or encoding, an empty one, and one that cannot be read as what it is.
+    """
+    path = Path(path)
+    encoding = _encoding(path)
+    with path.open(encoding=encoding, newline="") as file:
+        try:
+            begins = _first_character(file)
+            if begins in ("[", "{"):
+                columns, cells, rows = json_documents(file, path.name, key)
+                return Table(path.name, columns, cells, rows)
+            if not begins:
+                raise ValueError(f"{path.name} is empty: its first line names the columns, or it holds JSON objects")
+            if key is not None:
+                raise ValueError(f"{path.name} is no JSON document: leave out key={key!r}")
+            return _separated(file, path.name, wanted)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path.name} is not in UTF-8 ({error}): save it in that encoding, or in UTF-16 with its mark"
+            ) from None
+
+
+def frame_table(frame: pd.DataFrame) -> Table:
+    """The table of a DataFrame; its rows are named by their index labels."""
+    columns = [list(frame.iloc[:, i]) for i in range(frame.shape[1])]
+    cells = list(zip(*columns)) if columns else [() for _ in frame.index]
+    return Table("the DataFrame", tuple(map(str, frame.columns)), cells, [f"row {label}" for label in frame.index])
+
+
+def name_key(name: str) -> str:
+    """A column's name without the differences that are not looked at: spaces around it, and case."""
+    return str(name).strip().casefold()
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8 unless the file begins with the mark of UTF-16, or has zeros where UTF-16 has them."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    for begin, (kind, remedy) in _OTHER_KINDS.items():
+        if head.startswith(begin):
+            raise ValueError(f"{path.name} is {kind}, expected text (CSV, TSV, JSON or JSONL): {remedy}")
+    for mark, encoding in _BOMS:
+        if head.startswith(mark):
+            return encoding
+    high, low = head[1::2].count(0), head[::2].count(0)
+    if max(high, low) * 4 > len(head):
+        return "utf-16-le" if high > low else "utf-16-be"
+    return "utf-8"
+
+
+def _first_character(file: TextIO) -> str:
+    """The first that is no white space; the file is put back."""
+    found = next((line.lstrip()[0] for line in iter(lambda: file.read(4096), "") if line.strip()), "")
+    file.seek(0)
+    return found
+
+
+def _separated(file: TextIO, source: str, wanted: Sequence[str]) -> Table:
     """Every cell as the text it is, and the line of the file on which each row begins.
 
-    Cells are separated as those of the header are. Read with Python's own reader: that of pandas loses the lines,
-    because cells may hold line breaks.
+    Read with Python's own reader: that of pandas loses the lines, because cells may hold line breaks.
     """
-    records: list[list[str]] = []
+    above, delimiter = _header(file, source, wanted)
+    for _ in range(above):
+        file.readline()
+    begins = above + 1
+    known: dict[str, str] = {}  # a text that many cells have is kept once
+    header: list[str] | None = None
+    cells: list[list[str]] = []
     rows: list[str] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        begins, delimiter = 1, ","
-        try:
-            delimiter = _delimiter(file, path.name)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    records.append(cells)
-                    rows.append(f"row {begins}")
-                begins = reader.line_num + 1
-        except csv.Error as error:
-            raise ValueError(f"{path.name}, row {begins} cannot be read ({error}): {_quoting(delimiter)}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path.name} is not in UTF-8 ({error}): save it in that encoding") from None
-    if not records:
-        raise ValueError(f"{path.name} is empty: its first line names the columns")
-    header, *records = records
-    width = len(header)
-    overfull = [
-        (row, f"{len(cells)} cells under {width} columns")
-        for row, cells in zip(rows[1:], records)
-        if len(cells) > width
-    ]
-    refuse(overfull, len(records), path.name, "more cells than the header", _quoting(delimiter))
-    filled = [cells + [""] * (width - len(cells)) for cells in records]
-    return pd.DataFrame(filled, columns=[name.strip() for name in header]), rows[1:]
+    faults: dict[int, str] = {}
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            name, begins = f"row {begins}", above + reader.line_num + 1
+            if not any(cell.strip() for cell in row):
+                continue
+            if header is None:
+                header = [cell.strip().removeprefix("\ufeff") for cell in row]
+                continue
+            if len(row) > len(header):
+                if any(cell.strip() for cell in row[len(header) :]):
+                    faults[len(rows)] = (
+                        f"{len(row)} cells, with {_DELIMITERS[delimiter]} between them, under {len(header)} columns"
+                    )
+                row = row[: len(header)]
+            cells.append([known.setdefault(cell, cell) for cell in row] + [""] * (len(header) - len(row)))
+            rows.append(name)
+    except csv.Error as error:
+        raise ValueError(f"{source}, row {begins} cannot be read ({error}): {_quoting(delimiter)}") from None
+    assert header is not None, "a file with text has a line with text"
+    while header and not header[-1]:  # a delimiter at the end of every line makes a column without a name
+        header.pop()
+    return Table(source, tuple(header), cells, rows, ANSWER_SEPARATOR, faults)
 
 
-def _delimiter(file: TextIO, source: str) -> str:
-    """What separates the columns that the header, the first line with a text, names; the file is put back."""
-    header = next((line for line in iter(file.readline, "") if line.strip()), "")
+def _header(file: TextIO, source: str, wanted: Sequence[str]) -> tuple[int, str]:
+    """How many lines stand above the header, and what separates its cells; the file is put back.
+
+    The header is the line that has most of the wanted columns. Where none has any, it is the first line with a text
+    that does not begin with `#`.
+    """
+    lines = [line for line, _ in zip(iter(file.readline, ""), range(_MOST_LINES_ABOVE))]
     file.seek(0)
-    delimiter = max(_DELIMITERS, key=header.count)  # the comma where there are as many of several
-    if delimiter not in header and ANSWER_SEPARATOR in header:
+    looked_for = {name_key(name) for name in wanted}
+    found = [
+        (sum(name in looked_for for name in names), line, delimiter)
+        for line, text in enumerate(lines)
+        for delimiter in _DELIMITERS
+        if (names := set(_names(text, delimiter)))
+    ]
+    most = max(found, key=lambda which: which[0], default=(0, 0, ","))
+    if most[0] > (1 if len(looked_for) > 1 else 0):
+        return most[1], most[2]
+    plain = [line for line, text in enumerate(lines) if text.strip() and not text.lstrip().startswith("#")]
+    line = plain[0] if plain else next((i for i, text in enumerate(lines) if text.strip()), 0)
+    delimiter = max(_DELIMITERS, key=lines[line].count)  # the comma where there are as many of several
+    if delimiter not in lines[line] and ANSWER_SEPARATOR in lines[line]:
         raise ValueError(
             f"{source}: the columns are separated by {ANSWER_SEPARATOR!r}, which stands between answers: separate them "
             "by commas, semicolons or tabs"
         )
-    return delimiter
+    return line, delimiter
+
+
+def _names(line: str, delimiter: str) -> Iterator[str]:
+    """The line's cells as names of columns; none where it is no line of such cells."""
+    try:
+        cells = next(csv.reader(io.StringIO(line), delimiter=delimiter), [])
+    except csv.Error:
+        return
+    yield from (name_key(cell.removeprefix("\ufeff")) for cell in cells)
 
 
 def _quoting(delimiter: str) -> str:
+    """How cells with such a delimiter are written."""
     return (
-        f"a cell with {_DELIMITERS[delimiter]} or a line break stands in double quotes, and a quote inside such a cell "
-        'is doubled ("")'
+        f"a cell with {_DELIMITERS[delimiter]} or a line break stands in double quotes, with no space before them, and "
+        'a quote inside such a cell is doubled ("")'
     )
-
-
-def read_jsonl(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """One record per line. pandas' own reader names no line in its errors and turns text into numbers and dates."""
-    records, rows = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}, row {number} is not JSON ({error}): give one object per line") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path.name}, row {number} is {line.strip()[:40]}, expected an object {{...}} per line")
-        records.append(record)
-        rows.append(f"row {number}")
-    if not records:
-        raise ValueError(f"{path.name} is empty: give one JSON object per line")
-    return pd.DataFrame(records, dtype=object), rows
-
-
-def refuse(faults: Sequence[tuple[str, str]], n_rows: int, source: str, what: str, remedy: str = "") -> None:
-    """Raise a `ValueError` where there are faults, with the first rows that have one and how many there are.
-
-    Args:
-        faults: (row, what is wrong with it).
-        n_rows: number of rows in all.
-        source: file or dataset.
-        what: what the rows have.
-        remedy: what to do about it.
-    """
-    if not faults:
-        return
-    rows: dict[str, list[str]] = {}
-    for row, fault in faults:
-        rows.setdefault(row, []).append(fault)
-    listed = "; ".join(f"{row}: {', '.join(faults)}" for row, faults in list(rows.items())[:MOST_LISTED])
-    more = f"; and {len(rows) - MOST_LISTED} more" if len(rows) > MOST_LISTED else ""
-    raise ValueError(
-        f"{source}: {len(rows)} of {n_rows} rows have {what}. {listed}{more}" + (f". {remedy}" if remedy else "")
-    )
-
-
-def _key(cell: Any) -> str:
-    return "" if _is_empty(cell) else str(cell)
-
-
-def _is_empty(cell: Any) -> bool:
-    if isinstance(cell, str):
-        return not cell.strip()
-    return bool(pd.isna(cell)) if pd.api.types.is_scalar(cell) else len(cell) == 0
-
-
-def _prompt(cell: Any, column: str) -> Prompt:
-    return cell if is_chat(cell) else _text(cell, column)
-
-
-def _text(cell: Any, column: str) -> str:
-    if not isinstance(cell, str) or not cell.strip():
-        raise ValueError(f"{column} holds {cell!r}, expected text")
-    return cell
-
-
-def _position(cell: Any, column: str) -> int:
-    try:
-        return int(str(cell).strip().removesuffix(".0"))  # pandas makes 7.0 of 7 in a column with empty cells
-    except ValueError:
-        raise ValueError(f"{column} holds {cell!r}, expected a whole number") from None

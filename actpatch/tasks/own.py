@@ -1,224 +1,261 @@
-"""Prompts of one's own as a dataset: pairs from a CSV or JSONL file or a DataFrame, without a class.
+"""Prompts of one's own as a dataset: pairs from a file or a DataFrame, without a class.
 
-One row is one pair: clean prompt, corrupted prompt, correct and incorrect answers, and if wanted a template key and
-named positions. Everything that is wrong with a file is found when it is read, and named by row.
+One row is one pair: clean prompt, corrupted prompt, correct and incorrect answers, and if wanted a template key, named
+positions and a subject. Everything that is wrong with a file is found when it is read, and named by row.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 from actpatch.core.heavy import pd
+from actpatch.core.text import described, shortened
 from actpatch.core.warn import warn_user
-from actpatch.metrics.base import Whole
-from actpatch.tasks.alignment import checked_span
-from actpatch.tasks.answers import checked_sequences
-from actpatch.tasks.chat import is_chat, need_chat_template, one_message
+from actpatch.tasks import published
+from actpatch.tasks.acceptable import Meanings
+from actpatch.tasks.blemishes import blemishes
+from actpatch.tasks.chat import one_message
+from actpatch.tasks.columns import Answer, Columns, Places, PromptPair, TableRows, UnreadableRow
 from actpatch.tasks.dataset import Align, PatchingDataset, TargetTokens, as_targets
-from actpatch.tasks.files import ANSWER_SEPARATOR, Columns, PromptPair, read_csv, read_jsonl, refuse
+from actpatch.tasks.files import Table, frame_table, read_file
 from actpatch.tasks.labels import TokenLabels, check_labels
-from actpatch.tasks.tokens import (
-    Prompt,
-    as_list,
-    compare_lengths,
-    encode_prompt,
-    known_tokens,
-    need_tokenizer,
-    space_hint,
-)
+from actpatch.tasks.resolved import Resolver
+from actpatch.tasks.tokens import Prompt, as_list
+
+
+class Reading(TypedDict, total=False):
+    """How `PromptPairs.from_file` and its kind read a table: which columns hold what, and what cells mean.
+
+    Columns are also found where their names differ in case or in the spaces around them; a name with dots reaches into
+    records (`counterfactual.prompt`).
+    """
+
+    clean: str
+    """The column of clean prompts, by default `clean`."""
+    corrupted: str | None
+    """The column of corrupted prompts, by default `corrupted`; None where noise makes the corrupted run."""
+    correct: str | None
+    """The column of correct answers, by default `correct`; None for metrics that need no answer."""
+    incorrect: str | None
+    """The column of incorrect answers, by default `incorrect`; None for metrics that read the right answer alone."""
+    template: str
+    """The column of template keys; there need be none called `template`."""
+    group: str
+    """The column that tells which pairs may work alike; there need be none called `group`."""
+    subject: str | None
+    """A column of texts that stand in the clean prompt: the tokens of each become the positions `SUBJECT`. A prompt may
+    have `{}` in its place."""
+    answers: Literal["text", "ids"] | None
+    """Whether answers are texts or token ids; by default texts, with a warning where they are digits only."""
+    prompts: Literal["text", "ids"] | None
+    """Whether prompts are texts or lists of token ids; by default texts."""
+    leading_space: bool
+    """Whether a space is put before answers that begin with none, as most tokens of words have it."""
+    positions_count_bos: bool
+    """False where named positions count from a prompt's first word, as if the model prepended no BOS."""
+    skip_unfit: bool
+    """Whether rows that do not fit are left out, with a warning, and told in `left_out`; else they are refused."""
+    single_token: bool
+    """Whether rows whose answers are not one token each are rows that do not fit; else they serve metrics of whole
+    answers (`sequence_log_probability` and others)."""
+    first_token: bool
+    """Whether of answers of several tokens the first alone is taken, whatever is measured."""
+    chat: bool
+    """Whether prompts that are texts are what a user says in a chat, written by the tokenizer's own chat template."""
+    token_labels: TokenLabels | None
+    """What tokens are shown as (`PatchingDataset.token_labels`); by default what the tokenizer says."""
+    align: Align
+    """Which positions stand for each other in prompts of different lengths (`PatchingDataset.align`)."""
+    name: str | None
+    """What the task is called in tables and figures; by default the file's name."""
+    varies: str
+    """Which signal of the clean prompt the corruption changes."""
 
 
 class PromptPairs(PatchingDataset):
     """Prompt pairs of one's own: from a file or a DataFrame, or as a list of `PromptPair`.
 
     Columns are `clean`, `corrupted`, `correct` and `incorrect`, and if wanted `template`, `group` (pairs that may work
-    alike, by default those of a template) and one `position:NAME` for each named position (a whole number, or empty
-    where the pair has none); others are ignored. Both prompts of a row
-    have the same number of tokens. Answers are taken as they are written: after "... gave a drink to" comes " Mary",
-    with its space. In a CSV file several acceptable answers are separated by `|`; in JSONL and DataFrames they are a
-    list. An answer may have several tokens: it serves metrics of whole answers (`sequence_log_probability` and others),
-    or others by its first token, where that is asked for. Pairs may repeat; `repeated_pairs` tells which do.
+    alike, by default those of a template) and one `position:NAME` for each named position (a whole number, a list of
+    such for several tokens, or empty where the pair has none); others are ignored, and `Reading` gives columns other
+    names. Answers are taken as they are written: after "... gave a drink to" comes " Mary", with its space. In files
+    of separated cells several acceptable answers are separated by `|`; else they are a list. An answer may have several
+    tokens: it serves metrics of whole answers (`sequence_log_probability` and others), or others by its first token,
+    where that is asked for. Pairs may repeat; `repeated_pairs` tells which do.
 
-    In the place of a text a prompt may be the messages of a chat. Of a `PromptPair` prompts and answers may be token
-    ids too, for models without a tokenizer.
+    In the place of a text a prompt may be the messages of a chat. Prompts and answers may be token ids too, for models
+    without a tokenizer: of a `PromptPair` as they are, of a table where that is said.
 
     Args:
         model: the model whose tokenizer the prompts and answers are for.
         pairs: the pairs.
         name: what the task is called in tables and figures.
         varies: which signal of the clean prompt the corruption changes.
+        answers: what the answers are: `"text"`, `"ids"` for token ids, or None for what they are, text or numbers; of
+            a table texts, with a warning where they are digits only.
+        prompts: likewise what the prompts are.
+        leading_space: whether a space is put before answers that begin with none.
+        positions_count_bos: False where named positions count as if the model prepended no BOS.
+        skip_unfit: whether rows that do not fit are left out, with a warning.
+        single_token: whether rows whose answers are not one token each do not fit.
+        first_token: whether of answers of several tokens the first alone is taken, whatever is measured.
         chat: whether each prompt that is a text is what a user says in a chat, written by the tokenizer's own chat
             template.
         token_labels: what tokens are shown as (`PatchingDataset.token_labels`); None for what the tokenizer says.
-        first_token: True takes of answers of several tokens the first alone, whatever is measured.
-        align: which positions of a pair's prompts stand for each other, where they may have other lengths
-            (`PatchingDataset.align`).
+        align: which positions stand for each other in prompts of different lengths (`PatchingDataset.align`).
+
+    Attributes:
+        left_out: a DataFrame of the rows that were left out: `row`, `reason`, and both prompts.
 
     Raises:
         ValueError: for texts and a model without a tokenizer, a chat and a tokenizer without a chat template, no pairs,
-            answers that the tokenizer does not know, or on both sides (or that begin with the same token, where the
-            first alone is taken), prompts of different token lengths without `align`, with unknown words or longer than
-            the context, and positions outside their prompt: up to five rows, and their number.
+            and rows that do not fit: unreadable cells, answers that the tokenizer does not know, or on both sides (or
+            that begin with the same token, where the first alone is taken), prompts of different token lengths without
+            `align`, with unknown words or longer than the context, subjects that are not in their prompt and positions
+            outside it. Every kind is told at once, with up to five rows and their number.
     """
 
     def __init__(
         self,
         model: Any,
-        pairs: Iterable[PromptPair],
+        pairs: Iterable[PromptPair | UnreadableRow],
         *,
         name: str = "own prompts",
         varies: str = "",
+        answers: Literal["text", "ids"] | None = None,
+        prompts: Literal["text", "ids"] | None = None,
+        leading_space: bool = False,
+        positions_count_bos: bool = True,
+        skip_unfit: bool = False,
+        single_token: bool = False,
+        first_token: bool = False,
         chat: bool = False,
         token_labels: TokenLabels | None = None,
-        first_token: bool = False,
         align: Align = None,
     ) -> None:
         if not isinstance(pairs, Iterable):
-            raise ValueError(f"pairs is a {type(pairs).__name__}, expected a list of PromptPair(clean, corrupted, ...)")
-        self.model, self.made_with, self.align = model, getattr(model, "tokenizer", None), align
-        self.pairs = tuple(pairs)
-        self.chat, self.token_labels = chat, token_labels
-        if not self.pairs:
+            raise ValueError(f"pairs is {described(pairs)}, expected a list of PromptPair(clean, corrupted, ...)")
+        rows = tuple(pairs)
+        if not rows:
             raise ValueError(f"{name} has no pairs: give at least one row")
-        if wrong := [pair for pair in self.pairs if not isinstance(pair, PromptPair)]:
-            raise ValueError(f"pairs holds a {type(wrong[0]).__name__}, expected PromptPair(clean, corrupted, ...)")
-        self._name, self._varies, self.first_token = name, varies, first_token
-        self._rows = [pair.row or f"pair {i}" for i, pair in enumerate(self.pairs)]
+        if wrong := [row for row in rows if not isinstance(row, (PromptPair, UnreadableRow))]:
+            raise ValueError(f"pairs holds {described(wrong[0])}, expected PromptPair(clean, corrupted, ...)")
+        meanings = Meanings(
+            answers,
+            prompts,
+            leading_space,
+            positions_count_bos,
+            any_length=align is not None,
+            chat=chat,
+            first_token=first_token,
+            single_token=single_token,
+            ids_unasked=not isinstance(pairs, TableRows),
+        )
         check_labels(token_labels)
-        self._check_tokenizer()
-        self._targets = self._whole_answers()
-        self._check_targets()
-        self._check_prompts()
-        self._warn_about_missing_spaces()
+        self.model, self.made_with = model, getattr(model, "tokenizer", None)
+        self._name, self._varies = name, varies
+        self.chat, self.token_labels, self.first_token = chat, token_labels, first_token
+        resolved = Resolver(model, rows, meanings)
+        self.left_out = self._left_out(rows, resolved, skip_unfit)
+        self._read = [read for _, read in sorted(resolved.read.items())]
+        self.align = _of_rows(align, len(rows), sorted(resolved.read))
+        self.pairs = tuple(read.pair for read in self._read)
+        # Pairs with the same answers share them, of which there may be thousands.
+        self._targets = {
+            id(side): as_targets(side) for side in {id(s): s for r in self._read for s in r.targets}.values()
+        }
+        self._warn(resolved)
 
     @classmethod
-    def from_csv(
-        cls,
-        model: Any,
-        path: str | Path,
-        *,
-        clean: str = "clean",
-        corrupted: str = "corrupted",
-        correct: str = "correct",
-        incorrect: str | None = "incorrect",
-        template: str = "template",
-        group: str = "group",
-        name: str | None = None,
-        varies: str = "",
-        chat: bool = False,
-        token_labels: TokenLabels | None = None,
-        first_token: bool = False,
+    def from_file(
+        cls, model: Any, path: str | Path, *, key: str | None = None, **reading: Unpack[Reading]
     ) -> PromptPairs:
-        """Pairs from a CSV file in UTF-8, with a header. Commas stand between cells, or semicolons or tabs, as
-        the header has them. Cells with such a one stand in quotes.
-        Rows are named in errors by their line in the file; the header is line 1.
+        """Pairs from a file. What kind of file it is, is seen from what it holds, and not from its name.
+
+        Text with cells that are separated by commas, tabs or semicolons, below a header, which may stand below other
+        lines; JSON: an array of objects, one under a key, a dict of columns; or one JSON object per line. In UTF-8, or
+        in UTF-16. Rows are named in errors by their line in the file, those of a JSON document by their number.
 
         Args:
             model: the model whose tokenizer the prompts and answers are for.
             path: the file.
-            clean: name of the column of clean prompts.
-            corrupted: name of the column of corrupted prompts.
-            correct: name of the column of correct answers.
-            incorrect: name of the column of incorrect answers; None for a dataset without them, which serves metrics
-                that read the right answer alone.
-            template: name of the column of template keys; there need be none called `template`.
-            group: name of the column that tells which pairs may work alike; there need be none called `group`.
-            name: what the task is called; None for the file's name.
-            varies: which signal of the clean prompt the corruption changes.
-            chat: whether each prompt is what a user says in a chat.
-            token_labels: what tokens are shown as; None for what the tokenizer says.
-            first_token: True takes of answers of several tokens the first alone, whatever is measured.
+            key: of a JSON document the key under which the records are; needed only where several may be meant.
+            reading: which columns hold what, and what cells mean (`Reading`).
 
         Raises:
-            ValueError: for missing columns, rows with more cells than the header, empty cells, and what the class
-                refuses.
+            OSError: where the file cannot be read.
+            ValueError: for a file that is none of these, missing columns, and what the class refuses.
         """
-        frame, rows = read_csv(Path(path))
-        columns = Columns(clean, corrupted, correct, incorrect, template, group, separator=ANSWER_SEPARATOR)
-        pairs = columns.read(frame, rows, Path(path).name)
-        return cls(
-            model,
-            pairs,
-            name=name or Path(path).stem,
-            varies=varies,
-            chat=chat,
-            token_labels=token_labels,
-            first_token=first_token,
-        )
+        columns, others = _columns(reading)
+        return cls._from_table(model, read_file(Path(path), columns.wanted, key), columns, others, Path(path).stem)
 
     @classmethod
-    def from_jsonl(
-        cls,
-        model: Any,
-        path: str | Path,
-        *,
-        clean: str = "clean",
-        corrupted: str = "corrupted",
-        correct: str = "correct",
-        incorrect: str | None = "incorrect",
-        template: str = "template",
-        group: str = "group",
-        name: str | None = None,
-        varies: str = "",
-        chat: bool = False,
-        token_labels: TokenLabels | None = None,
-        first_token: bool = False,
-    ) -> PromptPairs:
-        """Pairs from a file with one JSON object per line. Arguments and errors are those of `from_csv`.
-
-        Rows are named in errors by their line in the file; the first is line 1.
-        """
-        frame, rows = read_jsonl(Path(path))
-        columns = Columns(clean, corrupted, correct, incorrect, template, group)
-        pairs = columns.read(frame, rows, Path(path).name)
-        return cls(
-            model,
-            pairs,
-            name=name or Path(path).stem,
-            varies=varies,
-            chat=chat,
-            token_labels=token_labels,
-            first_token=first_token,
-        )
+    def from_csv(cls, model: Any, path: str | Path, **reading: Unpack[Reading]) -> PromptPairs:
+        """Pairs from a CSV file; arguments and errors are those of `from_file`."""
+        return cls.from_file(model, path, **reading)
 
     @classmethod
-    def from_dataframe(
-        cls,
-        model: Any,
-        frame: pd.DataFrame,
-        *,
-        clean: str = "clean",
-        corrupted: str = "corrupted",
-        correct: str = "correct",
-        incorrect: str | None = "incorrect",
-        template: str = "template",
-        group: str = "group",
-        name: str = "own prompts",
-        varies: str = "",
-        chat: bool = False,
-        token_labels: TokenLabels | None = None,
-        first_token: bool = False,
-    ) -> PromptPairs:
-        """Pairs from the rows of a DataFrame. Arguments and errors are those of `from_csv`.
+    def from_jsonl(cls, model: Any, path: str | Path, **reading: Unpack[Reading]) -> PromptPairs:
+        """Pairs from a file with one JSON object per line; arguments and errors are those of `from_file`."""
+        return cls.from_file(model, path, **reading)
 
-        Rows are named in errors by their index label.
-        """
+    @classmethod
+    def from_dataframe(cls, model: Any, frame: pd.DataFrame, **reading: Unpack[Reading]) -> PromptPairs:
+        """Pairs from the rows of a DataFrame, which errors name by their index labels; otherwise as `from_file`."""
         if not isinstance(frame, pd.DataFrame):
-            raise ValueError(f"frame is a {type(frame).__name__}, expected a pandas DataFrame: pd.DataFrame(rows)")
-        columns = Columns(clean, corrupted, correct, incorrect, template, group)
-        pairs = columns.read(frame, [f"row {label}" for label in frame.index], "the DataFrame")
-        return cls(
-            model,
-            pairs,
-            name=name,
-            varies=varies,
-            chat=chat,
-            token_labels=token_labels,
-            first_token=first_token,
-        )
+            raise ValueError(f"frame is {described(frame)}, expected a pandas DataFrame: pd.DataFrame(rows)")
+        columns, others = _columns(reading)
+        return cls._from_table(model, frame_table(frame), columns, others, "own prompts")
+
+    @classmethod
+    def from_eap_csv(cls, model: Any, path: str | Path, **reading: Unpack[Reading]) -> PromptPairs:
+        """Pairs from a file of the EAP-IG circuits (`published.eap_csv`): their answers are token ids."""
+        return cls._from_published(model, *published.eap_csv(Path(path), reading))
+
+    @classmethod
+    def from_auto_circuit_json(cls, model: Any, path: str | Path, **reading: Unpack[Reading]) -> PromptPairs:
+        """Pairs from a file of the package auto-circuit (`published.auto_circuit_json`), with its named positions."""
+        return cls._from_published(model, *published.auto_circuit_json(Path(path), reading))
+
+    @classmethod
+    def from_known_facts(cls, model: Any, path: str | Path, **reading: Unpack[Reading]) -> PromptPairs:
+        """Facts for causal tracing from a file like `known_1000.json` (`published.known_facts`), for noise on their
+        subject: `GaussianNoise("SUBJECT")`."""
+        return cls._from_published(model, *published.known_facts(Path(path), reading))
+
+    @classmethod
+    def from_mib(
+        cls,
+        model: Any,
+        rows: str | Path | pd.DataFrame,
+        *,
+        counterfactual: str | None = None,
+        **reading: Unpack[Reading],
+    ) -> PromptPairs:
+        """Pairs of the Mechanistic Interpretability Benchmark (`published.mib`), from a file or a DataFrame.
+
+        Args:
+            model: the model whose tokenizer the prompts and answers are for.
+            rows: what `load_dataset("mib-bench/...")` gives, as a DataFrame (`to_pandas()`) or file (`to_json(path)`).
+            counterfactual: the column of the corrupted prompts; None for the one that the benchmark uses.
+            reading: as for `from_file`.
+        """
+        return cls._from_published(model, *published.mib(rows, counterfactual, reading))
+
+    @classmethod
+    def _from_published(cls, model: Any, table: Table, reading: Reading) -> PromptPairs:
+        columns, others = _columns(reading)
+        return cls._from_table(model, table, columns, others, Path(table.source).stem)
+
+    @classmethod
+    def _from_table(
+        cls, model: Any, table: Table, columns: Columns, others: dict[str, Any], source: str
+    ) -> PromptPairs:
+        others["name"] = others.get("name") or source
+        return cls(model, columns.read(table), **others)
 
     @property
     def name(self) -> str:
@@ -236,20 +273,22 @@ class PromptPairs(PatchingDataset):
         said = [repr((both, pair.correct, pair.incorrect)) for both, pair in zip(prompts, self.pairs)]
         return tuple(i for i, pair in enumerate(said) if first.setdefault(pair, i) < i)
 
-    def get_clean_corrupt_pairs(self) -> list[tuple[Prompt, Prompt]]:
-        return [(self._as_asked(pair.clean), self._as_asked(pair.corrupted)) for pair in self.pairs]
+    def get_clean_corrupt_pairs(self) -> list[Any]:
+        """The pairs; a clean prompt alone, where it has no corrupted one."""
+        both = [(self._as_asked(pair.clean), pair.corrupted) for pair in self.pairs]
+        return [clean if other is None else (clean, self._as_asked(other)) for clean, other in both]
 
     def get_target_tokens(self, pair_idx: int) -> tuple[TargetTokens, TargetTokens]:
         """Token ids (correct, incorrect): one id where there is one acceptable answer, else a tuple of ids; of whole
         answers a tuple of tuples, where one of them has several tokens."""
-        correct, incorrect = self._targets[pair_idx]
-        return as_targets(correct), as_targets(incorrect)
+        correct, incorrect = self._read[pair_idx].targets
+        return self._targets[id(correct)], self._targets[id(incorrect)]
 
-    def get_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]]:
-        return self.pairs[pair_idx].positions
+    def get_positions(self, pair_idx: int) -> Mapping[str, Places]:
+        return self._read[pair_idx].positions
 
-    def get_corrupted_positions(self, pair_idx: int) -> Mapping[str, int | Sequence[int]] | None:
-        return self.pairs[pair_idx].corrupted_positions
+    def get_corrupted_positions(self, pair_idx: int) -> Mapping[str, Places] | None:
+        return self._read[pair_idx].corrupted_positions
 
     def get_template(self, pair_idx: int) -> str:
         return self.pairs[pair_idx].template
@@ -260,101 +299,107 @@ class PromptPairs(PatchingDataset):
     def _as_asked(self, prompt: Prompt) -> Prompt:
         return one_message(prompt) if self.chat and isinstance(prompt, str) else prompt
 
-    def _check_tokenizer(self) -> None:
-        """Ids need no tokenizer; texts and chats do, and chats its template besides."""
-        if not isinstance(self.chat, bool):
-            raise ValueError(f"chat is {self.chat!r}, expected True or False")
-        prompts = [prompt for pair in self.pairs for prompt in (pair.clean, pair.corrupted)]
-        are_chats = [self.chat or is_chat(prompt) for prompt in prompts]
-        if any(are_chats) or any(
-            isinstance(text, str)
-            for text in (*prompts, *(answer for pair in self.pairs for answer in (*pair.correct, *pair.incorrect)))
-        ):
-            need_tokenizer(self.model, "PromptPairs of texts need")
-        are_ids = [not isinstance(prompt, str) and not is_chat(prompt) for prompt in prompts]
-        if self.chat and any(are_ids):
-            row = self._rows[are_ids.index(True) // 2]
-            raise ValueError(
-                f"chat is True and {row} has token ids, which are used as they are: give texts or messages"
-            )
-        if any(are_chats):
-            need_chat_template(self.model.tokenizer)
-
-    def _whole_answers(self) -> list[tuple[list[Whole], list[Whole]]]:
-        known: dict[str | int, Whole] = {}
-        faults = []
-        for row, pair in zip(self._rows, self.pairs):
-            for answer in (*pair.correct, *pair.incorrect):
-                if answer in known:
-                    continue
-                if not isinstance(answer, str):
-                    known[answer] = (operator.index(answer),)
-                    continue
-                try:
-                    ids = known[answer] = tuple(known_tokens(self.model, answer).tolist())
-                except ValueError as error:
-                    faults.append((row, f"{error}{space_hint(self.model, answer)}{_list_hint(answer)}"))
-                    continue
-                if len(ids) > 1 and ANSWER_SEPARATOR in answer:
-                    faults.append((row, f"{answer!r} is {len(ids)} tokens for this model{_list_hint(answer)}"))
-        self._refuse(faults, "answers that cannot be read")
-        return [
-            ([known[text] for text in pair.correct], [known[text] for text in pair.incorrect]) for pair in self.pairs
-        ]
-
-    def _check_targets(self) -> None:
-        faults = []
-        for i, row in enumerate(self._rows):
-            try:
-                checked_sequences(self.model, self, i)
-            except ValueError as error:
-                faults.append((row, str(error).removeprefix(f"pair {i}: ")))
-        self._refuse(faults, "answers that do not go together")
-
-    def _check_prompts(self) -> None:
-        unreadable, unequal, outside = [], [], []
-        for row, pair, prompts in zip(self._rows, self.pairs, self.get_clean_corrupt_pairs()):
-            try:
-                clean, corrupted = (encode_prompt(self.model, prompt) for prompt in prompts)
-            except ValueError as error:
-                unreadable.append((row, str(error)))
-                continue
-            if len(clean) != len(corrupted) and self.align is None:
-                unequal.append((row, compare_lengths(self.model, clean, corrupted)))
-            for name, position in pair.positions.items():
-                try:
-                    checked_span(position, len(clean), f"position {name!r} (in a prompt of {len(clean)} tokens)")
-                except ValueError as error:
-                    outside.append((row, str(error)))
-        self._refuse(unreadable, "prompts that the model cannot read")
-        self._refuse(
-            unequal, "prompts of different token lengths", "replace words by words of as many tokens, or give align="
-        )
-        self._refuse(outside, "positions outside their prompt", "positions count tokens, from 0, and BOS is one")
-
-    def _refuse(self, faults: Sequence[tuple[str, str]], what: str, remedy: str = "") -> None:
-        refuse(faults, len(self.pairs), self.name, what, remedy)
-
-    def _warn_about_missing_spaces(self) -> None:
-        """After "... gave a drink to", "Mary" makes "toMary", which may be a token: only the user knows."""
-        joined = [
-            (row, answer)
-            for row, pair in zip(self._rows, self.pairs)
-            for answer in (*pair.correct, *pair.incorrect)
-            if isinstance(pair.clean, str) and not self.chat and isinstance(answer, str)
-            if pair.clean[-1:].isalpha() and answer[:1].isalpha() and space_hint(self.model, answer)
-        ]
-        if joined:
-            row, answer = joined[0]
+    def _left_out(
+        self, rows: tuple[PromptPair | UnreadableRow, ...], resolved: Resolver, skip_unfit: bool
+    ) -> pd.DataFrame:
+        """The table of the rows that do not fit; raises where there are any that are not to be left out."""
+        unfit, names = resolved.unfit, [row.row or f"pair {i}" for i, row in enumerate(rows)]
+        if not skip_unfit:
+            unfit.refuse(names, self.name, "skip_unfit=True leaves such rows out")
+        elif len(unfit) == len(rows):
+            unfit.refuse(names, self.name, "No row is left")
+        elif unfit.faults:
             warn_user(
-                f"{self.name}: {len({row for row, _ in joined})} of {len(self.pairs)} rows have answers that go on in "
-                f"the prompt's last word, the first is {row}, {answer!r}. They are measured as they are written; if a "
-                f"new word was meant, write {' ' + answer!r}"
+                f"{self.name}: {len(unfit)} of {len(rows)} rows are left out: {unfit.counts()}. The attribute left_out "
+                "of the dataset tells which, and why"
             )
+        return unfit.table(names, [(_shown(row.clean), _shown(row.corrupted)) for row in rows])
+
+    def _warn(self, resolved: Resolver) -> None:
+        """Of what can be read and is rarely meant. Only the user knows."""
+        for sentence in (self._digits(resolved), self._lists(resolved), self._joined(resolved)):
+            if sentence:
+                warn_user(f"{self.name}: {sentence}")
+        prompts = [(pair.clean, pair.corrupted) for pair in self.pairs]
+        for blemish in blemishes(prompts, [read.ids for read in self._read], self.made_with):
+            if blemish.severity == "care":
+                first = self._named(blemish.which.index(True))
+                warn_user(
+                    f"{self.name}: {blemish.what} {sum(blemish.which)} of {len(self.pairs)} rows, the first is "
+                    f"{first}. {blemish.remedy}"
+                )
+
+    def _digits(self, resolved: Resolver) -> str:
+        """Answers of digits only may be token ids."""
+        digits = resolved.answers.digits() if resolved.meanings.answers is None else {}
+        of_row = _first_in_rows(self.pairs, lambda answer: answer in digits) if digits else {}
+        if not of_row:
+            return ""
+        row, answer = next(iter(of_row.items()))
+        return (
+            f"{len(of_row)} of {len(self.pairs)} rows have answers of digits only, the first is {self._named(row)}: "
+            f"{answer!r} is taken as text; as a token id it is {digits[str(answer)]}. Say answers='ids' if ids are "
+            "meant, answers='text' if not"
+        )
+
+    def _lists(self, resolved: Resolver) -> str:
+        if not (lists := resolved.lists_as_text()):
+            return ""
+        return (
+            f"{shortened(lists[0])} is taken as the text of a prompt, not as token ids. Say prompts='ids' if ids are "
+            "meant, prompts='text' if not"
+        )
+
+    def _joined(self, resolved: Resolver) -> str:
+        """After "... gave a drink to", "Mary" makes "toMary", which may be a token."""
+        if resolved.meanings.answers == "ids" or resolved.meanings.leading_space or self.chat:
+            return ""
+        spaced = resolved.answers.with_space(text for text in resolved.answers.tokens if text[:1].isalpha())
+        after_word = {
+            i: pair for i, pair in enumerate(self.pairs) if isinstance(pair.clean, str) and pair.clean[-1:].isalpha()
+        }
+        of_row = _first_in_rows(after_word.values(), lambda answer: answer in spaced)
+        if not of_row:
+            return ""
+        first, answer = next(iter(of_row.items()))
+        return (
+            f"{len(of_row)} of {len(self.pairs)} rows have answers that go on in the prompt's last word, the first is "
+            f"{self._named(list(after_word)[first])}, {answer!r}. They are measured as they are written; if a new word "
+            f"was meant, write {f' {answer}'!r}, or say leading_space=True"
+        )
+
+    def _named(self, index: int) -> str:
+        return self.pairs[index].row or f"pair {index}"
 
 
-def _list_hint(answer: str) -> str:
-    """In a DataFrame, which may have come from a CSV file, and in JSONL the separator is part of the answer."""
-    if ANSWER_SEPARATOR not in answer:
-        return ""
-    return f". Several answers are a list here: {answer.split(ANSWER_SEPARATOR)}"
+def _columns(reading: Reading) -> tuple[Columns, dict[str, Any]]:
+    """What is said of columns, and all else."""
+    names = {field.name for field in dataclasses.fields(Columns)}
+    given = {name: value for name, value in reading.items() if name in names}
+    return Columns(**given), {name: value for name, value in reading.items() if name not in names}  # type: ignore[arg-type]
+
+
+def _first_in_rows(pairs: Iterable[PromptPair], asked: Callable[[Answer], bool]) -> dict[int, Answer]:
+    """Place of a pair -> its first answer of which this is true; answers that pairs share are asked once."""
+    known: dict[tuple[Answer, ...], Answer | None] = {}
+    found: dict[int, Answer] = {}
+    for i, pair in enumerate(pairs):
+        for side in (pair.correct, pair.incorrect):
+            if side not in known:
+                known[side] = next(filter(asked, side), None)
+            if (answer := known[side]) is not None:
+                found.setdefault(i, answer)
+    return found
+
+
+def _of_rows(align: Align, n_rows: int, kept: Sequence[int]) -> Align:
+    """The mappings of the rows that are kept, where there is one for each."""
+    if align is None or isinstance(align, str):
+        return align
+    if len(align) != n_rows:
+        raise ValueError(f"align has {len(align)} mappings for {n_rows} pairs: give one per pair, or 'ends' or 'names'")
+    return [align[row] for row in kept]
+
+
+def _shown(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "" if prompt is None else str(list(prompt))

@@ -45,7 +45,7 @@ def encode_prompt(model: Any, prompt: Prompt) -> Int[Tensor, " pos"]:
     else:
         tokens = text_tokens(model, prompt) if isinstance(prompt, str) else _given_ids(model, prompt)
     if isinstance(prompt, str):
-        _check_known(model, tokens, prompt)
+        check_known(model, tokens, prompt)
     if len(tokens) > model.cfg.n_ctx:
         begins = repr(prompt[:40]) if isinstance(prompt, str) else str(tokens[:10].tolist()).rstrip("]")
         raise ValueError(
@@ -61,11 +61,7 @@ def text_tokens(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
         TypeError: for what is no model.
         ValueError: where the model has no tokenizer (`WrongTokenizer`), or one that cannot do it.
     """
-    if not hasattr(model, "to_tokens"):
-        raise TypeError(
-            f"model is {described(model)}, expected a TransformerLens HookedTransformer or TransformerBridge: load one "
-            "with load_model(...)"
-        )
+    check_is_model(model)
     if not has_tokenizer(model):
         raise WrongTokenizer(NO_TOKENIZER)
     try:
@@ -81,6 +77,15 @@ def text_tokens(model: Any, text: str, **options: bool) -> Int[Tensor, " pos"]:
 def named_in_chat(model: Any, prompt: Prompt, tokens: Int[Tensor, " pos"]) -> dict[str, int]:
     """Positions that a chat's roles give names to (`tasks.chat.role_positions`); none in any other prompt."""
     return role_positions(model.tokenizer, prompt, tokens.tolist()) if is_chat(prompt) else {}
+
+
+def check_is_model(model: Any) -> None:
+    """Raises TypeError for what is no model."""
+    if not hasattr(model, "to_tokens"):
+        raise TypeError(
+            f"model is {described(model)}, expected a TransformerLens HookedTransformer or TransformerBridge: load one "
+            "with load_model(...)"
+        )
 
 
 def is_one_prompt(given: Any) -> bool:
@@ -133,7 +138,7 @@ def known_tokens(model: Any, text: str) -> Int[Tensor, " token"]:
         ValueError: where the tokenizer does not know a word of it.
     """
     ids = text_tokens(model, text, prepend_bos=False)
-    _check_known(model, ids, text)
+    check_known(model, ids, text)
     return ids
 
 
@@ -205,7 +210,7 @@ def _chat_tokens(model: Any, messages: Sequence[Message]) -> Int[Tensor, " pos"]
         raise WrongTokenizer(NO_TOKENIZER)
     text = chat_text(model.tokenizer, messages)
     tokens = text_tokens(model, text)
-    _check_known(model, tokens, text)
+    check_known(model, tokens, text)
     bos = model.tokenizer.bos_token_id
     return tokens[1:] if tokens[:2].tolist() == [bos, bos] else tokens
 
@@ -245,7 +250,8 @@ def _decoded(tokenizer: Any, token: int) -> str:
         return str(token)
 
 
-def _check_known(model: Any, tokens: Int[Tensor, " pos"], text: str) -> None:
+def check_known(model: Any, tokens: Int[Tensor, " pos"], text: str) -> None:
+    """Raises ValueError where one of the tokens of a text stands for words that the tokenizer does not know."""
     unknown = unknown_token(model)
     if unknown is None or not bool((tokens == unknown).any()):
         return
@@ -261,14 +267,3 @@ def _unknown_words(tokenizer: Any, text: str, unknown: int) -> list[str]:
     else:  # it does not know where in a text a token stands
         words = [piece for piece in tokenizer.tokenize(text) if tokenizer.convert_tokens_to_ids(piece) == unknown]
     return list(dict.fromkeys(words))
-
-
-def _answer_id(model: Any, text: str) -> int:
-    if not has_tokenizer(model):
-        raise WrongTokenizer(
-            f"the answer {text!r} is a text, and this model has no tokenizer: return token ids, or set model.tokenizer"
-        )
-    try:
-        return single_token(model, text)
-    except ValueError as error:
-        raise ValueError(f"get_target_tokens returned the text {text!r}: {error}{space_hint(model, text)}") from error

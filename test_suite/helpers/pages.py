@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,9 @@ CONTRAST = """
   };
 """
 """WCAG 2.2's contrast of two colours."""
+
+
+def shown_text(page: str) -> str:
+    """The page's words, without scripts, styles and tags."""
+    bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", bare)))

@@ -21,6 +21,7 @@ from actpatch.results.baselines import Finding, baseline_findings
 from actpatch.results.shapes import HeadResults, PositionResults
 from test_suite.helpers.figures import as_read
 from test_suite.helpers.models import bundled
+from test_suite.helpers.pages import shown_text
 from test_suite.helpers.results import (
     CLEAN_TOKENS,
     clear,
@@ -46,12 +47,6 @@ def linted(*findings: Finding) -> DatasetCheck:
 
 def no_two_alike(n_pairs: int = 5) -> dict[str, tuple[tuple[str, ...], ...]]:
     return {"clean_tokens": tuple((*CLEAN_TOKENS[:-1], f" {pair}") for pair in range(n_pairs))}
-
-
-def shown_text(page: str) -> str:
-    """The page's words, without scripts, styles and tags."""
-    bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", bare)))
 
 
 # --- the files ---

@@ -20,6 +20,7 @@ import pytest
 from activation_patching import summarize_results
 from actpatch.core.sites import Patch, Site
 from actpatch.results import files as result_files
+from actpatch.results.answers import AnswerSet
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
 from actpatch.results.saved import load_results
@@ -31,6 +32,7 @@ from test_suite.helpers.results import made_up_heads, made_up_layers, made_up_po
 PAIRS = 4
 CLEAN = tuple(("<s>", f" clean{j}", ' "quoted", with comma', "\r\n", *[" long"] * j) for j in range(PAIRS))
 CORRUPTED = tuple(("<s>", f" other{j}", ' "quoted", with comma', "é", *[" long"] * j) for j in range(PAIRS))
+SET = AnswerSet(tuple(range(6)), (" a", " b", "c", ' "d', " e", " f"))
 SITES = (
     Patch((Site("blocks.1.attn.hook_z", head=2),)),
     Patch((Site("hook_embed", position=-1),)),
@@ -64,6 +66,7 @@ def sweep_of(*measured: MetricValues, **changes: Any) -> Sweep:
         "clean_tokens": CLEAN,
         "corrupted_tokens": CORRUPTED,
         "groups": ("", "one", "other", "one"),
+        "correct": (SET, AnswerSet((3,), (" he",)), SET, AnswerSet()),
         "versions": {"torch": "2.13.0"},
     }
     return Sweep(**{**fields, **changes})
@@ -210,6 +213,8 @@ def rows_by_hand(sweep: Sweep) -> Iterator[dict[str, Any]]:
                     "pair": pair,
                     "template": "",
                     "group": ("", "one", "other", "one")[j],
+                    "correct": (several := ' a| b|c| "d and 2 more', " he", several, "")[j],
+                    "incorrect": "",
                     "metric": name,
                     "unit": shown.unit,
                     "direction": sweep.direction,
@@ -388,6 +393,16 @@ def test_what_was_written_does_not_hang_on_its_label(tmp_path: Path) -> None:
     assert named.intervention == "clean into corrupted" and named.question.endswith("restore the behaviour?")
     assert ablated.intervention == ablated.question == "the other run into corrupted"
     assert load_results(SweepResults(ablated).save(tmp_path / "results.json")).sweep == ablated
+
+
+def test_answers_that_many_pairs_have_are_stored_once(tmp_path: Path) -> None:
+    sweep = sweep_of(incorrect=(AnswerSet((9,), (" x",)), *[SET] * 3))
+    path = SweepResults(sweep).save(tmp_path / "results.json")
+    (stored,) = json.loads(path.read_text())["sweeps"]
+    assert [answers["ids"] for answers in stored["answers"]] == [[0, 1, 2, 3, 4, 5], [3], [], [9]]
+    assert (stored["correct"], stored["incorrect"]) == ([0, 1, 0, 2], [3, 0, 0, 0])
+    loaded = load_results(path).sweep
+    assert loaded == sweep and loaded.correct[0] is loaded.incorrect[3]
 
 
 def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_pairs_of_ids_are_checked_as_pairs_of_texts_are() -> None:
     model = bare_model("hooked:toy")
     good = ([0, 3, EQUALS], [5, 3, EQUALS])
     for pair, message in (
-        (PromptPair(*good, (EQUALS,), (2,)), "pair 1: target token 11 is outside the vocabulary of 11"),
+        (PromptPair(*good, (EQUALS,), (2,)), "pair 1: the token id 11 is outside the vocabulary of 11"),
         (PromptPair(*good, (3,), (3,)), "pair 1: correct and incorrect answer are the same token 3"),
         (PromptPair([0, 3], good[1], (3,), (4,)), "pair 1: the clean prompt has 2 tokens and the corrupted one 3"),
         (PromptPair([0, 3, 12], good[1], (3,), (4,)), "pair 1: the prompt has the token id 12, outside the vocabulary"),

@@ -170,19 +170,19 @@ def test_pairs_can_be_given_without_a_file():
         (
             "clean,corrupted,correct,incorrect",
             [*good_rows(2), f",{DOG}, cat, dog", "", f"{CAT},{DOG}, ,", f"{CAT},{DOG}"],
-            "bad.csv: 3 of 5 rows have empty cells. row 4: clean; row 6: correct, incorrect; row 7: correct, "
+            "bad: 3 of 5 rows have empty cells. row 4: clean; row 6: correct, incorrect; row 7: correct, "
             "incorrect. fill them, or take the rows out",
         ),
         (
             "clean,corrupted,correct,incorrect",
             [*good_rows(1), f"{MARY},{JOHN}, Mary, John"],
-            "bad.csv: 1 of 2 rows have more cells than the header. row 3: 6 cells under 4 columns. a cell with a "
-            "comma or a line break stands in double quotes",
+            "bad: 1 of 2 rows have more cells than the header. row 3: 6 cells, with a comma between them, under 4 "
+            "columns. a cell with what stands between cells, or with a line break, stands in double quotes",
         ),
         (
             "clean,corrupted,correct,incorrect",
             [f"{MARY},{JOHN}, Mary, John"],
-            "bad.csv: 1 of 1 rows have more cells than the header. row 2: 6 cells",
+            "bad: 1 of 1 rows have more cells than the header. row 2: 6 cells",
         ),
         (
             "clean,corrupted,correct,incorrect",
@@ -203,7 +203,7 @@ def test_pairs_can_be_given_without_a_file():
         (
             "clean,corrupted,correct,incorrect",
             [f"{CAT},{DOG}, cat|, dog"],
-            "bad.csv: 1 of 1 rows have cells that cannot be read. row 2: correct holds '', expected text",
+            "bad: 1 of 1 rows have cells that cannot be read. row 2: correct holds ' cat.', with nothing beside a '.'",
         ),
         (
             "clean,corrupted,correct,incorrect",
@@ -226,7 +226,7 @@ def test_pairs_can_be_given_without_a_file():
         (
             "clean,corrupted,correct,incorrect,position:END",
             [f"{good_rows(1)[0]},last", f"{good_rows(1)[0]},1.5"],
-            "bad.csv: 2 of 2 rows have cells that cannot be read. row 2: position:END holds 'last', expected a whole "
+            "bad: 2 of 2 rows have cells that cannot be read. row 2: position:END holds 'last', expected a whole "
             "number; row 3: position:END holds '1.5'",
         ),
         ("clean,corrupted,correct,incorrect", [], "bad has no pairs: give at least one row"),
@@ -255,7 +255,7 @@ def test_columns_may_be_separated_by_semicolons_or_tabs(tmp_path, separator):
     path.write_text("\n".join([separator.join(rows[0][:4]), separator.join([CAT, DOG, " cat", " dog", "x"])]))
     kind = {";": "a semicolon", "\t": "a tab"}[separator]
     with pytest.raises(
-        ValueError, match=rf"row 2: 5 cells under 4 columns\. a cell with {kind} or a line break stands"
+        ValueError, match=rf"row 2: 5 cells, with {kind} between them, under 4 columns\. a cell with what"
     ):
         PromptPairs.from_csv(bundled(), path)
     path.write_text("\n".join([separator.join(rows[0][:4]), separator.join([f'"{CAT}', DOG, " cat", " dog"])]))
@@ -309,7 +309,7 @@ GOOD = json.dumps(dict(zip(HEADER, (CAT, DOG, " cat", " dog"))))
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "bad.jsonl is empty: give one JSON object per line"),
+        ([], "bad.jsonl is empty: its first line names the columns, or it holds JSON objects"),
         ([GOOD, "", "{clean: 1}"], r"bad.jsonl, row 3 is not JSON \(Expecting property name"),
         ([GOOD, "[1, 2]"], r"bad.jsonl, row 2 is \[1, 2\], expected an object \{...\} per line"),
         (['{"clean": "a"}'], "bad.jsonl has no column 'corrupted', 'correct', 'incorrect'; it has 'clean'"),
@@ -338,7 +338,7 @@ def test_faults_of_a_dataframe_name_its_index_labels():
     frame = frame_of((CAT, DOG, " cat", " dog"), (CAT, DOG, " cat", None), (CAT, DOG, np.nan, " dog"))
     frame.index = pd.Index(["a", "b", "c"])
     with pytest.raises(
-        ValueError, match=r"the DataFrame: 2 of 3 rows have empty cells\. row b: incorrect; row c: correct"
+        ValueError, match=r"own prompts: 2 of 3 rows have empty cells\. row b: incorrect; row c: correct"
     ):
         PromptPairs.from_dataframe(bundled(), frame)
     with pytest.raises(ValueError, match="row b: corrupted holds 3, expected text"):

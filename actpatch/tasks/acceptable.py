@@ -1,0 +1,200 @@
+"""Answers as they are given, as tokens: each distinct set once, with the reason where it cannot be read.
+
+Knows neither pairs nor rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from actpatch.core.text import shortened
+from actpatch.metrics.base import Whole
+from actpatch.tasks.answers import n_answers, same_tokens, same_wholes
+from actpatch.tasks.batches import tokens_of_all
+from actpatch.tasks.columns import Answer
+from actpatch.tasks.files import ANSWER_SEPARATOR
+from actpatch.tasks.tokens import check_known, has_tokenizer, token_strings, unknown_token
+
+Meaning = Literal["text", "ids"] | None
+"""What cells hold: texts, token ids, or what nothing was said of, which is taken as text."""
+_MOST_ANSWERS = 3
+"""So many answers of a row are told of."""
+
+
+@dataclass(frozen=True)
+class Meanings:
+    """What is said of the cells when they are read; see `PromptPairs`."""
+
+    answers: Meaning = None
+    prompts: Meaning = None
+    leading_space: bool = False
+    positions_count_bos: bool = True
+    any_length: bool = False
+    """Whether the prompts of a pair may have other numbers of tokens."""
+    chat: bool = False
+    first_token: bool = False
+    single_token: bool = False
+    ids_unasked: bool = False
+    """Whether numbers are token ids where nothing is said: so they are in a `PromptPair`, and not in a table."""
+
+    def __post_init__(self) -> None:
+        for name in ("chat", "first_token", "single_token"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+        if self.first_token and self.single_token:
+            raise ValueError(
+                "first_token takes of longer answers the first token, and single_token none of them: say one"
+            )
+        for name in ("answers", "prompts"):
+            if getattr(self, name) not in (None, "text", "ids"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected 'text' or 'ids'")
+
+
+@dataclass(frozen=True)
+class _Unfit:
+    """Why an answer cannot be read."""
+
+    kind: str
+    """A key of `unfit.KINDS`."""
+    reason: str
+
+
+class Acceptable:
+    """The token ids of every distinct set of answers, the whole of each, or what is wrong with it."""
+
+    def __init__(self, model: Any, meanings: Meanings, sides: Iterable[tuple[Answer, ...]]) -> None:
+        self.model, self.meanings = model, meanings
+        self.size, self.unknown = n_answers(model), unknown_token(model)
+        distinct = list(dict.fromkeys(sides))
+        meant = {side: [self._meant(answer) for answer in side] for side in distinct}
+        texts = dict.fromkeys(answer for side in meant.values() for answer in side if isinstance(answer, str))
+        self.tokens: dict[str, Whole | _Unfit] = {}
+        """Text -> its tokens, or why they cannot be used."""
+        if texts and meanings.answers != "ids":
+            self.tokens = self._tokens(list(texts))
+        self.ids = {side: self._resolved(answers) for side, answers in meant.items()}
+        """Answers as they are given -> their ids, and the kind of fault and the reason where there is one."""
+        self._shared: dict[tuple[tuple[Whole, ...], tuple[Whole, ...]], str] = {}
+
+    def shared(self, correct: tuple[Whole, ...], incorrect: tuple[Whole, ...]) -> str:
+        """A sentence on the answers that are on both sides; empty where none is."""
+        if not correct or not incorrect:
+            return ""
+        if (correct, incorrect) not in self._shared:
+            self._shared[correct, incorrect] = self._same(correct, incorrect)
+        return self._shared[correct, incorrect]
+
+    def _same(self, correct: tuple[Whole, ...], incorrect: tuple[Whole, ...]) -> str:
+        if not self.meanings.first_token:
+            return same_wholes(self.model, correct, incorrect)
+        are_cut = any(len(answer) > 1 for answer in (*correct, *incorrect))
+        first = ([answer[0] for answer in side] for side in (correct, incorrect))
+        return same_tokens(self.model, *first, are_cut=are_cut)
+
+    def _meant(self, answer: Answer) -> Answer:
+        """An answer as it is said to be meant: a text, or the id of a token."""
+        if self.meanings.answers == "ids":
+            # pandas makes 7.0 of 7 in a column with empty cells
+            written = answer.strip().removesuffix(".0") if isinstance(answer, str) else ""
+            return int(written) if written.isdecimal() else answer
+        if self.meanings.answers == "text" and not isinstance(answer, str):
+            answer = str(answer)
+        if self.meanings.leading_space and isinstance(answer, str) and not answer[:1].isspace():
+            return f" {answer}"
+        return answer
+
+    def _resolved(self, answers: Sequence[Answer]) -> tuple[tuple[Whole, ...], str, str]:
+        ids: list[Whole] = []
+        faults, kind = [], "answers"
+        for answer in answers:
+            found = self._resolved_one(answer)
+            if isinstance(found, _Unfit):
+                kind = found.kind
+                faults.append(found.reason)
+            else:
+                ids.append(found)
+        if not faults:
+            return tuple(dict.fromkeys(ids)), "", ""
+        told, more = ", ".join(faults[:_MOST_ANSWERS]), len(faults) - _MOST_ANSWERS
+        return (), kind, f"{told}, and {more} more of its {len(answers)} answers" if more > 0 else told
+
+    def _resolved_one(self, answer: Answer) -> Whole | _Unfit:
+        said = self.meanings.answers
+        if isinstance(answer, str):
+            if said == "ids":
+                return _Unfit("cells", f"holds {shortened(answer)}, expected a token id, a whole number")
+            return self.tokens[answer]
+        if said != "ids" and not self.meanings.ids_unasked:
+            as_id = f" for {self._as_id(answer)}" if self._as_id(answer) else ""
+            meant = f"say answers='text' for {str(answer)!r}, or 'ids'{as_id}"
+            return _Unfit("cells", f"holds {answer}, expected text: {meant}")
+        if not 0 <= answer < self.size:
+            return _Unfit("answers", f"the token id {answer} is outside the vocabulary of {self.size}")
+        if answer == self.unknown:
+            return _Unfit("answers", f"the token id {answer} is the tokenizer's unknown token: use a word it knows")
+        return (int(answer),)
+
+    def _tokens(self, texts: list[str]) -> dict[str, Whole | _Unfit]:
+        found: dict[str, Whole | _Unfit] = {}
+        for text, ids in tokens_of_all(self.model, texts, prepend_bos=False).items():
+            try:
+                check_known(self.model, torch.tensor(ids, dtype=torch.long), text)
+            except ValueError as error:
+                found[text] = _Unfit("answers", str(error))
+                continue
+            found[text] = ids
+            if len(ids) > 1 and (self.meanings.single_token or ANSWER_SEPARATOR in text):
+                kind = "tokens" if self.meanings.single_token else "answers"
+                parts = " + ".join(repr(part) for part in token_strings(self.model, ids))
+                found[text] = _Unfit(kind, f"{text!r} is {len(ids)} tokens for this model ({parts})")
+            if outside := [token for token in ids if token >= self.size]:
+                found[text] = _Unfit(
+                    "answers", f"{text!r} has the token {outside[0]}, outside the vocabulary of {self.size}"
+                )
+            if not ids:
+                found[text] = _Unfit("answers", f"{text!r} has no tokens")
+        faulty = [text for text, tokens in found.items() if isinstance(tokens, _Unfit)]
+        spaced = self.with_space(faulty)
+        return {
+            text: replace(tokens, reason=f"{tokens.reason}{self._hint(text, spaced)}")
+            if isinstance(tokens, _Unfit)
+            else tokens
+            for text, tokens in found.items()
+        }
+
+    def with_space(self, texts: Iterable[str]) -> set[str]:
+        """Those texts that are one token with a space before them, which they do not have."""
+        spaced = [f" {text}" for text in texts if not text[:1].isspace()]
+        if not spaced:
+            return set()
+        tokens = tokens_of_all(self.model, spaced, prepend_bos=False).items()
+        return {text[1:] for text, ids in tokens if len(ids) == 1 and ids[0] != self.unknown}
+
+    def _hint(self, text: str, spaced: set[str]) -> str:
+        """What may have been meant by a text that is not one token."""
+        if text in spaced:
+            return f", or write it with the space: {' ' + text!r} is one token"
+        if ANSWER_SEPARATOR in text:
+            return f". Several answers are a list here: {shortened(text.split(ANSWER_SEPARATOR))}"
+        if text.isdecimal() and (token := self._as_id(int(text))):
+            return f"; as a token id it is {token}: say answers='ids'"
+        if text != text.rstrip():
+            return f"; it ends in white space: write {text.rstrip()!r}"
+        return ""
+
+    def digits(self) -> dict[str, str]:
+        """Answers of digits only that are taken as text -> the token of that id."""
+        return {
+            text: token
+            for text in self.tokens
+            if text.isdecimal() and text == str(int(text)) and (token := self._as_id(int(text)))
+        }
+
+    def _as_id(self, number: int) -> str:
+        if not has_tokenizer(self.model) or not 0 <= number < self.size:
+            return ""
+        return repr(token_strings(self.model, [number])[0])

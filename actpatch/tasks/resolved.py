@@ -1,0 +1,253 @@
+"""Pairs of one's own as tokens of a model: prompts, answers, subjects and positions, with every fault of every row.
+
+Each distinct prompt and each distinct set of answers is looked at once; many texts become tokens in one call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from actpatch.core.alignment import span_of
+from actpatch.core.indices import is_integer
+from actpatch.core.text import shortened
+from actpatch.metrics.base import Whole
+from actpatch.tasks.acceptable import Acceptable, Meaning, Meanings
+from actpatch.tasks.alignment import checked_span
+from actpatch.tasks.batches import prompts_of_all, spans_of_all
+from actpatch.tasks.chat import is_chat, need_chat_template, one_message
+from actpatch.tasks.columns import SUBJECT, Answer, Places, PromptPair, UnreadableRow, listed_in
+from actpatch.tasks.tokens import Prompt, as_list, check_is_model, compare_lengths, encode_prompt, need_tokenizer
+from actpatch.tasks.unfit import Fault, UnfitRows
+
+_SLOT = "{}"
+"""Where the subject stands in a prompt that leaves it out."""
+
+
+@dataclass(frozen=True)
+class ReadPair:
+    """One pair as tokens."""
+
+    pair: PromptPair
+    """With its subject in its prompts, its prompts as they are encoded."""
+    ids: tuple[tuple[int, ...], tuple[int, ...]]
+    """Of the clean and of the corrupted prompt; twice the clean one where there is no other."""
+    targets: tuple[tuple[Whole, ...], tuple[Whole, ...]]
+    """The correct and the incorrect answers as token ids; pairs with the same answers share them."""
+    positions: Mapping[str, Places]
+    corrupted_positions: Mapping[str, Places] | None
+
+
+class Resolver:
+    """Makes tokens of rows, and keeps what is wrong with them.
+
+    Args:
+        model: the model whose tokenizer the prompts and answers are for.
+        rows: pairs, and rows that are none.
+        meanings: what is said of them.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[PromptPair | UnreadableRow], meanings: Meanings) -> None:
+        check_is_model(model)
+        self.model, self.meanings, self.unfit = model, meanings, UnfitRows()
+        self.pairs: dict[int, PromptPair] = {}
+        self.subjects: dict[int, tuple[int, int]] = {}
+        """Row -> first character of its subject in the clean prompt, and the one after its last."""
+        for i, row in enumerate(rows):
+            if isinstance(row, UnreadableRow):
+                for fault in row.faults:
+                    self.unfit.add(i, fault)
+            else:
+                self.pairs[i] = self._with_subject(i, row)
+        self._check_tokenizer()
+        self.prompts = self._prompts()
+        self.answers = Acceptable(model, meanings, (side for pair in self.pairs.values() for side in _sides(pair)))
+        self.read: dict[int, ReadPair] = {}
+        spans = self._spans()
+        for i, pair in self.pairs.items():
+            self._read(i, pair, spans.get(i))
+
+    def _read(self, i: int, pair: PromptPair, span: tuple[int, ...] | None) -> None:
+        corrupted = pair.clean if pair.corrupted is None else pair.corrupted
+        encoded = [self.prompts[_key(prompt)] for prompt in (pair.clean, corrupted)]
+        for reason in dict.fromkeys(prompt for prompt in encoded if isinstance(prompt, str)):
+            self.unfit.add(i, Fault("cells" if reason.startswith(_NOT_MEANT) else "unreadable", reason))
+        targets = [self._targets(i, which, side) for which, side in zip(("correct", "incorrect"), _sides(pair))]
+        if same := self.answers.shared(*targets):
+            self.unfit.add(i, Fault("sides", same))
+        ids = [prompt for prompt in encoded if not isinstance(prompt, str)]
+        if len(ids) < 2:
+            return
+        if len(ids[0]) != len(ids[1]) and not self.meanings.any_length:
+            self.unfit.add(i, Fault("lengths", functools.partial(_compared, self.model, *ids)))
+        positions = self._positions(i, pair.positions, ids[0], "")
+        others = pair.corrupted_positions
+        corrupted_positions = None if others is None else self._positions(i, others, ids[1], "the corrupted prompt's ")
+        if pair.subject and i not in self.unfit:
+            if not span:
+                self.unfit.add(i, Fault("subject", f"{pair.subject!r} is not in {shortened(pair.clean)}"))
+            else:
+                positions[SUBJECT] = span
+        if i not in self.unfit:
+            self.read[i] = ReadPair(pair, (ids[0], ids[1]), (targets[0], targets[1]), positions, corrupted_positions)
+
+    def _with_subject(self, i: int, pair: PromptPair) -> PromptPair:
+        """The pair with its prompts as they are encoded, its subject in the place that is left for it."""
+        prompts = {which: _as_meant(getattr(pair, which), self.meanings.prompts) for which in ("clean", "corrupted")}
+        if pair.subject and isinstance(prompts["clean"], str):
+            self.subjects[i] = _place_of(pair.subject, prompts["clean"])
+            prompts = {
+                which: prompt.replace(_SLOT, pair.subject) if isinstance(prompt, str) else prompt
+                for which, prompt in prompts.items()
+            }
+        changed = {which: prompt for which, prompt in prompts.items() if prompt is not getattr(pair, which)}
+        return replace(pair, **changed) if changed else pair
+
+    def _check_tokenizer(self) -> None:
+        """Token ids need no tokenizer; texts and chats do, and chats its template besides."""
+        pairs = [(i, prompt) for i, pair in self.pairs.items() for prompt in (pair.clean, pair.corrupted)]
+        given = [(i, prompt) for i, prompt in pairs if prompt is not None]
+        are_texts = any(isinstance(prompt, str) for _, prompt in given) and self.meanings.prompts != "ids"
+        are_chats = any(is_chat(prompt) for _, prompt in given) or (self.meanings.chat and are_texts)
+        answers = (side for pair in self.pairs.values() for side in _sides(pair))
+        if self.meanings.answers != "ids":
+            are_texts |= any(isinstance(answer, str) for side in dict.fromkeys(answers) for answer in side)
+        if are_texts or are_chats:
+            need_tokenizer(self.model, "PromptPairs of texts need")
+        are_ids = [i for i, prompt in given if not isinstance(prompt, str) and not is_chat(prompt)]
+        if self.meanings.chat and are_ids:
+            row = self.pairs[are_ids[0]].row or f"pair {are_ids[0]}"
+            raise ValueError(
+                f"chat is True and {row} has token ids, which are used as they are: give texts or messages"
+            )
+        if are_chats:
+            need_chat_template(self.model.tokenizer)
+
+    def _prompts(self) -> dict[Hashable, tuple[int, ...] | str]:
+        """Each distinct prompt's token ids, or why it has none."""
+        distinct = {
+            _key(prompt): prompt
+            for pair in self.pairs.values()
+            for prompt in (pair.clean, pair.corrupted)
+            if prompt is not None
+        }
+        found: dict[Hashable, tuple[int, ...] | str] = {}
+        texts, said = [], self.meanings.prompts
+        for key, prompt in distinct.items():
+            if isinstance(prompt, str) and said != "ids" and not self.meanings.chat:
+                texts.append(prompt)
+            elif said == "ids" and (isinstance(prompt, str) or is_chat(prompt)):
+                found[key] = f"{_NOT_MEANT} {shortened(prompt)}, expected token ids: a list of integers"
+            elif isinstance(prompt, str):
+                found[key] = self._encoded(one_message(prompt))
+            elif is_chat(prompt) or said == "ids" or (said is None and self.meanings.ids_unasked):
+                found[key] = self._encoded(prompt)
+            else:
+                given = shortened(list(prompt))
+                found[key] = f"{_NOT_MEANT} {given}, expected text: for token ids say prompts='ids'"
+        found.update(prompts_of_all(self.model, texts) if texts else {})
+        return found
+
+    def _encoded(self, prompt: Prompt) -> tuple[int, ...] | str:
+        try:
+            return tuple(encode_prompt(self.model, prompt).tolist())
+        except ValueError as error:
+            return str(error)
+
+    def lists_as_text(self) -> list[str]:
+        """Prompts that are lists of numbers in brackets, and are taken as text because nothing was said."""
+        if self.meanings.prompts is not None:
+            return []
+        texts = (prompt for prompt in self.prompts if isinstance(prompt, str) and prompt[:1] == "[")
+        return [text for text in texts if all(map(is_integer, listed_in(text) or [None]))]
+
+    def _targets(self, i: int, which: str, side: tuple[Answer, ...]) -> tuple[Whole, ...]:
+        ids, kind, reason = self.answers.ids[side]
+        if reason:
+            self.unfit.add(i, Fault(kind, f"{which} {reason}" if kind == "cells" else reason))
+        return ids
+
+    def _spans(self) -> dict[int, tuple[int, ...]]:
+        """Row -> the tokens of its subject."""
+        ids = {
+            prompt: tokens
+            for prompt, tokens in self.prompts.items()
+            if isinstance(prompt, str) and not isinstance(tokens, str)
+        }
+        rows = [i for i, (start, end) in self.subjects.items() if end > start and _key(self.pairs[i].clean) in ids]
+        wanted = [(str(self.pairs[i].clean), *self.subjects[i]) for i in rows]
+        return dict(zip(rows, spans_of_all(self.model, wanted, ids))) if wanted else {}
+
+    def _positions(self, i: int, named: Mapping[str, Places], ids: Sequence[int], whose: str) -> dict[str, Places]:
+        bos = getattr(getattr(self.model, "tokenizer", None), "bos_token_id", None)
+        shift = int(not self.meanings.positions_count_bos and bos is not None and ids[0] == bos)
+        found: dict[str, Places] = {}
+        for name, given in named.items():
+            what = f"{whose}position {name!r} (in a prompt of {len(ids)} tokens)"
+            one = is_integer(given) or isinstance(given, str) or not isinstance(given, Iterable)
+            several: list[Any] = [given] if one else list(given)  # type: ignore[arg-type]
+            several = [at + shift if is_integer(at) and at >= 0 else at for at in several]
+            try:
+                span = checked_span(several[0] if one else several, len(ids), what)
+            except ValueError as error:
+                self.unfit.add(i, Fault("positions", str(error)))
+                continue
+            found[name] = several[0] if one else span_of(span)
+        return found
+
+
+_NOT_MEANT = "a prompt is"
+
+
+def _compared(model: Any, clean: Sequence[int], corrupted: Sequence[int]) -> str:
+    return compare_lengths(model, torch.tensor(clean), torch.tensor(corrupted))
+
+
+def _sides(pair: PromptPair) -> tuple[tuple[Answer, ...], tuple[Answer, ...]]:
+    return tuple(pair.correct), tuple(pair.incorrect)
+
+
+def _key(prompt: Any) -> Hashable:
+    """By what a prompt is known from others; messages cannot be hashed."""
+    return ("chat", repr(list(prompt))) if is_chat(prompt) else prompt
+
+
+def _as_meant(prompt: Any, meaning: Meaning) -> Any:
+    """Ids as a tuple of integers, also where they are written in a text; a text and a chat as they are."""
+    if is_chat(prompt):
+        return prompt
+    if isinstance(prompt, str):
+        if meaning != "ids":
+            return prompt
+        numbers = listed_in(prompt) or prompt.replace(",", " ").split()
+        return tuple(map(int, numbers)) if all(str(n).strip().isdecimal() for n in numbers) else prompt
+    if prompt is None:
+        return None
+    ids = as_list(prompt) or []
+    row = as_list(ids[0]) if len(ids) == 1 else None
+    return tuple(ids if row is None else row)
+
+
+def _place_of(subject: str, prompt: str) -> tuple[int, int]:
+    """Where the subject stands: in the place that is left for it, or where it is first written, as a word if it is one.
+
+    (0, 0) where it is nowhere.
+    """
+    if _SLOT in prompt:
+        start = prompt.index(_SLOT)
+        return start, start + len(subject)
+    starts, at = [], prompt.find(subject)
+    while at >= 0:
+        starts.append(at)
+        at = prompt.find(subject, at + 1)
+    words = [start for start in starts if _stands_alone(prompt, start, start + len(subject))]
+    start = next(iter(words or starts), -1)
+    return (start, start + len(subject)) if start >= 0 else (0, 0)
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    return not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum())

@@ -1,0 +1,137 @@
+"""Files in the shapes in which others publish them; what they hold is made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from activation_patching import PromptPairs
+from test_suite.helpers.models import bundled
+from test_suite.helpers.tasks import answers_of
+
+CAT, DOG = "The cat sat on the mat", "The dog sat on the mat"
+
+
+def ids_of(*texts: str) -> list[int]:
+    return [bundled().to_single_token(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("columns", "several"),
+    [
+        (("correct_idx", "incorrect_idx"), False),
+        (("clean_answer_idx", "corrupted_answer_idx"), False),
+        (("country_idx", "corrupted_country_idx"), False),
+        (("answers_idx", "corrupted_answers_idx"), True),
+    ],
+)
+def test_eap_files(tmp_path: Path, columns: tuple[str, str], several: bool) -> None:
+    cat, dog = ids_of(" cat", " dog")
+    cells = ([cat], [dog, *ids_of(" fox")]) if several else (cat, dog)
+    frame = pd.DataFrame([{"clean": CAT, "corrupted": DOG, **dict(zip(columns, cells)), "corrupted_hard": CAT}])
+    frame.to_csv(tmp_path / "eap.csv")  # with its index, as pandas writes it
+    dataset = PromptPairs.from_eap_csv(bundled(), tmp_path / "eap.csv")
+    assert dataset.get_clean_corrupt_pairs() == [(CAT, DOG)]
+    assert answers_of(dataset, 0) == (" cat", {" dog", " fox"} if several else " dog")
+    hard = PromptPairs.from_eap_csv(bundled(), tmp_path / "eap.csv", corrupted="corrupted_hard")
+    assert hard.get_clean_corrupt_pairs() == [(CAT, CAT)]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("clean,corrupted,correct_idx", "its 'correct_idx' is a number from which the task makes sets of answers"),
+        ("clean,corrupted,plural", "its 'plural' is a number from which"),
+        ("clean,corrupted,label", "it has 'clean', 'corrupted', 'label': say which with correct='...'"),
+        (
+            "clean,corrupted,country_idx,corrupted_country_idx,capital_idx,corrupted_capital_idx",
+            "has the answers country_idx, corrupted_country_idx and capital_idx, corrupted_capital_idx: say which",
+        ),
+    ],
+)
+def test_eap_files_whose_answers_are_not_known(tmp_path: Path, header: str, message: str) -> None:
+    row = [CAT, DOG, *["1"] * (header.count(",") - 1)]
+    (tmp_path / "eap.csv").write_text(f"{header}\n{','.join(row)}\n")
+    with pytest.raises(ValueError, match=message):
+        PromptPairs.from_eap_csv(bundled(), tmp_path / "eap.csv")
+
+
+def test_auto_circuit_files(tmp_path: Path) -> None:
+    """Positions count without BOS; wrong answers may be missing; prompts may be ids."""
+    path, record = tmp_path / "ac.json", {"clean": CAT, "corrupt": DOG, "answers": [" cat"], "wrong_answers": [" dog"]}
+    path.write_text(json.dumps({"seq_labels": ["The"], "word_idxs": {"ANIMAL": 1, "end": 5}, "prompts": [record]}))
+    dataset = PromptPairs.from_auto_circuit_json(bundled(), path)
+    assert (dataset.get_clean_corrupt_pairs(), answers_of(dataset, 0)) == ([(CAT, DOG)], (" cat", " dog"))
+    assert dataset.get_positions(0) == {"ANIMAL": 2, "end": 6}
+    path.write_text(json.dumps({"prompts": [{name: record[name] for name in ("clean", "corrupt", "answers")}]}))
+    assert PromptPairs.from_auto_circuit_json(bundled(), path).get_target_tokens(0)[1] == ()
+    ids: dict[str, Any] = {"clean": [3, 5, 6], "corrupt": [3, 7, 6], "answers": [5], "wrong_answers": [7, 8]}
+    path.write_text(json.dumps({"word_idxs": {"A": 1}, "prompts": [ids]}))
+    of_ids = PromptPairs.from_auto_circuit_json(bundled(), path)
+    assert of_ids.get_clean_corrupt_pairs() == [((3, 5, 6), (3, 7, 6))]
+    assert (of_ids.get_target_tokens(0), of_ids.get_positions(0)) == ((5, (7, 8)), {"A": 1})
+
+
+MIB: dict[str, list[dict[str, Any]]] = {
+    "ioi": [
+        {
+            "prompt": CAT,
+            "choices": ["cat", "dog"],
+            "answerKey": 0,
+            "metadata": {"indirect_object": "cat", "subject": "dog"},
+            "s2_io_flip_counterfactual": {"prompt": DOG, "answerKey": 1, "choices": ["cat", "dog"]},
+            "abc_counterfactual": {"prompt": "The fox sat on the mat"},
+        }
+    ],
+    "choice": [
+        {
+            "prompt": CAT,
+            "choices": {"label": [" dog", " cat"], "text": ["one", "two"]},
+            "answerKey": 1,
+            "symbol_counterfactual": {"prompt": DOG, "choices": {"label": [" dog", " cat"]}, "answerKey": 0},
+        }
+    ],
+    "arithmetic": [
+        {
+            "prompt": CAT,
+            "operator": "+",
+            "label": 18,
+            "random_counterfactual": {"prompt": DOG, "label": 42},
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", MIB)
+def test_the_tasks_of_the_benchmark(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "rows.json"
+    pd.DataFrame(MIB[kind]).to_json(path, orient="records", lines=True)
+    for rows in (pd.DataFrame(MIB[kind]), path):
+        dataset = PromptPairs.from_mib(bundled(), rows)
+        assert dataset.get_clean_corrupt_pairs() == [(CAT, DOG)] and dataset.name == f"MIB {kind}"
+        assert answers_of(dataset, 0) == (("18", "42") if kind == "arithmetic" else (" cat", " dog"))
+
+
+def test_another_counterfactual_of_the_benchmark() -> None:
+    frame = pd.DataFrame(MIB["ioi"])
+    dataset = PromptPairs.from_mib(bundled(), frame, counterfactual="abc_counterfactual")
+    assert dataset.pairs[0].corrupted == "The fox sat on the mat"
+    with pytest.raises(
+        ValueError, match="no column 'other': choose counterfactual among 's2_io_flip_counterfactual', 'abc"
+    ):
+        PromptPairs.from_mib(bundled(), frame, counterfactual="other")
+    with pytest.raises(ValueError, match="expected those of MIB's IOI, multiple choice or arithmetic"):
+        PromptPairs.from_mib(bundled(), frame[["prompt"]])
+
+
+def test_a_published_shape_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
+    rows = [
+        {"subject": subject, "attribute": "mat", "prompt": "The cat sat on the"} for subject in ("The cat", "Norway")
+    ]
+    (tmp_path / "known.json").write_text(json.dumps(rows))
+    with pytest.warns(UserWarning, match="1 of 2 rows are left out: 1 has a subject that is not found in the prompt"):
+        assert len(PromptPairs.from_known_facts(bundled(), tmp_path / "known.json", skip_unfit=True)) == 1
