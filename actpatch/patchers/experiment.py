@@ -52,6 +52,12 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
     """The raw numbers of these patches on these pairs, per direction, with all that is needed to read them."""
     seen = {direction: pairs.in_direction(direction) for direction in settings.directions}
     of_direction = {direction: patches(of_run) for direction, of_run in seen.items()}
+    if len({len(of_run) for of_run in of_direction.values()}) > 1:
+        raise ValueError(
+            f"a map over all positions in both directions needs prompts of as many tokens in both runs (pair "
+            f"{pairs.indices[0]}: {len(pairs.clean[0])} and {len(pairs.corrupted[0])}): name positions, or run each "
+            "direction alone"
+        )
     metrics = pairs.metrics(settings.metrics)
     reads_answers = any(isinstance(metric, (AnswerMetric, SequenceMetric)) for metric in metrics)
     cut = pairs.first_token_alone if reads_answers else ""

@@ -82,6 +82,16 @@ def test_the_longer_prompt_of_a_pair_has_room_for_the_answer() -> None:
         patcher_on(small_model(PLAIN)).run_patching_experiment(dataset, "z", metrics="sequence_log_probability")
 
 
+def test_a_map_over_all_positions_is_of_one_direction() -> None:
+    patcher, dataset = patcher_on(small_model(PLAIN)), Answered([(SHORT, LONG)], "ends")
+    options: dict[str, Any] = {"metrics": "sequence_log_probability"}
+    with refused(r"a map over all positions in both directions needs .* \(pair 0: 6 and 7\): name positions, or run"):
+        patcher.run_position_experiment(dataset, "resid_pre", direction="both", **options)
+    for direction, width in (("denoising", 7), ("noising", 6)):
+        found = patcher.run_position_experiment(dataset, "resid_pre", direction=direction, **options)
+        assert found.matrix().shape == (3, width)
+
+
 def test_groups_and_files_keep_their_positions(tmp_path: Any) -> None:
     results = patcher_on(small_model(PLAIN)).run_position_experiment(
         DATASET, "resid_pre", positions=["SUBJECT", "END"], metrics=[*NAMES]
