@@ -175,9 +175,9 @@ class Spans(Ids):
 def test_cards_take_names_of_several_tokens() -> None:
     model, dataset = small_model(PLAIN), Spans([])
     heads = HeadPatcher(model, show_progress=False)
-    (card,) = heads.describe_heads(dataset, [(1, 2)], n_sequences=1)
+    (card,) = heads.describe_heads(dataset, [(1, 2)], n_sequences=1, metric="kl_divergence")
     for direction in ("denoising", "noising"):
-        swept = heads.run_all_heads_experiment(dataset, position="NAME", direction=direction)
+        swept = heads.run_all_heads_experiment(dataset, position="NAME", direction=direction, metrics="kl_divergence")
         found = next(place for place in card.places if place.position == "NAME")
         assert getattr(found, direction) == pytest.approx(swept.matrix()[1, 2], rel=0, abs=EXACT)
     pairs, weights = encode_pairs(model, dataset), []
