@@ -75,7 +75,10 @@ def expected_of(patcher: ActivationPatcher, dataset: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ((" cat dog", " dog"), r"pair 0: the answer ' cat dog' is 2 tokens for this model \(' cat' \+ ' dog'\), and what"),
+        (
+            (" cat dog", " dog"),
+            r"pair 0: the answer ' cat dog' is 2 tokens for this model \(' cat' \+ ' dog'\), and what",
+        ),
         ((" cat", [" dog", " dog rug"]), r"pair 0: the answer ' dog rug' is 2 tokens for this model"),
         (("zyzzyva", " dog"), "pair 0: get_target_tokens returned the text 'zyzzyva': .*does not know 'zyzzyva'"),
         ((" cat", " cat"), "pair 0: correct and incorrect answer are the same token"),
