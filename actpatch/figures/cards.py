@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from actpatch.core.heavy import go
 from actpatch.core.text import escaped, signed, with_minus
+from actpatch.figures.cells import STARS
 from actpatch.figures.certainty import STAR
 from actpatch.figures.colours import BLUE, GREY, INK, ORANGE, VIOLET
 from actpatch.figures.frame import finish
@@ -47,6 +48,8 @@ def create_head_cards(cards: HeadCards, *, title: str | None = None) -> go.Figur
         for run in ("clean", "corrupted"):
             figure.add_trace(_attention(card, run, first=row == 1), row=row, col=2)
         figure.add_trace(_scores(card), row=row, col=3)
+        for direction in DIRECTIONS:
+            figure.add_trace(_stars(card, direction), row=row, col=1)
     low, high = _range_of_effects(cards)
     figure.update_yaxes(range=[low, high], title="effect", col=1)
     figure.update_yaxes(range=[0, 1.05], title="attention", col=2)
@@ -93,6 +96,7 @@ def _effects(card: HeadCard, direction: str, *, first: bool) -> go.Bar:
     return go.Bar(
         name=direction,
         legendgroup=direction,
+        offsetgroup=direction,
         showlegend=first,
         x=names,
         y=[each.effect for each in found],
@@ -107,16 +111,31 @@ def _effects(card: HeadCard, direction: str, *, first: bool) -> go.Bar:
             "visible": not all(math.isnan(each.low) for each in found),
         },
         marker={"color": COLOURS[direction]},
-        text=[STAR if each.significant else "" for each in found],
-        textposition="outside",
-        textangle=0,
-        cliponaxis=False,
         hovertext=[
             f"<b>{card.label}</b> {name}, {direction}<br>effect {signed(each.effect)}"
             + ("" if math.isnan(each.low) else f"<br>interval {signed(each.low)} to {signed(each.high)}")
             + ("" if math.isnan(each.p_corrected) else f"<br>p, corrected {with_minus(f'{each.p_corrected:.2g}')}")
             for name, each in zip(names, found)
         ],
+    )
+
+
+def _stars(card: HeadCard, direction: str) -> go.Bar:
+    """A star above the interval of each bar that is significant, on a bar of no colour that reaches so far."""
+    found = [card.effect(part, direction) for part in PARTS]  # type: ignore[arg-type]
+    return go.Bar(
+        name=STARS,
+        legendgroup=direction,
+        offsetgroup=direction,
+        showlegend=False,
+        x=[_part_name(card, part) for part in PARTS],
+        y=[max(0.0, *(end for end in (each.effect, each.high) if math.isfinite(end))) for each in found],
+        marker={"color": "rgba(0, 0, 0, 0)", "line": {"width": 0}},
+        text=[STAR if each.significant else "" for each in found],
+        textposition="outside",
+        textangle=0,
+        cliponaxis=False,
+        hoverinfo="skip",
     )
 
 
@@ -165,5 +184,5 @@ def _range_of_effects(cards: HeadCards) -> tuple[float, float]:
     ends = [end for card in cards for each in card.effects for end in (each.effect, each.low, each.high)]
     known = [end for end in ends if math.isfinite(end)]
     low, high = min([0.0, *known]), max([0.05, *known])
-    room = 0.06 * (high - low)
+    room = 0.12 * (high - low)
     return low - room * (low < 0), high + room

@@ -10,6 +10,7 @@ import pytest
 
 from docs.examples import ROOT, examples
 from test_suite.helpers.models import smol_checkpoint
+from test_suite.helpers.printed import assert_same_text
 
 
 @pytest.mark.slow
@@ -21,4 +22,4 @@ def test_code_of_the_page_on_chats_prints_what_stands_below_it() -> None:
         code = example.code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(smol_checkpoint()))
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(code, "chat.md", "exec"), namespace)
-        assert out.getvalue() == (example.printed or "")
+        assert_same_text(example.printed or "", out.getvalue())

@@ -18,11 +18,14 @@ EVIL = "<script>alert(1)</script> $x$"
 def test_each_head_has_its_effects_attention_and_scores():
     cards = made_up_cards(made_up_card(), made_up_card(2, grouped=True, effects={"output": -0.3}))
     figure = create_head_cards(cards)
-    assert len(figure.data) == 2 * 5
-    denoising, noising, clean, corrupted, scores = figure.data[5:]
+    assert len(figure.data) == 2 * 7
+    denoising, noising, clean, corrupted, scores, *stars = figure.data[7:]
     assert list(denoising.x) == ["output", "pattern", "q", "k (KV0)", "v (KV0)"]
     assert list(noising.y) == [cards[1].effect(part, "noising").effect for part in ("output", "pattern", "q", "k", "v")]
-    assert list(denoising.text) == [STAR, STAR, STAR, "", ""]
+    assert [list(of_direction.text) for of_direction in stars] == [[STAR, STAR, STAR, "", ""]] * 2
+    assert [of_direction.offsetgroup for of_direction in stars] == [denoising.offsetgroup, noising.offsetgroup]
+    for of_direction, bars in zip(stars, (denoising, noising)):
+        assert list(of_direction.y) == [max(0, y + up) for y, up in zip(bars.y, bars.error_y.array)]
     assert list(denoising.error_y.array) == pytest.approx([0.1] * 5)
     assert (list(clean.x), list(clean.y), list(corrupted.y)) == (
         ["IO", "BOS", "rest"],
@@ -41,7 +44,7 @@ def test_each_head_has_its_effects_attention_and_scores():
 
 def test_what_is_not_known_is_not_drawn():
     card = made_up_card(copying=(), eigenvalue_score=math.nan, induction=math.nan)
-    scores = create_head_cards(made_up_cards(card)).data[-1]
+    scores = create_head_cards(made_up_cards(card)).data[4]
     assert [math.isnan(value) for value in scores.y] == [False, False, True, True, True, True]
 
 

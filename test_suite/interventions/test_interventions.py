@@ -14,7 +14,7 @@ from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import HAS_HOOKED, bundled, fresh_hooked, small_model, token_pairs
 from test_suite.helpers.prompts import Words
 from test_suite.helpers.sweeps import patcher_on, raw, single
-from visualize import create_layer_heatmap, create_position_heatmap
+from visualize import create_layer_heatmap, create_position_heatmap, figure_caption
 
 PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
 means_of_one = pytest.mark.filterwarnings("ignore:.*a single reference prompt")
@@ -197,17 +197,12 @@ def test_figures_say_what_was_written_and_where(mixed: Words) -> None:
     assert list(figure.layout.xaxis.ticktext) == ["A", "END"]
     np.testing.assert_array_equal(figure.data[0].z, named.matrix())
     assert "position END" in figure.data[0].hovertext[1][1]
-    assert "zero into clean" in _subtitle(figure)
+    assert "zero into clean" in figure_caption(figure)
     noise = GaussianNoise("A", samples=1)
     layers = patcher.run_patching_experiment(mixed, ["z", ("z", "mlp_out")], noise=noise, position="B")
-    assert "Gaussian noise at A" in _subtitle(create_layer_heatmap(layers))
-    assert "position B" in _subtitle(create_layer_heatmap(layers))
-    assert "not drawn: z + mlp_out" in _subtitle(create_layer_heatmap(layers))
+    assert "Gaussian noise at A" in figure_caption(create_layer_heatmap(layers))
+    assert "position B" in figure_caption(create_layer_heatmap(layers))
+    assert "not drawn: z + mlp_out" in figure_caption(create_layer_heatmap(layers))
     windows = create_layer_heatmap(patcher.run_patching_experiment(mixed, "z", window=3))
-    assert "windows of 3 layers" in _subtitle(windows)
+    assert "windows of 3 layers" in figure_caption(windows)
     assert "L1±1 z" in windows.data[0].hovertext[1][0]
-
-
-def _subtitle(figure: Any) -> str:
-    written = f"{figure.layout.title.text} {figure.layout.title.subtitle.text}"
-    return " ".join(written.replace("<br>", " ").split())

@@ -500,7 +500,7 @@ def test_pairs_and_metric_are_those_asked_for(tiny, ioi):
 @pytest.mark.slow
 def test_an_induction_head_of_smollm2_is_one_by_every_number():
     model = smollm2()
-    dataset = InductionDataset(model, 3, n_words=8, n_repeated=5)
+    dataset = InductionDataset(model, 6, n_words=8, n_repeated=5)
     patcher = HeadPatcher(model, show_progress=False)
     cards = patcher.describe_heads(dataset, patcher.run_all_heads_experiment(dataset).top(6), n_sequences=3)
     best = max(cards, key=lambda card: card.induction)

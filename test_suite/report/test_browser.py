@@ -308,13 +308,14 @@ def test_headings_tables_and_figures_are_named(opened):
 
 def test_details_open_by_keyboard(opened, experiment):
     page = opened.page
-    folded = page.locator("details").first
+    folded = page.locator("details", has_text="more pairs").last
     folded.locator("summary").focus()
     page.keyboard.press("Enter")
     assert folded.get_attribute("open") is not None
     sweep = experiment["head_results"].sweep
     cells = folded.locator("tbody tr").first.locator("td").all_text_contents()
-    assert cells[:2] == ["".join(sweep.clean_tokens[0]), "".join(sweep.corrupted_tokens[0])]
+    third = sweep.groups[2], "".join(sweep.clean_tokens[2]), "".join(sweep.corrupted_tokens[2])
+    assert cells[:3] == list(third)
     page.keyboard.press("Enter")
     assert folded.get_attribute("open") is None
 
@@ -331,6 +332,7 @@ def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, expe
         }
         measured = tuple(dataclasses.replace(values, unit=HARM) for values in sweep.measured)
         names = {"model": HARM, "task": HARM, "noise": HARM, "versions": {HARM: HARM}}
+        names["groups"] = names["templates"] = (HARM,) * len(sweep.pair_indices)
         return dataclasses.replace(sweep, measured=measured, **tokens, **names)
 
     hostile = {name: type(results)(harmed(results.sweep)) for name, results in experiment.items()}
@@ -340,7 +342,8 @@ def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, expe
     assert page.evaluate("window.harmed") is None
     assert found.complaints == [] and len(found.requests) == 1
     assert page.locator("img").count() == 0
-    assert HARM.strip() in page.locator(".prompts td").first.text_content()
+    for cell in range(3):  # group, clean prompt, corrupted prompt
+        assert HARM.strip() in page.locator(".prompts td").nth(cell).text_content()
     with page.expect_download() as saving:
         page.get_by_role("button", name="Save positions.csv").click()
     assert_is_table(saving.value.path(), hostile["position_results"].to_dataframe())

@@ -32,6 +32,7 @@ def test_notebook_table_shows_the_largest_effects_and_how_sure_they_are(tmp_path
         assert told in shown
     assert f"clean {results.sweep.clean.mean():+.3f}, corrupted" in shown
     assert load_results(results.save(tmp_path / "r.json"))._repr_html_() == shown
+    assert re.fullmatch(r"<details open><summary>IOI on made-up</summary>\n<table>.*</details>", shown, re.DOTALL)
 
 
 def test_every_kind_of_results_shows_in_a_notebook_whatever_it_lacks():
