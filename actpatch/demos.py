@@ -11,7 +11,7 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,12 @@ from actpatch.patchers.heads import HeadPatcher, print_head_results
 from actpatch.report.full import create_full_report
 from actpatch.results.files import writable_folder
 from actpatch.results.headline import headline
-from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.text import WIDTH
 from actpatch.tasks.ioi import IOI_CORRUPTIONS, IOIDataset
 
 SHOWN_HEADS = 4
 """So many significant heads are looked into."""
-MOST, LITTLE = 0.75, 0.25
-"""A part of a head carries its effect from this share on; below the other it carries none of it."""
 MOVED = 0.25
 """So much less at one position and more at another, from one layer to the next, is told."""
 
@@ -44,7 +41,7 @@ def layer_demo(argv: list[str] | None, description: str | None) -> int:
 
 
 def head_demo(argv: list[str] | None, description: str | None) -> int:
-    """Patch heads, then parts of them. Returns the script's exit code."""
+    """Patch heads, then look into the largest. Returns the script's exit code."""
     parser = arguments(description)
     parser.add_argument(
         "--patch-type", choices=[*PATCH_TYPES, *PATCH_TYPE_ALIASES], default="output", help="default: output"
@@ -78,13 +75,17 @@ def _run_heads(args: argparse.Namespace) -> None:
     print_head_results(heads, top_k=args.top_k)
     say(f"\n{headline(heads)}.")
     significant = patcher.find_important_heads(heads, threshold=None, alpha=0.05) if can_tell(heads) else []
+    cards = None
     if heads.patch_type == "output" and significant:
-        print_parts(patcher, dataset, args, significant[:SHOWN_HEADS])
+        cards = patcher.describe_heads(dataset, significant[:SHOWN_HEADS])
+        for card in cards:
+            say(f"\n{card.label}: {card.summary}")
 
     # One report of both demos: it has the layers that the heads are part of, and the positions.
     layers = patch_layers(patcher.patcher, dataset, args)
     positions = patch_positions(patcher.patcher, dataset, args)
-    list_figures(create_full_report(head_results=heads, layer_results=layers, position_results=positions, save_dir=out))
+    given = {"head_results": heads, "layer_results": layers, "position_results": positions, "head_cards": cards}
+    list_figures(create_full_report(**given, save_dir=out))
 
 
 def patch_layers(patcher: ActivationPatcher, dataset: IOIDataset, args: argparse.Namespace) -> LayerResults:
@@ -131,38 +132,6 @@ def can_tell(results: HeadResults) -> bool:
         return results.statistics().tells_significance
     except ValueError:
         return False
-
-
-def print_parts(
-    patcher: HeadPatcher, dataset: IOIDataset, args: argparse.Namespace, heads: Sequence[HeadPatchingResult]
-) -> None:
-    """What of these heads carries their effect: where they look, what they read there, or both."""
-    parts = {
-        part: {
-            (head.layer, head.head): head.effect
-            for head in patcher.run_all_heads_experiment(dataset, part, direction=args.direction)
-        }
-        for part in ("pattern", "v")
-        if part == "pattern" or patcher.patcher.engine.n_key_value_heads == patcher.patcher.engine.n_heads
-    }
-    print("\nWhat of these heads carries their effect:")
-    for head in heads:
-        effects = {part: found[head.layer, head.head] for part, found in parts.items()}
-        told = ", ".join(f"{part} alone {effect:+.2f}" for part, effect in effects.items())
-        concluded = conclusion(head.effect, effects["pattern"], effects.get("v"))
-        say(f"{head.label:<7} {head.effect:+.2f}: {'; '.join(filter(None, [told, concluded]))}")
-
-
-def conclusion(whole: float, pattern: float, v: float | None) -> str:
-    """Whether a head is moved by where it looks or by what it reads there, from the effects of both parts alone."""
-    if v is None:
-        return ""
-    looks, reads = pattern / whole, v / whole
-    if reads >= MOST and looks < LITTLE:
-        return "moved by what it reads, not by where it looks"
-    if looks >= MOST and reads < LITTLE:
-        return "moved by where it looks, not by what it reads"
-    return "moved by both" if min(looks, reads) >= LITTLE else ""
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
