@@ -54,12 +54,6 @@ def nothing_written_sentence(pairs: EncodedPairs, patches: Sequence[Patch]) -> s
     )
 
 
-def unmatched_counts(pairs: EncodedPairs) -> list[int]:
-    """For each pair how many positions of the run that is patched have no partner."""
-    has_partner = _has_partner(pairs)
-    return [0] * len(pairs) if has_partner is None else (pairs.lengths - has_partner.sum(dim=1)).tolist()
-
-
 def _has_partner(pairs: EncodedPairs) -> Bool[Tensor, "pair longest"] | None:
     return None if pairs.partners is None else pairs.partners >= 0
 
