@@ -18,8 +18,8 @@ import numpy as np
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
+from actpatch.results.patches import common
 from actpatch.results.shapes import SweepResults
-from actpatch.results.sweep import common
 
 Results = TypeVar("Results", bound=SweepResults)
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch
 from actpatch.results.items import HeadPositionPatchingResult, head_label
+from actpatch.results.patches import column_of
 from actpatch.results.shapes import HeadResults, OfHeads, head_of
-from actpatch.results.sweep import column_of
 
 
 class HeadPositionResults(OfHeads[HeadPositionPatchingResult]):

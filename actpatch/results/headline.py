@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool
 
-from actpatch.core.text import count
+from actpatch.core.text import count, with_minus
 from actpatch.results.baselines import baseline_findings
 from actpatch.results.both import BothDirections
+from actpatch.results.patches import common
 from actpatch.results.shapes import LayerResults, RowResults, SweepResults
-from actpatch.results.sweep import Sweep, common
+from actpatch.results.sweep import Sweep
 from actpatch.statistics.groups import GroupDifferences
 from actpatch.statistics.sites import SiteStatistics
 
@@ -149,4 +150,4 @@ def _verb(sweep: Sweep) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+    return with_minus(f"{round(value, 2) + 0.0:.2f}")

@@ -21,7 +21,8 @@ from actpatch.core.text import escaped
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.items import HeadPatchingResult, NeuronPatchingResult, OverPairs, PatchingResult, head_label
-from actpatch.results.sweep import Sweep, column_of, largest
+from actpatch.results.patches import column_of
+from actpatch.results.sweep import Sweep, largest
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
 
 Results = TypeVar("Results", bound="SweepResults")

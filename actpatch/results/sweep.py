@@ -14,22 +14,23 @@ with a small denominator (Miller et al. 2024, "Transformer Circuit Faithfulness 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, TypeVar, Unpack, get_args
+from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
-from actpatch.core.alignment import Matches, span_of
+from actpatch.core.alignment import Matches
 from actpatch.core.direction import DIRECTIONS, Direction
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
-from actpatch.core.sites import Patch, Site
+from actpatch.core.sites import Patch
 from actpatch.core.text import count
 from actpatch.metrics.registry import METRICS, metric_key
 from actpatch.results.answers import NO_ANSWER, AnswerSet
+from actpatch.results.long_table import long_table
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
@@ -42,7 +43,6 @@ MIN_RELATIVE_CHANGE = 0.1
 PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "groups", "correct", "incorrect")
 """Fields of a `Sweep` with an entry per pair."""
 
-Value = TypeVar("Value", bound=Hashable)
 Tokens: TypeAlias = tuple[str | None, ...]
 """Token strings by position; None where none stands there."""
 
@@ -388,43 +388,7 @@ class Sweep:
         the pair is not `usable`. Positions count from the start of the prompt that is patched; where prompts have other
         lengths, the other one's token is that which stands for it, missing where there is none.
         """
-        n_patches, n_pairs, n_metrics = len(self.patches), len(self.pair_indices), len(self.measured)
-        patch, pair, metric = (
-            index.ravel() for index in np.indices((n_patches, n_pairs, n_metrics)).astype(np.int64, copy=False)
-        )
-        sweeps = [replace(self, selected=i) for i in range(n_metrics)]
-        spans = [_spans(p, self.base_tokens) for p in self.patches]
-        position = [at[0] if at is not None and len(at) == 1 else None for of_patch in spans for at in of_patch]
-        clean_tokens, corrupted_tokens = ([both[side] for both in self.tokens_at] for side in (0, 1))
-        cell = patch * n_pairs + pair
-        columns: dict[str, Any] = {
-            "site": _text([p.label for p in self.patches], patch),
-            "hook_point": _text([common(p, lambda site: site.hook_point) for p in self.patches], patch),
-            "layer": _integers([common(p, lambda site: site.layer) for p in self.patches], patch),
-            "head": _integers([common(p, lambda site: site.head) for p in self.patches], patch),
-            "neuron": _integers([common(p, lambda site: site.neuron) for p in self.patches], patch),
-            "position": _integers(position, cell),
-            "position_name": _text([common(p, lambda site: site.position_name) for p in self.patches], patch),
-            "token": _text(_texts_at(spans, clean_tokens), cell),
-            "corrupted_token": _text(_texts_at(spans, corrupted_tokens), cell),
-            "pair": np.array(self.pair_indices, dtype=np.int64)[pair],
-            "template": _text(self.templates, pair),
-            "group": _text(self.groups, pair),
-            "correct": _text([answers.plain for answers in self.correct], pair),
-            "incorrect": _text([answers.plain for answers in self.incorrect], pair),
-            "metric": _text(self.metrics, metric),
-            "unit": _text([values.unit for values in self.measured], metric),
-            "direction": _text([self.direction], np.zeros_like(patch)),
-            "source": _text([self.source_of_values], np.zeros_like(patch)),
-            "noise": _text([self.noise], np.zeros_like(patch)),
-            "window": _integers([p.window for p in self.patches], patch),
-            "clean": _stacked([s.clean for s in sweeps])[pair, metric],
-            "corrupted": _stacked([s.corrupted for s in sweeps])[pair, metric],
-            "patched": _stacked([s.patched for s in sweeps]).ravel(),
-            "effect": _stacked([s.pair_effects for s in sweeps]).ravel(),
-            "usable": _stacked([s.usable for s in sweeps])[pair, metric],
-        }
-        return pd.DataFrame(columns)
+        return long_table(self)
 
 
 def largest(effects: Float[np.ndarray, " patch"], k: int) -> list[int]:
@@ -449,12 +413,6 @@ def usable_pairs(
     return (difference > 1e-6) & (difference >= min_relative_change * scale)
 
 
-def common(patch: Patch, of: Callable[[Site], Value]) -> Value | None:
-    """What is the same for all of the patch's sites; None where it is not. A window is where its middle is."""
-    values = {of(site) for site in patch.centre}
-    return values.pop() if len(values) == 1 else None
-
-
 def _patch_of_pairs(patch: Patch, pairs: Sequence[int]) -> Patch:
     """The patch with the positions of these pairs, where it has one of its own in each."""
     sites = tuple(
@@ -464,54 +422,9 @@ def _patch_of_pairs(patch: Patch, pairs: Sequence[int]) -> Patch:
     return replace(patch, sites=sites)
 
 
-def column_of(patch: Patch) -> str | None:
-    """Which column of a map over positions a patch belongs to: its position's name, or its number.
-
-    Several positions that are patched together are joined by ` + `. None for all positions, and for those that differ
-    between pairs without having a name.
-    """
-    names = dict.fromkeys(
-        str(site.position) if site.position_name is None and isinstance(site.position, int) else site.position_name
-        for site in patch.centre
-    )
-    return None if None in names else " + ".join(map(str, names))
-
-
-def _spans(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[tuple[int, ...] | None]:
-    """The patch's positions in each pair, counted from the start; None where it has none, or several sites' own."""
-    at = common(patch, lambda site: site.position)
-    per_pair = at if isinstance(at, tuple) else (at,) * len(tokens)
-    return [
-        None if span is None else tuple(p % len(prompt) for p in span_of(span))
-        for span, prompt in zip(per_pair, tokens)
-    ]
-
-
 def _taken(tokens: Tokens, partners: Mapping[int, int], length: int) -> Tokens:
     return tuple(tokens[partners[at]] if at in partners else None for at in range(length))
 
 
-def _texts_at(spans: Sequence[Sequence[tuple[int, ...] | None]], tokens: Sequence[Tokens]) -> list[str | None]:
-    return [None if at is None else _text_at(at, tokens[i]) for of_patch in spans for i, at in enumerate(of_patch)]
-
-
-def _text_at(span: tuple[int, ...], tokens: Tokens) -> str | None:
-    there = [token for token in (tokens[at] for at in span) if token is not None]
-    return "".join(there) if there else None
-
-
-def _text(values: Sequence[str | None], rows: Int[np.ndarray, " row"]) -> Any:
-    return pd.array(values, dtype="string").take(rows)
-
-
-def _integers(values: Iterable[int | None], rows: Int[np.ndarray, " row"]) -> Any:
-    return pd.array(list(values), dtype="Int64").take(rows)
-
-
 def _mean(values: Float[np.ndarray, " pair"]) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-def _stacked(by_metric: Sequence[np.ndarray]) -> np.ndarray:
-    """One array per metric as one array, with the metrics on its last axis."""
-    return np.stack(by_metric, axis=-1)

@@ -1,0 +1,91 @@
+"""The long table of a sweep: a row per patch, pair and metric."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from actpatch.core.alignment import span_of
+from actpatch.core.heavy import pd
+from actpatch.core.sites import Patch
+from actpatch.results.patches import common
+
+if TYPE_CHECKING:
+    from actpatch.results.sweep import Sweep, Tokens
+
+
+def long_table(sweep: Sweep) -> pd.DataFrame:
+    """The table; `Sweep.to_dataframe` says what its columns are."""
+    n_patches, n_pairs, n_metrics = len(sweep.patches), len(sweep.pair_indices), len(sweep.measured)
+    patch, pair, metric = (
+        index.ravel() for index in np.indices((n_patches, n_pairs, n_metrics)).astype(np.int64, copy=False)
+    )
+    sweeps = [dataclasses.replace(sweep, selected=i) for i in range(n_metrics)]
+    spans = [_spans(p, sweep.base_tokens) for p in sweep.patches]
+    position = [at[0] if at is not None and len(at) == 1 else None for of_patch in spans for at in of_patch]
+    clean_tokens, corrupted_tokens = ([both[side] for both in sweep.tokens_at] for side in (0, 1))
+    cell = patch * n_pairs + pair
+    columns: dict[str, Any] = {
+        "site": _text([p.label for p in sweep.patches], patch),
+        "hook_point": _text([common(p, lambda site: site.hook_point) for p in sweep.patches], patch),
+        "layer": _integers([common(p, lambda site: site.layer) for p in sweep.patches], patch),
+        "head": _integers([common(p, lambda site: site.head) for p in sweep.patches], patch),
+        "neuron": _integers([common(p, lambda site: site.neuron) for p in sweep.patches], patch),
+        "position": _integers(position, cell),
+        "position_name": _text([common(p, lambda site: site.position_name) for p in sweep.patches], patch),
+        "token": _text(_texts_at(spans, clean_tokens), cell),
+        "corrupted_token": _text(_texts_at(spans, corrupted_tokens), cell),
+        "pair": np.array(sweep.pair_indices, dtype=np.int64)[pair],
+        "template": _text(sweep.templates, pair),
+        "group": _text(sweep.groups, pair),
+        "correct": _text([answers.plain for answers in sweep.correct], pair),
+        "incorrect": _text([answers.plain for answers in sweep.incorrect], pair),
+        "metric": _text(sweep.metrics, metric),
+        "unit": _text([values.unit for values in sweep.measured], metric),
+        "direction": _text([sweep.direction], np.zeros_like(patch)),
+        "source": _text([sweep.source_of_values], np.zeros_like(patch)),
+        "noise": _text([sweep.noise], np.zeros_like(patch)),
+        "window": _integers([p.window for p in sweep.patches], patch),
+        "clean": _stacked([s.clean for s in sweeps])[pair, metric],
+        "corrupted": _stacked([s.corrupted for s in sweeps])[pair, metric],
+        "patched": _stacked([s.patched for s in sweeps]).ravel(),
+        "effect": _stacked([s.pair_effects for s in sweeps]).ravel(),
+        "usable": _stacked([s.usable for s in sweeps])[pair, metric],
+    }
+    return pd.DataFrame(columns)
+
+
+def _spans(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[tuple[int, ...] | None]:
+    """The patch's positions in each pair, counted from the start; None where it has none, or several sites' own."""
+    at = common(patch, lambda site: site.position)
+    per_pair = at if isinstance(at, tuple) else (at,) * len(tokens)
+    return [
+        None if span is None else tuple(p % len(prompt) for p in span_of(span))
+        for span, prompt in zip(per_pair, tokens)
+    ]
+
+
+def _texts_at(spans: Sequence[Sequence[tuple[int, ...] | None]], tokens: Sequence[Tokens]) -> list[str | None]:
+    return [None if at is None else _text_at(at, tokens[i]) for of_patch in spans for i, at in enumerate(of_patch)]
+
+
+def _text_at(span: tuple[int, ...], tokens: Tokens) -> str | None:
+    there = [token for token in (tokens[at] for at in span) if token is not None]
+    return "".join(there) if there else None
+
+
+def _text(values: Sequence[str | None], rows: Int[np.ndarray, " row"]) -> Any:
+    return pd.array(values, dtype="string").take(rows)
+
+
+def _integers(values: Iterable[int | None], rows: Int[np.ndarray, " row"]) -> Any:
+    return pd.array(list(values), dtype="Int64").take(rows)
+
+
+def _stacked(by_metric: Sequence[np.ndarray]) -> np.ndarray:
+    """One array per metric as one array, with the metrics on its last axis."""
+    return np.stack(by_metric, axis=-1)
