@@ -36,8 +36,8 @@ def escaped(text: str) -> str:
 
 
 def signed(value: float, places: int = 3) -> str:
-    """A number as a person reads it: with its sign, and a true minus; `+nan` loses its sign."""
-    return "nan" if value != value else with_minus(f"{value:+.{places}f}")
+    """A number as a person reads it: with its sign, and a true minus; what rounds to 0 has a plus, `nan` no sign."""
+    return "nan" if value != value else with_minus(f"{round(value, places) + 0.0:+.{places}f}")
 
 
 def with_minus(text: str) -> str:
