@@ -23,13 +23,22 @@ def measured_answers(pairs: EncodedPairs, metrics: Iterable[object]) -> Sides:
     read: Answers | AnswerSequences | None = next((metric.answers for metric in of_answers), None)
     if read is None:
         try:
-            read = pairs.answers
-        except (ValueError, NotImplementedError):
-            try:
-                read = pairs.sequences
-            except (ValueError, NotImplementedError):  # what measures something of its own needs no answers
-                return (), ()
+            read = short_or_whole(pairs)
+        except (ValueError, NotImplementedError):  # what measures something of its own needs no answers
+            return (), ()
     return answer_sets(pairs.origin.model, read)
+
+
+def short_or_whole(pairs: EncodedPairs) -> Answers | AnswerSequences:
+    """The answers of the pairs' dataset, as single tokens where all are, else the whole of them.
+
+    Raises:
+        ValueError: where they are neither, as `EncodedPairs.sequences` says.
+    """
+    try:
+        return pairs.answers
+    except ValueError:
+        return pairs.sequences
 
 
 def answer_sets(model: Any, answers: Answers | AnswerSequences) -> Sides:

@@ -31,7 +31,7 @@ from actpatch.metrics.sequence import (
     SequenceLogProbabilityDifference,
     SequenceMetric,
 )
-from actpatch.patchers.answered import answer_sets
+from actpatch.patchers.answered import answer_sets, short_or_whole
 from actpatch.patchers.changes import changes_of
 from actpatch.patchers.spelling import OtherSpelling, other_spelling
 from actpatch.patchers.texts import text_findings, tokens_at_names, unnamed_changes
@@ -261,12 +261,8 @@ def _refused(faults: Mapping[int, str], asked: Sequence[int]) -> Finding | None:
 def _answers(pairs: EncodedPairs) -> tuple[Answers | AnswerSequences | None, Finding | None]:
     """The answers, of one token each or whole, or why it is not known how often the model is right: a metric of the
     dataset's own needs none."""
-    answers: Answers | AnswerSequences
     try:
-        try:
-            answers = pairs.answers
-        except ValueError:
-            answers = pairs.sequences
+        answers = short_or_whole(pairs)
         if all(answers.correct):
             return answers, None
         reason = "there are pairs without a right answer"
