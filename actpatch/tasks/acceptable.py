@@ -18,6 +18,7 @@ from actpatch.tasks.batches import tokens_of_all
 from actpatch.tasks.columns import Answer
 from actpatch.tasks.files import ANSWER_SEPARATOR
 from actpatch.tasks.tokens import check_known, has_tokenizer, token_strings, unknown_token
+from actpatch.tasks.unfit import Fault
 
 Meaning = Literal["text", "ids"] | None
 """What cells hold: texts, token ids, or what nothing was said of, which is taken as text."""
@@ -54,15 +55,6 @@ class Meanings:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected 'text' or 'ids'")
 
 
-@dataclass(frozen=True)
-class _Unfit:
-    """Why an answer cannot be read."""
-
-    kind: str
-    """A key of `unfit.KINDS`."""
-    reason: str
-
-
 class Acceptable:
     """The token ids of every distinct set of answers, the whole of each, or what is wrong with it."""
 
@@ -72,7 +64,7 @@ class Acceptable:
         distinct = list(dict.fromkeys(sides))
         meant = {side: [self._meant(answer) for answer in side] for side in distinct}
         texts = dict.fromkeys(answer for side in meant.values() for answer in side if isinstance(answer, str))
-        self.tokens: dict[str, Whole | _Unfit] = {}
+        self.tokens: dict[str, Whole | Fault] = {}
         """Text -> its tokens, or why they cannot be used."""
         if texts and meanings.answers != "ids":
             self.tokens = self._tokens(list(texts))
@@ -112,9 +104,9 @@ class Acceptable:
         faults, kind = [], "answers"
         for answer in answers:
             found = self._resolved_one(answer)
-            if isinstance(found, _Unfit):
+            if isinstance(found, Fault):
                 kind = found.kind
-                faults.append(found.reason)
+                faults.append(str(found))
             else:
                 ids.append(found)
         if not faults:
@@ -122,47 +114,45 @@ class Acceptable:
         told, more = ", ".join(faults[:_MOST_ANSWERS]), len(faults) - _MOST_ANSWERS
         return (), kind, f"{told}, and {more} more of its {len(answers)} answers" if more > 0 else told
 
-    def _resolved_one(self, answer: Answer) -> Whole | _Unfit:
+    def _resolved_one(self, answer: Answer) -> Whole | Fault:
         said = self.meanings.answers
         if isinstance(answer, str):
             if said == "ids":
-                return _Unfit("cells", f"holds {shortened(answer)}, expected a token id, a whole number")
+                return Fault("cells", f"holds {shortened(answer)}, expected a token id, a whole number")
             return self.tokens[answer]
         if said != "ids" and not self.meanings.ids_unasked:
             as_id = f" for {self._as_id(answer)}" if self._as_id(answer) else ""
             meant = f"say answers='text' for {str(answer)!r}, or 'ids'{as_id}"
-            return _Unfit("cells", f"holds {answer}, expected text: {meant}")
+            return Fault("cells", f"holds {answer}, expected text: {meant}")
         if not 0 <= answer < self.size:
-            return _Unfit("answers", f"the token id {answer} is outside the vocabulary of {self.size}")
+            return Fault("answers", f"the token id {answer} is outside the vocabulary of {self.size}")
         if answer == self.unknown:
-            return _Unfit("answers", f"the token id {answer} is the tokenizer's unknown token: use a word it knows")
+            return Fault("answers", f"the token id {answer} is the tokenizer's unknown token: use a word it knows")
         return (int(answer),)
 
-    def _tokens(self, texts: list[str]) -> dict[str, Whole | _Unfit]:
-        found: dict[str, Whole | _Unfit] = {}
+    def _tokens(self, texts: list[str]) -> dict[str, Whole | Fault]:
+        found: dict[str, Whole | Fault] = {}
         for text, ids in tokens_of_all(self.model, texts, prepend_bos=False).items():
             try:
                 check_known(self.model, torch.tensor(ids, dtype=torch.long), text)
             except ValueError as error:
-                found[text] = _Unfit("answers", str(error))
+                found[text] = Fault("answers", str(error))
                 continue
             found[text] = ids
             if len(ids) > 1 and (self.meanings.single_token or ANSWER_SEPARATOR in text):
                 kind = "tokens" if self.meanings.single_token else "answers"
                 parts = " + ".join(repr(part) for part in token_strings(self.model, ids))
-                found[text] = _Unfit(kind, f"{text!r} is {len(ids)} tokens for this model ({parts})")
+                found[text] = Fault(kind, f"{text!r} is {len(ids)} tokens for this model ({parts})")
             if outside := [token for token in ids if token >= self.size]:
-                found[text] = _Unfit(
+                found[text] = Fault(
                     "answers", f"{text!r} has the token {outside[0]}, outside the vocabulary of {self.size}"
                 )
             if not ids:
-                found[text] = _Unfit("answers", f"{text!r} has no tokens")
-        faulty = [text for text, tokens in found.items() if isinstance(tokens, _Unfit)]
+                found[text] = Fault("answers", f"{text!r} has no tokens")
+        faulty = [text for text, tokens in found.items() if isinstance(tokens, Fault)]
         spaced = self.with_space(faulty)
         return {
-            text: replace(tokens, reason=f"{tokens.reason}{self._hint(text, spaced)}")
-            if isinstance(tokens, _Unfit)
-            else tokens
+            text: replace(tokens, detail=f"{tokens}{self._hint(text, spaced)}") if isinstance(tokens, Fault) else tokens
             for text, tokens in found.items()
         }
 

@@ -74,12 +74,12 @@ class Resolver:
     def _read(self, i: int, pair: PromptPair, span: tuple[int, ...] | None) -> None:
         corrupted = pair.clean if pair.corrupted is None else pair.corrupted
         encoded = [self.prompts[_key(prompt)] for prompt in (pair.clean, corrupted)]
-        for reason in dict.fromkeys(prompt for prompt in encoded if isinstance(prompt, str)):
-            self.unfit.add(i, Fault("cells" if reason.startswith(_NOT_MEANT) else "unreadable", reason))
+        for fault in dict.fromkeys(prompt for prompt in encoded if isinstance(prompt, Fault)):
+            self.unfit.add(i, fault)
         targets = [self._targets(i, which, side) for which, side in zip(("correct", "incorrect"), _sides(pair))]
         if same := self.answers.shared(*targets):
             self.unfit.add(i, Fault("sides", same))
-        ids = [prompt for prompt in encoded if not isinstance(prompt, str)]
+        ids = [prompt for prompt in encoded if not isinstance(prompt, Fault)]
         if len(ids) < 2:
             return
         if len(ids[0]) != len(ids[1]) and not self.meanings.any_length:
@@ -127,7 +127,7 @@ class Resolver:
         if are_chats:
             need_chat_template(self.model.tokenizer)
 
-    def _prompts(self) -> dict[Hashable, tuple[int, ...] | str]:
+    def _prompts(self) -> dict[Hashable, tuple[int, ...] | Fault]:
         """Each distinct prompt's token ids, or why it has none."""
         distinct = {
             _key(prompt): prompt
@@ -135,28 +135,30 @@ class Resolver:
             for prompt in (pair.clean, pair.corrupted)
             if prompt is not None
         }
-        found: dict[Hashable, tuple[int, ...] | str] = {}
+        found: dict[Hashable, tuple[int, ...] | Fault] = {}
         texts, said = [], self.meanings.prompts
         for key, prompt in distinct.items():
             if isinstance(prompt, str) and said != "ids" and not self.meanings.chat:
                 texts.append(prompt)
             elif said == "ids" and (isinstance(prompt, str) or is_chat(prompt)):
-                found[key] = f"{_NOT_MEANT} {shortened(prompt)}, expected token ids: a list of integers"
+                given = shortened(prompt)
+                found[key] = Fault("cells", f"a prompt is {given}, expected token ids: a list of integers")
             elif isinstance(prompt, str):
                 found[key] = self._encoded(one_message(prompt))
             elif is_chat(prompt) or said == "ids" or (said is None and self.meanings.ids_unasked):
                 found[key] = self._encoded(prompt)
             else:
                 given = shortened(list(prompt))
-                found[key] = f"{_NOT_MEANT} {given}, expected text: for token ids say prompts='ids'"
-        found.update(prompts_of_all(self.model, texts) if texts else {})
+                found[key] = Fault("cells", f"a prompt is {given}, expected text: for token ids say prompts='ids'")
+        for text, ids in prompts_of_all(self.model, texts).items() if texts else ():
+            found[text] = Fault("unreadable", ids) if isinstance(ids, str) else ids
         return found
 
-    def _encoded(self, prompt: Prompt) -> tuple[int, ...] | str:
+    def _encoded(self, prompt: Prompt) -> tuple[int, ...] | Fault:
         try:
             return tuple(encode_prompt(self.model, prompt).tolist())
         except ValueError as error:
-            return str(error)
+            return Fault("unreadable", str(error))
 
     def lists_as_text(self) -> list[str]:
         """Prompts that are lists of numbers in brackets, and are taken as text because nothing was said."""
@@ -176,7 +178,7 @@ class Resolver:
         ids = {
             prompt: tokens
             for prompt, tokens in self.prompts.items()
-            if isinstance(prompt, str) and not isinstance(tokens, str)
+            if isinstance(prompt, str) and not isinstance(tokens, Fault)
         }
         rows = [i for i, (start, end) in self.subjects.items() if end > start and _key(self.pairs[i].clean) in ids]
         wanted = [(str(self.pairs[i].clean), *self.subjects[i]) for i in rows]
@@ -198,9 +200,6 @@ class Resolver:
                 continue
             found[name] = several[0] if one else span_of(span)
         return found
-
-
-_NOT_MEANT = "a prompt is"
 
 
 def _compared(model: Any, clean: Sequence[int], corrupted: Sequence[int]) -> str:
