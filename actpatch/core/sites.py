@@ -41,6 +41,9 @@ class Site:
     """Index on the last axis of `mlp.hook_pre` or `mlp.hook_post`; None replaces all neurons."""
     position_name: str | None = None
     """What the task calls the position (`S2`), for labels, tables and maps."""
+    sender: str | None = None
+    """Id of a writer of the graph (`core.graph`): of what is read at the hook point only the part that this one writes
+    is replaced, which is patching an edge. None replaces all of it."""
 
     def __post_init__(self) -> None:
         # NumPy's and PyTorch's integers become Python's: a tensor would index otherwise, and JSON takes neither.
@@ -76,7 +79,8 @@ class Site:
 
     @property
     def label(self) -> str:
-        """How the site is printed: `L9H6`, `L3H1 v`, `L3N17`, `L3 attn_out`, with ` @4` or ` @S2` for a position.
+        """How the site is printed: `L9H6`, `L3H1 v`, `L3N17`, `L3 attn_out`, with ` @4` or ` @S2` for a position, and
+        for a part of it after its sender: `a5.h3 → L9H6 hook_q_input`.
 
         Of an activation that heads have, all of whose heads are replaced: `L3 z (all heads)`.
         """
@@ -93,6 +97,7 @@ class Site:
         elif self.layer is not None:
             name += f" {self.component}"
             name += " (all heads)" if self.is_of_all_heads else ""
+        name = name if self.sender is None else f"{self.sender} → {name}"
         where = self.position if self.position_name is None else self.position_name
         return name if where is None else f"{name} @{where}"
 

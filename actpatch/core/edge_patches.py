@@ -1,0 +1,152 @@
+"""Many edges as one value: arrays that are read as a sequence of patches. Nothing here runs a model.
+
+Of a million edges no object is made but those that are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Int
+
+from actpatch.core.graph import Graph, Names
+from actpatch.core.sites import Patch, Site
+
+ALL_POSITIONS: tuple[tuple[Site, ...], ...] = ((Site(""),),)
+"""The columns of edges that are patched at all positions together."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgePatches(Sequence[Patch]):
+    """Edges of a graph, each patched alone at one place: a sequence of patches."""
+
+    graph: Graph
+    writers: Int[np.ndarray, " edge"]
+    """Number of each edge's sender among the graph's writers."""
+    readers: Int[np.ndarray, " edge"]
+    """Number of each edge's receiver among the graph's readers."""
+    columns: Int[np.ndarray, " edge"]
+    """Which of the places each edge is patched at."""
+    places: tuple[tuple[Site, ...], ...] = ALL_POSITIONS
+    """Places in the prompts, as sites whose hook point is still to be filled in: the positions of each are patched
+    together."""
+
+    def __len__(self) -> int:
+        return len(self.writers)
+
+    @overload
+    def __getitem__(self, index: int) -> Patch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> EdgePatches: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.taken(np.arange(len(self))[index])
+        reader = self.graph.readers[self.readers[index]]
+        sender, site = self.graph.writers[self.writers[index]].id, reader.site
+        place = self.places[self.columns[index]]
+        sites = (replace(at, hook_point=site.hook_point, head=site.head, sender=sender) for at in place)
+        return Patch(tuple(sites), name=self.label(index))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EdgePatches):
+            return NotImplemented
+        arrays = ("writers", "readers", "columns")
+        same = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
+        return same and (self.graph, self.places) == (other.graph, other.places)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"EdgePatches({len(self):,} of {self.graph!r})"
+
+    def taken(self, numbers: Sequence[int] | Int[np.ndarray, " chosen"]) -> EdgePatches:
+        """The edges with these numbers, in this order."""
+        chosen = np.asarray(numbers, dtype=np.int64)
+        arrays = {name: getattr(self, name)[chosen] for name in ("writers", "readers", "columns")}
+        return replace(self, **arrays)
+
+    def id(self, index: int) -> str:
+        """`a5.h3->a9.h9<q>`, with what comes of positions left out."""
+        writer, reader = self.graph.writers[self.writers[index]], self.graph.readers[self.readers[index]]
+        return f"{writer.id}->{reader.id}"
+
+    def label(self, index: int) -> str:
+        """`L5H3 → L9H9 q`, with ` @S2` where it is patched at a position."""
+        writer, reader = self.graph.writers[self.writers[index]], self.graph.readers[self.readers[index]]
+        return f"{writer.label} → {reader.label}{self._at(int(self.columns[index]))}"
+
+    @property
+    def labels(self) -> list[str]:
+        writers = [writer.label for writer in self.graph.writers]
+        readers = [reader.label for reader in self.graph.readers]
+        at = [self._at(column) for column in range(len(self.places))]
+        each = zip(self.writers.tolist(), self.readers.tolist(), self.columns.tolist())
+        return [f"{writers[writer]} → {readers[reader]}{at[column]}" for writer, reader, column in each]
+
+    @property
+    def ids(self) -> list[str]:
+        writers, readers = [writer.id for writer in self.graph.writers], [reader.id for reader in self.graph.readers]
+        return [f"{writers[w]}->{readers[r]}" for w, r in zip(self.writers.tolist(), self.readers.tolist())]
+
+    @property
+    def column_names(self) -> list[str]:
+        """What each place is called; empty for all positions."""
+        return [self._at(column).removeprefix(" @") for column in range(len(self.places))]
+
+    def _at(self, column: int) -> str:
+        names = [
+            str(site.position) if site.position_name is None else site.position_name
+            for site in self.places[column]
+            if site.position is not None
+        ]
+        return f" @{' + '.join(names)}" if names else ""
+
+
+def edge_patches(
+    graph: Graph,
+    senders: Names | None = None,
+    receivers: Names | None = None,
+    places: Sequence[Sequence[Site]] = ALL_POSITIONS,
+) -> EdgePatches:
+    """Every edge from one of these writers to one of these readers, at each place in turn.
+
+    They are ordered by receiver, then sender, then place.
+
+    Raises:
+        ValueError: for a name that the graph has not, and where no edge goes from any of the senders to any of the
+            receivers.
+    """
+    writers, readers = graph.writers_named(senders), graph.readers_named(receivers)
+    before = graph.n_writers_before[readers]
+    of_reader = np.searchsorted(writers, before)  # the writers of a reader are the first so many
+    if senders is not None or receivers is not None:
+        _check_reached(graph, writers, readers, before)
+    each = np.repeat(readers, of_reader)
+    within = np.arange(len(each)) - np.repeat(np.cumsum(of_reader) - of_reader, of_reader)
+    n_places = len(places)
+    return EdgePatches(
+        graph,
+        np.repeat(writers[within], n_places),
+        np.repeat(each, n_places),
+        np.tile(np.arange(n_places), len(each)),
+        tuple(tuple(place) for place in places),
+    )
+
+
+def _check_reached(
+    graph: Graph,
+    writers: Int[np.ndarray, " sender"],
+    readers: Int[np.ndarray, " receiver"],
+    before: Int[np.ndarray, " receiver"],
+) -> None:
+    if not (before > writers[0]).any():
+        first, last = graph.writers[writers[0]].label, graph.readers[readers[before.argmax()]].label
+        raise ValueError(
+            f"no edge goes from the senders to the receivers: the first sender, {first}, does not write before the "
+            f"last receiver, {last}, reads; give earlier senders or later receivers"
+        )
