@@ -76,10 +76,10 @@ def error_of_recording(experiment: Experiment, chunk: Chunk, alone: Alone) -> st
 
 def error_of_full_runs(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> str | None:
     """The same of full runs, batched as the sweep batches them, against the recorded ones."""
-    rows = tuple(reversed(range(len(chunk.pairs)))) if exactness.together else (0,)
-    batch = Batch((0,) * len(rows), rows, 0, int(chunk.lengths[list(rows)].max()))
+    rows = [*reversed(range(len(chunk.pairs)))] if exactness.together else [0]
+    batch = Batch.of([0] * len(rows), rows, 0, int(chunk.lengths[rows].max()))
     logits = run_in_full(experiment, batch, chunk, alone=exactness.logits, patched=False)
-    return too_far("a full run as the sweep makes it", logits, chunk.base.logits[list(rows), : logits.shape[1]])
+    return too_far("a full run as the sweep makes it", logits, chunk.base.logits[rows, : logits.shape[1]])
 
 
 def ways_to_agree(exactness: Exactness) -> Iterator[tuple[Exactness, str]]:

@@ -12,7 +12,7 @@ from actpatch.core.alignment import Matches, Span, identity, span_of
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Site, head_axis, kind_of, position_axis
-from actpatch.engine.resume import mlp_output_weight
+from actpatch.engine.entering import mlp_output_weight
 from actpatch.models.runner import Runner
 from actpatch.tasks.alignment import checked_span
 from actpatch.tasks.encoding import EncodedPairs

@@ -249,8 +249,8 @@ class PatchingEngine:
                     values[:, :, indices] = (corrupted if is_denoising else clean)[:, None, indices]
                     done = 0
                     for batch, logits in runs.batches(experiment, chunk):
-                        of_rows = measure(logits, rows=torch.tensor(batch.pairs), lengths=chunk.lengths)
-                        values[:, list(batch.patches), indices[list(batch.pairs)]] = of_rows.numpy()
+                        of_rows = measure(logits, rows=torch.from_numpy(batch.pairs), lengths=chunk.lengths)
+                        values[:, batch.patches, indices[batch.pairs]] = of_rows.numpy()
                         done += len(batch)
                         progress.update(len(batch))
                     progress.update(n_patches * len(indices) - done)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from actpatch.core.sites import Site, block_hook, position_axis
+from actpatch.engine.entering import PatchedRows
 from actpatch.engine.experiment import Chunk, Experiment
 from actpatch.engine.plan import Batch, Route
 from actpatch.engine.resume import Resumption
@@ -115,12 +116,12 @@ def _error_of_rows(
     patches, pairs = map(list, zip(*rows))
     length = int(chunk.lengths[pairs].max())
     start = _checked_start(chunk, pairs) if exactness.prefix else 0
-    batch = Batch(tuple(patches), tuple(pairs), start, length)
+    batch = Batch.of(patches, pairs, start, length)
     seen: dict[str, Tensor] = {}
     hooked = {site.hook_point for route in routes for site in route.hooked}
     runner = experiment.runner
     try:
-        resumption = _unchanged(experiment, chunk, exactness, routes, batch, compares=True)
+        unchanged, resumption = _unchanged(experiment, chunk, exactness, routes, batch, compares=True)
         with runner.hooks(recording_hooks(runner.model, hooked, seen)):
             logits = resumption.run(runner.begin(chunk.base, start, length))
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
@@ -130,7 +131,7 @@ def _error_of_rows(
             raise
         halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
         return next(filter(None, (_error_of_rows(experiment, chunk, exactness, routes, half) for half in halves)), None)
-    for in_full, recorded in resumption.compared or ():
+    for in_full, recorded in unchanged.compared or ():
         if reason := too_far("computing the output of heads or neurons in full", in_full, recorded, "values"):
             return reason
     last = runner.n_layers - 1
@@ -153,9 +154,9 @@ def resumed_with_no_change(
     """What is read of a pair's run, resumed with no change wherever patches enter, as long as the pair is."""
     patches, length = _one_of_each_kind(routes), int(chunk.lengths[pair])
     start = _checked_start(chunk, [pair]) if exactness.prefix else 0
-    batch = Batch(tuple(patches), (pair,) * len(patches), start, length)
+    batch = Batch.of(patches, [pair] * len(patches), start, length)
     call = experiment.runner.begin(chunk.base, start, length)
-    logits = _unchanged(experiment, chunk, exactness, routes, batch, in_full=True).run(call)
+    logits = _unchanged(experiment, chunk, exactness, routes, batch, in_full=True)[1].run(call)
     if not experiment.reads_all:
         return logits
     return torch.cat([chunk.base.logits[pair, :start].expand(len(logits), -1, -1), logits], dim=1)
@@ -173,17 +174,12 @@ def _unchanged(
     routes: Sequence[Route],
     batch: Batch,
     **options: bool,
-) -> Resumption:
+) -> tuple[PatchedRows, Resumption]:
     """A batch into which the values are written that are there, each at its own position."""
-    return Resumption(
-        experiment,
-        batch,
-        replace(chunk, source=chunk.base.activations),
-        [replace(route, hooked=()) for route in routes],
-        narrow=exactness.narrow,
-        logits_alone=exactness.logits,
-        **options,
-    )
+    as_it_is = replace(chunk, source=chunk.base.activations)
+    rows = PatchedRows(experiment, batch, as_it_is, [replace(route, hooked=()) for route in routes], **options)
+    how = {"narrow": exactness.narrow, "logits_alone": exactness.logits}
+    return rows, Resumption(rows, experiment.vocabulary, **how)
 
 
 def too_far(what: str, found: Tensor, expected: Tensor, of: str = "logits") -> str | None:

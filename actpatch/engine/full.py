@@ -23,7 +23,7 @@ def run_in_full(
         alone: whether only the logits that are read are computed (`Read.alone`).
         patched: False runs it as it is.
     """
-    rows = torch.tensor(batch.pairs)
+    rows = torch.from_numpy(batch.pairs)
     batch = replace(batch, start=0)
     writes = writes_of(batch, [patch.sites for patch in experiment.patches]) if patched else []
     hooks, fired = write_hooks(experiment, batch, chunk, writes)

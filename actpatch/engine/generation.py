@@ -87,7 +87,7 @@ def _patched(runs: Runs, *limits: Any) -> Said:
     experiment = runs.experiment
     ((chunk,),) = runs.chunks()
     prompt = experiment.prompts[0][0]
-    batch = Batch((0,), (0,), 0, len(prompt))
+    batch = Batch.of([0], [0], 0, len(prompt))
     writes = writes_of(batch, [patch.sites for patch in experiment.patches])
     hooks, fired = write_hooks(experiment, batch, chunk, writes)
     said = _continued(runs, prompt, [_on_prompt(hook, len(prompt)) for hook in hooks], *limits)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
@@ -47,16 +48,21 @@ class Route:
         return self.layer, self.stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Rows that are run together, ordered by entry. Positions `start` to `length` are computed."""
 
-    patches: tuple[int, ...]
+    patches: Int[np.ndarray, " row"]
     """Index of each row's patch."""
-    pairs: tuple[int, ...]
+    pairs: Int[np.ndarray, " row"]
     """Index of each row's pair."""
     start: int
     length: int
+
+    @classmethod
+    def of(cls, patches: Sequence[int], pairs: Sequence[int], start: int, length: int) -> Batch:
+        """A batch of rows that are listed."""
+        return cls(np.array(patches, dtype=np.int64), np.array(pairs, dtype=np.int64), start, length)
 
     def __len__(self) -> int:
         return len(self.patches)
@@ -107,7 +113,7 @@ def _entry(site: Site, linear: bool) -> tuple[int, Stage, bool]:
 
 
 def plan(
-    order: Sequence[tuple[int, int]],
+    order: Int[np.ndarray, "patch 2"],
     starts: Int[Tensor, "patch pair"],
     lengths: Int[Tensor, " pair"],
     max_tokens: int,
@@ -116,39 +122,51 @@ def plan(
     """Batches that cover every row that has something to run.
 
     Args:
-        order: entry of each patch, as `Route.order`.
+        order: layer and stage of each patch's entry.
         starts: first position each row changes; a row whose start is not below its pair's length changes nothing and
             is left out.
         lengths: number of tokens of each pair.
         max_tokens: most tokens (rows × positions) a batch may hold; a batch has at least one row.
         max_rows: most rows a batch may hold.
     """
-    rows = [(patch, pair) for patch, pair in (starts < lengths).nonzero().tolist()]
-    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for patch, pair in rows:
-        groups.setdefault((int(starts[patch, pair]), int(lengths[pair])), []).append((patch, pair))
+    of_pairs, each = lengths.numpy(), starts.numpy()
+    patches, pairs = (each < of_pairs).nonzero()
+    if not len(patches):
+        return []
+    ends = np.stack([of_pairs[pairs], each[patches, pairs]], axis=1)
+    groups, group, sizes = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
     batches = []
-    for (start, length), members in _merged(groups).items():
-        members.sort(key=lambda row: (order[row[0]], row))
-        patches, pairs = zip(*members)
-        batches += Batch(patches, pairs, start, length).parts(max_tokens, max_rows)
+    for (start, length), members in _merged([(start, length) for length, start in groups.tolist()], sizes.tolist()):
+        rows = np.isin(group.ravel(), members).nonzero()[0]
+        layers, stages = order[patches[rows]].T
+        rows = rows[np.lexsort((pairs[rows], patches[rows], stages, layers))]
+        batches += Batch(patches[rows], pairs[rows], start, length).parts(max_tokens, max_rows)
     return batches
 
 
-def _merged(groups: dict[tuple[int, int], list[tuple[int, int]]]) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """Groups joined with their neighbours wherever computing a few tokens too many costs less than another batch."""
-    merged: list[tuple[tuple[int, int], list[tuple[int, int]]]] = []
-    for (start, length), members in sorted(groups.items(), key=lambda group: (group[0][1], group[0][0])):
+def _merged(ends: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[tuple[tuple[int, int], list[int]]]:
+    """Groups joined with their neighbours wherever computing a few tokens too many costs less than another batch.
+
+    Args:
+        ends: start and length of each group, ordered by length.
+        sizes: number of rows of each.
+
+    Returns:
+        Start and length of what is run together, and which groups that are.
+    """
+    merged: list[tuple[tuple[int, int], list[int]]] = []
+    for group, ((start, length), size) in enumerate(zip(ends, sizes)):
         if merged:
             (last_start, last_length), last = merged[-1]
             joint = (min(start, last_start), max(length, last_length))
             width = joint[1] - joint[0]
-            extra = len(members) * (width - length + start) + len(last) * (width - last_length + last_start)
+            rows = sum(sizes[i] for i in last)
+            extra = size * (width - length + start) + rows * (width - last_length + last_start)
             if extra <= MERGE_TOKENS:
-                merged[-1] = (joint, last + members)
+                merged[-1] = (joint, [*last, group])
                 continue
-        merged.append(((start, length), list(members)))
-    joined: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        merged.append(((start, length), [group]))
+    joined: dict[tuple[int, int], list[int]] = {}
     for key, members in merged:
         joined.setdefault(key, []).extend(members)
-    return joined
+    return list(joined.items())

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +28,7 @@ from actpatch.engine.agreement import (
     run_alone,
     ways_to_agree,
 )
+from actpatch.engine.entering import PatchedRows
 from actpatch.engine.exactness import (
     ONE_PROMPT,
     Exactness,
@@ -130,7 +132,7 @@ class Runs:
         starts = starts_of(experiment, chunk)
         if not self.exactness.prefix:
             starts = torch.where(starts < chunk.lengths, 0, starts)
-        order = [way.order for way in routes] or [(0, 0)] * len(self.patches)
+        order = np.array([way.order for way in routes] or [(0, 0)] * len(self.patches), dtype=np.int64).reshape(-1, 2)
         most = self.batch_size if self.exactness.together else 1
         waiting = plan(order, starts, chunk.lengths, self.max_tokens, most)[::-1]
         calls: dict[tuple[int, int], Any] = {}
@@ -157,10 +159,11 @@ class Runs:
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
+        rows = PatchedRows(experiment, batch, chunk, routes)
         how = {"narrow": self.exactness.narrow, "logits_alone": self.exactness.logits}
-        logits = Resumption(experiment, batch, chunk, routes, **how).run(calls[key])
+        logits = Resumption(rows, experiment.vocabulary, **how).run(calls[key])
         if experiment.reads_all and batch.start:
-            before = chunk.base.logits[list(batch.pairs), : batch.start]
+            before = chunk.base.logits[batch.pairs, : batch.start]
             logits = torch.cat([before, logits], dim=1)
         return logits
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -145,14 +147,13 @@ def _computed(at: Int[Tensor, "row _"], start: int) -> tuple[Int[Tensor, " write
     return rows, at[rows, columns]
 
 
-def runs_of_equal(values: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, slice]]:
+def runs_of_equal(values: Int[np.ndarray, " row"], begin: int, end: int) -> Iterator[tuple[int, slice]]:
     """(value, where) of each stretch of equal values."""
-    while begin < end:
-        stop = begin
-        while stop < end and values[stop] == values[begin]:
-            stop += 1
-        yield values[begin], slice(begin, stop)
-        begin = stop
+    if begin >= end:
+        return
+    changes = begin + 1 + np.flatnonzero(np.diff(values[begin:end]))
+    for start, stop in itertools.pairwise([begin, *changes.tolist(), end]):
+        yield int(values[start]), slice(start, stop)
 
 
 def noise_hook(noise: Float[Tensor, "row pos d_model"]) -> Hook:
