@@ -144,6 +144,13 @@ class Graph:
             found += [Reader("mlp", layer)] * self.mlps[layer]
         return (*found, Reader("logits", self.n_layers - 1))
 
+    def heads_of(self, reader: Reader) -> list[int]:
+        """The query heads whose outputs a reader of queries, keys or values moves: for keys and values its group."""
+        if reader.head is None:
+            raise ValueError(f"{reader.label} belongs to no head")
+        size = 1 if reader.kind == "q" else self.heads[reader.layer] // self.key_value_heads[reader.layer]
+        return list(range(reader.head * size, (reader.head + 1) * size))
+
     @cached_property
     def n_writers_before(self) -> Int[np.ndarray, " reader"]:
         """How many writers each reader reads, which is how many edges go into it."""

@@ -33,12 +33,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from actpatch.core.direction import Direction, check_direction
+from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
 from actpatch.core.text import count
 from actpatch.engine import checks
 from actpatch.engine.agreement import Rounding
+from actpatch.engine.edges import INPUT, recorded_for
 from actpatch.engine.embeddings import embedding_deviation
 from actpatch.engine.experiment import Experiment
 from actpatch.engine.measured import Measured, in_order, mean_of_samples, sets_of
@@ -263,11 +265,14 @@ class PatchingEngine:
     def _positions(
         self, pairs: EncodedPairs, patches: Sequence[Patch], known: Collection[str]
     ) -> list[list[Int[Tensor, "pair _"] | None]]:
-        """Of each site of each patch the positions in each pair; every site is checked."""
+        """Of each site of each patch, or each place of edges, the positions in each pair; every site is checked."""
         found: dict[str, Int[Tensor, "pair _"]] = {}
+        if isinstance(patches, EdgePatches):
+            checked = [[replace(at, hook_point=INPUT) for at in place] for place in patches.places]
+        else:
+            checked = [list(patch.sites) for patch in patches]
         return [
-            [checks.checked_positions(self.runner, site, pairs, known, found) for site in patch.sites]
-            for patch in patches
+            [checks.checked_positions(self.runner, site, pairs, known, found) for site in sites] for sites in checked
         ]
 
     @contextlib.contextmanager
@@ -297,7 +302,7 @@ class PatchingEngine:
         }
         if noise is not None and references is not None:
             raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
-        names = {site.hook_point for of_direction in patches.values() for patch in of_direction for site in patch.sites}
+        names = {name for of_direction in patches.values() for name in _written(of_direction)}
         if noise is None and references is None:
             checks.check_can_be_aligned(names, pairs)
         with self.runner.as_found(names):
@@ -335,6 +340,13 @@ class PatchingEngine:
             runs = Runs(experiments, self.batch_size)
             yield runs
             self.shortcuts = runs.exactness.held
+
+
+def _written(patches: Sequence[Patch]) -> set[str]:
+    """Hook points at which is written."""
+    if isinstance(patches, EdgePatches):
+        return recorded_for(patches)[0]
+    return {site.hook_point for patch in patches for site in patch.sites}
 
 
 def _of_runs(

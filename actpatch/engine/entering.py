@@ -11,8 +11,9 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from actpatch.core.sites import Site, block_hook
 from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.plan import Batch, Route, Stage
+from actpatch.engine.starts import starts_of
 from actpatch.engine.writes import (
     Where,
     WhereWritten,
@@ -31,6 +33,9 @@ from actpatch.engine.writes import (
     writes_of,
 )
 from actpatch.models.runner import Runner
+
+Change: TypeAlias = tuple[Float[Tensor, "row pos part"], Float[Tensor, "row pos part"], Float[Tensor, "part d_model"]]
+"""A part of a linear map's input before and after, and what the map does to it."""
 
 MOST_CANCELLED = 4
 """By which factor a changed output may be smaller than before and still be reached by adding the change to it."""
@@ -83,6 +88,49 @@ class Rows(ABC):
 
     def taken(self, recorded: Tensor, begin: int, end: int) -> Tensor:
         return recorded[self.pairs[begin:end], self.batch.start : self.batch.length]
+
+
+class Work(ABC):
+    """What is changed on the pairs of a chunk: for each change and pair where it begins, and its rows in a batch."""
+
+    @property
+    @abstractmethod
+    def starts(self) -> Int[Tensor, "change pair"]:
+        """First position that each change changes; a pair's length where it changes nothing."""
+
+    @property
+    @abstractmethod
+    def order(self) -> Int[np.ndarray, "change 2"]:
+        """Layer and stage at which the rows of each change enter."""
+
+    @abstractmethod
+    def rows(self, batch: Batch, call: Any) -> Rows:
+        """The rows of a batch of these changes, whose blocks are called with `call`."""
+
+
+class PatchWork(Work):
+    """Patches on the pairs of a chunk.
+
+    Args:
+        experiment: what is run.
+        chunk: the recorded runs.
+        routes: how each patch is run; none, where all are run in full.
+    """
+
+    def __init__(self, experiment: Experiment, chunk: Chunk, routes: Sequence[Route]) -> None:
+        self.experiment, self.chunk, self.routes = experiment, chunk, routes
+
+    @property
+    def starts(self) -> Int[Tensor, "patch pair"]:
+        return starts_of(self.experiment, self.chunk)
+
+    @property
+    def order(self) -> Int[np.ndarray, "patch 2"]:
+        order = [way.order for way in self.routes] or [(0, 0)] * len(self.experiment.patches)
+        return np.array(order, dtype=np.int64).reshape(-1, 2)
+
+    def rows(self, batch: Batch, call: Any) -> Rows:
+        return PatchedRows(self.experiment, batch, self.chunk, self.routes)
 
 
 class PatchedRows(Rows):
@@ -177,7 +225,7 @@ class PatchedRows(Rows):
         for site in sites:
             put(after, self.chunk.source[name], site, *written(site))
         if not is_z:
-            return _with_bias(after.sum(dim=2), attn, "b_O")
+            return with_bias(after.sum(dim=2), attn, "b_O")
         heads = sorted({site.head for site in sites if site.head is not None})
         if any(site.head is None for site in sites):
             heads = list(range(after.shape[2]))
@@ -186,7 +234,7 @@ class PatchedRows(Rows):
         return self._linear_output(
             output,
             (before[:, :, heads].flatten(2), after[:, :, heads].flatten(2), weight[heads].flatten(0, 1)),
-            lambda at: _with_bias(after[at].flatten(1) @ whole, attn, "b_O"),
+            lambda at: with_bias(after[at].flatten(1) @ whole, attn, "b_O"),
         )
 
     def _mlp_output(
@@ -222,34 +270,21 @@ class PatchedRows(Rows):
         def in_full(at: Tensor) -> Tensor:
             every = self.taken(base, rows.start, rows.stop)[at]
             every[..., chosen] = after[at]
-            return _with_bias(every @ weight, mlp, "b_out")
+            return with_bias(every @ weight, mlp, "b_out")
 
         return self._linear_output(output, (before, after, weight[chosen]), in_full)
 
     def _linear_output(
         self,
         output: Float[Tensor, "row pos d_model"],
-        change: tuple[Float[Tensor, "row pos part"], Float[Tensor, "row pos part"], Float[Tensor, "part d_model"]],
+        change: Change,
         in_full: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "row pos d_model"]:
-        """The output of a linear map, a part of whose input changes.
-
-        Args:
-            output: what it is before.
-            change: that part before and after, and what the map does to it.
-            in_full: the changed output at some rows and positions, not by way of a difference. What cancels leaves a
-                residue of rounding of its own size: where little remains, it is not left there.
-        """
-        before, after, weight = change
+        """`changed_output`, noting where it is asked for what the map gives in full."""
         if self.compared is not None:
             everywhere = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
             self.compared.append((in_full(everywhere).view_as(output), output))
-        changed = output + (after - before) @ weight
-        most = 0.0 if self.in_full else MOST_CANCELLED
-        cancelled = output.abs().amax(dim=-1) > most * changed.abs().amax(dim=-1)
-        if bool(cancelled.any()):
-            changed[cancelled] = in_full(cancelled)
-        return changed
+        return changed_output(output, change, in_full, most_cancelled=0 if self.in_full else MOST_CANCELLED)
 
     def _on_entry(self, begin: int, end: int) -> Iterator[tuple[slice, Sequence[Site], WhereWritten]]:
         """For each patch that enters: its rows, counted from `begin`; its sites, upstream first; where those write."""
@@ -262,7 +297,30 @@ class PatchedRows(Rows):
         return where_written(self.experiment, self.chunk, self.batch, patch, index, rows)
 
 
-def _with_bias(output: Tensor, module: Any, name: str) -> Tensor:
+def changed_output(
+    output: Float[Tensor, "row pos d_model"],
+    change: Change,
+    in_full: Callable[[Tensor], Tensor],
+    most_cancelled: float = MOST_CANCELLED,
+) -> Float[Tensor, "row pos d_model"]:
+    """The output of a linear map, a part of whose input changes.
+
+    Args:
+        output: what it is before.
+        change: that part before and after, and what the map does to it.
+        in_full: the changed output at some rows and positions, not by way of a difference. What cancels leaves a
+            residue of rounding of its own size: where little remains, it is not left there.
+        most_cancelled: by which factor it may be smaller than before and still be reached by adding the change to it.
+    """
+    before, after, weight = change
+    changed = output + (after - before) @ weight
+    cancelled = output.abs().amax(dim=-1) > most_cancelled * changed.abs().amax(dim=-1)
+    if bool(cancelled.any()):
+        changed[cancelled] = in_full(cancelled)
+    return changed
+
+
+def with_bias(output: Tensor, module: Any, name: str) -> Tensor:
     bias = getattr(module, name, None)
     return output + bias if isinstance(bias, Tensor) else output
 

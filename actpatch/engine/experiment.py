@@ -30,7 +30,7 @@ class Experiment:
     patches: Sequence[Patch]
     positions: Sequence[Sequence[Int[Tensor, "pair _"] | None]]
     """For each site of each patch the positions in each pair that are written, -1 in the place of those that a pair
-    lacks; None for all."""
+    lacks; None for all. For edges they are those of each place (`EdgePatches.places`)."""
     direction: Direction
     reads_all: bool
     """Whether the metric reads all positions."""

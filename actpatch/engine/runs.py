@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from actpatch.core.direction import Direction
+from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.sites import Site, block_hook, head_axis
 from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
@@ -28,7 +28,8 @@ from actpatch.engine.agreement import (
     run_alone,
     ways_to_agree,
 )
-from actpatch.engine.entering import PatchedRows
+from actpatch.engine.edges import EdgeWork, error_of_edges, patches_that_enter_alike, recorded_for
+from actpatch.engine.entering import PatchWork, Work
 from actpatch.engine.exactness import (
     ONE_PROMPT,
     Exactness,
@@ -43,7 +44,6 @@ from actpatch.engine.memory import pairs_that_fit, tokens_that_fit
 from actpatch.engine.plan import Batch, Route, plan, route
 from actpatch.engine.recording import Recorder
 from actpatch.engine.resume import Resumption
-from actpatch.engine.starts import starts_of
 from actpatch.models.runner import is_out_of_memory
 
 HALF = (torch.float16, torch.bfloat16)
@@ -66,6 +66,7 @@ class Runs:
             self.experiment.pairs,
             self.experiment.patches,
         )
+        self._checked = [standing_for(experiment) for experiment in experiments]
         self._lengths = [*zip(self.pairs.lengths.tolist(), self.pairs.other_lengths.tolist())]
         self.batch_size = batch_size
         self.notes: list[str] = []
@@ -128,18 +129,17 @@ class Runs:
 
     def batches(self, experiment: Experiment, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
         """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
-        routes = self.routes(experiment)
-        starts = starts_of(experiment, chunk)
+        work = self._work(experiment, chunk)
+        starts = work.starts
         if not self.exactness.prefix:
             starts = torch.where(starts < chunk.lengths, 0, starts)
-        order = np.array([way.order for way in routes] or [(0, 0)] * len(self.patches), dtype=np.int64).reshape(-1, 2)
         most = self.batch_size if self.exactness.together else 1
-        waiting = plan(order, starts, chunk.lengths, self.max_tokens, most)[::-1]
+        waiting = plan(work.order, starts, chunk.lengths, self.max_tokens, most)[::-1]
         calls: dict[tuple[int, int], Any] = {}
         while waiting:
             batch = waiting.pop()
             try:
-                yield batch, self._run(experiment, batch, chunk, routes, calls)
+                yield batch, self._run(experiment, batch, chunk, work, calls)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(batch) == 1:
                     raise
@@ -151,21 +151,25 @@ class Runs:
         experiment: Experiment,
         batch: Batch,
         chunk: Chunk,
-        routes: Sequence[Route],
+        work: Work,
         calls: dict[tuple[int, int], Any],
     ) -> Float[Tensor, "row read token"]:
-        if not routes:
+        if not self.exactness.resume:
             return run_in_full(experiment, batch, chunk, alone=self.exactness.logits)
         key = (batch.start, batch.length)
         if key not in calls:
             calls[key] = self.runner.begin(chunk.base, *key)
-        rows = PatchedRows(experiment, batch, chunk, routes)
         how = {"narrow": self.exactness.narrow, "logits_alone": self.exactness.logits}
-        logits = Resumption(rows, experiment.vocabulary, **how).run(calls[key])
+        logits = Resumption(work.rows(batch, calls[key]), experiment.vocabulary, **how).run(calls[key])
         if experiment.reads_all and batch.start:
             before = chunk.base.logits[batch.pairs, : batch.start]
             logits = torch.cat([before, logits], dim=1)
         return logits
+
+    def _work(self, experiment: Experiment, chunk: Chunk) -> Work:
+        if isinstance(experiment.patches, EdgePatches):
+            return EdgeWork(experiment, experiment.patches, chunk, self.max_tokens)
+        return PatchWork(experiment, chunk, self.routes(experiment))
 
     def _pairs_at_once(self) -> int:
         base, source = self._recorded_names()
@@ -175,19 +179,23 @@ class Runs:
     def _recorded_names(self) -> tuple[set[str], set[str]]:
         """Hook points needed of the run that is patched, and of the run whose activations are copied."""
         n_layers, hook_points = self.runner.n_layers, set(self.runner.hook_points)
-        source = {site.hook_point for patch in self.patches for site in patch.sites}
-        routes = self.routes(self.experiment)  # the same hook points in each direction
+        checked = self._checked[0]
+        source = {site.hook_point for patch in checked.patches for site in patch.sites}
+        routes = self.routes(checked)  # the same hook points in each direction
         base = {resid_name(layer, n_layers) for layer in range(n_layers + 1)} if routes else set()
         for way in routes:
             base |= {site.hook_point for site in way.on_entry}
             for site in way.on_entry:
                 if site.layer is not None and site.kind.is_added:
                     base |= {block_hook(site.layer, "attn_out"), block_hook(site.layer, "mlp_out")} & hook_points
+        if isinstance(self.patches, EdgePatches):
+            of_edges, source = recorded_for(self.patches)
+            base |= of_edges
         return base, source
 
     def _first_try(self) -> Exactness:
         """All shortcuts but those that this experiment, or what is on the model, leaves out from the start."""
-        sites = [site for patch in self.patches for site in patch.sites]
+        sites = [site for patch in self._checked[0].patches for site in patch.sites]
         exactness = Exactness()
         if not sites or any(site.layer is None for site in sites):
             exactness = exactness.without_resuming()
@@ -234,23 +242,42 @@ class Runs:
         self._ways = None
         if not self._is_checked:
             check_causal(self.experiment, chunk)
-        if self.exactness.resume and (reason := next(filter(None, map(self._error, self.experiments, chunks)), None)):
+        self._check_edges(chunks)
+        if self.exactness.resume and (reason := next(filter(None, map(self._error, self._checked, chunks)), None)):
             self.exactness = self._left_out(self.exactness, self.exactness.weakened(), reason)
             return False
         if not self._is_checked:
             self._is_checked = True
             embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
-            routes = self.routes(self.experiment)
+            routes = self.routes(self._checked[0])
             hooked = [way.hooked for way in routes] or [patch.sites for patch in self.patches]
             check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
             if next(self.runner.model.parameters()).dtype in HALF:
                 resumed = None
                 if self.exactness.resume:
                     how = self.exactness, routes, alone.pair
-                    resumed = resumed_with_no_change(self.experiment, chunk, *how)
+                    resumed = resumed_with_no_change(self._checked[0], chunk, *how)
                 self.rounding = rounding_of(self.experiment, chunk, alone, resumed)
         self._tell()
         return True
+
+    def _check_edges(self, chunks: tuple[Chunk, ...]) -> None:
+        """Check that edges are what their graph says; of other patches nothing is asked.
+
+        Raises:
+            RuntimeError: where this model's blocks cannot be resumed, what it writes does not add up, or its heads and
+                MLPs read something else.
+        """
+        for experiment, chunk in zip(self.experiments, chunks):
+            edges = experiment.patches
+            if not isinstance(edges, EdgePatches):
+                return
+            lost = [name for name in ("resume", "linear") if name not in self.exactness.held]
+            reason = self._reasons.get(lost[0], "a part of it is not run by itself") if lost else None
+            if not lost and not self._is_checked:
+                reason = error_of_edges(experiment, edges, chunk, self.exactness.prefix, self.max_tokens)
+            if reason is not None:
+                raise RuntimeError(f"single edges of this model cannot be patched: {reason}")
 
     def _record_otherwise(self, reason: str) -> None:
         """Take the next way in which the recorded run may be the model's own.
@@ -285,3 +312,12 @@ class Runs:
     def _error(self, experiment: Experiment, chunk: Chunk) -> str | None:
         """What is not exact with the present shortcuts on the run that is patched in this direction."""
         return error_of_resuming(experiment, chunk, self.exactness, self.routes(experiment))
+
+
+def standing_for(experiment: Experiment) -> Experiment:
+    """The experiment with one patch for all edges that enter alike, whose ways of being run are checked; any other
+    experiment as it is."""
+    if not isinstance(experiment.patches, EdgePatches):
+        return experiment
+    patches = patches_that_enter_alike(experiment.patches)
+    return replace(experiment, patches=patches, positions=[[None]] * len(patches))

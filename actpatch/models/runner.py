@@ -88,6 +88,10 @@ def joined(recordings: Sequence[Recording]) -> Recording:
     )
 
 
+class _Known(Exception):
+    """Ends the run of a block of which no more is needed."""
+
+
 class Runner(ABC):
     """What both model classes share. `HookedRunner` and `BridgeRunner` add how their blocks are called."""
 
@@ -168,6 +172,31 @@ class Runner(ABC):
         self, layer: int, resid: Float[Tensor, "row pos d_model"], prefix: KeysValues | None, call: Any
     ) -> Float[Tensor, "row pos d_model"]:
         """One block, over the keys and values of the positions before."""
+
+    def activation_in_block(
+        self,
+        layer: int,
+        resid: Float[Tensor, "row pos d_model"],
+        prefix: KeysValues | None,
+        call: Any,
+        hook_point: str,
+    ) -> Float[Tensor, "row pos ..."]:
+        """What one block, run on a residual stream, holds at a hook point; what comes behind it is not run.
+
+        Raises:
+            RuntimeError: where the hook point does not fire.
+        """
+        found: list[Tensor] = []
+
+        def keep(value: Tensor, hook: Any) -> None:
+            found.append(value)
+            raise _Known
+
+        with self.hooks([(hook_point, keep)]), contextlib.suppress(_Known):
+            self.run_block(layer, resid, prefix, call)
+        if not found:
+            raise RuntimeError(f"the hook point {hook_point} did not fire in its block")
+        return found[0]
 
     @abstractmethod
     def prefix(self, recording: Recording, layer: int, pairs: Tensor, start: int) -> KeysValues | None:

@@ -1,0 +1,310 @@
+"""Edges: what a sender changes in what one receiver reads, as rows that enter where the receiver has written.
+
+Patching an edge from writer u to reader v gives v alone the input `base + (u in the other run - u in the base run)`, on
+the residual stream before its normalization, which is computed anew. What v makes of it is a change of its output, and
+from there the row is like any other (`engine.resume`):
+
+- into queries, keys or values of a head: the change of its output (under grouped-query attention, of all heads of the
+  group), entering after the attention;
+- into an MLP: the change of its output, entering before the next block;
+- into the logits: the change itself, entering after the last block.
+
+So of the model no part is run for an edge that comes before its receiver has written; a layer's attention is run once
+for each sender and kind (`engine.readers`), not once for each edge.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.graph import Graph, Reader
+from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.engine.entering import Rows, Work, changed_output, with_bias
+from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.plan import Batch, Stage
+from actpatch.engine.readers import QUERIES_KEYS_VALUES, Readers, error_of_readers
+from actpatch.engine.writes import runs_of_equal
+
+INPUT = block_hook(0, "resid_pre")
+"""Where what the embedding writes, of token and position, is read."""
+
+
+def entry_of(reader: Reader, n_layers: int) -> tuple[int, Stage]:
+    """Where a row enters whose reader has written."""
+    if reader.kind == "logits":
+        return n_layers, Stage.BLOCK
+    return (reader.layer + 1, Stage.BLOCK) if reader.kind == "mlp" else (reader.layer, Stage.ATTENTION)
+
+
+def patches_that_enter_alike(edges: EdgePatches) -> list[Patch]:
+    """Patches of outputs, one for each place where rows of these edges enter."""
+    readers = [edges.graph.readers[number] for number in np.unique(edges.readers)]
+    last = edges.graph.n_layers - 1
+    sites = {
+        Site(block_hook(last, "resid_post"))
+        if reader.kind == "logits"
+        else Site(block_hook(reader.layer, "mlp_out"))
+        if reader.kind == "mlp"
+        else Site(block_hook(reader.layer, "z"), head=0)
+        for reader in readers
+    }
+    return [Patch((site,)) for site in sorted(sites, key=lambda site: (site.layer, site.hook_point))]
+
+
+def recorded_for(edges: EdgePatches) -> tuple[set[str], set[str]]:
+    """Hook points needed of the run that is patched, beside those that rows enter with, and of what is written."""
+    writers = [edges.graph.writers[number] for number in np.unique(edges.writers)]
+    readers = [edges.graph.readers[number] for number in np.unique(edges.readers)]
+    source = {
+        INPUT if writer.layer < 0 else block_hook(writer.layer, "mlp_out" if writer.head is None else "z")
+        for writer in writers
+    }
+    base = {block_hook(reader.layer, "attn_out") for reader in readers if edges.graph.heads[reader.layer]}
+    base |= {block_hook(reader.layer, "mlp_out") for reader in readers if edges.graph.mlps[reader.layer]}
+    of_heads = {reader.layer for reader in readers if reader.kind in QUERIES_KEYS_VALUES}
+    base |= {block_hook(layer, name) for layer in of_heads for name in (*QUERIES_KEYS_VALUES, "z")}
+    return base | source, source
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What senders change in what is read of them, on the recorded pairs of a chunk."""
+
+    differences: Float[Tensor, "writer pair pos d_model"]
+    """Of each writer, what is written of it and what the run that is patched has, from its first change on."""
+    masks: Bool[Tensor, "column pair pos"]
+    """At which positions each place is written."""
+    writers: Int[np.ndarray, " sender"]
+    """Which of the writers each sender is."""
+    columns: Int[np.ndarray, " sender"]
+    """At which of the places."""
+
+    def at(
+        self, senders: Int[np.ndarray, " row"], pairs: Int[Tensor, " row"], start: int, length: int
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What these senders change on these pairs, at positions `start` to `length`."""
+        device = self.differences.device
+        writers = torch.from_numpy(self.writers[senders]).to(device)
+        change = self.differences[writers, pairs.to(device), start:length]
+        if len(self.masks) == 1:  # it is in the differences
+            return change
+        columns = torch.from_numpy(self.columns[senders]).to(device)
+        return change * self.masks[columns, pairs.to(device), start:length, None]
+
+    @functools.cached_property
+    def first(self) -> Int[Tensor, "sender pair"]:
+        """First position at which each sender changes anything; the number of positions where it changes nothing."""
+        differs = self.differences.ne(0).any(dim=-1)
+        n_positions = differs.shape[-1]
+        found = torch.empty(len(self.writers), differs.shape[1], dtype=torch.long)
+        for column, mask in enumerate(self.masks):
+            changed = differs & mask
+            first = torch.where(changed.any(dim=-1), changed.int().argmax(dim=-1), n_positions).cpu()
+            of_column = torch.from_numpy(np.flatnonzero(self.columns == column))
+            found[of_column] = first[torch.from_numpy(self.writers[self.columns == column])]
+        return found
+
+
+def sent_by(experiment: Experiment, chunk: Chunk, edges: EdgePatches) -> tuple[Sent, Int[np.ndarray, " edge"]]:
+    """What the senders of these edges change, and which of them each edge's is."""
+    numbers, of_edge = np.unique(edges.writers, return_inverse=True)
+    masks = _masks(experiment, chunk, edges)
+    written = masks.any(dim=0)
+    differences = torch.stack([_difference(experiment, chunk, edges.graph, number) for number in numbers])
+    differences *= written[None, ..., None].to(differences.device)
+    if len(masks) == 1:
+        masks = torch.ones_like(masks)
+    n_columns = len(masks)
+    senders = np.arange(len(numbers) * n_columns)
+    sent = Sent(differences, masks.to(differences.device), senders // n_columns, senders % n_columns)
+    return sent, of_edge.ravel() * n_columns + edges.columns
+
+
+def _masks(experiment: Experiment, chunk: Chunk, edges: EdgePatches) -> Bool[Tensor, "column pair pos"]:
+    """At which positions each place is written: none before a pair's first change, and none that are appended."""
+    every = torch.arange(chunk.base.tokens.shape[1])
+    may_change = (every >= chunk.first_change[:, None]) & (every < chunk.ends[:, None])
+    masks = torch.zeros(len(edges.places), *may_change.shape, dtype=torch.bool)
+    for mask, positions in zip(masks, experiment.positions):
+        for at in positions:
+            if at is None:
+                mask[:] = True
+            else:
+                mask |= (every[None, :, None] == at[chunk.pairs][:, None, :]).any(dim=2)
+    return masks & may_change
+
+
+def _difference(experiment: Experiment, chunk: Chunk, graph: Graph, number: int) -> Float[Tensor, "pair pos d_model"]:
+    """What a writer writes, less what it has written in the run that is patched."""
+    writer = graph.writers[number]
+    if writer.layer < 0:
+        return chunk.source[INPUT] - chunk.base.activations[INPUT]
+    name = block_hook(writer.layer, "mlp_out" if writer.head is None else "z")
+    source, base = chunk.source[name], chunk.base.activations[name]
+    if writer.head is None:
+        return source - base
+    weight = experiment.runner.model.blocks[writer.layer].attn.W_O[writer.head]
+    return (source[:, :, writer.head] - base[:, :, writer.head]) @ weight
+
+
+class EdgeRows(Rows):
+    """The rows of edges, each of which enters with what its receiver has made of what its sender changes.
+
+    Args:
+        graph: of the model.
+        batch: the rows; `patches` are the numbers of their edges.
+        chunk: the recorded runs.
+        sent: what senders change.
+        senders: of each row.
+        receivers: number of each row's receiver among the graph's readers.
+        made: what heads have made of what senders change, by reader; more is put into it.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        batch: Batch,
+        chunk: Chunk,
+        sent: Sent,
+        senders: Int[np.ndarray, " row"],
+        receivers: Int[np.ndarray, " row"],
+        made: MadeByHeads,
+    ) -> None:
+        super().__init__(made.readers.runner, batch, chunk)
+        self.graph, self.sent, self.senders, self.receivers, self.made = graph, sent, senders, receivers, made
+        self.orders = [entry_of(graph.readers[number], graph.n_layers) for number in receivers.tolist()]
+        # What receivers make is computed before the batch is run: a block of it may be run otherwise than theirs.
+        self._outputs = {
+            rows.start: self._made(number, rows) for number, rows in runs_of_equal(receivers, 0, len(batch))
+        }
+
+    def before_block(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
+        return self._made_by(begin, end)
+
+    def after_attention(
+        self, layer: int, begin: int, end: int
+    ) -> tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos d_model"]]:
+        return self.recorded_resid(layer, begin, end), self._made_by(begin, end)
+
+    def _made_by(self, begin: int, end: int) -> Tensor:
+        parts = [self._outputs.pop(rows.start) for _, rows in runs_of_equal(self.receivers, begin, end)]
+        return torch.cat(parts) if parts else self.recorded_resid(0, begin, end)
+
+    def _made(self, number: int, rows: slice) -> Float[Tensor, "row pos d_model"]:
+        """The attention output, or the stream behind an MLP or before the logits, as these rows change it."""
+        reader, begin, end = self.graph.readers[number], rows.start, rows.stop
+        if reader.kind in QUERIES_KEYS_VALUES:
+            return self._attention_output(reader, rows)
+        change = self.sent.at(self.senders[rows], self.pairs[rows], self.batch.start, self.batch.length)
+        if reader.kind == "logits":
+            return self.recorded_resid(self.graph.n_layers, begin, end) + change
+        output = self.made.readers.output_of_mlp(reader.layer, self.pairs[rows], change)
+        has_attention = self.graph.heads[reader.layer] > 0
+        before = self.recorded_mid if has_attention else self.recorded_resid
+        return before(reader.layer, begin, end) + output
+
+    def _attention_output(self, reader: Reader, rows: slice) -> Float[Tensor, "row pos d_model"]:
+        layer, begin, end = reader.layer, rows.start, rows.stop
+        heads = self.graph.heads_of(reader)
+        attn = self.runner.model.blocks[layer].attn
+        z = self.recorded(block_hook(layer, "z"), begin, end)
+        changed = self.made.of(reader, self.sent, self.senders[rows], self.batch.pairs[rows])[:, :, heads]
+
+        def in_full(at: Tensor) -> Tensor:
+            every = z[at]
+            every[:, heads] = changed[at]
+            return with_bias(every.flatten(1) @ attn.W_O.flatten(0, 1), attn, "b_O")
+
+        before, weight = z[:, :, heads].flatten(2), attn.W_O[heads].flatten(0, 1)
+        output = self.recorded(block_hook(layer, "attn_out"), begin, end)
+        return changed_output(output, (before, changed.flatten(2), weight), in_full)
+
+
+class MadeByHeads:
+    """What the heads of a layer make of what senders change in what their queries (or keys, or values) read.
+
+    It is kept while rows of the same layer and kind follow each other, as those of its heads do.
+    """
+
+    def __init__(self, readers: Readers) -> None:
+        self.readers = readers
+        self._of: tuple[int, str] | None = None
+        self._slots: dict[tuple[int, int], int] = {}
+        self._kept: list[Tensor] = []
+
+    def of(
+        self, reader: Reader, sent: Sent, senders: Int[np.ndarray, " row"], pairs: Int[np.ndarray, " row"]
+    ) -> Float[Tensor, "row pos head d_head"]:
+        """What all heads of the reader's layer give in each of these rows."""
+        if self._of != (reader.layer, reader.kind):
+            self._of, self._slots, self._kept = (reader.layer, reader.kind), {}, []
+        rows = [*zip(senders.tolist(), pairs.tolist())]
+        if new := [row for row in dict.fromkeys(rows) if row not in self._slots]:
+            of_senders, of_pairs = np.array(new).T
+            on_device = torch.from_numpy(np.ascontiguousarray(of_pairs)).to(self.readers.runner.device)
+            change = sent.at(of_senders, on_device, self.readers.start, self.readers.length)
+            self._kept.append(self.readers.outputs_of_heads(reader.layer, reader.kind, on_device, change))
+            self._kept = [torch.cat(self._kept)]
+            self._slots |= {row: len(self._slots) + i for i, row in enumerate(new)}
+        return self._kept[0][torch.tensor([self._slots[row] for row in rows], device=self.readers.runner.device)]
+
+
+class EdgeWork(Work):
+    """Edges on the pairs of a chunk.
+
+    Args:
+        experiment: what is run.
+        chunk: the recorded runs.
+        most_tokens: most rows × positions that are run together.
+    """
+
+    def __init__(self, experiment: Experiment, edges: EdgePatches, chunk: Chunk, most_tokens: int) -> None:
+        self.experiment, self.edges, self.chunk, self.most_tokens = experiment, edges, chunk, most_tokens
+        self.sent, self.senders = sent_by(experiment, chunk, edges)
+        self._made: dict[tuple[int, int], MadeByHeads] = {}
+
+    @property
+    def starts(self) -> Int[Tensor, "edge pair"]:
+        first = self.sent.first[torch.from_numpy(self.senders)]
+        return torch.where(first < self.chunk.lengths, first, self.chunk.lengths)
+
+    @property
+    def order(self) -> Int[np.ndarray, "edge 2"]:
+        graph = self.edges.graph
+        entries = np.array([entry_of(reader, graph.n_layers) for reader in graph.readers], dtype=np.int64)
+        return entries[self.edges.readers]
+
+    def rows(self, batch: Batch, call: Any) -> EdgeRows:
+        key = batch.start, batch.length
+        if key not in self._made:
+            readers = Readers(self.experiment.runner, self.chunk, *key, call, self.most_tokens)
+            self._made = {key: MadeByHeads(readers)}
+        edges = self.edges
+        senders, receivers = self.senders[batch.patches], edges.readers[batch.patches]
+        return EdgeRows(edges.graph, batch, self.chunk, self.sent, senders, receivers, self._made[key])
+
+
+def error_of_edges(
+    experiment: Experiment, edges: EdgePatches, chunk: Chunk, prefix: bool, most_tokens: int
+) -> str | None:
+    """Why the readers of these edges are not what the graph says; None where they are.
+
+    Args:
+        prefix: whether blocks may be run over recorded keys and values.
+    """
+    length = int(chunk.lengths[-1])
+    start = min(max(int(chunk.first_change[-1]), 1), length - 1) if prefix else 0
+    call = experiment.runner.begin(chunk.base, start, length)
+    readers = Readers(experiment.runner, chunk, start, length, call, most_tokens)
+    layers = {
+        reader.layer for number in np.unique(edges.readers) if (reader := edges.graph.readers[number]).kind != "logits"
+    }
+    return error_of_readers(readers, edges.graph, sorted(layers))
