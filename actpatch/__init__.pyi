@@ -1,6 +1,9 @@
 # The public names, and where each comes from. `__init__.py` reads this file: a name that stands here can be imported.
 
 from .core.direction import Direction as Direction
+from .core.edge_patches import EdgePatches as EdgePatches
+from .core.edge_patches import edge_patches as edge_patches
+from .core.graph import Graph as Graph
 from .core.sites import Patch as Patch
 from .core.sites import Site as Site
 from .core.sites import block_hook as block_hook
@@ -29,6 +32,7 @@ from .interventions.sources import Source as Source
 from .interventions.sources import Zero as Zero
 from .metrics.base import Metric as Metric
 from .metrics.own import DatasetMetric as DatasetMetric
+from .models.graph import graph_of as graph_of
 from .models.load import can_be_loaded as can_be_loaded
 from .models.load import load_model as load_model
 from .patchers.activation import ActivationPatcher as ActivationPatcher
