@@ -57,6 +57,8 @@ from .results.items import HeadPatchingResult as HeadPatchingResult
 from .results.items import HeadPositionPatchingResult as HeadPositionPatchingResult
 from .results.items import NeuronPatchingResult as NeuronPatchingResult
 from .results.items import PatchingResult as PatchingResult
+from .results.mib import from_mib_json as from_mib_json
+from .results.mib import to_mib_json as to_mib_json
 from .results.saved import load_results as load_results
 from .results.shapes import HeadResults as HeadResults
 from .results.shapes import LayerResults as LayerResults
