@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import ArrayLike
 
 from actpatch.core.edge_patches import EdgePatches, edge_patches
@@ -61,12 +61,14 @@ def to_mib_json(
     is_kept = np.zeros(len(edges), dtype=bool) if kept is None else np.asarray(kept)
     _check_writable(edges, values, is_kept)
     graph = edges.graph
-    into = [_names(graph, reader) for reader in graph.readers]
-    written = {}
-    for writer, reader, score, keep in zip(edges.writers, edges.readers, values.tolist(), is_kept.tolist()):
-        if not math.isnan(score):
-            for name in into[reader]:
-                written[f"{graph.writers[writer].id}->{name}"] = {"score": score, "in_graph": keep}
+    senders, into = [writer.id for writer in graph.writers], [_names(graph, reader) for reader in graph.readers]
+    columns = (edges.writers.tolist(), edges.readers.tolist(), values.tolist(), is_kept.tolist())
+    written = {
+        f"{senders[writer]}->{name}": {"score": score, "in_graph": keep}
+        for writer, reader, score, keep in zip(*columns)
+        if not math.isnan(score)
+        for name in into[reader]
+    }
     content = {"cfg": _sizes(graph), "nodes": _nodes(edges, is_kept), "edges": written}
     return write_file(path, json.dumps(content, allow_nan=False).encode())
 
@@ -94,33 +96,24 @@ def from_mib_json(path: str | Path, graph: Graph, *, copies: Copies = "equal") -
     """
     if copies not in ("equal", "sum"):
         raise ValueError(f"copies is {copies!r}, expected 'equal' or 'sum'")
-    entries = _entries(path, graph)
     edges = edge_patches(graph)
-    into = [_names(graph, reader) for reader in graph.readers]
-    senders = [writer.id for writer in graph.writers]
-    scores, is_kept = np.full(len(edges), np.nan), np.zeros(len(edges), dtype=bool)
-    missing, apart = [], []
-    for edge, (writer, reader) in enumerate(zip(edges.writers.tolist(), edges.readers.tolist())):
-        names = [f"{senders[writer]}->{name}" for name in into[reader]]
-        found = [entries[name] for name in names if name in entries]
-        missing += [name for name in names if name not in entries]
-        if not found:
-            continue
-        scored = [score for score, _ in found if not math.isnan(score)]
-        if copies == "equal" and (len({*scored}) > 1 or 0 < len(scored) < len(names) or len({k for _, k in found}) > 1):
-            apart.append((edge, names))
-        scores[edge] = (scored[0] if copies == "equal" else sum(scored)) if scored else np.nan
-        is_kept[edge] = any(keep for _, keep in found)
-    if apart:
-        edge, names = apart[0]
+    of_edge, scores, is_kept, is_there = _read(path, graph)
+    n_scored = np.add.reduceat(~np.isnan(scores), of_edge)
+    lowest, highest = np.fmin.reduceat(scores, of_edge), np.fmax.reduceat(scores, of_edge)
+    any_kept, all_kept = np.logical_or.reduceat(is_kept, of_edge), np.logical_and.reduceat(is_kept, of_edge)
+    n_names = np.diff(of_edge, append=len(scores))
+    apart = (any_kept & ~all_kept) | (lowest < highest) | ((n_scored > 0) & (n_scored < n_names))
+    if copies == "equal" and apart.any():
+        first = edges.id(int(apart.argmax()))
         raise ValueError(
-            f"{path} differs between heads that share keys and values, at {len(apart)} edges ({names[0]} and other "
-            f"heads of {edges.id(edge)}): give copies='sum' to add up their scores"
+            f"{path} differs between heads that share keys and values, at {int(apart.sum()):,} edges (first, "
+            f"{first}): give copies='sum' to add up their scores"
         )
-    if missing:
-        n_all = sum(len(into[reader]) for reader in edges.readers.tolist())
-        warn_user(f"{path} has no entry for {_listed(missing, n_all)}: they have no score and are not in the circuit")
-    return pd.DataFrame({"id": edges.ids, "label": edges.labels, "score": scores, "in_graph": is_kept})
+    if not is_there.all():
+        _warn_of_missing(path, edges, of_edge, np.flatnonzero(~is_there), len(scores))
+    sums = np.add.reduceat(np.where(np.isnan(scores), 0.0, scores), of_edge)
+    found = np.where(n_scored > 0, lowest if copies == "equal" else sums, np.nan)
+    return pd.DataFrame({"id": edges.ids, "label": edges.labels, "score": found, "in_graph": any_kept})
 
 
 def _names(graph: Graph, reader: Reader) -> list[str]:
@@ -168,34 +161,70 @@ def _check_writable(edges: EdgePatches, scores: Shaped[np.ndarray, "..."], is_ke
             raise ValueError(f"edge {edges.id(int(is_wrong.argmax()))} {what}")
 
 
-def _entries(path: str | Path, graph: Graph) -> dict[str, tuple[float, bool]]:
-    """Score, NaN where it has none, and membership by name, of a file that is about this graph."""
+def _read(
+    path: str | Path, graph: Graph
+) -> tuple[Int[np.ndarray, " edge"], Float[np.ndarray, " name"], Bool[np.ndarray, " name"], Bool[np.ndarray, " name"]]:
+    """What a file that is about this graph says of each name of an edge, edges in the order of `edge_patches`.
+
+    Returns:
+        The number of the first name of each edge; and of each name its score (NaN where it has none), whether it is in
+        the circuit, and whether the file has it.
+    """
+    nodes, entries = _parts(path, graph)
+    senders = {writer.id: number for number, writer in enumerate(graph.writers)}
+    places: dict[str, tuple[int, int, int]] = {}
+    names_of_edges, n_all = [], 0
+    for reader, n_before in zip(graph.readers, graph.n_writers_before.tolist()):
+        names = _names(graph, reader)
+        places.update({name: (n_before, len(names), n_all + i) for i, name in enumerate(names)})
+        names_of_edges.append(np.full(n_before, len(names)))
+        n_all += n_before * len(names)
+    scores, is_kept, is_there = np.full(n_all, np.nan), np.zeros(n_all, dtype=bool), np.zeros(n_all, dtype=bool)
+    unknown = [name for name in nodes if name not in senders and name != "logits"]
+    for name, entry in entries.items():
+        sender, _, receiver = name.partition("->")
+        n_before, step, first = places.get(receiver, (0, 0, 0))
+        number = senders.get(sender, n_before)
+        if number >= n_before:
+            unknown.append(name)
+            continue
+        at = first + number * step
+        scores[at], is_kept[at] = _entry(path, name, entry)
+        is_there[at] = True
+    if unknown:
+        n_names = len(nodes) + len(entries)
+        raise ValueError(f"{path} is of another model: {graph.model} has no {_listed(unknown, len(unknown), n_names)}")
+    n_names_of = np.concatenate(names_of_edges)
+    return np.cumsum(n_names_of) - n_names_of, scores, is_kept, is_there
+
+
+def _parts(path: str | Path, graph: Graph) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The nodes and the edges of a file about a model of this graph's sizes."""
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        cfg, nodes, edges = (dict(stored[part]) for part in ("cfg", "nodes", "edges"))
+        cfg, nodes, entries = (dict(stored[part]) for part in ("cfg", "nodes", "edges"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no file of EAP-IG or MIB: expected JSON with cfg, nodes and edges") from error
-    expected = _sizes(graph)
     differing = [
         f"{name} is {cfg[name]!r}, of {graph.model} {size!r}"
-        for name, size in expected.items()
+        for name, size in _sizes(graph).items()
         if name in cfg and cfg[name] != size
     ]
     if differing:
         raise ValueError(f"{path} is of another model: {'; '.join(differing)}")
-    known = {writer.id for writer in graph.writers} | {"logits"}
-    into = {name: int(n) for r, n in zip(graph.readers, graph.n_writers_before) for name in _names(graph, r)}
-    number = {writer.id: i for i, writer in enumerate(graph.writers)}
-    unknown = [name for name in nodes if name not in known]
-    for name in edges:
-        sender, _, receiver = name.partition("->")
-        if number.get(sender, len(number)) >= into.get(receiver, 0):
-            unknown.append(name)
-    if unknown:
-        raise ValueError(
-            f"{path} is of another model: {graph.model} has no {_listed(unknown, len(nodes) + len(edges))}"
-        )
-    return {name: _entry(path, name, entry) for name, entry in edges.items()}
+    return nodes, entries
+
+
+def _warn_of_missing(
+    path: str | Path, edges: EdgePatches, of_edge: Int[np.ndarray, " edge"], missing: Int[np.ndarray, " _"], n_all: int
+) -> None:
+    names = []
+    for number in missing[:MOST_LISTED]:
+        edge = int(np.searchsorted(of_edge, number, side="right")) - 1
+        reader = _names(edges.graph, edges.graph.readers[edges.readers[edge]])[number - of_edge[edge]]
+        names.append(f"{edges.graph.writers[edges.writers[edge]].id}->{reader}")
+    listed = _listed(names, len(missing), n_all)
+    warn_user(f"{path} has no entry for {listed}: they have no score and are not in the circuit")
 
 
 def _entry(path: str | Path, name: str, entry: Any) -> tuple[float, bool]:
@@ -209,6 +238,7 @@ def _entry(path: str | Path, name: str, entry: Any) -> tuple[float, bool]:
     )
 
 
-def _listed(names: list[str], n_all: int) -> str:
-    more = f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else ""
-    return f"{', '.join(names[:MOST_LISTED])}{more} ({len(names):,} of {n_all:,} names)"
+def _listed(names: list[str], n: int, n_all: int) -> str:
+    """The first of `n` names, which are given, of `n_all`."""
+    more = f" and {n - MOST_LISTED:,} more" if n > MOST_LISTED else ""
+    return f"{', '.join(names[:MOST_LISTED])}{more} ({n:,} of {n_all:,} names)"

@@ -150,8 +150,8 @@ def test_keys_and_values_that_heads_share_are_read_from_those_of_each(tmp_path: 
     shared, path = graph(1, 2, 1), written(tmp_path / "g.json")
     with pytest.raises(
         ValueError,
-        match=r"differs between heads that share keys and values, at 2 edges \(input->a0.h0<k> and other heads of "
-        r"input->a0.kv0<k>\): give copies='sum'",
+        match=r"differs between heads that share keys and values, at 2 edges \(first, input->a0.kv0<k>\): give "
+        r"copies='sum' to add up their scores$",
     ):
         from_mib_json(path, shared)
     with pytest.raises(ValueError, match="copies is 'mean', expected 'equal' or 'sum'"):
@@ -166,7 +166,7 @@ def test_keys_and_values_that_heads_share_are_read_from_those_of_each(tmp_path: 
                 stored["edges"][f"input->a0.h{head}<{kind}>"] = {"score": 1.0, "in_graph": (head, kind) == (1, "v")}
 
     path = written(tmp_path / "g.json", one_kept)
-    with pytest.raises(ValueError, match=r"at 1 edges \(input->a0.h0<v>"):
+    with pytest.raises(ValueError, match=r"at 1 edges \(first, input->a0.kv0<v>\)"):
         from_mib_json(path, shared)
     table = from_mib_json(path, shared, copies="sum").set_index("id")
     assert table.in_graph["input->a0.kv0<v>"] and not table.in_graph["input->a0.kv0<k>"]
