@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from actpatch import graph_of
 from actpatch.core.graph import Graph
@@ -16,6 +18,7 @@ from actpatch.core.sites import block_hook
 from actpatch.models.facts import n_key_value_heads
 from test_suite.helpers.models import (
     BRIDGE_ARCHITECTURES,
+    D_VOCAB,
     HOOKED_ARCHITECTURES,
     MORE_BRIDGE_ARCHITECTURES,
     MORE_HOOKED_ARCHITECTURES,
@@ -26,6 +29,7 @@ from test_suite.helpers.models import (
     model_parameters,
     needs_hooked,
     small_model,
+    word_tokenizer,
 )
 from test_suite.helpers.refusals import refused
 
@@ -173,7 +177,12 @@ def test_what_has_no_graph_is_refused() -> None:
         graph_of(small_model("bridge:mixers"))
     with refused("model is a str, expected a TransformerLens HookedTransformer or TransformerBridge", TypeError):
         graph_of("gpt2")
-    encoder_decoder = type("TransformerBridge", (), {})()
-    encoder_decoder.original_model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
-    with refused("is an encoder-decoder: only decoder-only models can be patched"):
-        graph_of(encoder_decoder)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    sizes = {"vocab_size": D_VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    model = TransformerBridge.boot_transformers(str(tmp_path), device="cpu", tokenizer=word_tokenizer())
+    with refused("T5ForConditionalGeneration is an encoder-decoder: only decoder-only models can be patched"):
+        graph_of(model)
