@@ -1,6 +1,9 @@
 # The public names, and where each comes from. `__init__.py` reads this file: a name that stands here can be imported.
 
 from .core.direction import Direction as Direction
+from .core.edge_patches import EdgePatches as EdgePatches
+from .core.edge_patches import edge_patches as edge_patches
+from .core.graph import Graph as Graph
 from .core.sites import Patch as Patch
 from .core.sites import Site as Site
 from .core.sites import block_hook as block_hook
@@ -29,6 +32,7 @@ from .interventions.sources import Source as Source
 from .interventions.sources import Zero as Zero
 from .metrics.base import Metric as Metric
 from .metrics.own import DatasetMetric as DatasetMetric
+from .models.graph import graph_of as graph_of
 from .models.load import can_be_loaded as can_be_loaded
 from .models.load import load_model as load_model
 from .patchers.activation import ActivationPatcher as ActivationPatcher
@@ -53,6 +57,8 @@ from .results.items import HeadPatchingResult as HeadPatchingResult
 from .results.items import HeadPositionPatchingResult as HeadPositionPatchingResult
 from .results.items import NeuronPatchingResult as NeuronPatchingResult
 from .results.items import PatchingResult as PatchingResult
+from .results.mib import from_mib_json as from_mib_json
+from .results.mib import to_mib_json as to_mib_json
 from .results.saved import load_results as load_results
 from .results.shapes import HeadResults as HeadResults
 from .results.shapes import LayerResults as LayerResults

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from actpatch.core.graph import Graph, Names
+from actpatch.core.graph import Graph
+from actpatch.core.node_names import Names
 from actpatch.core.sites import Patch, Site
 
 ALL_POSITIONS: tuple[tuple[Site, ...], ...] = ((Site(""),),)
@@ -64,9 +65,10 @@ class EdgePatches(Sequence[Patch]):
     def __repr__(self) -> str:
         return f"EdgePatches({len(self):,} of {self.graph!r})"
 
-    def taken(self, numbers: Sequence[int] | Int[np.ndarray, " chosen"]) -> EdgePatches:
-        """The edges with these numbers, in this order."""
-        chosen = np.asarray(numbers, dtype=np.int64)
+    def taken(self, numbers: Sequence[int] | Int[np.ndarray, " chosen"] | Bool[np.ndarray, " edge"]) -> EdgePatches:
+        """The edges with these numbers, in this order; or those where a mask of all of them is true."""
+        chosen = np.asarray(numbers)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         arrays = {name: getattr(self, name)[chosen] for name in ("writers", "readers", "columns")}
         return replace(self, **arrays)
 

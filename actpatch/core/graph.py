@@ -10,25 +10,19 @@ in Faithfulness". Nothing here runs a model.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from actpatch.core.indices import as_integer
+from actpatch.core.node_names import Names, NodeNames
 from actpatch.core.sites import Site
-from actpatch.core.text import shortened
+from actpatch.core.text import count
 
 Kind = Literal["input", "head", "mlp", "q", "k", "v", "logits"]
-Names: TypeAlias = "str | Sequence[str | tuple[int, int]]"
-"""Writers or readers as they are asked for: ids, labels, (layer, head), and words for many (`heads`, `mlps`, `L9`)."""
-
-MOST_NEAREST = 3
 
 
 @dataclass(frozen=True)
@@ -99,13 +93,20 @@ class Graph:
     """Whether each layer has an MLP."""
     is_parallel: bool = False
     """Whether MLPs read what their own layer's attention reads, instead of what it has written to."""
+    d_model: int | None = None
+    """Width of the residual stream, which files of other libraries name; None where it is not known."""
 
     def __post_init__(self) -> None:
+        for field in ("heads", "key_value_heads", "mlps"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if not self.heads:
+            raise ValueError("the graph has no layers: give heads, key_value_heads and mlps one entry per layer")
         if not len(self.heads) == len(self.key_value_heads) == len(self.mlps):
-            raise ValueError("heads, key_value_heads and mlps need one entry per layer each")
+            counts = f"{len(self.heads)}, {len(self.key_value_heads)} and {len(self.mlps)}"
+            raise ValueError(f"heads, key_value_heads and mlps have {counts} entries: give one per layer each")
         for layer, (queries, keys) in enumerate(zip(self.heads, self.key_value_heads)):
-            if (queries == 0) != (keys == 0) or (keys and queries % keys):
-                raise ValueError(f"layer {layer} has {queries} heads over {keys} key-value heads: no whole groups")
+            if min(queries, keys) < 0 or (queries == 0) != (keys == 0) or (keys and queries % keys):
+                raise ValueError(f"layer {layer} has {queries} heads and {keys} key-value heads: expected whole groups")
 
     def __len__(self) -> int:
         return int(self.n_writers_before.sum())
@@ -179,7 +180,7 @@ class Graph:
         Raises:
             ValueError: for a name that no writer or several have, with the nearest ones.
         """
-        return self._one(name, self.writers_named([name], "writer"), "writer")
+        return self._writer_names.number(name)
 
     def reader(self, name: str) -> int:
         """Number of one reader, by its id or its label.
@@ -187,7 +188,7 @@ class Graph:
         Raises:
             ValueError: for a name that no reader or several have, with the nearest ones.
         """
-        return self._one(name, self.readers_named([name], "reader"), "reader")
+        return self._reader_names.number(name, self._shared_by_heads)
 
     def writers_named(self, names: Names | None, argument: str = "senders") -> Int[np.ndarray, " chosen"]:
         """Numbers of the writers asked for, in order; None for all.
@@ -199,95 +200,60 @@ class Graph:
         Raises:
             ValueError: for no name and for one that the graph has not, with the nearest ones.
         """
-        return self._named(names, self._writer_words, argument)
+        return self._writer_names.numbers(names, argument)
 
     def readers_named(self, names: Names | None, argument: str = "receivers") -> Int[np.ndarray, " chosen"]:
         """Numbers of the readers asked for, in order; None for all. Arguments and errors as of `writers_named`.
 
-        `L9H9` stands for its q, k and v, `q` for the queries of all heads, `L9 q` for those of a layer.
+        `L9H9` stands for its q, k and v, `L9KV2` for the k and v of a key-value head, `q` for the queries of all
+        heads, `L9 q` for those of a layer.
         """
-        return self._named(names, self._reader_words, argument)
+        return self._reader_names.numbers(names, argument, self._shared_by_heads)
 
     @cached_property
-    def _writer_words(self) -> dict[str, list[int]]:
-        words: dict[str, list[int]] = {}
-        for number, writer in enumerate(self.writers):
-            names = {writer.id, writer.label}
-            if writer.layer >= 0:
-                names |= {f"L{writer.layer}", "mlps" if writer.head is None else "heads"}
-            if writer.kind == "mlp":
-                names |= {f"MLP{writer.layer}", f"MLP {writer.layer}"}
-            for name in names:
-                words.setdefault(_key(name), []).append(number)
-        return words
+    def _shape(self) -> str:
+        heads = [0, *self.heads]
+        return f"the model has layers 0 to {self.n_layers - 1}, of up to {count(max(heads), 'head')}"
 
     @cached_property
-    def _reader_words(self) -> dict[str, list[int]]:
-        words: dict[str, list[int]] = {}
-        for number, reader in enumerate(self.readers):
-            names = {reader.id, reader.label}
+    def _writer_names(self) -> NodeNames:
+        def names(writer: Writer) -> list[str]:
+            found = [writer.label, writer.id]
+            if writer.kind == "head":
+                found += [f"L{writer.layer}", "heads"]
+            elif writer.kind == "mlp":
+                found += [f"L{writer.layer}", "mlps", f"MLP{writer.layer}", f"MLP {writer.layer}"]
+            return found
+
+        return NodeNames("writer", [writer.label for writer in self.writers], map(names, self.writers), self._shape)
+
+    @cached_property
+    def _reader_names(self) -> NodeNames:
+        def names(reader: Reader) -> list[str]:
+            found = [reader.label, reader.id]
             if reader.kind == "mlp":
-                names |= {f"L{reader.layer}", "mlps", f"MLP{reader.layer}", f"MLP {reader.layer}"}
+                found += [f"L{reader.layer}", "mlps", f"MLP{reader.layer}", f"MLP {reader.layer}"]
             elif reader.kind != "logits":
-                names |= {f"L{reader.layer}", "heads", reader.kind, f"L{reader.layer} {reader.kind}"}
-                if self.heads[reader.layer] == self.key_value_heads[reader.layer]:
-                    names |= {f"L{reader.layer}H{reader.head}", f"a{reader.layer}.h{reader.head}"}
-            for name in names:
-                words.setdefault(_key(name), []).append(number)
-        return words
+                found += [f"L{reader.layer}", "heads", reader.kind, f"L{reader.layer} {reader.kind}"]
+                if reader.is_key_value_head or self.heads[reader.layer] == self.key_value_heads[reader.layer]:
+                    of_head = (re.split("[ <]", name) for name in (reader.label, reader.id))
+                    found += [name for name, _ in of_head]
+            return found
 
-    def _named(self, names: Names | None, words: dict[str, list[int]], argument: str) -> Int[np.ndarray, " chosen"]:
-        if names is None:
-            return np.unique(np.concatenate([np.array(numbers) for numbers in words.values()]))
-        listed: list[str | tuple[int, int]] = (
-            [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
-        )
-        if not listed:
-            raise ValueError(f"{argument} is empty: give at least one name, for instance 'L5H3', or None for all")
-        found: set[int] = set()
-        for name in listed:
-            key = _key(_as_text(name))
-            if key not in words:
-                raise ValueError(f"{argument} holds {shortened(name)}: {self._unknown(_as_text(name), words)}")
-            found.update(words[key])
-        return np.array(sorted(found))
+        return NodeNames("reader", [reader.label for reader in self.readers], map(names, self.readers), self._shape)
 
-    def _one(self, name: object, numbers: Int[np.ndarray, " chosen"], what: str) -> int:
-        if len(numbers) != 1:
-            nodes: Sequence[Writer | Reader] = self.writers if what == "writer" else self.readers
-            several = ", ".join(nodes[i].label for i in numbers[:MOST_NEAREST])
-            raise ValueError(f"{name!r} stands for {len(numbers)} {what}s ({several}, ...): name one of them")
-        return int(numbers[0])
+    def key_value_head(self, layer: int, head: int) -> int:
+        """Number of the key-value head that a query head of this layer reads with."""
+        return head * self.key_value_heads[layer] // self.heads[layer]
 
-    def _unknown(self, name: str, words: dict[str, list[int]]) -> str:
-        """Why no node has this name, and which are near."""
-        of_head = re.fullmatch(r"[la](\d+)\.?h(\d+) ?<?([kv]?)>?", _key(name))
-        if words is self._reader_words and of_head and self.is_grouped:
-            layer, head = int(of_head[1]), int(of_head[2])
-            if layer < self.n_layers and head < self.heads[layer]:
-                group = head * self.key_value_heads[layer] // self.heads[layer]
-                meant = [f"L{layer}KV{group} {kind}" for kind in of_head[3] or "kv"]
-                meant = meant if of_head[3] else [f"L{layer}H{head} q", *meant]
-                return f"heads share keys and values in this model: give {', '.join(meant)}"
-        nearest = difflib.get_close_matches(_key(name), words, n=MOST_NEAREST, cutoff=0.5)
-        nodes: Sequence[Writer | Reader] = self.writers if words is self._writer_words else self.readers
-        labels = dict.fromkeys(nodes[words[key][0]].label if len(words[key]) == 1 else key for key in nearest)
-        shape = f"the model has {self.n_layers} layers of up to {max(self.heads)} heads"
-        return (
-            f"no such name; {shape}; the nearest names are {', '.join(labels)}" if labels else f"no such name; {shape}"
-        )
-
-
-def _as_text(name: object) -> str:
-    if isinstance(name, str):
-        return name
-    if isinstance(name, tuple) and len(name) == 2:
-        layer, head = map(as_integer, name)
-        if isinstance(layer, int) and isinstance(head, int):
-            return f"L{layer}H{head}"
-    return repr(name)
-
-
-def _key(name: str) -> str:
-    """A name without the differences that carry no meaning: case, and blanks at its ends or doubled."""
-    return " ".join(name.lower().split())
+    def _shared_by_heads(self, name: str) -> str | None:
+        """What to give instead of the keys or values of one query head, where several share them."""
+        asked = re.fullmatch(r"\s*[la](\d+)\.?h(\d+)\s*<?([kv]?)>?\s*", name, re.IGNORECASE)
+        if asked is None:
+            return None
+        layer, head, kind = int(asked[1]), int(asked[2]), asked[3].lower()
+        if layer >= self.n_layers or head >= self.heads[layer]:
+            return None
+        shared = f"L{layer}KV{self.key_value_head(layer, head)}"
+        instead = f"{shared} {kind}" if kind else f"L{layer}H{head} q and {shared}"
+        return f"heads share keys and values in this model, give {instead}"

@@ -13,17 +13,10 @@ from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Site, head_axis, kind_of, position_axis
 from actpatch.engine.entering import mlp_output_weight
+from actpatch.models.facts import n_key_value_heads
 from actpatch.models.runner import Runner
 from actpatch.tasks.alignment import checked_span
 from actpatch.tasks.encoding import EncodedPairs
-
-
-def n_key_value_heads(runner: Runner) -> int:
-    """Length of the head axis of `hook_k` and `hook_v`."""
-    cfg = runner.model.cfg
-    if getattr(cfg, "ungroup_grouped_query_attention", False):
-        return cfg.n_heads
-    return getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
 
 
 def n_neurons(runner: Runner, layer: int) -> int:
@@ -101,7 +94,9 @@ def check_shape(hook_point: str, value: Tensor | None, tokens: torch.Size, runne
     expected = {0: tokens[0], position_axis(hook_point): tokens[1]}
     kind = kind_of(hook_point)
     if kind.head_axis is not None:
-        expected[kind.head_axis] = n_key_value_heads(runner) if kind.per_key_value_head else runner.model.cfg.n_heads
+        expected[kind.head_axis] = (
+            n_key_value_heads(runner.model) if kind.per_key_value_head else runner.model.cfg.n_heads
+        )
     if kind.head_axis == 1:
         expected[3] = tokens[1]
     if value.ndim <= max(expected) or any(value.shape[axis] != size for axis, size in expected.items()):
@@ -125,7 +120,7 @@ def _check_head(runner: Runner, site: Site, head: int) -> None:
     if site.kind.head_axis is None:
         raise ValueError(f"{site.hook_point} has no head axis, so head {head} cannot be patched there")
     n_heads = runner.model.cfg.n_heads
-    size = n_key_value_heads(runner) if site.kind.per_key_value_head else n_heads
+    size = n_key_value_heads(runner.model) if site.kind.per_key_value_head else n_heads
     if not is_integer(head) or not 0 <= head < size:
         kind = "key-value head" if site.kind.per_key_value_head and size != n_heads else "head"
         raise ValueError(f"{kind} {head!r} is out of range: expected 0 to {size - 1}")

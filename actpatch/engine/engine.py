@@ -51,6 +51,7 @@ from actpatch.interventions.sources import References
 from actpatch.metrics.base import Whole
 from actpatch.metrics.chosen import AnyMetric, MetricSet
 from actpatch.metrics.sequence import SequenceSet
+from actpatch.models import facts
 from actpatch.models.runner import Read, Recording, Runner, joined, make_runner
 from actpatch.tasks.encoding import EncodedPairs
 
@@ -83,8 +84,7 @@ class PatchingEngine:
     @property
     def model_name(self) -> str:
         """The name that the model's configuration gives it."""
-        model = self.runner.model
-        return str(getattr(model.cfg, "model_name", None) or type(model).__name__)
+        return facts.model_name(self.runner.model)
 
     @property
     def dtype(self) -> str:
@@ -102,7 +102,7 @@ class PatchingEngine:
     @property
     def n_key_value_heads(self) -> int:
         """Length of the head axis of `hook_k` and `hook_v`."""
-        return checks.n_key_value_heads(self.runner)
+        return facts.n_key_value_heads(self.runner.model)
 
     def n_neurons(self, layer: int) -> int:
         """Number of neurons of a layer's MLP."""

@@ -133,6 +133,11 @@ _EXPERTS = {
     "n_group": 1,
     "topk_group": 1,
 }
+_MAMBA = {"num_experts": 1, "mamba_d_state": 8, "use_mamba_kernels": False}
+_LINEAR = {
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
 _ODD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "longrope": (
         "Phi3Config",
@@ -150,10 +155,23 @@ _ODD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "state_space": ("FalconH1Config", {**_GROUPED, **_STATES}),
     "scaled_residual": ("GraniteConfig", {**_GROUPED, "residual_multiplier": 0.5}),
+    "cohere": ("CohereConfig", _GROUPED),
+    "neox_sequential": ("GPTNeoXConfig", {**_COMMON, "use_parallel_residual": False}),
+    "experts": ("MixtralConfig", {**_GROUPED, "num_local_experts": 4}),
+    "some_attention": ("JambaConfig", {**_GROUPED, **_MAMBA, "attn_layer_period": 2, "attn_layer_offset": 1}),
+    "linear_attention": ("Qwen3_5TextConfig", {**_GROUPED, **_LINEAR, "head_dim": 8}),
+    "mixers": (
+        "NemotronHConfig",
+        {**_GROUPED, "layers_block_type": ["mamba", "attention", "mlp"], "mamba_num_heads": 8, "mamba_head_dim": 8},
+    ),
+    "olmo3": ("Olmo3Config", _GROUPED),
+    "exaone4": ("Exaone4Config", {**_GROUPED, "head_dim": 8}),
+    "opt_post": ("OPTConfig", {**_OPT, "ffn_dim": 48, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+    "bloom_post": ("BloomConfig", {**_BLOOM, "apply_residual_connection_post_layernorm": True}),
 }
 """What does not hold for most: rotary factors by the longest prompt of a batch, or the longest one seen (from 8 tokens
 on), attention biases by batch, inputs of each block that are made from the tokens, heads on another axis, states beside
-keys and values."""
+keys and values, layers without attention, outputs of heads that do not add up."""
 
 UNWRITABLE = {"bridge:opt": ("pattern",), "bridge+:opt": ("pattern",)}
 """Hook points that these models pass, but compute on without what a hook returns."""
