@@ -28,10 +28,12 @@ from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.graph import Graph, Reader
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.entering import Rows, Work, changed_output, with_bias
-from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.exactness import too_far
+from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.plan import Batch, Stage
 from actpatch.engine.readers import QUERIES_KEYS_VALUES, Readers, error_of_readers
 from actpatch.engine.writes import runs_of_equal
+from actpatch.models.runner import Runner
 
 INPUT = block_hook(0, "resid_pre")
 """Where what the embedding writes, of token and position, is read."""
@@ -67,10 +69,11 @@ def recorded_for(edges: EdgePatches) -> tuple[set[str], set[str]]:
         INPUT if writer.layer < 0 else block_hook(writer.layer, "mlp_out" if writer.head is None else "z")
         for writer in writers
     }
-    base = {block_hook(reader.layer, "attn_out") for reader in readers if edges.graph.heads[reader.layer]}
-    base |= {block_hook(reader.layer, "mlp_out") for reader in readers if edges.graph.mlps[reader.layer]}
+    layers = {node.layer for node in (*writers, *readers) if node.layer >= 0}
+    base = {name for layer in layers for name in _outputs_of(edges.graph, layer)}
     of_heads = {reader.layer for reader in readers if reader.kind in QUERIES_KEYS_VALUES}
-    base |= {block_hook(layer, name) for layer in of_heads for name in (*QUERIES_KEYS_VALUES, "z")}
+    base |= {block_hook(layer, name) for layer in of_heads for name in QUERIES_KEYS_VALUES}
+    base |= {block_hook(layer, "z") for layer in layers if edges.graph.heads[layer]}
     return base | source, source
 
 
@@ -295,16 +298,40 @@ class EdgeWork(Work):
 def error_of_edges(
     experiment: Experiment, edges: EdgePatches, chunk: Chunk, prefix: bool, most_tokens: int
 ) -> str | None:
-    """Why the readers of these edges are not what the graph says; None where they are.
+    """Why what writes or reads by these edges does it otherwise than the graph says; None where it does not.
 
     Args:
         prefix: whether blocks may be run over recorded keys and values.
     """
+    if reason := _error_of_writers(experiment.runner, edges, chunk):
+        return reason
     length = int(chunk.lengths[-1])
     start = min(max(int(chunk.first_change[-1]), 1), length - 1) if prefix else 0
     call = experiment.runner.begin(chunk.base, start, length)
     readers = Readers(experiment.runner, chunk, start, length, call, most_tokens)
-    layers = {
-        reader.layer for number in np.unique(edges.readers) if (reader := edges.graph.readers[number]).kind != "logits"
-    }
+    receivers = [edges.graph.readers[number] for number in np.unique(edges.readers)]
+    layers = {reader.layer for reader in receivers if reader.kind != "logits"}
     return error_of_readers(readers, edges.graph, sorted(layers))
+
+
+def _error_of_writers(runner: Runner, edges: EdgePatches, chunk: Chunk) -> str | None:
+    """Whether the residual stream is what these writers add to it."""
+    graph, at = edges.graph, chunk.base.activations
+    writers = [graph.writers[number] for number in np.unique(edges.writers)]
+    for layer in sorted({writer.layer for writer in writers if writer.layer >= 0}):
+        before, after = (at[resid_name(index, graph.n_layers)] for index in (layer, layer + 1))
+        outputs = [at[name] for name in _outputs_of(graph, layer)]
+        if graph.heads[layer]:
+            attn, z = runner.model.blocks[layer].attn, at[block_hook(layer, "z")]
+            summed = with_bias(z.flatten(2) @ attn.W_O.flatten(0, 1), attn, "b_O")
+            if reason := too_far(f"adding up the heads of layer {layer}", summed, outputs[0], "values"):
+                return reason
+        if too_far("", before + sum(outputs), after):
+            return f"the residual stream behind layer {layer} is not that before it, plus what its heads and MLP give"
+    return None
+
+
+def _outputs_of(graph: Graph, layer: int) -> list[str]:
+    """Hook points of what a layer adds to the residual stream."""
+    parts = {"attn_out": graph.heads[layer] > 0, "mlp_out": graph.mlps[layer]}
+    return [block_hook(layer, name) for name, is_there in parts.items() if is_there]
