@@ -199,7 +199,7 @@ def W_O(model: Any, layer: int) -> Tensor:
 
 def has_mlp(model: Any, layer: int) -> bool:
     """Whether the layer has an MLP."""
-    return f"blocks.{layer}.hook_mlp_out" in model.hook_dict
+    return getattr(model.blocks[layer], "mlp", None) is not None  # an attention-only model has its hook points
 
 
 def is_parallel(model: Any, layer: int) -> bool:
