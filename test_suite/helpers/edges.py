@@ -92,3 +92,9 @@ def some_edges(graph: Graph, kinds: Sequence[str] = ("q", "k", "v", "mlp", "logi
 def _kinds_and_layers(edge: tuple[Writer, Reader]) -> tuple[str, int, str, int]:
     writer, reader = edge
     return writer.kind, writer.layer, reader.kind, reader.layer
+
+
+def edge_id(edge: tuple[Writer, Reader]) -> str:
+    """`a5.h3->a9.h9<q>`"""
+    writer, reader = edge
+    return f"{writer.id}->{reader.id}"
