@@ -23,7 +23,7 @@ from test_suite.helpers.edges import (
     some_edges,
     writers_before,
 )
-from test_suite.helpers.models import model_parameters
+from test_suite.helpers.models import encoded, last_position_metric, model_parameters
 from test_suite.oracles.edges import (
     EMBEDDED,
     activations,
@@ -37,11 +37,19 @@ from test_suite.oracles.edges import (
     written,
 )
 from test_suite.oracles.one_prompt import run
+from test_suite.oracles.plain import measured
+from test_suite.oracles.transformer_lens import HAS_DIRECT_PATHS, direct_paths
 
 TWO_WAYS = 1e-12
 """How far two ways to the same logits may be apart, relative to the largest one."""
 
-MODELS = model_parameters(*HOOKED_EDGE_MODELS, *BRIDGE_EDGE_MODELS)
+FAST_BRIDGES = ("bridge:gpt2", "bridge:llama", "bridge:neox")
+MODELS = model_parameters(
+    *HOOKED_EDGE_MODELS, *FAST_BRIDGES, slow=[name for name in BRIDGE_EDGE_MODELS if name not in FAST_BRIDGES]
+)
+DIRECT = model_parameters(
+    "bridge:gpt2", "bridge:llama", slow=("bridge+:gpt2", "bridge:neox", "bridge:phi", "bridge:opt")
+)
 HOOKED = model_parameters(*HOOKED_EDGE_MODELS)
 
 
@@ -189,6 +197,22 @@ def test_positions_are_those_at_which_the_reader_reads(name: str) -> None:
         if reader.kind == "logits" or (reader.layer == graph.n_layers - 1 and reader.kind in ("q", "mlp")):
             assert_near(there[at + 1 :], logits[at + 1 :], TWO_WAYS)
             assert_near(there[at], everywhere[at], TWO_WAYS)
+
+
+@pytest.mark.skipif(not HAS_DIRECT_PATHS, reason="TransformerLens 3 has no direct paths")
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+@pytest.mark.parametrize("name", DIRECT)
+def test_direct_paths_of_transformer_lens_are_edges_between_heads(name: str, component: Any) -> None:
+    """Its metric is that of the corrupted run, into which the clean head's part is put at all positions."""
+    model, graph, (base, source) = edge_model(name), seen_graph(name), prompts()
+    if component != "q" and graph.is_grouped:
+        pytest.skip("it refuses keys and values that heads share")
+    metric, sender = last_position_metric(1), Writer("head", 0, 2)
+    theirs = direct_paths(model, encoded([source], [base]), metric, (0, 2), component)
+    edges = [(sender, Reader(component, layer, head)) for layer in (1, 2) for head in range(graph.heads[layer])]
+    ours = [measured(metric, [logits])[0] for logits in logits_of_edges(model, base, source, edges)]
+    assert torch.isnan(theirs[0]).all()
+    assert_near(torch.tensor(ours, dtype=torch.float64), theirs[1:].flatten())
 
 
 @pytest.mark.parametrize("name", MODELS)

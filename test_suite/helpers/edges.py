@@ -14,12 +14,17 @@ from actpatch.core.graph import Graph, Reader, Writer
 from test_suite.helpers.models import fresh_hooked, head_count, small_model
 from test_suite.oracles.edges import has_mlp, is_parallel
 
-_FOLDED = {"hooked:folded": "LNPre", "hooked:folded_rms": "RMSPre"}
+_MORE: dict[str, dict[str, Any]] = {
+    "hooked:folded": {"normalization_type": "LNPre"},
+    "hooked:folded_rms": {"normalization_type": "RMSPre", "act_fn": "silu", "gated_mlp": True},
+    "hooked:attn_only_norm": {"attn_only": True, "act_fn": None},
+}
+"""In the last one, attention is uneven enough for paths through queries and keys to matter."""
 HOOKED_EDGE_MODELS = (
     *(f"hooked:{name}" for name in ("learned", "rotary", "gated", "grouped", "ungrouped", "parallel", "attn_only")),
     *(f"hooked:{name}" for name in ("shortformer", "alibi", "qk_norm", "no_norm", "local", "soft_capped")),
     *(f"hooked:{name}" for name in ("scaled_by_layer", "parallel_grouped")),
-    *_FOLDED,
+    *_MORE,
 )
 BRIDGE_EDGE_MODELS = (
     *(f"{kind}:{name}" for name in ("gpt2", "llama", "neox", "opt", "bloom") for kind in ("bridge", "bridge+")),
@@ -32,9 +37,8 @@ sandwich of `HookedTransformer`."""
 @functools.cache
 def edge_model(name: str) -> Any:
     """The small model of this name, biases of every kind not zero. It is shared."""
-    if name in _FOLDED:
-        norms = {} if _FOLDED[name] == "LNPre" else {"act_fn": "silu", "gated_mlp": True}
-        return fresh_hooked(normalization_type=_FOLDED[name], **norms)
+    if name in _MORE:
+        return fresh_hooked(**_MORE[name])
     return small_model(name)
 
 

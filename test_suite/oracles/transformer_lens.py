@@ -52,8 +52,10 @@ def reference(function: Any, model: Any, pairs: EncodedPairs, metric: LogitDiffe
 HAS_DIRECT_PATHS = hasattr(tl_patching, "get_act_patch_direct_path")
 
 
-def direct_paths(model: Any, pairs: EncodedPairs, metric: LogitDifference, component: str) -> torch.Tensor:
-    """What TransformerLens 4 finds for the first pair: [sender layer, sender head, receiver layer, receiver head].
+def direct_paths(
+    model: Any, pairs: EncodedPairs, metric: LogitDifference, sender: tuple[int, int], component: str
+) -> torch.Tensor:
+    """What TransformerLens 4 finds for the first pair and one sender: [receiver layer, receiver head].
 
     It is the metric of the corrupted run with the clean one's part, at all positions, in what one head's queries, keys
     or values alone read; NaN where the receiver is in no later layer, where it gives 0.
@@ -66,12 +68,11 @@ def direct_paths(model: Any, pairs: EncodedPairs, metric: LogitDifference, compo
         return logits[0, -1, correct] - logits[0, -1, incorrect]
 
     with torch.no_grad(), _default_type(model.cfg.dtype):
-        found = tl_patching.get_act_patch_direct_path_all_sources(
-            model, pairs.corrupted[0][None], clean, corrupted, difference, component=component, verbose=False
+        found = tl_patching.get_act_patch_direct_path(
+            model, pairs.corrupted[0][None], clean, corrupted, difference, *sender, component=component, verbose=False
         )
-    layers = torch.arange(model.cfg.n_layers)
-    is_later = layers[None, :] > layers[:, None]
-    return torch.where(is_later[:, None, :, None], found, torch.nan)
+    found[: sender[0] + 1] = torch.nan
+    return found
 
 
 @contextlib.contextmanager
