@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actpatch.core.graph import Writer
+from actpatch.core.graph import Reader, Writer
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.edges import (
     BRIDGE_EDGE_MODELS,
@@ -28,6 +28,7 @@ from test_suite.oracles.edges import (
     EMBEDDED,
     activations,
     change_of,
+    logits_of_edge,
     logits_of_edges,
     logits_with_changed_input,
     made_at,
@@ -213,6 +214,34 @@ def test_direct_paths_of_transformer_lens_are_edges_between_heads(name: str, com
     ours = [measured(metric, [logits])[0] for logits in logits_of_edges(model, base, source, edges)]
     assert torch.isnan(theirs[0]).all()
     assert_near(torch.tensor(ours, dtype=torch.float64), theirs[1:].flatten())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_writers_are_read_from_may_be_given_instead_of_the_source(name: str) -> None:
+    """For zeros: what a head writes into the logits is then taken from the last stream."""
+    model, graph, (base, source) = edge_model(name), seen_graph(name), prompts()
+    edges = some_edges(graph)[::3]
+    given = logits_of_edges(model, base, activations(model, source), edges)
+    assert torch.equal(given, logits_of_edges(model, base, source, edges))
+    held = activations(model, base)
+    zeros = {name: torch.zeros_like(value) for name, value in held.items()}
+    last = f"blocks.{graph.n_layers - 1}.hook_resid_post"
+    writer = Writer("head", 1, 3)
+    without = noted(model, base, [last])[last] - written(model, held, writer)
+    found = logits_of_edge(model, base, zeros, writer, graph.readers[-1])
+    assert_near(found, run(model, base, [writing(last, without)]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hooks_are_part_of_the_base(name: str) -> None:
+    """With the embeddings of other tokens the edges are those of a base of these tokens."""
+    model, (base, source) = edge_model(name), prompts()
+    edges = some_edges(seen_graph(name))[::3]
+    other = base.clone()
+    other[3] = 22
+    hooks = [writing("hook_embed", noted(model, other, ["hook_embed"])["hook_embed"])]
+    found = logits_of_edges(model, base, source, edges, hooks=hooks)
+    assert_near(found, logits_of_edges(model, other, source, edges), TWO_WAYS)
 
 
 @pytest.mark.parametrize("name", MODELS)
