@@ -44,14 +44,20 @@ from test_suite.oracles.transformer_lens import HAS_DIRECT_PATHS, direct_paths
 TWO_WAYS = 1e-12
 """How far two ways to the same logits may be apart, relative to the largest one."""
 
-FAST_BRIDGES = ("bridge:gpt2", "bridge:llama", "bridge:neox")
-MODELS = model_parameters(
-    *HOOKED_EDGE_MODELS, *FAST_BRIDGES, slow=[name for name in BRIDGE_EDGE_MODELS if name not in FAST_BRIDGES]
+FAST = (
+    *(
+        f"hooked:{name}"
+        for name in ("learned", "gated", "grouped", "parallel", "attn_only", "attn_only_norm", "folded")
+    ),
+    *(f"hooked:{name}" for name in ("shortformer", "alibi", "no_norm", "soft_capped")),
+    *("bridge:gpt2", "bridge:llama", "bridge:neox"),
 )
-DIRECT = model_parameters(
-    "bridge:gpt2", "bridge:llama", slow=("bridge+:gpt2", "bridge:neox", "bridge:phi", "bridge:opt")
+MODELS = model_parameters(*FAST, slow=[name for name in HOOKED_EDGE_MODELS + BRIDGE_EDGE_MODELS if name not in FAST])
+HOOKED = model_parameters(
+    *(name for name in HOOKED_EDGE_MODELS if name in FAST),
+    slow=[name for name in HOOKED_EDGE_MODELS if name not in FAST],
 )
-HOOKED = model_parameters(*HOOKED_EDGE_MODELS)
+DIRECT = model_parameters("bridge:gpt2", "bridge:llama", slow=("bridge+:gpt2", "bridge+:llama", "bridge:neox"))
 
 
 def assert_near(found: Tensor, expected: Tensor, within: float = EXACT) -> None:
