@@ -44,18 +44,12 @@ from test_suite.oracles.transformer_lens import HAS_DIRECT_PATHS, direct_paths
 TWO_WAYS = 1e-12
 """How far two ways to the same logits may be apart, relative to the largest one."""
 
-FAST = (
-    *(
-        f"hooked:{name}"
-        for name in ("learned", "gated", "grouped", "parallel", "attn_only", "attn_only_norm", "folded")
-    ),
-    *(f"hooked:{name}" for name in ("shortformer", "alibi", "no_norm", "soft_capped")),
-    *("bridge:gpt2", "bridge:llama", "bridge:neox"),
-)
-MODELS = model_parameters(*FAST, slow=[name for name in HOOKED_EDGE_MODELS + BRIDGE_EDGE_MODELS if name not in FAST])
+_HOOKED = ("learned", "gated", "grouped", "parallel", "attn_only", "attn_only_norm", "folded", "shortformer", "alibi")
+FAST = (*(f"hooked:{name}" for name in (*_HOOKED, "no_norm")), "bridge:gpt2", "bridge:llama", "bridge:neox")
+SLOW = [name for name in HOOKED_EDGE_MODELS + BRIDGE_EDGE_MODELS if name not in FAST]
+MODELS = model_parameters(*FAST, slow=SLOW)
 HOOKED = model_parameters(
-    *(name for name in HOOKED_EDGE_MODELS if name in FAST),
-    slow=[name for name in HOOKED_EDGE_MODELS if name not in FAST],
+    *(name for name in FAST if name in HOOKED_EDGE_MODELS), slow=[name for name in SLOW if name in HOOKED_EDGE_MODELS]
 )
 DIRECT = model_parameters("bridge:gpt2", "bridge:llama", slow=("bridge+:gpt2", "bridge+:llama", "bridge:neox"))
 
