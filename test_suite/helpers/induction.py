@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,31 @@ def induction_pairs() -> EncodedPairs:
     corrupted = clean.clone()
     corrupted[FORGOTTEN] = 20
     return encoded([clean], [corrupted])
+
+
+CIRCUIT = {
+    "input->a0.h1<v>": FORGOTTEN,
+    "a0.h1->a1.h2<k>": FORGOTTEN + 1,
+    "a1.h2->logits": len(REPEATED) + 4,
+}
+"""Ids of the edges that carry the answer, and the position at which each one's reader reads it.
+
+The previous-token head reads the forgotten token as a value, the induction head reads what that head writes as a key,
+and the logits read the induction head. Each of them alone, with all that follows computed as usual, carries the whole
+effect in both directions; every other edge carries none: what else differs is junk, or is the forgotten token in
+another head's queries, keys and values, and as a value of the induction head it moves no answer's logit.
+"""
+
+
+def assert_the_circuit_is_found(effects: Mapping[str, float], within: float) -> None:
+    """Normalized effects by id of the edge, for every edge of the model: 1 on the circuit, 0 elsewhere."""
+    assert {*CIRCUIT} <= {*effects}
+    wrong = {edge: effect for edge, effect in effects.items() if not abs(effect - (edge in CIRCUIT)) <= within}
+    assert not wrong
+
+
+def assert_the_circuit_acts_at_its_positions(effects: Mapping[tuple[str, int], float], within: float) -> None:
+    """The same by id and position at which the reader reads: each edge of the circuit acts at one alone."""
+    assert {*CIRCUIT.items()} <= {*effects}
+    wrong = {at: effect for at, effect in effects.items() if not abs(effect - (at in CIRCUIT.items())) <= within}
+    assert not wrong

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import transformer_lens
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from actpatch.core.graph import Reader, Writer
 from test_suite.oracles.one_prompt import run
@@ -143,7 +143,7 @@ def reading(
         change = kept
     if reader.kind == "logits":
         yield [*hooks, adding(f"blocks.{reader.layer}.hook_resid_post", change)]
-    elif (way or ("split" if _has_switches(model) else "two_runs")) == "split":
+    elif (way or ("two_runs" if isinstance(model, TransformerBridge) else "split")) == "split":
         with _switched_on(model, reader):
             name = "mlp_in" if reader.kind == "mlp" else f"{reader.kind}_input"
             yield [*hooks, adding(f"blocks.{reader.layer}.hook_{name}", change, reader.head)]
@@ -199,7 +199,7 @@ def W_O(model: Any, layer: int) -> Tensor:
 
 def has_mlp(model: Any, layer: int) -> bool:
     """Whether the layer has an MLP."""
-    return f"blocks.{layer}.hook_mlp_out" in model.hook_dict
+    return getattr(model.blocks[layer], "mlp", None) is not None  # an attention-only model has its hook points
 
 
 def is_parallel(model: Any, layer: int) -> bool:
@@ -217,11 +217,6 @@ def heads_of(model: Any, reader: Reader) -> list[int]:
         return [reader.head]
     per_group = model.cfg.n_heads // model.cfg.n_key_value_heads
     return list(range(reader.head * per_group, (reader.head + 1) * per_group))
-
-
-def _has_switches(model: Any) -> bool:
-    hooked = getattr(transformer_lens, "HookedTransformer", None)
-    return hooked is not None and isinstance(model, hooked)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""TransformerLens' own patching of single activations.
+"""TransformerLens' own patching of single activations, and of direct paths from head to head.
 
 It collects what it finds in a tensor of PyTorch's default type, which is the model's for as long as it runs.
 """
@@ -47,6 +47,32 @@ def reference(function: Any, model: Any, pairs: EncodedPairs, metric: LogitDiffe
 
     with torch.no_grad(), _default_type(model.cfg.dtype):
         return function(model, pairs.corrupted[0][None], cache, difference, **options)
+
+
+HAS_DIRECT_PATHS = hasattr(tl_patching, "get_act_patch_direct_path")
+
+
+def direct_paths(
+    model: Any, pairs: EncodedPairs, metric: LogitDifference, sender: tuple[int, int], component: str
+) -> torch.Tensor:
+    """What TransformerLens 4 finds for the first pair and one sender: [receiver layer, receiver head].
+
+    It is the metric of the corrupted run with the clean one's part, at all positions, in what one head's queries, keys
+    or values alone read; NaN where the receiver is in no later layer, where it gives 0.
+    """
+    _, clean = model.run_with_cache(pairs.clean[0][None])
+    _, corrupted = model.run_with_cache(pairs.corrupted[0][None])
+    (correct,), (incorrect,) = metric.answers.correct[0], metric.answers.incorrect[0]
+
+    def difference(logits: torch.Tensor) -> torch.Tensor:
+        return logits[0, -1, correct] - logits[0, -1, incorrect]
+
+    with torch.no_grad(), _default_type(model.cfg.dtype):
+        found = tl_patching.get_act_patch_direct_path(
+            model, pairs.corrupted[0][None], clean, corrupted, difference, *sender, component=component, verbose=False
+        )
+    found[: sender[0] + 1] = torch.nan
+    return found
 
 
 @contextlib.contextmanager
