@@ -203,7 +203,7 @@ class EdgeResults(SweepResults, Sequence[EdgePatchingResult]):
             KeyError: where it stands for none of these edges, or for several.
         """
         edge, _, at = name.partition("@")
-        sender, arrow, receiver = edge.replace("→", "->").partition("->")
+        sender, arrow, receiver = (part.strip() for part in edge.replace("→", "->").partition("->"))
         if not arrow:
             raise KeyError(f"{shortened(name)} is no edge: expected an id or a label, for instance {self._example!r}")
         try:
