@@ -49,10 +49,12 @@ from .results.cards import HeadCards as HeadCards
 from .results.check import Change as Change
 from .results.check import DatasetCheck as DatasetCheck
 from .results.check import PairCheck as PairCheck
+from .results.edges import EdgeResults as EdgeResults
 from .results.generation import Continuation as Continuation
 from .results.generation import Generation as Generation
 from .results.head_positions import HeadPositionResults as HeadPositionResults
 from .results.headline import headline as headline
+from .results.items import EdgePatchingResult as EdgePatchingResult
 from .results.items import HeadPatchingResult as HeadPatchingResult
 from .results.items import HeadPositionPatchingResult as HeadPositionPatchingResult
 from .results.items import NeuronPatchingResult as NeuronPatchingResult

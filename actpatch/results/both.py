@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from actpatch.core.heavy import pd
-from actpatch.core.sites import Patch
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
-from actpatch.results.patches import common
+from actpatch.results.patches import table_columns
 from actpatch.results.shapes import SweepResults
 
 Results = TypeVar("Results", bound=SweepResults)
@@ -91,7 +90,9 @@ class BothDirections(Generic[Results]):
             raise ValueError("threshold and alpha are both None, so every patch counts: give at least one")
         if threshold is not None and (not isinstance(threshold, Real) or not threshold > 0):
             raise ValueError(f"threshold is {threshold!r}, expected a number above 0: at 0 every patch counts")
-        table = pd.DataFrame([_columns(patch) for patch in self.denoising.sweep.patches])
+        of_patch = table_columns(self.denoising.sweep.patches)
+        columns = {"site": "site", "layer": "layer", "head": "head", "neuron": "neuron", "position": "place"}
+        table = pd.DataFrame({name: of_patch[column].each() for name, column in columns.items()})
         counts, p_values = [], {}
         for direction, results in (("denoising", self.denoising), ("noising", self.noising)):
             effects = results.sweep.effects
@@ -126,13 +127,3 @@ def check_kind(results: object, kind: type, made_by: str, otherwise: str = "") -
     if isinstance(results, BothDirections):
         raise ValueError("results holds both directions: give results.denoising or results.noising")
     raise ValueError(f"results is a {type(results).__name__}, expected what {made_by} returns{otherwise}")
-
-
-def _columns(patch: Patch) -> dict[str, Any]:
-    return {
-        "site": patch.label,
-        "layer": common(patch, lambda site: site.layer),
-        "head": common(patch, lambda site: site.head),
-        "neuron": common(patch, lambda site: site.neuron),
-        "position": common(patch, lambda site: site.position_name or site.position),
-    }

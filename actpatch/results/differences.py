@@ -38,12 +38,13 @@ def difference_statistics(
         raise ValueError("the experiments have other pairs, so their effects cannot be compared pair by pair")
     usable = first.usable & second.usable
     firsts, seconds = ([match[side] for match in matched] for side in (0, 1))
+    labels = first.labels
     difference = _contributions(second, seconds, usable) - _contributions(first, firsts, usable)
     return site_statistics(
         difference,
         np.zeros(difference.shape[1]),
         np.ones(difference.shape[1]),
-        sites=[first.patches[patch].label for patch in firsts],
+        sites=[labels[patch] for patch in firsts],
         **like.options,
     )
 

@@ -22,14 +22,20 @@ from typing import Any
 
 import numpy as np
 
+from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.graph import Graph
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.answers import AnswerSet
 from actpatch.results.sweep import MetricValues, Sweep
 
-FILE_FORMAT = 8
+FILE_FORMAT = 9
 """Raised whenever what is stored changes."""
+READ_FORMATS = (8, 9)
+"""Of these, 8 knows no edges and no paths."""
 _SIDES = ("correct", "incorrect")
+_OF_EDGES = ("writers", "readers", "columns")
+"""The arrays of `EdgePatches`, each of numbers in the graph's writers, in its readers and in the places."""
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
@@ -110,17 +116,17 @@ def read_stored(path: str | Path) -> dict[str, Any]:
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: where it is no such file, or one of another format version.
+        ValueError: where it is no such file, or one of a format version that is not read.
     """
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
         found = stored["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no saved patching results: expected a file written by .save()") from error
-    if found != FILE_FORMAT:
+    if found not in READ_FORMATS:
         raise ValueError(
-            f"{path} has result format {found}, this version reads format {FILE_FORMAT}: read it with the version that "
-            "wrote it, or run the experiment again"
+            f"{path} has result format {found}, this version reads formats {' and '.join(map(str, READ_FORMATS))}: "
+            "read it with the version that wrote it, or run the experiment again"
         )
     return stored
 
@@ -188,7 +194,7 @@ def _to_json(shown: Sweep) -> dict[str, Any]:
     sweep = shown.entire
     fields = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep) if f.name != "whole"}
     fields["numbers"] = shown.numbers
-    fields["patches"] = [dataclasses.asdict(patch) for patch in sweep.patches]
+    fields["patches"] = _stored_patches(sweep.patches)
     fields["measured"] = [
         {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)} for values in sweep.measured
     ]
@@ -203,7 +209,7 @@ def _to_json(shown: Sweep) -> dict[str, Any]:
 
 
 def _from_json(fields: dict[str, Any]) -> Sweep:
-    fields["patches"] = tuple(_patch(patch) for patch in fields["patches"])
+    fields["patches"] = _patches(fields["patches"])
     for name in ("pair_indices", "templates", "groups", "shortcuts", "notes"):
         fields[name] = tuple(fields[name])
     for name in ("clean_tokens", "corrupted_tokens", "matches"):
@@ -220,6 +226,29 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
     numbers = fields.pop("numbers")
     sweep = Sweep(**fields)
     return sweep.of_patches(numbers) if numbers else sweep
+
+
+def _stored_patches(patches: Sequence[Patch]) -> Any:
+    """Patches one by one; edges as arrays of numbers, with the graph that these count in."""
+    if not isinstance(patches, EdgePatches):
+        return [dataclasses.asdict(patch) for patch in patches]
+    return {
+        "graph": dataclasses.asdict(patches.graph),
+        **{name: getattr(patches, name).tolist() for name in _OF_EDGES},
+        "places": [[dataclasses.asdict(site) for site in place] for place in patches.places],
+    }
+
+
+def _patches(stored: Any) -> Sequence[Patch]:
+    if isinstance(stored, list):
+        return tuple(_patch(patch) for patch in stored)
+    graph = Graph(**{name: _tuples(value) for name, value in stored["graph"].items()})
+    places = tuple(tuple(_site(site) for site in place) for place in stored["places"])
+    arrays = {name: np.array(stored[name], dtype=np.int64) for name in _OF_EDGES}
+    for (name, numbers), known in zip(arrays.items(), (graph.writers, graph.readers, places)):
+        if len(numbers) != len(arrays["writers"]) or (numbers < 0).any() or (numbers >= len(known)).any():
+            raise ValueError(f"{name} of the edges are no numbers of its {len(known)}, one per edge")
+    return EdgePatches(graph, **arrays, places=places)
 
 
 def _patch(stored: dict[str, Any]) -> Patch:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool
 
+from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.text import count, with_minus
 from actpatch.results.baselines import baseline_findings
 from actpatch.results.both import BothDirections
@@ -117,7 +118,7 @@ def _by_group(results: SweepResults, site: int, differences: GroupDifferences) -
 
 def _largest(results: SweepResults, among: Bool[np.ndarray, " site"], statistics: SiteStatistics) -> str:
     """The largest of these effects with its interval; not of the whole residual stream where there is another."""
-    parts = among & ~np.array([_component(results.sweep, i) in _WHOLE_STREAM for i in range(len(among))])
+    parts = among & ~_is_whole_stream(results.sweep)
     chosen = parts if parts.any() else among
     site = int(np.argmax(np.where(chosen, np.abs(statistics.effect), -1)))
     effect, low, high = (float(of[site]) for of in (statistics.effect, statistics.low, statistics.high))
@@ -131,12 +132,21 @@ def _largest(results: SweepResults, among: Bool[np.ndarray, " site"], statistics
 
 def _name(results: SweepResults, site: int) -> str:
     patch = results.sweep.patches[site]
+    if isinstance(results.sweep.patches, EdgePatches):
+        return patch.label
     words = _IN_WORDS.get(_component(results.sweep, site) or "")
     layer = common(patch, lambda one: one.layer)
     if words is None or layer is None or patch.window > 1 or isinstance(results, RowResults):
         return results.labels[site]
     position = common(patch, lambda one: one.position_name or one.position)
     return words.format(layer) + ("" if position is None else f" at {position}")
+
+
+def _is_whole_stream(sweep: Sweep) -> Bool[np.ndarray, " site"]:
+    """Which patches replace all of the residual stream; an edge into the logits is what one writer alone adds to it."""
+    if isinstance(sweep.patches, EdgePatches):
+        return np.zeros(len(sweep.patches), dtype=bool)
+    return np.array([_component(sweep, i) in _WHOLE_STREAM for i in range(len(sweep.patches))], dtype=bool)
 
 
 def _component(sweep: Sweep, site: int) -> str | None:

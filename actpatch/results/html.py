@@ -10,7 +10,7 @@ import numpy as np
 
 from actpatch.core.templates import Templates
 from actpatch.core.text import escaped
-from actpatch.results.sweep import Sweep
+from actpatch.results.sweep import Sweep, largest
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
 
@@ -33,8 +33,7 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
         kind: what a patch is, `hook point` or `head`.
     """
     effects = sweep.effects
-    top = sorted(range(len(effects)), key=lambda i: -1.0 if np.isnan(effects[i]) else abs(effects[i]), reverse=True)
-    top = top[:ROWS]
+    top = largest(effects, ROWS)
     statistics, note = _statistics(sweep)
     columns = {kind: [labels[i] for i in top], "effect": [f"{effects[i]:+.3f}" for i in top]}
     if statistics is not None and statistics.n_pairs >= FEWEST_PAIRS:
@@ -64,6 +63,7 @@ def _caption(sweep: Sweep) -> list[str]:
     lines = [
         f"{sweep.task} on {sweep.model}",
         f"{sweep.direction}: {sweep.question}",
+        f"path: {sweep.path}" if sweep.path else "",
         f"corrupted: the clean prompt with {sweep.noise}" if sweep.noise else "",
         f"{n_pairs} pair{'' if n_pairs == 1 else 's'}" + (f", {excluded} left out of the effects" if excluded else ""),
     ]

@@ -1,4 +1,4 @@
-"""The entries of results: one hook point on one pair, one head or one neuron on all of them. Values alone."""
+"""The entries of results: one hook point on one pair, one head, neuron or edge on all of them. Values alone."""
 
 from __future__ import annotations
 
@@ -126,6 +126,34 @@ class NeuronPatchingResult(OverPairs):
     @property
     def label(self) -> str:
         return f"L{self.layer}N{self.neuron}"
+
+
+@dataclass(frozen=True, repr=False)
+class EdgePatchingResult(OverPairs):
+    """One edge of the model's graph patched on every pair. Metrics are means over the usable pairs."""
+
+    id: str
+    """As in the graph: `a5.h3->a9.h9<q>`, whatever the position."""
+    sender: str
+    """Label of what writes: `L5H3`."""
+    receiver: str
+    """Label of what reads: `L9H9 q`."""
+    position: int | str | None
+    """As it was asked for: the task's name of it, or its number; several that were patched together joined by ` + `;
+    None for all positions."""
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of `pair_indices`; NaN for pairs that are not usable."""
+    pair_indices: tuple[int, ...] = ()
+    """Index of each of these pairs in the dataset; empty where that is not known."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.sender} → {self.receiver}{'' if self.position is None else f' @{self.position}'}"
 
 
 def head_label(layer: int, head: int, is_key_value_head: bool) -> str:

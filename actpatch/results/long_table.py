@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from actpatch.core.alignment import span_of
+from actpatch.core.alignment import Span, span_of
 from actpatch.core.heavy import pd
-from actpatch.core.sites import Patch
-from actpatch.results.patches import common
+from actpatch.results.patches import table_columns
 
 if TYPE_CHECKING:
     from actpatch.results.sweep import Sweep, Tokens
@@ -25,18 +24,17 @@ def long_table(sweep: Sweep) -> pd.DataFrame:
         index.ravel() for index in np.indices((n_patches, n_pairs, n_metrics)).astype(np.int64, copy=False)
     )
     sweeps = [dataclasses.replace(sweep, selected=i) for i in range(n_metrics)]
-    spans = [_spans(p, sweep.base_tokens) for p in sweep.patches]
-    position = [at[0] if at is not None and len(at) == 1 else None for of_patch in spans for at in of_patch]
+    of_patch = table_columns(sweep.patches)
+    spans = [_spans(at, sweep.base_tokens) for at in of_patch["position"].values]
+    position = [at[0] if at is not None and len(at) == 1 else None for each in spans for at in each]
     clean_tokens, corrupted_tokens = ([both[side] for both in sweep.tokens_at] for side in (0, 1))
-    cell = patch * n_pairs + pair
+    cell = of_patch["position"].which[patch] * n_pairs + pair
     columns: dict[str, Any] = {
-        "site": _text([p.label for p in sweep.patches], patch),
-        "hook_point": _text([common(p, lambda site: site.hook_point) for p in sweep.patches], patch),
-        "layer": _integers([common(p, lambda site: site.layer) for p in sweep.patches], patch),
-        "head": _integers([common(p, lambda site: site.head) for p in sweep.patches], patch),
-        "neuron": _integers([common(p, lambda site: site.neuron) for p in sweep.patches], patch),
+        **{name: _text(of_patch[name].values, of_patch[name].which[patch]) for name in ("site", "hook_point")},
+        **{name: _integers(of_patch[name].values, of_patch[name].which[patch]) for name in ("layer", "head", "neuron")},
+        "sender": _text(of_patch["sender"].values, of_patch["sender"].which[patch]),
         "position": _integers(position, cell),
-        "position_name": _text([common(p, lambda site: site.position_name) for p in sweep.patches], patch),
+        "position_name": _text(of_patch["position_name"].values, of_patch["position_name"].which[patch]),
         "token": _text(_texts_at(spans, clean_tokens), cell),
         "corrupted_token": _text(_texts_at(spans, corrupted_tokens), cell),
         "pair": np.array(sweep.pair_indices, dtype=np.int64)[pair],
@@ -49,7 +47,8 @@ def long_table(sweep: Sweep) -> pd.DataFrame:
         "direction": _text([sweep.direction], np.zeros_like(patch)),
         "source": _text([sweep.source_of_values], np.zeros_like(patch)),
         "noise": _text([sweep.noise], np.zeros_like(patch)),
-        "window": _integers([p.window for p in sweep.patches], patch),
+        "path": _text([sweep.path], np.zeros_like(patch)),
+        "window": _integers(of_patch["window"].values, of_patch["window"].which[patch]),
         "clean": _stacked([s.clean for s in sweeps])[pair, metric],
         "corrupted": _stacked([s.corrupted for s in sweeps])[pair, metric],
         "patched": _stacked([s.patched for s in sweeps]).ravel(),
@@ -59,9 +58,8 @@ def long_table(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _spans(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[tuple[int, ...] | None]:
-    """The patch's positions in each pair, counted from the start; None where it has none, or several sites' own."""
-    at = common(patch, lambda site: site.position)
+def _spans(at: int | tuple[Span, ...] | None, tokens: Sequence[Sequence[str]]) -> list[tuple[int, ...] | None]:
+    """A site's positions in each pair, counted from the start; None where it has none."""
     per_pair = at if isinstance(at, tuple) else (at,) * len(tokens)
     return [
         None if span is None else tuple(p % len(prompt) for p in span_of(span))
@@ -70,7 +68,7 @@ def _spans(patch: Patch, tokens: Sequence[Sequence[str]]) -> list[tuple[int, ...
 
 
 def _texts_at(spans: Sequence[Sequence[tuple[int, ...] | None]], tokens: Sequence[Tokens]) -> list[str | None]:
-    return [None if at is None else _text_at(at, tokens[i]) for of_patch in spans for i, at in enumerate(of_patch)]
+    return [None if at is None else _text_at(at, tokens[i]) for each in spans for i, at in enumerate(each)]
 
 
 def _text_at(span: tuple[int, ...], tokens: Tokens) -> str | None:

@@ -1,13 +1,34 @@
-"""What the sites of one patch have in common: how results file it, whatever was patched."""
+"""What results say of their patches, whatever was patched: labels, places in tables, some of them, fewer pairs.
+
+Patches are a tuple, or edges as arrays (`core.edge_patches`), of which no object is made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import numpy as np
+from jaxtyping import Int
+
+from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.sites import Patch, Site
 
 Value = TypeVar("Value", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """What a table says of each patch: a few values, and which of them each patch has."""
+
+    values: Sequence[Any]
+    which: Int[np.ndarray, " patch"]
+    """Number of each patch's value."""
+
+    def each(self) -> list[Any]:
+        """The value of each patch."""
+        return [self.values[number] for number in self.which.tolist()]
 
 
 def common(patch: Patch, of: Callable[[Site], Value]) -> Value | None:
@@ -27,3 +48,71 @@ def column_of(patch: Patch) -> str | None:
         for site in patch.centre
     )
     return None if None in names else " + ".join(map(str, names))
+
+
+def labels_of(patches: Sequence[Patch]) -> list[str]:
+    """How each patch is printed."""
+    return patches.labels if isinstance(patches, EdgePatches) else [patch.label for patch in patches]
+
+
+def window_of(patches: Sequence[Patch]) -> int:
+    """Number of adjacent layers that were patched together around each site; 1 where layers were patched singly."""
+    return 1 if isinstance(patches, EdgePatches) else max((patch.window for patch in patches), default=1)
+
+
+def taken(patches: Sequence[Patch], numbers: Sequence[int]) -> Sequence[Patch]:
+    """The patches with these numbers, in this order."""
+    return patches.taken(numbers) if isinstance(patches, EdgePatches) else tuple(patches[i] for i in numbers)
+
+
+def of_pairs(patches: Sequence[Patch], pairs: Sequence[int]) -> Sequence[Patch]:
+    """The patches with the positions of these pairs, where they have one of its own in each."""
+    if isinstance(patches, EdgePatches):
+        return replace(patches, places=tuple(_sites_of_pairs(place, pairs) for place in patches.places))
+    return tuple(replace(patch, sites=_sites_of_pairs(patch.sites, pairs)) for patch in patches)
+
+
+def table_columns(patches: Sequence[Patch]) -> dict[str, Column]:
+    """What tables say of patches: `site` (the label), `hook_point`, `layer`, `head`, `neuron`, `sender`, `position`,
+    `position_name`, `window`, and as `place` the position's name or else the position.
+
+    Each is None where the patch has none, or several.
+    """
+    n = len(patches)
+    each, all_alike = np.arange(n), np.zeros(n, dtype=np.int64)
+    if isinstance(patches, EdgePatches):
+        receivers = [reader.site for reader in patches.graph.readers]
+        places = [Patch(place) for place in patches.places]
+        found = {name: Column([of(site) for site in receivers], patches.readers) for name, of in _WHERE.items()}
+        found |= {name: Column([common(at, of) for at in places], patches.columns) for name, of in _AT.items()}
+        found["sender"] = Column([writer.id for writer in patches.graph.writers], patches.writers)
+        found["window"] = Column([1], all_alike)
+    else:
+        found = {
+            name: Column([common(patch, of) for patch in patches], each)
+            for name, of in {**_WHERE, **_AT, "sender": lambda site: site.sender}.items()
+        }
+        found["window"] = Column([patch.window for patch in patches], each)
+    return {"site": Column(labels_of(patches), each), **found}
+
+
+_WHERE: dict[str, Callable[[Site], Any]] = {
+    "hook_point": lambda site: site.hook_point,
+    "layer": lambda site: site.layer,
+    "head": lambda site: site.head,
+    "neuron": lambda site: site.neuron,
+}
+"""What belongs to the activation that is patched."""
+_AT: dict[str, Callable[[Site], Any]] = {
+    "position": lambda site: site.position,
+    "position_name": lambda site: site.position_name,
+    "place": lambda site: site.position_name or site.position,
+}
+"""What belongs to the place in the prompts."""
+
+
+def _sites_of_pairs(sites: tuple[Site, ...], pairs: Sequence[int]) -> tuple[Site, ...]:
+    return tuple(
+        replace(site, position=tuple(site.position[i] for i in pairs)) if isinstance(site.position, tuple) else site
+        for site in sites
+    )

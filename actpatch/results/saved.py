@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 from actpatch.results.both import BothDirections
 from actpatch.results.cards import HeadCards
 from actpatch.results.cards_files import read_cards
+from actpatch.results.edges import EdgeResults
 from actpatch.results.files import read_stored, read_sweeps
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
 
 SavedResults: TypeAlias = (
-    LayerResults | HeadResults | HeadPositionResults | NeuronResults | PositionResults | SweepResults
+    LayerResults | HeadResults | HeadPositionResults | NeuronResults | PositionResults | EdgeResults | SweepResults
 )
 
 

@@ -87,7 +87,7 @@ class SweepResults:
     @property
     def labels(self) -> list[str]:
         """What each patch of `sweep` is called in tables and figures."""
-        return [patch.label for patch in self.sweep.patches]
+        return self.sweep.labels
 
     def __eq__(self, other: object) -> bool:
         """Whether shape, settings and every number are the same; NaN is the same as NaN."""
@@ -301,7 +301,7 @@ class OfHeads(RowResults[Row], Generic[Row], saved=False):
 
     @property
     def patched(self) -> str:
-        return self.patch_type
+        return f"{self.patch_type} along a path" if self.sweep.path else self.patch_type
 
     @property
     def counts_key_value_heads(self) -> bool:

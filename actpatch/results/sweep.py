@@ -31,6 +31,7 @@ from actpatch.core.text import count
 from actpatch.metrics.registry import METRICS, metric_key
 from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.long_table import long_table
+from actpatch.results.patches import labels_of, of_pairs, taken, window_of
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
@@ -88,8 +89,8 @@ class Sweep:
     statistics stay those of the whole experiment (`of_patches`).
     """
 
-    patches: tuple[Patch, ...]
-    """What was replaced, one entry per row of `patched`."""
+    patches: Sequence[Patch]
+    """What was replaced, one entry per row of `patched`: a tuple, or edges as arrays (`core.edge_patches`)."""
     measured: tuple[MetricValues, ...]
     """Every metric. What the sweep says of `patched`, `effects` and so on is of the selected one (`by_metric`)."""
     direction: Direction
@@ -123,6 +124,9 @@ class Sweep:
     """Whether that is of the other run."""
     noise: str = ""
     """The noise on the clean prompt's embeddings that makes the corrupted run; empty where the prompts differ."""
+    path: str = ""
+    """Where what is replaced is seen, where that is not by all that comes after it: `to L9H9 q and L9H6 q, other heads
+    frozen, MLPs recomputed` (path patching, Wang et al. 2022); empty where all of it does."""
     varies: str = ""
     """Which signal the dataset's corruption changes; empty where it does not say, or noise makes the corrupted run."""
     dataset_seed: int | None = None
@@ -164,8 +168,7 @@ class Sweep:
                 f"source_kind {self.source_kind!r} is unknown: expected one of {', '.join(get_args(SourceKind))}"
             )
         if self.whole is not None and (
-            self.whole.pair_indices != self.pair_indices
-            or tuple(self.whole.patches[i] for i in self.numbers) != self.patches
+            self.whole.pair_indices != self.pair_indices or taken(self.whole.patches, self.numbers) != self.patches
         ):
             raise ValueError("the patches or pairs are not those of the whole experiment: change whole.entire instead")
         if not 0 <= self.selected < len(self.measured):
@@ -178,9 +181,15 @@ class Sweep:
         """In a line: how many patches, of which `kind` says what they are, on how many pairs, and the baselines."""
         of = f" (of {count(len(self.entire.patches), 'patch')})" if self.is_part else ""
         others = f" and {count(len(self.metrics) - 1, 'more metric')}" if len(self.metrics) > 1 else ""
-        size = f"{count(len(self.patches), kind)}{of} × {count(len(self.pair_indices), 'pair')}"
+        path = f" {self.path}" if self.path else ""
+        size = f"{count(len(self.patches), kind)}{path}{of} × {count(len(self.pair_indices), 'pair')}"
         runs = f"{self.metric} clean {_mean(self.clean):+.2f}, corrupted {_mean(self.corrupted):+.2f}"
         return f"{size}, {self.task}, {self.direction}, {runs}{others}"
+
+    @property
+    def labels(self) -> list[str]:
+        """How each patch is printed."""
+        return labels_of(self.patches)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -209,10 +218,11 @@ class Sweep:
         """
         whole = self.entire
         chosen = tuple(self.numbers[i] for i in numbers) if self.numbers else tuple(numbers)
-        if chosen == tuple(range(len(whole.patches))):
+        if len(chosen) == len(whole.patches) and chosen == tuple(range(len(chosen))):
             return whole
-        measured = tuple(replace(values, patched=values.patched[list(chosen)]) for values in whole.measured)
-        patches = tuple(whole.patches[i] for i in chosen)
+        rows = np.array(chosen, dtype=np.int64)
+        measured = tuple(replace(values, patched=values.patched[rows]) for values in whole.measured)
+        patches = taken(whole.patches, chosen)
         return replace(whole, patches=patches, measured=measured, whole=whole, numbers=chosen)
 
     @property
@@ -241,7 +251,7 @@ class Sweep:
             replace(values, patched=values.patched[:, kept], clean=values.clean[kept], corrupted=values.corrupted[kept])
             for values in self.measured
         )
-        patches = tuple(_patch_of_pairs(patch, kept) for patch in self.patches)
+        patches = of_pairs(self.patches, kept)
         per_pair: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in kept) for name in PER_PAIR}
         per_pair["matches"] = tuple(self.matches[i] for i in kept) if self.matches else ()
         return replace(self, patches=patches, measured=measured, **per_pair)
@@ -300,7 +310,7 @@ class Sweep:
     @property
     def window(self) -> int:
         """Number of adjacent layers that were patched together around each site; 1 where layers were patched singly."""
-        return max((patch.window for patch in self.patches), default=1)
+        return window_of(self.patches)
 
     @property
     def base_tokens(self) -> tuple[tuple[str, ...], ...]:
@@ -371,7 +381,7 @@ class Sweep:
             self.patched[:, usable],
             self.base[usable],
             self.source[usable],
-            sites=[patch.label for patch in self.patches],
+            sites=self.labels,
             groups=[group for group, kept in zip(self.groups, usable) if kept],
             **options,
         )
@@ -379,14 +389,15 @@ class Sweep:
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per patch, pair and metric.
 
-        Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `neuron`, `position` and `position_name`,
-        each missing where the patch has none or several, and those of its middle for a window of layers; `token` and
+        Columns: `site` (label of the patch); `hook_point`, `layer`, `head`, `neuron`, `sender`, `position` and
+        `position_name`, each missing where the patch has none or several, and those of its middle for a window of
+        layers; of an edge all but `sender` (its id in the graph) are those of what receives; `token` and
         `corrupted_token` at that position, of a name that stands for several tokens their text; `pair` (index in the
         dataset), its `template` and `group`; its `correct` and `incorrect` answers, of several the first ones, with
-        `|` between them, and how many more; `metric`, `unit`, `direction`; `source` (what was written), `noise` and
-        `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`; the `effect`, NaN where
-        the pair is not `usable`. Positions count from the start of the prompt that is patched; where prompts have other
-        lengths, the other one's token is that which stands for it, missing where there is none.
+        `|` between them, and how many more; `metric`, `unit`, `direction`; `source` (what was written), `noise`,
+        `path` and `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`; the `effect`,
+        NaN where the pair is not `usable`. Positions count from the start of the prompt that is patched; where prompts
+        have other lengths, the other one's token is that which stands for it, missing where there is none.
         """
         return long_table(self)
 
@@ -411,15 +422,6 @@ def usable_pairs(
     difference = np.abs(clean - corrupted)
     scale = np.maximum(np.abs(clean), np.abs(corrupted))
     return (difference > 1e-6) & (difference >= min_relative_change * scale)
-
-
-def _patch_of_pairs(patch: Patch, pairs: Sequence[int]) -> Patch:
-    """The patch with the positions of these pairs, where it has one of its own in each."""
-    sites = tuple(
-        replace(site, position=tuple(site.position[i] for i in pairs)) if isinstance(site.position, tuple) else site
-        for site in patch.sites
-    )
-    return replace(patch, sites=sites)
 
 
 def _taken(tokens: Tokens, partners: Mapping[int, int], length: int) -> Tokens:

@@ -42,6 +42,8 @@ def results_text(sweep: Sweep, rows: Sequence[tuple[str, int]], *, kind: str, of
 def describe_experiment(sweep: Sweep) -> str:
     """What was run, and the baselines of every metric."""
     lines = [f"{sweep.task} on {sweep.model}", f"{sweep.direction}: {sweep.question}"]
+    if sweep.path:
+        lines.append(f"path: {sweep.path}")
     if sweep.noise:
         lines.append(f"corrupted: the clean prompt with {sweep.noise}")
     if sweep.window > 1:

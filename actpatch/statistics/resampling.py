@@ -55,6 +55,8 @@ N_SIMULATED = 4_000
 """Experiments from which the power of the test is found."""
 FEW_PATTERNS = 8
 """Up to so many patterns of signs that attain a level are looked at one by one."""
+FLIPS_AT_ONCE = 128
+"""Sign flips that are counted at once: few enough for a byte."""
 MOST_CELLS = 2**21
 """Most numbers of one temporary array: sites are worked through in portions."""
 
@@ -106,7 +108,11 @@ def sign_flip_p_values(
     reached = np.zeros(n_sites)
     for signs in _all_signs(n_pairs) if exact else _random_signs(n_pairs, n_flips, seed):
         for rows in _portions(n_sites, len(signs)):
-            reached[rows] += (np.abs(changes[rows] @ signs.T) >= observed[rows, None]).sum(axis=1)
+            sums = signs @ changes[rows].T
+            for first in range(0, len(signs), FLIPS_AT_ONCE):
+                some = sums[first : first + FLIPS_AT_ONCE]
+                reaching = np.abs(some, out=some) >= observed[rows]
+                reached[rows] += np.add.reduce(reaching.view(np.uint8), axis=0, dtype=np.uint8)
     return reached / 2 ** (n_pairs - 1) if exact else (reached + 1) / (n_flips + 1)
 
 

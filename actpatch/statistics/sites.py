@@ -424,7 +424,7 @@ def _check_values(
         raise ValueError("there are no sites, so there is nothing to compute statistics of")
     if not len(base):
         raise ValueError("no pair is usable: use a corruption that breaks the behaviour")
-    broken = [label for label, row in zip(labels, patched, strict=True) if not np.isfinite(row).all()]
+    broken = [labels[i] for i in np.flatnonzero(~np.isfinite(patched).all(axis=1))]
     if broken:
         raise ValueError(
             f"{count(len(broken), 'site')} of {len(labels)} hold NaN or inf, first {broken[0]}: leave those sites, "

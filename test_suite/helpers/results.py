@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from activation_patching import BothDirections
+from actpatch.core.edge_patches import ALL_POSITIONS, EdgePatches, edge_patches
+from actpatch.core.graph import Graph
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.results.attention import AttentionPatterns
 from actpatch.results.cards import Copying, HeadCard, HeadCards, PartEffect, PlaceEffect, QueryKeyScore, RoleAttention
+from actpatch.results.edges import EdgeResults
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import MetricValues, Sweep
@@ -19,7 +23,7 @@ CLEAN_TOKENS = ("<s>", "When", " Mary", " and", " John")
 CORRUPTED_TOKENS = ("<s>", "When", " John", " and", " Mary")
 
 
-def made_up_sweep(sites: list[Site], n_layers: int, n_heads: int, n_pairs: int = 5, **changes) -> Sweep:
+def made_up_sweep(sites: list[Site] | EdgePatches, n_layers: int, n_heads: int, n_pairs: int = 5, **changes) -> Sweep:
     """A sweep of random metrics; what it shows is only that figures repeat it."""
     random = np.random.default_rng(0)
     values = {
@@ -32,7 +36,7 @@ def made_up_sweep(sites: list[Site], n_layers: int, n_heads: int, n_pairs: int =
     }
     values |= {name: changes.pop(name) for name in set(values) & set(changes)}
     fields = {
-        "patches": tuple(Patch((site,)) for site in sites),
+        "patches": sites if isinstance(sites, EdgePatches) else tuple(Patch((site,)) for site in sites),
         "measured": (MetricValues(**values),),
         "direction": "denoising",
         "model": "made-up",
@@ -86,6 +90,17 @@ def made_up_head_positions(
         for column, name in enumerate(positions)
     ]
     return HeadPositionResults(made_up_sweep(sites, n_layers, n_heads, **changes))
+
+
+GRAPH = Graph("made-up", (2, 0, 4), (2, 0, 2), (True, True, False))
+"""A layer with an attention and an MLP, one with an MLP alone, one whose heads share keys and values; 62 edges."""
+
+
+def made_up_edges(
+    graph: Graph = GRAPH, places: Sequence[Sequence[Site]] = ALL_POSITIONS, *, senders=None, receivers=None, **changes
+) -> EdgeResults:
+    edges = edge_patches(graph, senders, receivers, places)
+    return EdgeResults(made_up_sweep(edges, graph.n_layers, max(graph.heads), **changes))
 
 
 def same_metrics(n_pairs: int = 5) -> dict[str, np.ndarray]:

@@ -206,6 +206,7 @@ def rows_by_hand(sweep: Sweep) -> Iterator[dict[str, Any]]:
                     "layer": layer,
                     "head": head,
                     "neuron": None,
+                    "sender": None,
                     "position": position,
                     "position_name": None,
                     "token": None if position is None else CLEAN[j][position],
@@ -220,6 +221,7 @@ def rows_by_hand(sweep: Sweep) -> Iterator[dict[str, Any]]:
                     "direction": sweep.direction,
                     "source": "the other run",
                     "noise": "",
+                    "path": "",
                     "window": 1,
                     "clean": shown.clean[j],
                     "corrupted": shown.corrupted[j],
@@ -409,10 +411,10 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
     (sweep,) = stored["sweeps"]
-    assert stored["format"] == 8
+    assert stored["format"] == 9
     for changes, message in (
-        ({"format": 4}, "has result format 4, this version reads format 8: read it with the version that wrote it, or"),
-        ({"format": 9}, "has result format 9, this version reads format 8"),
+        ({"format": 4}, "has result format 4, this version reads formats 8 and 9: read it with the version that"),
+        ({"format": 10}, "has result format 10, this version reads formats 8 and 9"),
         ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
         ({"sweeps": [{}]}, "is damaged"),
         ({"sweeps": []}, "is damaged .*0 sweeps, expected one, or one of each direction"),
