@@ -15,7 +15,9 @@ for each sender and kind (`engine.readers`), not once for each edge.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,26 +41,27 @@ INPUT = block_hook(0, "resid_pre")
 """Where what the embedding writes, of token and position, is read."""
 
 
-def entry_of(reader: Reader, n_layers: int) -> tuple[int, Stage]:
-    """Where a row enters whose reader has written."""
+def entry_of(reader: Reader, n_layers: int, linear: bool) -> tuple[int, Stage]:
+    """Where a row enters: behind what its reader has written; before the reader's layer, where no change may be added
+    to what was recorded, so that a hook has to write it."""
     if reader.kind == "logits":
         return n_layers, Stage.BLOCK
+    if not linear:
+        return reader.layer, Stage.BLOCK
     return (reader.layer + 1, Stage.BLOCK) if reader.kind == "mlp" else (reader.layer, Stage.ATTENTION)
+
+
+def output_of(reader: Reader) -> str:
+    """Hook point of what a reader changes: the logits change the residual stream that they are read from."""
+    name = {"logits": "resid_post", "mlp": "mlp_out"}.get(reader.kind, "z")
+    return block_hook(reader.layer, name)
 
 
 def patches_that_enter_alike(edges: EdgePatches) -> list[Patch]:
     """Patches of outputs, one for each place where rows of these edges enter."""
     readers = [edges.graph.readers[number] for number in np.unique(edges.readers)]
-    last = edges.graph.n_layers - 1
-    sites = {
-        Site(block_hook(last, "resid_post"))
-        if reader.kind == "logits"
-        else Site(block_hook(reader.layer, "mlp_out"))
-        if reader.kind == "mlp"
-        else Site(block_hook(reader.layer, "z"), head=0)
-        for reader in readers
-    }
-    return [Patch((site,)) for site in sorted(sites, key=lambda site: (site.layer, site.hook_point))]
+    heads = {output_of(reader): 0 if reader.kind in QUERIES_KEYS_VALUES else None for reader in readers}
+    return [Patch((Site(name, head=head),)) for name, head in heads.items()]
 
 
 def recorded_for(edges: EdgePatches) -> tuple[set[str], set[str]]:
@@ -163,12 +166,13 @@ class EdgeRows(Rows):
 
     Args:
         graph: of the model.
-        batch: the rows; `patches` are the numbers of their edges.
+        batch: the rows.
         chunk: the recorded runs.
         sent: what senders change.
         senders: of each row.
         receivers: number of each row's receiver among the graph's readers.
-        made: what heads have made of what senders change, by reader; more is put into it.
+        made: what heads have made of what senders change; more is put into it.
+        linear: whether a change may be added to what was recorded; else it is written by hooks.
     """
 
     def __init__(
@@ -180,46 +184,78 @@ class EdgeRows(Rows):
         senders: Int[np.ndarray, " row"],
         receivers: Int[np.ndarray, " row"],
         made: MadeByHeads,
+        linear: bool,
     ) -> None:
         super().__init__(made.readers.runner, batch, chunk)
         self.graph, self.sent, self.senders, self.receivers, self.made = graph, sent, senders, receivers, made
-        self.orders = [entry_of(graph.readers[number], graph.n_layers) for number in receivers.tolist()]
+        self.linear = linear
+        readers = [graph.readers[number] for number in receivers.tolist()]
+        self.orders = [entry_of(reader, graph.n_layers, linear) for reader in readers]
         # What receivers make is computed before the batch is run: a block of it may be run otherwise than theirs.
-        self._outputs = {
-            rows.start: self._made(number, rows) for number, rows in runs_of_equal(receivers, 0, len(batch))
-        }
+        runs = [(graph.readers[number], rows) for number, rows in runs_of_equal(receivers, 0, len(batch))]
+        self._made = {rows.start: self._made_by(reader, rows) for reader, rows in runs}
+        self._hooked = [
+            (output_of(reader), reader, rows) for reader, rows in runs if not linear and reader.kind != "logits"
+        ]
+        self.hooked = [Site(name) for name, _, _ in self._hooked]
 
     def before_block(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
-        return self._made_by(begin, end)
+        entering = self.recorded_resid(layer, begin, end)
+        for number, rows in runs_of_equal(self.receivers, begin, end):
+            reader, here = self.graph.readers[number], slice(rows.start - begin, rows.stop - begin)
+            if reader.kind == "logits":
+                entering[here] += self._made[rows.start]
+            elif self.linear:
+                has_heads = self.graph.heads[reader.layer] > 0
+                before = self.recorded_mid if has_heads else self.recorded_resid
+                entering[here] = before(reader.layer, rows.start, rows.stop) + self._made[rows.start]
+        return entering
 
     def after_attention(
         self, layer: int, begin: int, end: int
     ) -> tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos d_model"]]:
-        return self.recorded_resid(layer, begin, end), self._made_by(begin, end)
+        outputs = [
+            self._attention_output(self.graph.readers[number], rows)
+            for number, rows in runs_of_equal(self.receivers, begin, end)
+        ]
+        return self.recorded_resid(layer, begin, end), torch.cat(outputs)
 
-    def _made_by(self, begin: int, end: int) -> Tensor:
-        parts = [self._outputs.pop(rows.start) for _, rows in runs_of_equal(self.receivers, begin, end)]
-        return torch.cat(parts) if parts else self.recorded_resid(0, begin, end)
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        by_name: dict[str, list[tuple[Reader, slice]]] = {}
+        for name, reader, rows in self._hooked:
+            by_name.setdefault(name, []).append((reader, rows))
 
-    def _made(self, number: int, rows: slice) -> Float[Tensor, "row pos d_model"]:
-        """The attention output, or the stream behind an MLP or before the logits, as these rows change it."""
-        reader, begin, end = self.graph.readers[number], rows.start, rows.stop
+        def writer(name: str) -> Any:
+            def write(value: Tensor, hook: Any) -> Tensor:
+                value = value.clone()
+                for reader, rows in by_name[name]:
+                    if reader.kind == "mlp":
+                        value[rows] = self._made[rows.start]
+                    else:
+                        heads = value[rows]
+                        heads[:, :, self.graph.heads_of(reader)] = self._made[rows.start]
+                return value
+
+            return write
+
+        with self.runner.hooks([hook for name in by_name for hook in self.runner.writing_hooks(name, writer(name))]):
+            yield
+
+    def _made_by(self, reader: Reader, rows: slice) -> Float[Tensor, "row pos ..."]:
+        """What the receiver of these rows gives: heads their z, an MLP its output, the logits what is added there."""
+        senders, pairs = self.senders[rows], self.pairs[rows]
         if reader.kind in QUERIES_KEYS_VALUES:
-            return self._attention_output(reader, rows)
-        change = self.sent.at(self.senders[rows], self.pairs[rows], self.batch.start, self.batch.length)
-        if reader.kind == "logits":
-            return self.recorded_resid(self.graph.n_layers, begin, end) + change
-        output = self.made.readers.output_of_mlp(reader.layer, self.pairs[rows], change)
-        has_attention = self.graph.heads[reader.layer] > 0
-        before = self.recorded_mid if has_attention else self.recorded_resid
-        return before(reader.layer, begin, end) + output
+            of_layer = self.made.of(reader, self.sent, senders, self.batch.pairs[rows])
+            return of_layer[:, :, self.graph.heads_of(reader)]
+        change = self.sent.at(senders, pairs, self.batch.start, self.batch.length)
+        return change if reader.kind == "logits" else self.made.readers.output_of_mlp(reader.layer, pairs, change)
 
     def _attention_output(self, reader: Reader, rows: slice) -> Float[Tensor, "row pos d_model"]:
+        """The output of a layer's attention, of which these rows' receivers change heads."""
         layer, begin, end = reader.layer, rows.start, rows.stop
-        heads = self.graph.heads_of(reader)
-        attn = self.runner.model.blocks[layer].attn
-        z = self.recorded(block_hook(layer, "z"), begin, end)
-        changed = self.made.of(reader, self.sent, self.senders[rows], self.batch.pairs[rows])[:, :, heads]
+        heads, attn = self.graph.heads_of(reader), self.runner.model.blocks[layer].attn
+        z, changed = self.recorded(block_hook(layer, "z"), begin, end), self._made[begin]
 
         def in_full(at: Tensor) -> Tensor:
             every = z[at]
@@ -267,10 +303,14 @@ class EdgeWork(Work):
         experiment: what is run.
         chunk: the recorded runs.
         most_tokens: most rows × positions that are run together.
+        linear: whether a change may be added to what was recorded.
     """
 
-    def __init__(self, experiment: Experiment, edges: EdgePatches, chunk: Chunk, most_tokens: int) -> None:
+    def __init__(
+        self, experiment: Experiment, edges: EdgePatches, chunk: Chunk, most_tokens: int, linear: bool
+    ) -> None:
         self.experiment, self.edges, self.chunk, self.most_tokens = experiment, edges, chunk, most_tokens
+        self.linear = linear
         self.sent, self.senders = sent_by(experiment, chunk, edges)
         self._made: dict[tuple[int, int], MadeByHeads] = {}
 
@@ -282,7 +322,7 @@ class EdgeWork(Work):
     @property
     def order(self) -> Int[np.ndarray, "edge 2"]:
         graph = self.edges.graph
-        entries = np.array([entry_of(reader, graph.n_layers) for reader in graph.readers], dtype=np.int64)
+        entries = np.array([entry_of(reader, graph.n_layers, self.linear) for reader in graph.readers], dtype=np.int64)
         return entries[self.edges.readers]
 
     def rows(self, batch: Batch, call: Any) -> EdgeRows:
@@ -291,8 +331,8 @@ class EdgeWork(Work):
             readers = Readers(self.experiment.runner, self.chunk, *key, call, self.most_tokens)
             self._made = {key: MadeByHeads(readers)}
         edges = self.edges
-        senders, receivers = self.senders[batch.patches], edges.readers[batch.patches]
-        return EdgeRows(edges.graph, batch, self.chunk, self.sent, senders, receivers, self._made[key])
+        of_rows = self.senders[batch.patches], edges.readers[batch.patches]
+        return EdgeRows(edges.graph, batch, self.chunk, self.sent, *of_rows, self._made[key], self.linear)
 
 
 def error_of_edges(

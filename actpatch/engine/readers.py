@@ -8,8 +8,9 @@ for each model (`error_of_readers`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +20,10 @@ from actpatch.core.graph import Graph, Kind
 from actpatch.core.sites import block_hook
 from actpatch.engine.exactness import too_far
 from actpatch.engine.experiment import Chunk, resid_name
-from actpatch.models.forwards import replaced_forward
 from actpatch.models.runner import Hook, Runner
+
+HooksOfRows: TypeAlias = Callable[[slice], Sequence[Hook]]
+"""The hooks of some of the rows."""
 
 QUERIES_KEYS_VALUES: tuple[Kind, ...] = ("q", "k", "v")
 
@@ -46,28 +49,24 @@ class Readers:
     ) -> Float[Tensor, "row pos head d_head"]:
         """What each head of a layer gives (z), where what its queries, keys or values read changes."""
         held = [one for one in QUERIES_KEYS_VALUES if one != kind]
-        return self._run(layer, pairs, change, block_hook(layer, "z"), lambda of: self._held(layer, held, of))
+        hooks = functools.partial(self._held, layer, held, pairs)
+        return self._run(layer, pairs, change, block_hook(layer, "z"), hooks)
 
     def output_of_mlp(
         self,
         layer: int,
         pairs: Int[Tensor, " row"],
         change: Float[Tensor, "row pos d_model"],
-        of_attention: Float[Tensor, "row pos d_model"] | None = None,
+        of_heads: Float[Tensor, "row pos head d_head"] | None = None,
     ) -> Float[Tensor, "row pos d_model"]:
-        """What the MLP of a layer gives, where the stream before the layer changes and what its attention gives stays
-        as it was, or changes likewise."""
-        name, attn = block_hook(layer, "mlp_out"), getattr(self.runner.model.blocks[layer], "attn", None)
-        if attn is None:
+        """What the MLP of a layer gives, where the stream before the layer changes and what its heads give stays as it
+        was, or changes likewise."""
+        name, z = block_hook(layer, "mlp_out"), block_hook(layer, "z")
+        if z not in self.chunk.base.activations:
             return self._run(layer, pairs, change, name)
-        found = []
-        for rows in torch.arange(len(pairs), device=pairs.device).split(self.rows_at_once):
-            output = self.recorded(block_hook(layer, "attn_out"), pairs[rows])
-            output = output if of_attention is None else output + of_attention[rows]
-            given = self.runner.attention_output(output)
-            with replaced_forward(attn, lambda *args, given=given, **kwargs: given):
-                found.append(self._run(layer, pairs[rows], change[rows], name))
-        return torch.cat(found)
+        given = self.recorded(z, pairs)
+        given = given if of_heads is None else given + of_heads
+        return self._run(layer, pairs, change, name, lambda rows: self.runner.writing_hooks(z, _writing(given[rows])))
 
     def recorded(self, name: str, pairs: Int[Tensor, " row"]) -> Float[Tensor, "row pos ..."]:
         """What was recorded of the run that is patched."""
@@ -78,41 +77,51 @@ class Readers:
     ) -> Float[Tensor, "row pos head d_head"]:
         """What each head gives where the stream changes, but queries, keys and values are held: all, or all but the
         queries of one head."""
-        name = block_hook(layer, "z")
-        return self._run(layer, pairs, change, name, lambda of: self._held(layer, QUERIES_KEYS_VALUES, of, but_head))
+        hooks = functools.partial(self._held, layer, QUERIES_KEYS_VALUES, pairs, but_head=but_head)
+        return self._run(layer, pairs, change, block_hook(layer, "z"), hooks)
 
     def _run(
-        self, layer: int, pairs: Tensor, change: Tensor, name: str, hooks: Any = lambda pairs: ()
+        self,
+        layer: int,
+        pairs: Int[Tensor, " row"],
+        change: Float[Tensor, "row pos d_model"],
+        name: str,
+        hooks: HooksOfRows = lambda rows: [],
     ) -> Float[Tensor, "row pos ..."]:
+        """What a layer holds at a hook point where the stream before it changes, a few rows at a time."""
         before = resid_name(layer, self.runner.n_layers)
         found = []
-        for of, part in self._parts(pairs, change):
-            prefix = self.runner.prefix(self.chunk.base, layer, of, self.start)
-            with self.runner.hooks(hooks(of)):
-                resid = self.recorded(before, of) + part
+        for begin in range(0, len(pairs), self.rows_at_once):
+            rows = slice(begin, begin + self.rows_at_once)
+            resid = self.recorded(before, pairs[rows]) + change[rows]
+            prefix = self.runner.prefix(self.chunk.base, layer, pairs[rows], self.start)
+            with self.runner.hooks(hooks(rows)):
                 found.append(self.runner.activation_in_block(layer, resid, prefix, self.call, name))
         return torch.cat(found)
 
-    def _parts(self, pairs: Tensor, change: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(pairs.split(self.rows_at_once), change.split(self.rows_at_once))
-
-    def _held(self, layer: int, kinds: Sequence[Kind], pairs: Tensor, but_head: int | None = None) -> list[Hook]:
+    def _held(
+        self, layer: int, kinds: Sequence[Kind], pairs: Int[Tensor, " row"], rows: slice, but_head: int | None = None
+    ) -> list[Hook]:
         """Hooks that write what was recorded."""
-
-        def hold(kind: Kind) -> list[Hook]:
+        hooks = []
+        for kind in kinds:
             name = block_hook(layer, kind)
-            value = self.recorded(name, pairs)
+            spared = but_head if kind == "q" else None
+            hooks += self.runner.writing_hooks(name, _writing(self.recorded(name, pairs[rows]), spared))
+        return hooks
 
-            def write(now: Tensor, hook: Any) -> Tensor:
-                if but_head is None or kind != "q":
-                    return value
-                kept = value.clone()
-                kept[:, :, but_head] = now[:, :, but_head]
-                return kept
 
-            return self.runner.writing_hooks(name, write)
+def _writing(value: Float[Tensor, "row pos head d_head"], but_head: int | None = None) -> Callable[..., Tensor]:
+    """Writes a value, but for one head's."""
 
-        return [hook for kind in kinds for hook in hold(kind)]
+    def write(now: Tensor, hook: Any) -> Tensor:
+        if but_head is None:
+            return value
+        kept = value.clone()
+        kept[:, :, but_head] = now[:, :, but_head]
+        return kept
+
+    return write
 
 
 def error_of_readers(readers: Readers, graph: Graph, layers: Sequence[int]) -> str | None:
@@ -148,7 +157,8 @@ def _error_of_mlp(readers: Readers, graph: Graph, layer: int, pair: Tensor, chan
         return reason
     if not graph.heads[layer]:
         return None
-    reads_attention = not torch.equal(alone, readers.output_of_mlp(layer, pair, nothing, change))
+    z = readers.recorded(block_hook(layer, "z"), pair)
+    reads_attention = not torch.equal(alone, readers.output_of_mlp(layer, pair, nothing, z.flip(1) + 1))
     if reads_attention == graph.is_parallel:
         is_read = "reads" if reads_attention else "does not read"
         return f"the MLP of layer {layer} {is_read} what the attention of its layer gives"

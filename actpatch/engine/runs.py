@@ -168,7 +168,7 @@ class Runs:
 
     def _work(self, experiment: Experiment, chunk: Chunk) -> Work:
         if isinstance(experiment.patches, EdgePatches):
-            return EdgeWork(experiment, experiment.patches, chunk, self.max_tokens)
+            return EdgeWork(experiment, experiment.patches, chunk, self.max_tokens, self.exactness.linear)
         return PatchWork(experiment, chunk, self.routes(experiment))
 
     def _pairs_at_once(self) -> int:
@@ -242,10 +242,10 @@ class Runs:
         self._ways = None
         if not self._is_checked:
             check_causal(self.experiment, chunk)
-        self._check_edges(chunks)
         if self.exactness.resume and (reason := next(filter(None, map(self._error, self._checked, chunks)), None)):
             self.exactness = self._left_out(self.exactness, self.exactness.weakened(), reason)
             return False
+        self._check_edges(chunks)
         if not self._is_checked:
             self._is_checked = True
             embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
@@ -272,9 +272,8 @@ class Runs:
             edges = experiment.patches
             if not isinstance(edges, EdgePatches):
                 return
-            lost = [name for name in ("resume", "linear") if name not in self.exactness.held]
-            reason = self._reasons.get(lost[0], "a part of it is not run by itself") if lost else None
-            if not lost and not self._is_checked:
+            reason = None if self.exactness.resume else f"its blocks are not run singly ({self._reasons['resume']})"
+            if reason is None and not self._is_checked:
                 reason = error_of_edges(experiment, edges, chunk, self.exactness.prefix, self.max_tokens)
             if reason is not None:
                 raise RuntimeError(f"single edges of this model cannot be patched: {reason}")
