@@ -24,11 +24,13 @@ from test_suite.helpers.models import (
     last_position_metric,
     model_parameters,
     needs_hooked,
+    small_model,
     swept,
     token_pairs,
 )
 from test_suite.helpers.sweeps import engine_on, site_sweep
 from test_suite.helpers.sweeps import single as singles
+from test_suite.helpers.thinned import thinned
 from test_suite.oracles import one_prompt
 from test_suite.oracles.plain import largest_error
 
@@ -42,7 +44,7 @@ def of_another_class(model: Any, **methods: Any) -> Any:
 # --- what runs together ----------------------------------------------------------------------------------------------
 
 
-BASES = model_parameters("hooked:rotary", "bridge:llama", "bridge+:gpt2")
+BASES = model_parameters("hooked:rotary", "bridge:gpt2", slow=["bridge:llama", "bridge+:gpt2"])
 
 
 def test_rotary_factors_that_depend_on_the_longest_prompt() -> None:
@@ -81,8 +83,7 @@ def test_logits_that_a_model_changes_after_its_unembedding(name: str) -> None:
     assert "logits" not in found.shortcuts and "all logits are computed" in warned
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(("name", "direction"), thinned(BASES, ["denoising", "noising"]))
 def test_code_that_no_hook_shows_and_that_names_a_row(name: str, direction: Any) -> None:
     """A norm of the user's own class, which treats the first row of a batch otherwise."""
     model, reads = fresh_model(name), last_position_metric(4)
@@ -159,7 +160,9 @@ def test_left_padding_and_an_own_bos_are_masked_as_the_model_masks_them(architec
         model.tokenizer.padding_side = side
 
 
-@pytest.mark.parametrize("name", ["bridge:falcon_alibi", "bridge:per_layer_inputs", "bridge:state_space"])
+@pytest.mark.parametrize(
+    "name", model_parameters("bridge:falcon_alibi", "bridge:per_layer_inputs", slow=["bridge:state_space"])
+)
 def test_models_whose_blocks_cannot_be_run_singly_are_run_in_full(name: str) -> None:
     sites = [Site(block_hook(1, "resid_pre")), Site(block_hook(1, "resid_pre"), position=5)]
     found, warned = assert_as_by_hand(fresh_model(name), sites)
@@ -167,9 +170,8 @@ def test_models_whose_blocks_cannot_be_run_singly_are_run_in_full(name: str) -> 
     assert "run" in warned
 
 
-@pytest.mark.parametrize("name", ["bridge:falcon_alibi", "bridge:per_layer_inputs"])
-@pytest.mark.parametrize("n_pairs", [2, 3])
-def test_blocks_are_checked_with_several_prompts_where_patches_enter_late(name: str, n_pairs: int) -> None:
+@pytest.mark.parametrize(("n_pairs", "name"), thinned([2, 3], ["bridge:falcon_alibi", "bridge:per_layer_inputs"]))
+def test_blocks_are_checked_with_several_prompts_where_patches_enter_late(n_pairs: int, name: str) -> None:
     pairs = token_pairs([9] * n_pairs, [(3,)] * n_pairs)
     found, _ = assert_as_by_hand(
         fresh_model(name), [Site(block_hook(1, "resid_pre")), Site(block_hook(2, "resid_post"))], pairs
@@ -191,31 +193,32 @@ def test_a_mask_of_padding_for_one_pair_among_others(architecture: str) -> None:
     assert "resume" not in found.shortcuts and "mask of padding" in warned
 
 
-@pytest.mark.parametrize("short", ["q", "k", "v", "z"])
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(("name", "short"), thinned(BASES, ["q", "k", "v", "z"]))
 def test_prompts_of_one_token(name: str, short: str) -> None:
     """There is one position to attend to: what chooses changes nothing, and is no fault of the hook."""
     assert_as_by_hand(
-        fresh_model(name),
+        small_model(name),
         [Site(block_hook(1, short)), Site(block_hook(0, "mlp_out"))],
         token_pairs([1, 1], [(0,), (0,)]),
     )
 
 
-@pytest.mark.parametrize("name", ["bridge:scaled_residual", "bridge+:scaled_residual"])
+@pytest.mark.parametrize("name", model_parameters("bridge:scaled_residual", slow=["bridge+:scaled_residual"]))
 def test_a_residual_stream_that_is_added_to_by_a_share(name: str) -> None:
     for _ in range(2):  # hooks that the model wires itself, when it is first run, stay
         assert_as_by_hand(fresh_model(name), [Site(block_hook(1, short)) for short in ("z", "mlp_out", "attn_out")])
 
 
-@pytest.mark.parametrize("short", ["z", "attn_out", "resid_mid", "mlp_post", "mlp_out"])
 @pytest.mark.parametrize(
-    "name",
-    model_parameters("hooked:sandwich", "bridge:gemma2", "bridge+:olmo2", slow=("bridge:gemma3", "bridge+:gemma2")),
+    ("name", "short"),
+    thinned(
+        model_parameters("hooked:sandwich", "bridge:gemma2", "bridge+:olmo2", slow=("bridge:gemma3", "bridge+:gemma2")),
+        ["z", "attn_out", "resid_mid", "mlp_post", "mlp_out"],
+    ),
 )
 def test_what_is_normalized_before_it_is_added(name: str, short: str) -> None:
     """A change of one component alone is taken for linear: behind it stands a norm."""
-    model = fresh_model(name)
+    model = small_model(name)
     sites = [Site(block_hook(layer, short), position=at) for layer in range(3) for at in (None, 5)]
     if short == "z":
         sites += [Site(block_hook(layer, short), head=1) for layer in range(3)]
@@ -252,25 +255,24 @@ def test_a_model_that_says_that_it_looks_both_ways_is_refused_at_once() -> None:
 # --- axes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [4, 6, 8, 12])
-@pytest.mark.parametrize("hook", ["attn.hook_q", "attn.hook_v", "attn.hook_k"])
+@pytest.mark.parametrize(("length", "hook"), thinned([4, 6, 8, 12], ["attn.hook_q", "attn.hook_v", "attn.hook_k"]))
 def test_heads_on_another_axis_are_refused_whatever_the_length(length: int, hook: str) -> None:
     """Also where there are as many tokens as heads (4) or as a head has dimensions (8, 12)."""
     pairs = token_pairs([length], [(2,)])
     with pytest.raises(ValueError, match=f"blocks.1.{hook} holds a tensor of shape .* 4 heads are on axis 2"):
-        engine_on(fresh_model("bridge:latent")).sweep(
+        engine_on(small_model("bridge:latent")).sweep(
             pairs, singles([Site(f"blocks.1.{hook}")]), [last_position_metric(1)]
         )
 
 
 @pytest.mark.parametrize(
-    "name", model_parameters("hooked:rotary", "hooked:grouped", "hooked:parallel", "hooked:qk_norm")
+    ("name", "position"),
+    thinned(model_parameters("hooked:rotary", "hooked:grouped", "hooked:parallel", "hooked:qk_norm"), [None, 5, -1]),
 )
-@pytest.mark.parametrize("position", [None, 5, -1])
 def test_hook_points_that_hold_every_position_in_a_resumed_run(name: str, position: int | None) -> None:
     """TransformerLens keeps keys unrotated, and rotates those of the prefix again."""
     sites = [Site(f"blocks.{layer}.attn.hook_rot_{of}", position=position) for layer in (0, 1, 2) for of in "kq"]
-    found, _ = assert_as_by_hand(fresh_model(name), sites)
+    found, _ = assert_as_by_hand(small_model(name), sites)
     assert "prefix" not in found.shortcuts and "resume" in found.shortcuts
 
 
@@ -285,10 +287,15 @@ def test_a_hook_point_that_holds_several_activations_is_refused() -> None:
 # --- the unembedding's own hook points -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hook", ["unembed.hook_in", "unembed.hook_out", "ln_final.hook_normalized"])
-@pytest.mark.parametrize("name", ["bridge:gpt2", "bridge+:llama", "bridge:neox"])
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    thinned(
+        ["bridge:gpt2", "bridge+:llama", "bridge:neox"],
+        ["unembed.hook_in", "unembed.hook_out", "ln_final.hook_normalized"],
+    ),
+)
 def test_what_sits_at_the_unembedding_can_be_patched(name: str, hook: str) -> None:
-    assert_as_by_hand(fresh_model(name), [Site(hook), Site(hook, position=-1)])
+    assert_as_by_hand(small_model(name), [Site(hook), Site(hook, position=-1)])
 
 
 # --- shortcuts -------------------------------------------------------------------------------------------------------
@@ -303,7 +310,7 @@ def test_what_sits_at_the_unembedding_can_be_patched(name: str, hook: str) -> No
 )
 def test_usual_models_have_all_of_resume_and_prefix(name: str) -> None:
     """A prefix of keys and values that is lost costs time and no number: nothing else would notice."""
-    found, warned = assert_as_by_hand(fresh_model(name))
+    found, warned = assert_as_by_hand(small_model(name))
     assert {"resume", "prefix", "logits", "padded", "together"} <= {*found.shortcuts}
     assert not warned
 
@@ -359,7 +366,7 @@ def test_half_precision_says_what_rounding_moves(name: str) -> None:
         model = fresh_model(name)
         model.to(dtype, **({"print_details": False} if name.startswith("hooked") else {}))
         notes: list[str] = []
-        for seed in range(10):
+        for seed in range(10 if dtype == torch.bfloat16 else 3):
             pairs = token_pairs([9] * 3, [(1,)] * 3, seed=seed)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -16,7 +16,9 @@ from test_suite.helpers.models import (
     fresh_model,
     model_parameters,
     needs_hooked,
+    small_model,
 )
+from test_suite.helpers.thinned import thinned
 
 
 def first_row(value: Tensor, hook: Any = None) -> Tensor:
@@ -70,11 +72,9 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("code", FOREIGN)
-@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge:qwen2"))
+@pytest.mark.parametrize(("name", "code"), thinned(model_parameters("hooked:grouped", "bridge:qwen2"), FOREIGN))
 def test_code_of_the_users_own_sees_whole_prompts_alone(name: str, code: str) -> None:
-    model = fresh_model(name)
-    bound = allowed(model, PAIRS.clean)
+    model, bound = fresh_model(name), allowed(small_model(name), PAIRS.clean)
     FOREIGN[code](model)
     found, warned = assert_as_by_hand(model, bound=bound)
     assert found.shortcuts == ()
@@ -96,8 +96,10 @@ class Spliced(torch.nn.Module):
 
 
 @needs_hooked
-@pytest.mark.parametrize("where", ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_post", "blocks.1.hook_mlp_out"])
-@pytest.mark.parametrize("architecture", ["rotary", "gated"])
+@pytest.mark.parametrize(
+    ("architecture", "where"),
+    thinned(["rotary", "gated"], ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_post", "blocks.1.hook_mlp_out"]),
+)
 def test_a_module_in_the_place_of_a_hook_point(architecture: str, where: str) -> None:
     model = fresh_hooked(architecture)
     parent, _, own = where.rpartition(".")
