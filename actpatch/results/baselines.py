@@ -17,7 +17,8 @@ from jaxtyping import Bool
 
 from actpatch.core.text import MOST_LISTED, chosen, count, plain, share_of_pairs, shortened
 from actpatch.core.warn import warn_user
-from actpatch.metrics.registry import METRICS, metric_key, right_above
+from actpatch.metrics.names import metric_key
+from actpatch.metrics.registry import METRICS, right_above
 from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
 
 Severity = Literal["fault", "care", "note"]

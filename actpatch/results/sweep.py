@@ -28,7 +28,7 @@ from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
 from actpatch.core.text import count, plain
-from actpatch.metrics.registry import METRICS, metric_key
+from actpatch.metrics.names import metric_key
 from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.long_table import long_table
 from actpatch.statistics.resampling import gaps_cancel
@@ -271,6 +271,8 @@ class Sweep:
         """Which way the selected metric is better, in words; empty where that goes without saying."""
         if not self.more_is_better:
             return "less is better"
+        from actpatch.metrics.registry import METRICS  # its classes need torch, which reading results should not
+
         return "" if metric_key(self.metric) in METRICS else "more is better"
 
     @property
