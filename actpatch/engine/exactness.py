@@ -97,11 +97,24 @@ def error_of_resuming(
     What each patch writes on entering is written, with the values that are there. Rows of two pairs stand in one batch,
     whose first is not that by which the blocks' other arguments were found.
     """
+    if not _are_called_alike(experiment, chunk, exactness):
+        return "what its blocks are given beside the residual stream depends on the prompt"
     pairs = _two_pairs(chunk)
     patches = _one_of_each_kind(routes)
     rows = [(patch, pairs[i % 2]) for i, patch in enumerate(patches)]
     rows.insert(1, (patches[0], pairs[1]))  # both pairs pass every block that is run
     return _error_of_rows(experiment, chunk, exactness, routes, rows)
+
+
+def _are_called_alike(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> bool:
+    every = range(len(chunk.pairs))
+    start, length = _checked_start(chunk, every) if exactness.prefix else 0, int(chunk.lengths.max())
+    try:
+        return experiment.runner.blocks_are_called_alike(chunk.base, start, length)
+    except Exception as failure:  # an unknown architecture's, which is asked again with the rows of two pairs
+        if is_out_of_memory(failure):
+            raise
+        return True
 
 
 def _error_of_rows(
@@ -241,10 +254,10 @@ def _is_used(experiment: Experiment, name: str, chunk: Chunk, exactness: Exactne
 
 
 def _two_pairs(chunk: Chunk) -> list[int]:
-    """The pair with the earliest change, and the last whose prompt is another than the first one's; one twice."""
+    """The pair with the earliest change, and the one whose prompt differs most from its own; one twice."""
     earliest = int(chunk.first_change.argmin())
-    differs = (chunk.base.tokens != chunk.base.tokens[:1]).any(dim=1).nonzero().flatten().tolist()
-    return [earliest, differs[-1] if differs else earliest]
+    differing = (chunk.base.tokens != chunk.base.tokens[earliest]).sum(dim=1)
+    return [earliest, int(differing.argmax())]
 
 
 def _one_of_each_kind(routes: Sequence[Route]) -> list[int]:

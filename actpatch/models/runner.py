@@ -154,6 +154,10 @@ class Runner(ABC):
         wrapped = getattr(unembed, "original_component", None)
         return not self.foreign and is_known and type(wrapped) in (type(None), torch.nn.Linear)
 
+    def blocks_are_called_alike(self, recording: Recording, start: int, length: int) -> bool:
+        """Whether the blocks are called with the same for each of the prompts, beside the residual stream."""
+        return True
+
     @property
     def positions_depend_on_the_longest(self) -> bool:
         """Whether position embeddings are known to change with the longest prompt seen (rotary ones that grow)."""
@@ -274,6 +278,6 @@ def recording_hooks(model: Any, hook_points: Collection[str], into: dict[str, Te
         for name in asked[hook.name]:
             if name in into and not (into[name].shape == value.shape and torch.equal(into[name], value)):
                 raise ValueError(f"{name} holds several activations in one run of this model: it cannot be patched")
-            into[name] = value.detach()
+            into[name] = value.detach().clone()  # what works in place behind this hook changes none of it
 
     return [(set(hook_points).__contains__, keep)] if hook_points else []
