@@ -7,7 +7,7 @@ is one that computes on without what a hook returns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from actpatch.core.sites import Site, block_hook, position_axis
 from actpatch.engine.experiment import Chunk, Experiment
 from actpatch.engine.plan import Batch, Route
 from actpatch.engine.resume import Resumption
-from actpatch.models.runner import Hook, Read, is_out_of_memory, recording_hooks
+from actpatch.models.runner import Read, is_out_of_memory, recording_hooks
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Largest error of a run, relative to the largest value, that is taken for rounding."""
@@ -216,41 +216,60 @@ def allowed_error(values: Tensor) -> float:
 
 
 def check_writing(experiment: Experiment, chunk: Chunk, exactness: Exactness, hooked: Iterable[Sequence[Site]]) -> None:
-    """Check that what the hooks write is computed on with.
+    """Check that what the hooks write is computed on with, and that writing what is there changes nothing.
 
     Raises:
-        RuntimeError: where hooks fire but what they return is not used (of an attention that is already over, say).
+        RuntimeError: where hooks fire but what they return is not used (of an attention that is already over, say), and
+            where the model computes otherwise for the very reason that a hook returns something.
     """
     by_component: dict[str, set[str]] = {}
     for site in (site for sites in hooked for site in sites):
         by_component.setdefault(site.component, set()).add(site.hook_point)
     longest = int(chunk.lengths.argmax())
     for component, names in by_component.items():
+        name = min(names)
+        as_it_is, rewritten = (_run_written(experiment, name, chunk, exactness, write) for write in (None, _the_same))
+        finite = as_it_is[as_it_is.isfinite()].abs()
+        allowed = max(allowed_error(as_it_is), TOLERANCE[torch.float32] * float(finite.max() if len(finite) else 0))
+        if not float((rewritten - as_it_is).abs().nan_to_num().max()) <= allowed:
+            raise RuntimeError(
+                f"writing to {name} what is there changes this model's run: it computes otherwise where a hook returns "
+                "a value, so it cannot be patched there"
+            )
         if chunk.lengths[longest] == 1 and component in CHOOSING:
             continue
         if not any(_is_used(experiment, name, chunk, exactness) for name in sorted(names)):
             raise RuntimeError(
-                f"writing to {sorted(names)[0]} changes nothing in this model: it computes on without what the hook "
-                "returns, so it cannot be patched there"
+                f"writing to {name} changes nothing in this model: it computes on without what the hook returns, so it "
+                "cannot be patched there"
             )
 
 
 def _is_used(experiment: Experiment, name: str, chunk: Chunk, exactness: Exactness) -> bool:
     """Whether the model computes on with what is written to a hook point."""
+    as_it_is, disturbed = (_run_written(experiment, name, chunk, exactness, write) for write in (None, _disturbed))
+    return not torch.equal(as_it_is, disturbed)
 
-    def disturb(value: Tensor, hook: Any) -> Tensor:
-        return 2 * value + torch.linspace(0, 1, value.numel(), device=value.device).view_as(value).to(value.dtype)
 
-    def run(hooks: list[Hook]) -> Tensor:
-        with runner.hooks(hooks):
-            if layer is None or not exactness.resume:
-                return runner.run(tokens, Read(alone=exactness.logits))
-            resid = chunk.base.activations[block_hook(layer, "resid_pre")][pair : pair + 1]
-            return runner.run_block(layer, resid, None, runner.begin(chunk.base, 0, resid.shape[1]))
+def _the_same(value: Tensor, hook: Any) -> Tensor:
+    return value.clone()
 
+
+def _disturbed(value: Tensor, hook: Any) -> Tensor:
+    return 2 * value + torch.linspace(0, 1, value.numel(), device=value.device).view_as(value).to(value.dtype)
+
+
+def _run_written(
+    experiment: Experiment, name: str, chunk: Chunk, exactness: Exactness, write: Callable[..., Tensor] | None
+) -> Tensor:
+    """A run of the longest prompt with this written to a hook point: of its block, where blocks are run singly."""
     runner, layer, pair = experiment.runner, Site(name).layer, int(chunk.lengths.argmax())
     tokens = chunk.base.tokens[pair : pair + 1]
-    return not torch.equal(run([]), run(runner.writing_hooks(name, disturb)))
+    with runner.hooks([] if write is None else runner.writing_hooks(name, write)):
+        if layer is None or not exactness.resume:
+            return runner.run(tokens, Read(alone=exactness.logits))
+        resid = chunk.base.activations[block_hook(layer, "resid_pre")][pair : pair + 1]
+        return runner.run_block(layer, resid, None, runner.begin(chunk.base, 0, resid.shape[1]))
 
 
 def _two_pairs(chunk: Chunk) -> list[int]:

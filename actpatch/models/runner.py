@@ -132,12 +132,21 @@ class Runner(ABC):
 
         Raises:
             ValueError: for a hook point that holds several activations in one run.
+            RuntimeError: where the model fails for the reason that a hook is on a hook point.
         """
         activations: dict[str, Tensor] = {}
-        with self.hooks(recording_hooks(self.model, hook_points, activations)):
-            if not keeps_keys:
-                return Recording(tokens, activations, self.run(tokens, read), None)
-            return self._recorded_with_keys(tokens, activations, read)
+        try:
+            with self.hooks(recording_hooks(self.model, hook_points, activations)):
+                if not keeps_keys:
+                    return Recording(tokens, activations, self.run(tokens, read), None)
+                return self._recorded_with_keys(tokens, activations, read)
+        except (AttributeError, LookupError, TypeError) as failure:
+            if self.foreign:  # the failure may be that of the user's own code
+                raise
+            raise RuntimeError(
+                f"this model cannot be patched at all of {', '.join(sorted(hook_points))}: with hooks there its run "
+                f"ends in {type(failure).__name__} ({failure})"
+            ) from failure
 
     @abstractmethod
     def _recorded_with_keys(

@@ -347,6 +347,22 @@ def test_a_hook_point_that_holds_several_activations_is_refused() -> None:
         site_sweep(model, PAIRS, [Site("blocks.1.ln1.hook_normalized")])
 
 
+@pytest.mark.parametrize("position", [None, 5])
+def test_a_hook_point_where_what_is_there_cannot_be_written_back_is_refused(position: int | None) -> None:
+    """A norm whose gain is counted from one is computed anew, from zero, where a hook returns a value."""
+    model = fresh_model("bridge:offset_norm")
+    site_sweep(model, PAIRS, SITES)
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.ln1\.hook_normalized what is there changes this model's run"):
+        site_sweep(model, PAIRS, [Site("blocks.0.ln1.hook_normalized", position=position)])
+
+
+def test_a_hook_point_at_which_the_model_fails_is_refused_in_a_sentence() -> None:
+    model = fresh_model("bridge:weightless_norm")
+    site_sweep(model, PAIRS, SITES)
+    with pytest.raises(RuntimeError, match=r"cannot be patched .*blocks\.2\.ln2\.hook_scale.* ends in AttributeError"):
+        site_sweep(model, PAIRS, [Site("blocks.2.ln2.hook_scale")])
+
+
 # --- the unembedding's own hook points -------------------------------------------------------------------------------
 
 

@@ -82,7 +82,7 @@ def _of_accelerate(model: Any) -> None:
             return first_position(output)
 
     is_bridge = isinstance(model, TransformerBridge)
-    add_hook_to_module(model.original_model.model.norm if is_bridge else model.ln_final, Own())
+    add_hook_to_module(model.original_model.transformer.ln_f if is_bridge else model.ln_final, Own())
 
 
 def _of_transformer_lens(model: Any) -> None:
@@ -137,7 +137,7 @@ LATE = [Site(block_hook(layer, short), position=-1) for layer in (0, 1) for shor
 
 
 @pytest.mark.parametrize("code", UNHOOKED)
-@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "hooked:learned", "bridge:qwen2"))
+@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "hooked:learned", "bridge:gpt2"))
 def test_code_of_the_users_own_is_seen_however_it_came_there(name: str, code: str) -> None:
     """In the last layer, what is done to another position is seen in no run but those that begin with the last one."""
     model, pairs = fresh_model(name), token_pairs([9] * 3, [(3,)] * 3)
