@@ -222,13 +222,21 @@ def check_writing(experiment: Experiment, chunk: Chunk, exactness: Exactness, ho
         RuntimeError: where hooks fire but what they return is not used (of an attention that is already over, say), and
             where the model computes otherwise for the very reason that a hook returns something.
     """
-    by_component: dict[str, set[str]] = {}
-    for site in (site for sites in hooked for site in sites):
-        by_component.setdefault(site.component, set()).add(site.hook_point)
+    of_a_kind: dict[tuple[str, Any], set[str]] = {}
+    for site in {site.hook_point: site for sites in hooked for site in sites}.values():
+        kind = site.component, _build_of_block(experiment, site.layer)
+        of_a_kind.setdefault(kind, set()).add(site.hook_point)
     longest = int(chunk.lengths.argmax())
-    for component, names in by_component.items():
+    for (component, _), names in of_a_kind.items():
         name = min(names)
-        as_it_is, rewritten = (_run_written(experiment, name, chunk, exactness, write) for write in (None, _the_same))
+        as_it_is = _run_written(experiment, name, chunk, exactness, None)
+        try:
+            rewritten = _run_written(experiment, name, chunk, exactness, _the_same)
+        except (AttributeError, LookupError, TypeError) as failure:
+            raise RuntimeError(
+                f"a hook that writes to {name} ends this model's run in {type(failure).__name__} ({failure}): it cannot "
+                "be patched there"
+            ) from failure
         finite = as_it_is[as_it_is.isfinite()].abs()
         allowed = max(allowed_error(as_it_is), TOLERANCE[torch.float32] * float(finite.max() if len(finite) else 0))
         if not float((rewritten - as_it_is).abs().nan_to_num().max()) <= allowed:
@@ -243,6 +251,12 @@ def check_writing(experiment: Experiment, chunk: Chunk, exactness: Exactness, ho
                 f"writing to {name} changes nothing in this model: it computes on without what the hook returns, so it "
                 "cannot be patched there"
             )
+
+
+def _build_of_block(experiment: Experiment, layer: int | None) -> tuple[tuple[str, type], ...]:
+    """Names and classes of a block's modules: a model may have blocks of several kinds."""
+    block = None if layer is None else experiment.runner.model.blocks[layer]
+    return () if block is None else tuple((name, type(module)) for name, module in block.named_modules())
 
 
 def _is_used(experiment: Experiment, name: str, chunk: Chunk, exactness: Exactness) -> bool:

@@ -242,7 +242,7 @@ class Runs:
             routes = self.routes(self.experiment)
             hooked = [way.hooked for way in routes] or [patch.sites for patch in self.patches]
             check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
-            if {next(self.runner.model.parameters()).dtype, chunk.base.logits.dtype} & {*HALF}:
+            if self.runner.computes_in & {*HALF}:
                 resumed = None
                 if self.exactness.resume:
                     how = self.exactness, routes, alone.pair

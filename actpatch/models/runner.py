@@ -107,6 +107,12 @@ class Runner(ABC):
         return next(self.model.parameters()).device
 
     @property
+    def computes_in(self) -> set[torch.dtype]:
+        """Types of the model's weights and, where torch casts on the way (`torch.autocast`), of what it casts to."""
+        weights, kind = next(self.model.parameters()).dtype, self.device.type
+        return {weights, torch.get_autocast_dtype(kind)} if torch.is_autocast_enabled(kind) else {weights}
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a text: the tokenizer's EOS, and those that a wrapped model's settings for generation name.
 
