@@ -234,7 +234,7 @@ def check_writing(experiment: Experiment, chunk: Chunk, exactness: Exactness, ho
             rewritten = _run_written(experiment, name, chunk, exactness, _the_same)
         except (AttributeError, LookupError, TypeError) as failure:
             raise RuntimeError(
-                f"a hook that writes to {name} ends this model's run in {type(failure).__name__} ({failure}): it cannot "
+                f"writing to {name} ends this model's run in {type(failure).__name__} ({failure}): it cannot "
                 "be patched there"
             ) from failure
         finite = as_it_is[as_it_is.isfinite()].abs()

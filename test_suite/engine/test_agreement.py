@@ -359,7 +359,7 @@ def test_a_hook_point_where_what_is_there_cannot_be_written_back_is_refused(posi
 def test_a_hook_point_at_which_the_model_fails_is_refused_in_a_sentence() -> None:
     model = fresh_model("bridge:weightless_norm")
     site_sweep(model, PAIRS, SITES)
-    with pytest.raises(RuntimeError, match=r"writes to blocks\.2\.ln2\.hook_scale ends .* in AttributeError"):
+    with pytest.raises(RuntimeError, match=r"writing to blocks\.2\.ln2\.hook_scale ends .* in AttributeError"):
         site_sweep(model, PAIRS, [Site("blocks.2.ln2.hook_scale")])
 
 
