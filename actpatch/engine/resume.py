@@ -268,7 +268,7 @@ class Resumption:
         most = 0.0 if self.in_full else MOST_CANCELLED
         cancelled = output.abs().amax(dim=-1) > most * changed.abs().amax(dim=-1)
         if bool(cancelled.any()):
-            changed[cancelled] = in_full(cancelled)
+            changed[cancelled] = in_full(cancelled).to(changed.dtype)
         return changed
 
     def _mid(self, layer: int, rows: slice) -> Float[Tensor, "row pos d_model"]:

@@ -150,10 +150,12 @@ _ODD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "state_space": ("FalconH1Config", {**_GROUPED, **_STATES}),
     "scaled_residual": ("GraniteConfig", {**_GROUPED, "residual_multiplier": 0.5}),
+    "offset_norm": ("NemotronConfig", _GROUPED),
+    "weightless_norm": ("OlmoConfig", _GROUPED),
 }
 """What does not hold for most: rotary factors by the longest prompt of a batch, or the longest one seen (from 8 tokens
 on), attention biases by batch, inputs of each block that are made from the tokens, heads on another axis, states beside
-keys and values."""
+keys and values; norms that TransformerLens computes otherwise, or not at all, where a hook changes them."""
 
 UNWRITABLE = {"bridge:opt": ("pattern",), "bridge+:opt": ("pattern",)}
 """Hook points that these models pass, but compute on without what a hook returns."""
