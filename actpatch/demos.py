@@ -19,6 +19,7 @@ import numpy as np
 
 from actpatch.core.components import PATCH_TYPE_ALIASES, PATCH_TYPES
 from actpatch.core.direction import DIRECTIONS
+from actpatch.core.text import number, plain
 from actpatch.models.load import can_be_loaded, load_model
 from actpatch.patchers.activation import ActivationPatcher, summarize_results
 from actpatch.patchers.heads import HeadPatcher, print_head_results
@@ -105,7 +106,7 @@ def patch_positions(patcher: ActivationPatcher, dataset: IOIDataset, args: argpa
 
 def position_table(positions: PositionResults) -> str:
     names = positions.names or []
-    rows = ["  ".join(f"{effect:+6.2f}" for effect in row) for row in positions.matrix()]
+    rows = ["  ".join(f"{plain(effect, 2):>6}" for effect in row) for row in positions.matrix()]
     lines = [f"before layer {layer:<3}  {row}" for layer, row in enumerate(rows)]
     head = f"{'effect of the residual':<22}\n{'stream at':<16}  {'  '.join(f'{name:>6}' for name in names)}"
     return "\n".join([head, *lines])
@@ -119,7 +120,7 @@ def where_it_moves(positions: PositionResults) -> str:
         lost, won = int(change.argmin()), int(change.argmax())
         if min(-change[lost], change[won]) >= MOVED:
             told = [
-                f"{names[at]} {table[layer, at]:.2f} before it and {table[layer + 1, at]:.2f} after"
+                f"{names[at]} {number(table[layer, at])} before it and {number(table[layer + 1, at])} after"
                 for at in (lost, won)
             ]
             lines.append(f"Layer {layer} carries what decides from {names[lost]} to {names[won]}: {', '.join(told)}.")

@@ -1,4 +1,9 @@
-"""Small pieces of messages and of what is printed. Nothing here knows what is written about."""
+"""Small pieces of messages and of what is printed. Nothing here knows what is written about.
+
+Minus signs follow one rule. Text (what is printed or returned as `str`, messages, `repr`) has the keyboard's hyphen, so
+that its numbers can be searched for and pasted into code: `plain`. Pages and figures (the report, notebooks' tables,
+everything drawn, captions) have the true minus: `signed`, and `with_minus` for text that a page takes over.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +40,19 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
+def plain(value: float, places: int = 3) -> str:
+    """A number for text: with its sign; what rounds to 0 has a plus, `nan` no sign."""
+    return "nan" if value != value else f"{round(value, places) + 0.0:+.{places}f}"
+
+
+def number(value: float, places: int = 2) -> str:
+    """A number for sentences: as `plain` has it, without a plus."""
+    return plain(value, places).removeprefix("+")
+
+
 def signed(value: float, places: int = 3) -> str:
-    """A number as a person reads it: with its sign, and a true minus; what rounds to 0 has a plus, `nan` no sign."""
-    return "nan" if value != value else with_minus(f"{round(value, places) + 0.0:+.{places}f}")
+    """A number for pages and figures: as `plain` has it, with a true minus."""
+    return with_minus(plain(value, places))
 
 
 def with_minus(text: str) -> str:

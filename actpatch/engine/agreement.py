@@ -76,7 +76,8 @@ def error_of_recording(experiment: Experiment, chunk: Chunk, alone: Alone) -> st
 
 def error_of_full_runs(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> str | None:
     """The same of full runs, batched as the sweep batches them, against the recorded ones."""
-    rows = [*reversed(range(len(chunk.pairs)))] if exactness.together else [0]
+    n_rows = len(chunk.pairs) if exactness.together else 1
+    rows = [(row + 1) % n_rows for row in range(n_rows)]  # none where it was recorded
     batch = Batch.of([0] * len(rows), rows, 0, int(chunk.lengths[rows].max()))
     logits = run_in_full(experiment, batch, chunk, alone=exactness.logits, patched=False)
     return too_far("a full run as the sweep makes it", logits, chunk.base.logits[rows, : logits.shape[1]])
@@ -93,16 +94,21 @@ def ways_to_agree(exactness: Exactness) -> Iterator[tuple[Exactness, str]]:
     yield ONE_PROMPT, "prompts change each other when they run together"
 
 
-def check_finite(experiment: Experiment, chunk: Chunk) -> None:
-    """Raises ValueError where the logits that are read are NaN on all prompts, or on many from the first one on."""
-    if len(chunk.pairs) < min(MANY, len(experiment.pairs)):
-        return
-    logits = torch.cat([chunk.base.logits, chunk.other.logits]).flatten(1)
-    broken = ~logits.isfinite().any(dim=1)
-    if broken.all():
-        dtype = str(logits.dtype).removeprefix("torch.")
+def are_all_nan(chunk: Chunk) -> bool:
+    """Whether no logit that is read of any of the chunk's prompts is a number."""
+    return not (chunk.base.logits.isfinite().any() or chunk.other.logits.isfinite().any())
+
+
+def check_finite(experiment: Experiment, chunk: Chunk, n_nan: int) -> None:
+    """Raises ValueError where logits are NaN on all prompts, or on many from the first one on.
+
+    Args:
+        n_nan: on how many pairs they are, from the first one on.
+    """
+    if n_nan >= min(MANY, len(experiment.pairs)):
+        dtype = str(chunk.base.logits.dtype).removeprefix("torch.")
         raise ValueError(
-            f"the logits of this model are NaN on all of {len(broken)} prompts (in {dtype}): "
+            f"the logits of this model are NaN on all of {2 * n_nan} prompts (in {dtype}): "
             f"{'load it in float32 or bfloat16' if dtype == 'float16' else 'look at its weights'}"
         )
 
@@ -127,15 +133,21 @@ def check_causal(experiment: Experiment, chunk: Chunk) -> None:
 
 
 def _moved_before_the_change(experiment: Experiment, chunk: Chunk) -> bool | None:
-    """Whether the keys of the last layer differ before the runs' first difference; None where that is not known."""
+    """Whether what was recorded differs before the runs' first difference: the logits, where those of all positions are
+    read, or the keys of the last layer; None where that is not known."""
     runner, last = experiment.runner, experiment.runner.n_layers - 1
     pairs, noise = experiment.pairs, experiment.noise
     first = (pairs.first_difference if noise is None else noise.first_change)[chunk.pairs]
     known = ((first > 0) & (first < chunk.lengths)).nonzero().flatten()
-    if not last or not len(known) or chunk.base.keys_values is None or chunk.other.keys_values is None:
+    if not len(known):
+        return None
+    start = int(first[known[0]])
+    if experiment.reads_all:
+        logits, others = (run.logits[known[0], :start] for run in (chunk.base, chunk.other))
+        return too_far("", others, logits) is not None
+    if not last or chunk.base.keys_values is None or chunk.other.keys_values is None:
         return None
     pair = known[:1].to(runner.device)
-    start = int(first[known[0]])
     runs = [runner.prefix(run, last, pair, start) for run in (chunk.base, chunk.other)]
     (keys, _), (others, _) = (run for run in runs if run is not None)
     return not float((keys - others).abs().max()) <= allowed_error(keys) if keys.isfinite().all() else None

@@ -316,7 +316,7 @@ def changed_output(
     changed = output + (after - before) @ weight
     cancelled = output.abs().amax(dim=-1) > most_cancelled * changed.abs().amax(dim=-1)
     if bool(cancelled.any()):
-        changed[cancelled] = in_full(cancelled)
+        changed[cancelled] = in_full(cancelled).to(changed.dtype)
     return changed
 
 

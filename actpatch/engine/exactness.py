@@ -7,7 +7,7 @@ is one that computes on without what a hook returns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from actpatch.engine.entering import PatchedRows
 from actpatch.engine.experiment import Chunk, Experiment
 from actpatch.engine.plan import Batch, Route
 from actpatch.engine.resume import Resumption
-from actpatch.models.runner import Hook, Read, is_out_of_memory, recording_hooks
+from actpatch.models.runner import Read, is_out_of_memory, recording_hooks
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Largest error of a run, relative to the largest value, that is taken for rounding."""
@@ -98,11 +98,24 @@ def error_of_resuming(
     What each patch writes on entering is written, with the values that are there. Rows of two pairs stand in one batch,
     whose first is not that by which the blocks' other arguments were found.
     """
+    if not _are_called_alike(experiment, chunk, exactness):
+        return "what its blocks are given beside the residual stream depends on the prompt"
     pairs = _two_pairs(chunk)
     patches = _one_of_each_kind(routes)
     rows = [(patch, pairs[i % 2]) for i, patch in enumerate(patches)]
     rows.insert(1, (patches[0], pairs[1]))  # both pairs pass every block that is run
     return _error_of_rows(experiment, chunk, exactness, routes, rows)
+
+
+def _are_called_alike(experiment: Experiment, chunk: Chunk, exactness: Exactness) -> bool:
+    every = range(len(chunk.pairs))
+    start, length = _checked_start(chunk, every) if exactness.prefix else 0, int(chunk.lengths.max())
+    try:
+        return experiment.runner.blocks_are_called_alike(chunk.base, start, length)
+    except Exception as failure:  # an unknown architecture's, which is asked again with the rows of two pairs
+        if is_out_of_memory(failure):
+            raise
+        return True
 
 
 def _error_of_rows(
@@ -199,48 +212,81 @@ def allowed_error(values: Tensor) -> float:
 
 
 def check_writing(experiment: Experiment, chunk: Chunk, exactness: Exactness, hooked: Iterable[Sequence[Site]]) -> None:
-    """Check that what the hooks write is computed on with.
+    """Check that what the hooks write is computed on with, and that writing what is there changes nothing.
 
     Raises:
-        RuntimeError: where hooks fire but what they return is not used (of an attention that is already over, say).
+        RuntimeError: where hooks fire but what they return is not used (of an attention that is already over, say), and
+            where the model computes otherwise for the very reason that a hook returns something.
     """
-    by_component: dict[str, set[str]] = {}
-    for site in (site for sites in hooked for site in sites):
-        by_component.setdefault(site.component, set()).add(site.hook_point)
+    of_a_kind: dict[tuple[str, Any], set[str]] = {}
+    for site in {site.hook_point: site for sites in hooked for site in sites}.values():
+        kind = site.component, _build_of_block(experiment, site.layer)
+        of_a_kind.setdefault(kind, set()).add(site.hook_point)
     longest = int(chunk.lengths.argmax())
-    for component, names in by_component.items():
+    for (component, _), names in of_a_kind.items():
+        name = min(names)
+        as_it_is = _run_written(experiment, name, chunk, exactness, None)
+        try:
+            rewritten = _run_written(experiment, name, chunk, exactness, _the_same)
+        except (AttributeError, LookupError, TypeError) as failure:
+            raise RuntimeError(
+                f"writing to {name} ends this model's run in {type(failure).__name__} ({failure}): it cannot "
+                "be patched there"
+            ) from failure
+        finite = as_it_is[as_it_is.isfinite()].abs()
+        allowed = max(allowed_error(as_it_is), TOLERANCE[torch.float32] * float(finite.max() if len(finite) else 0))
+        if not float((rewritten - as_it_is).abs().nan_to_num().max()) <= allowed:
+            raise RuntimeError(
+                f"writing to {name} what is there changes this model's run: it computes otherwise where a hook returns "
+                "a value, so it cannot be patched there"
+            )
         if chunk.lengths[longest] == 1 and component in CHOOSING:
             continue
         if not any(_is_used(experiment, name, chunk, exactness) for name in sorted(names)):
             raise RuntimeError(
-                f"writing to {sorted(names)[0]} changes nothing in this model: it computes on without what the hook "
-                "returns, so it cannot be patched there"
+                f"writing to {name} changes nothing in this model: it computes on without what the hook returns, so it "
+                "cannot be patched there"
             )
+
+
+def _build_of_block(experiment: Experiment, layer: int | None) -> tuple[tuple[str, type], ...]:
+    """Names and classes of a block's modules: a model may have blocks of several kinds."""
+    block = None if layer is None else experiment.runner.model.blocks[layer]
+    return () if block is None else tuple((name, type(module)) for name, module in block.named_modules())
 
 
 def _is_used(experiment: Experiment, name: str, chunk: Chunk, exactness: Exactness) -> bool:
     """Whether the model computes on with what is written to a hook point."""
+    as_it_is, disturbed = (_run_written(experiment, name, chunk, exactness, write) for write in (None, _disturbed))
+    return not torch.equal(as_it_is, disturbed)
 
-    def disturb(value: Tensor, hook: Any) -> Tensor:
-        return 2 * value + torch.linspace(0, 1, value.numel(), device=value.device).view_as(value).to(value.dtype)
 
-    def run(hooks: list[Hook]) -> Tensor:
-        with runner.hooks(hooks):
-            if layer is None or not exactness.resume:
-                return runner.run(tokens, Read(alone=exactness.logits))
-            resid = chunk.base.activations[block_hook(layer, "resid_pre")][pair : pair + 1]
-            return runner.run_block(layer, resid, None, runner.begin(chunk.base, 0, resid.shape[1]))
+def _the_same(value: Tensor, hook: Any) -> Tensor:
+    return value.clone()
 
+
+def _disturbed(value: Tensor, hook: Any) -> Tensor:
+    return 2 * value + torch.linspace(0, 1, value.numel(), device=value.device).view_as(value).to(value.dtype)
+
+
+def _run_written(
+    experiment: Experiment, name: str, chunk: Chunk, exactness: Exactness, write: Callable[..., Tensor] | None
+) -> Tensor:
+    """A run of the longest prompt with this written to a hook point: of its block, where blocks are run singly."""
     runner, layer, pair = experiment.runner, Site(name).layer, int(chunk.lengths.argmax())
     tokens = chunk.base.tokens[pair : pair + 1]
-    return not torch.equal(run([]), run(runner.writing_hooks(name, disturb)))
+    with runner.hooks([] if write is None else runner.writing_hooks(name, write)):
+        if layer is None or not exactness.resume:
+            return runner.run(tokens, Read(alone=exactness.logits))
+        resid = chunk.base.activations[block_hook(layer, "resid_pre")][pair : pair + 1]
+        return runner.run_block(layer, resid, None, runner.begin(chunk.base, 0, resid.shape[1]))
 
 
 def _two_pairs(chunk: Chunk) -> list[int]:
-    """The pair with the earliest change, and the last whose prompt is another than the first one's; one twice."""
+    """The pair with the earliest change, and the one whose prompt differs most from its own; one twice."""
     earliest = int(chunk.first_change.argmin())
-    differs = (chunk.base.tokens != chunk.base.tokens[:1]).any(dim=1).nonzero().flatten().tolist()
-    return [earliest, differs[-1] if differs else earliest]
+    differing = (chunk.base.tokens != chunk.base.tokens[earliest]).sum(dim=1)
+    return [earliest, int(differing.argmax())]
 
 
 def _one_of_each_kind(routes: Sequence[Route]) -> list[int]:

@@ -54,6 +54,8 @@ class Recorder:
             ValueError: for a hook point without a prompt, a position, or the heads that it should have.
             RuntimeError: for one that does not fire.
         """
+        if exactness != self._exactness:  # means of runs made in a way that is not the model's own
+            self._means.clear()
         self._exactness = exactness
         averaged = self.experiment.references is not None
         of_base, of_other = (base_names | source_names, set()) if averaged else (base_names, source_names)

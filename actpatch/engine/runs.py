@@ -20,6 +20,7 @@ from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
 from actpatch.engine.agreement import (
     Rounding,
+    are_all_nan,
     check_causal,
     check_finite,
     error_of_full_runs,
@@ -80,6 +81,8 @@ class Runs:
         self._routes: dict[tuple[Direction, bool], list[Route]] = {}
         self._ways: Iterator[tuple[Exactness, str]] | None = None
         self._is_checked = False
+        self._nan: set[int] | None = set()
+        """The first pairs, as long as no logits are numbers; None from where some are."""
 
     def routes(self, experiment: Experiment) -> list[Route]:
         """How each patch is run in this direction; empty where all are run in full."""
@@ -223,8 +226,7 @@ class Runs:
         Where not, the shortcuts are others from here on, and the chunk has to be recorded again.
         """
         chunk = chunks[0]
-        if not self._is_checked:
-            check_finite(self.experiment, chunk)
+        self._check_finite(chunk)
         if self.exactness.resume and (chunk.base.is_masked or chunk.other.is_masked):
             without = self.exactness.without_resuming()
             self.exactness = self._left_out(self.exactness, without, "they are given a mask of padding")
@@ -252,7 +254,7 @@ class Runs:
             routes = self.routes(self._checked[0])
             hooked = [way.hooked for way in routes] or [patch.sites for patch in self.patches]
             check_writing(self.experiment, chunk, self.exactness, [*hooked, *embedding])
-            if next(self.runner.model.parameters()).dtype in HALF:
+            if self.runner.computes_in & {*HALF}:
                 resumed = None
                 if self.exactness.resume:
                     how = self.exactness, routes, alone.pair
@@ -277,6 +279,12 @@ class Runs:
                 reason = error_of_edges(experiment, edges, chunk, self.exactness.prefix, self.max_tokens)
             if reason is not None:
                 raise RuntimeError(f"single edges of this model cannot be patched: {reason}")
+
+    def _check_finite(self, chunk: Chunk) -> None:
+        if self._nan is not None:
+            self._nan = self._nan | {*chunk.pairs.tolist()} if are_all_nan(chunk) else None
+        if self._nan:
+            check_finite(self.experiment, chunk, len(self._nan))
 
     def _record_otherwise(self, reason: str) -> None:
         """Take the next way in which the recorded run may be the model's own.

@@ -133,7 +133,7 @@ def certainty_of(statistics: SiteStatistics, kind: str, *, mark: str = STAR) -> 
     significant = statistics.significant
     alpha = with_minus(f"{statistics.alpha:g}")
     test = f"p\xa0≤\xa0{alpha}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
-    found = f"{mark} significant" if significant.any() else "none significant"
+    found = f"{mark}\xa0significant" if significant.any() else "none significant"
     return Certainty(statistics, significant, f"{found}: {test}", could_be=True)
 
 

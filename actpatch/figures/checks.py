@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from actpatch.core.text import plain
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
 from actpatch.results.shapes import HeadResults, LayerResults, RowResults, SweepResults, sweep_of_items
@@ -98,7 +99,7 @@ def check_top_k(top_k: int) -> None:
 
 def check_effects(effects: np.ndarray, sweep: Sweep | None) -> None:
     if np.isnan(effects).all():
-        means = f" (on average {sweep.clean.mean():+.3f} and {sweep.corrupted.mean():+.3f})" if sweep else ""
+        means = f" (on average {plain(sweep.clean.mean())} and {plain(sweep.corrupted.mean())})" if sweep else ""
         raise ValueError(
             f"every effect is NaN, no pair was usable: the clean and the corrupted metric{means} barely differ. "
             "Use a corruption that breaks the behaviour"

@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actpatch.metrics.base import LARGEST_SLICE, Metric, PairAnswers
+from actpatch.metrics.names import metric_key
 from actpatch.metrics.own import function_metric
-from actpatch.metrics.registry import METRICS, NAMED_METRICS, metric_key
+from actpatch.metrics.registry import METRICS, NAMED_METRICS
 from actpatch.metrics.sequence import SequenceMetric
 
 AnyMetric: TypeAlias = "Metric | SequenceMetric"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from actpatch.metrics.answers import (
     Accuracy,
     LogitDifference,
@@ -14,6 +12,7 @@ from actpatch.metrics.answers import (
 )
 from actpatch.metrics.base import NamedMetric
 from actpatch.metrics.distribution import KLDivergence
+from actpatch.metrics.names import metric_key
 from actpatch.metrics.sequence import (
     SequenceAccuracy,
     SequenceLogProbability,
@@ -40,11 +39,6 @@ NAMED_METRICS: dict[str, type[NamedMetric]] = {
 
 METRICS = (*NAMED_METRICS, "dataset")
 """Names by which metrics are chosen; `dataset` is the dataset's own."""
-
-
-def metric_key(name: str) -> str:
-    """A metric's name as it is looked up: `KL divergence` and `kl_divergence` are the same."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def right_above(name: str) -> float | None:

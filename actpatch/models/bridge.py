@@ -56,6 +56,17 @@ class BridgeRunner(Runner):
             return cache, self.run(tokens, read, **self._caching(cache))
 
     def begin(self, recording: Recording, start: int, length: int) -> list[tuple[tuple, dict[str, Any]]]:
+        return self._calls(recording, slice(1), start, length)
+
+    def blocks_are_called_alike(self, recording: Recording, start: int, length: int) -> bool:
+        called_with = _tensors(self._calls(recording, slice(None), start, length))
+        n_prompts = len(recording.tokens)
+        return all(bool((value == value[:1]).all()) for value in called_with if len(value) == n_prompts)
+
+    def _calls(
+        self, recording: Recording, prompts: slice, start: int, length: int
+    ) -> list[tuple[tuple, dict[str, Any]]]:
+        """What each block is called with in a run of these prompts, beside the residual stream."""
         calls: list[tuple[tuple, dict[str, Any]]] = []
 
         def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -64,11 +75,12 @@ class BridgeRunner(Runner):
 
         options: dict[str, Any] = {}
         if recording.keys_values is not None:
-            options = self._caching(_past(recording.keys_values[0], start))
+            options = self._caching(_past(recording.keys_values[0], prompts, start))
         with contextlib.ExitStack() as stack:
             for block in self.model.blocks:
                 stack.enter_context(replaced_forward(block, _with_hidden_states_first(note)))
-            self.run(recording.tokens[:1, start:length], Read(torch.zeros(1, 1, dtype=torch.long)), **options)
+            tokens = recording.tokens[prompts, start:length]
+            self.run(tokens, Read(torch.zeros(len(tokens), 1, dtype=torch.long)), **options)
         return calls
 
     def run_block(
@@ -174,6 +186,15 @@ class _PrefixCache(DynamicCache):
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors with an axis among nested values."""
+    if isinstance(values, Tensor):
+        yield from [values] if values.ndim else []
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+
+
 def _with_both_names(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward` with the cache under its old name too."""
 
@@ -185,12 +206,12 @@ def _with_both_names(forward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _past(first_layer: KeysValues, start: int) -> DynamicCache:
+def _past(first_layer: KeysValues, prompts: slice, start: int) -> DynamicCache:
     """A cache that looks as if `start` positions had been run: the first layer alone tells a model its length."""
     cache = DynamicCache()
     if start:
         keys, values = first_layer
-        cache.update(keys[:1, :, :start], values[:1, :, :start], 0)
+        cache.update(keys[prompts, :, :start], values[prompts, :, :start], 0)
     return cache
 
 

@@ -66,7 +66,7 @@ def laid_out_as_multiplied(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, weight in model.named_parameters():
             order = multiplied.get(name.rsplit(".", 1)[-1])
-            if order is None or weight.device.type != "cpu" or weight.ndim != 3:
+            if order is None or weight.device.type != "cpu" or weight.ndim != 3 or weight.is_inference():
                 continue
             stack.callback(setattr, weight, "data", weight.data)
             back = sorted(range(3), key=order.__getitem__)

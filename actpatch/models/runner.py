@@ -111,6 +111,12 @@ class Runner(ABC):
         return next(self.model.parameters()).device
 
     @property
+    def computes_in(self) -> set[torch.dtype]:
+        """Types of the model's weights and, where torch casts on the way (`torch.autocast`), of what it casts to."""
+        weights, kind = next(self.model.parameters()).dtype, self.device.type
+        return {weights, torch.get_autocast_dtype(kind)} if torch.is_autocast_enabled(kind) else {weights}
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a text: the tokenizer's EOS, and those that a wrapped model's settings for generation name.
 
@@ -136,12 +142,21 @@ class Runner(ABC):
 
         Raises:
             ValueError: for a hook point that holds several activations in one run.
+            RuntimeError: where the model fails for the reason that a hook is on a hook point.
         """
         activations: dict[str, Tensor] = {}
-        with self.hooks(recording_hooks(self.model, hook_points, activations)):
-            if not keeps_keys:
-                return Recording(tokens, activations, self.run(tokens, read), None)
-            return self._recorded_with_keys(tokens, activations, read)
+        try:
+            with self.hooks(recording_hooks(self.model, hook_points, activations)):
+                if not keeps_keys:
+                    return Recording(tokens, activations, self.run(tokens, read), None)
+                return self._recorded_with_keys(tokens, activations, read)
+        except (AttributeError, LookupError, TypeError) as failure:
+            if self.foreign:  # the failure may be that of the user's own code
+                raise
+            raise RuntimeError(
+                f"this model cannot be patched at all of {', '.join(sorted(hook_points))}: with hooks there its run "
+                f"ends in {type(failure).__name__} ({failure})"
+            ) from failure
 
     @abstractmethod
     def _recorded_with_keys(
@@ -157,6 +172,10 @@ class Runner(ABC):
         is_known = all(code.__module__.partition(".")[0] in ("transformer_lens", "transformers") for code in forwards)
         wrapped = getattr(unembed, "original_component", None)
         return not self.foreign and is_known and type(wrapped) in (type(None), torch.nn.Linear)
+
+    def blocks_are_called_alike(self, recording: Recording, start: int, length: int) -> bool:
+        """Whether the blocks are called with the same for each of the prompts, beside the residual stream."""
+        return True
 
     @property
     def positions_depend_on_the_longest(self) -> bool:
@@ -303,6 +322,6 @@ def recording_hooks(model: Any, hook_points: Collection[str], into: dict[str, Te
         for name in asked[hook.name]:
             if name in into and not (into[name].shape == value.shape and torch.equal(into[name], value)):
                 raise ValueError(f"{name} holds several activations in one run of this model: it cannot be patched")
-            into[name] = value.detach()
+            into[name] = value.detach().clone()  # what works in place behind this hook changes none of it
 
     return [(set(hook_points).__contains__, keep)] if hook_points else []

@@ -24,7 +24,8 @@ from actpatch.metrics.answers import Accuracy, LogitDifference
 from actpatch.metrics.base import Answers, AnswerSequences
 from actpatch.metrics.chosen import AnyMetric, MetricFunction
 from actpatch.metrics.distribution import KLDivergence
-from actpatch.metrics.registry import NAMED_METRICS, metric_key, right_above
+from actpatch.metrics.names import metric_key
+from actpatch.metrics.registry import NAMED_METRICS, right_above
 from actpatch.metrics.sequence import (
     SequenceAccuracy,
     SequenceLogProbability,

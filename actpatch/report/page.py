@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actpatch.core.heavy import go
+from actpatch.core.text import with_minus
 from actpatch.figures.page import figure_page, figures_html, page_values
 from actpatch.report.cards import cards_section
 from actpatch.report.parts import data_section, effects_section, pairs_section, settings_section
@@ -94,7 +95,7 @@ def report_page(
         first = next(iter(sweeps.values()))
         strips = strips_section(first if positions is None else positions.sweep, positions)
         found = REPORT.render(
-            "finding.html", headline=headline(*list(shown.values())[:TOLD]), figures=figures_html(leading)
+            "finding.html", headline=with_minus(headline(*list(shown.values())[:TOLD])), figures=figures_html(leading)
         )
         sections = {
             "What was found": found,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,8 @@ PAIRS_AT_ONCE = 2
 """Pairs whose prompts are shown unfolded."""
 MOST_PAIRS = 100
 """Rows of the table of pairs."""
+TEXTS = ("Template", "Clean prompt", "Corrupted prompt")
+"""Columns of it that hold long texts."""
 
 
 def settings_section(shown: Mapping[str, SweepResults], statistics: Mapping[str, SiteStatistics | str]) -> Markup:
@@ -82,7 +84,7 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
     return REPORT.render(
         "effects.html",
         table=table(heads, rows, caption, numbers=True),
-        statistics=describe_statistics({sweep.metric: statistics}, "site"),
+        statistics=with_minus(describe_statistics({sweep.metric: statistics}, "site")),
     )
 
 
@@ -90,38 +92,31 @@ def pairs_section(sweep: Sweep, name: str) -> Markup:
     """The first pairs' prompts, answers and baselines, and those of others folded away; not all, where there are very
     many."""
     n = len(sweep.pair_indices)
-    has_groups = any(sweep.groups)
     sides = [side for side in (sweep.correct, sweep.incorrect) if any(answers.texts for answers in side)]
-    rows = [
-        [
-            str(sweep.pair_indices[j]),
-            *([sweep.groups[j]] if has_groups else []),
-            "".join(sweep.clean_tokens[j]),
-            "".join(sweep.corrupted_tokens[j]),
-            *(str(side[j]) for side in sides),
-            signed(sweep.clean[j]),
-            signed(sweep.corrupted[j]),
-            "yes" if sweep.usable[j] else "no",
-        ]
-        for j in range(min(n, MOST_PAIRS))
-    ]
     named = ["Right answer", "Wrong answer"] if len(sides) == 2 or sides == [sweep.correct] else ["Wrong answer"]
-    heads = [
-        "Pair",
-        *(["Group"] if has_groups else []),
-        "Clean prompt",
-        "Corrupted prompt",
-        *named[: len(sides)],
-        "Clean metric",
-        "Corrupted metric",
-        "Usable",
-    ]
+    templates, groups = set(sweep.templates), sweep.groups if sweep.groups != sweep.templates else ()
+    columns = {
+        "Pair": [str(pair) for pair in sweep.pair_indices],
+        **({"Group": groups} if any(groups) else {}),
+        **({"Template": sweep.templates} if len(templates) > 1 else {}),
+        "Clean prompt": ["".join(tokens) for tokens in sweep.clean_tokens],
+        "Corrupted prompt": ["".join(tokens) for tokens in sweep.corrupted_tokens],
+        **{heading: [str(answers) for answers in side] for heading, side in zip(named, sides)},
+        "Clean metric": [signed(value) for value in sweep.clean],
+        "Corrupted metric": [signed(value) for value in sweep.corrupted],
+        "Usable": ["yes" if usable else "no" for usable in sweep.usable],
+    }
+    heads, rows = list(columns), list(zip(*columns.values()))[:MOST_PAIRS]
     caption = f"{name}: prompts, and {metric_name(sweep)} of both runs"
-    first = table(heads, rows[:PAIRS_AT_ONCE], f"{caption}; {pairs_used(sweep.usable)}", kind="prompts")
+    said = [caption, pairs_used(sweep.usable)]
+    if len(templates) == 1 and any(templates):
+        said.append(f"all of the template {sweep.templates[0]!r}")
+    first = table(heads, rows[:PAIRS_AT_ONCE], "; ".join(said), kind="prompts", texts=TEXTS)
     others = ""
     if n > PAIRS_AT_ONCE:
         of = f" of {n - PAIRS_AT_ONCE:,}" if n > MOST_PAIRS else ""
-        others = table(heads, rows[PAIRS_AT_ONCE:], f"{caption}: {len(rows) - PAIRS_AT_ONCE} more{of}", kind="prompts")
+        caption = f"{caption}: {len(rows) - PAIRS_AT_ONCE} more{of}"
+        others = table(heads, rows[PAIRS_AT_ONCE:], caption, kind="prompts", texts=TEXTS)
     return REPORT.render("pairs.html", first=first, others=others, n_others=n - PAIRS_AT_ONCE)
 
 
@@ -147,7 +142,13 @@ def data_section(shown: Mapping[str, SweepResults]) -> Markup:
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, numbers: bool = False, kind: str = ""
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    *,
+    numbers: bool = False,
+    kind: str = "",
+    texts: Collection[str] = (),
 ) -> Markup:
     """A table that scrolls by itself where it is too wide.
 
@@ -157,8 +158,10 @@ def table(
         caption: what the table shows.
         numbers: whether all but the first column hold numbers, which stand on the right.
         kind: a class for its style.
+        texts: headings of the columns that hold long texts.
     """
-    return REPORT.render("table.html", heads=heads, rows=rows, caption=caption, numbers=numbers, kind=kind)
+    classes = ["number" if numbers and i else "text" if heading in texts else "" for i, heading in enumerate(heads)]
+    return REPORT.render("table.html", heads=heads, rows=rows, caption=caption, kind=kind, classes=classes)
 
 
 def _labels(results: SweepResults) -> list[str]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_STRIPS = 10
 """Pairs that are drawn."""
+STRIPS_AT_ONCE = 2
+"""Those of them that are not folded away."""
 MOST_TOKENS = 200
 """Tokens of each that are drawn."""
 STRONGEST_TINT = 60
@@ -81,6 +83,7 @@ def _strips(sweep: Sweep, positions: PositionResults | None, component: str | No
         component=component,
         limit=f"{limit:.2f}",
         n_pairs=len(sweep.pair_indices),
+        at_once=STRIPS_AT_ONCE,
         strips=[_strip(sweep, pair, effects[pair], limit) for pair in drawn],
     )
 

@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from actpatch.core.text import MOST_LISTED, chosen, count, share_of_pairs, shortened
+from actpatch.core.text import MOST_LISTED, chosen, count, plain, share_of_pairs, shortened
 from actpatch.core.warn import warn_user
-from actpatch.metrics.registry import METRICS, metric_key, right_above
+from actpatch.metrics.names import metric_key
+from actpatch.metrics.registry import METRICS, right_above
 from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
 
 Severity = Literal["fault", "care", "note"]
@@ -133,8 +134,8 @@ def unbroken(values: MetricValues, pairs: Sequence[int]) -> Finding | None:
     else:
         severity = "fault"
         what = (
-            f"The corruption does not make the mean {values.name} clearly worse: clean {clean[0]:+.3f}, corrupted "
-            f"{corrupted[0]:+.3f}"
+            f"The corruption does not make the mean {values.name} clearly worse: clean {plain(clean[0])}, corrupted "
+            f"{plain(corrupted[0])}"
         )
         if better.any():
             what += f"; the corrupted run has the better one in {share_of_pairs(better, pairs)}"
@@ -153,7 +154,7 @@ def unusable(
     if not idle.any():
         return None
     first, *others = np.flatnonzero(idle).tolist()
-    listed = [f"pair {pairs[first]} (clean {values.clean[first]:+.3f}, corrupted {values.corrupted[first]:+.3f})"]
+    listed = [f"pair {pairs[first]} (clean {plain(values.clean[first])}, corrupted {plain(values.corrupted[first])})"]
     listed += [str(pairs[j]) for j in others[: MOST_LISTED - 1]]
     more = f" and {idle.sum() - MOST_LISTED} more" if idle.sum() > MOST_LISTED else ""
     return Finding(

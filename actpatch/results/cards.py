@@ -16,7 +16,7 @@ from typing import Any, overload
 from actpatch.core.components import PATCH_TYPES
 from actpatch.core.direction import Direction
 from actpatch.core.heavy import pd
-from actpatch.core.text import count
+from actpatch.core.text import count, plain
 from actpatch.results.files import write_csv, write_stored
 from actpatch.results.items import head_label
 
@@ -150,7 +150,7 @@ class HeadCard:
 
     def __repr__(self) -> str:
         found = self.effect()
-        return f"HeadCard({self.label}, output {found.effect:+.3f} denoising, {count(self.n_pairs, 'pair')})"
+        return f"HeadCard({self.label}, output {plain(found.effect)} denoising, {count(self.n_pairs, 'pair')})"
 
     def __str__(self) -> str:
         from actpatch.results.cards_text import card_text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from actpatch.core.text import number, with_minus
 from actpatch.results.cards import PARTS, SCORES, HeadCard, HeadCards
-from actpatch.results.cards_text import DIRECTIONS, describe_cards, effect_text, legend, number, signed
+from actpatch.results.cards_text import DIRECTIONS, describe_cards, effect_text, legend, two_places
 from actpatch.results.html import TABLES, texts
 
 
@@ -14,9 +15,9 @@ def cards_html(cards: HeadCards) -> str:
     """The table of all cards."""
     return TABLES.render(
         "table.html",
-        caption=texts(describe_cards(cards)),
+        caption=texts(map(with_minus, describe_cards(cards))),
         columns=texts(["", *cards.labels]),
-        rows=[texts([heading, *cells]) for heading, cells in _rows(cards).items()],
+        rows=[texts([heading, *map(with_minus, cells)]) for heading, cells in _rows(cards).items()],
         note=texts([" ".join(legend(cards))])[0],
     )
 
@@ -29,7 +30,9 @@ def _rows(cards: HeadCards) -> dict[str, list[str]]:
             rows[f"{part}, {direction}"] = [effect_text(card.effect(part, direction)) for card in cards]
     rows |= _named(
         cards,
-        lambda card: ((f"output at {p.position}", f"{signed(p.denoising)} / {signed(p.noising)}") for p in card.places),
+        lambda card: (
+            (f"output at {p.position}", f"{two_places(p.denoising)} / {two_places(p.noising)}") for p in card.places
+        ),
     )
     rows |= _named(
         cards,
@@ -47,10 +50,10 @@ def _rows(cards: HeadCards) -> dict[str, list[str]]:
             for each in card.copying
         ),
     )
-    rows["OV eigenvalues"] = [_known(card.eigenvalue_score, signed) for card in cards]
+    rows["OV eigenvalues"] = [_known(card.eigenvalue_score, two_places) for card in cards]
     rows |= _named(
         cards,
-        lambda card: ((f"query · key {each.query} → {each.key}", signed(each.score)) for each in card.query_key),
+        lambda card: ((f"query · key {each.query} → {each.key}", two_places(each.score)) for each in card.query_key),
     )
     rows |= _named(cards, lambda card: ((f"no {what}", why) for what, why in card.absent.items()))
     return {heading: cells for heading, cells in rows.items() if any(cells)}

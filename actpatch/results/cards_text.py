@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from actpatch.core.direction import Direction
-from actpatch.core.text import count
+from actpatch.core.text import count, number, plain
 from actpatch.results.cards import PARTS, SCORES, HeadCard, HeadCards, PartEffect, RoleAttention
 from actpatch.results.text import WIDTH
 from actpatch.statistics.resampling import FEWEST_PAIRS
@@ -53,8 +53,8 @@ def describe_cards(cards: HeadCards) -> list[str]:
     left_out = len(cards.pair_indices) - cards.n_usable
     lines = [
         f"{cards.task} on {cards.model}",
-        f"{cards.metric}: clean {cards.clean_metric:+.3f}, corrupted {cards.corrupted_metric:+.3f}{unit}{worse}, mean "
-        f"of {count(cards.n_usable, 'pair')}"
+        f"{cards.metric}: clean {plain(cards.clean_metric)}, corrupted {plain(cards.corrupted_metric)}{unit}{worse}, "
+        f"mean of {count(cards.n_usable, 'pair')}"
         + (f"; {left_out} more left out of the effects: clean and corrupted barely differ" if left_out else ""),
     ]
     if cards.varies:
@@ -206,7 +206,7 @@ def _lines(card: HeadCard) -> list[str]:
         name = part if part not in ("k", "v") or card.key_value_head is None else f"{part} (KV{card.key_value_head})"
         lines.append(_row(f"  {name}", *(f"{effect_text(card.effect(part, way)):<{CELL}}" for way in DIRECTIONS)))
     for place in card.places:
-        cells = (f"{signed(value):<{CELL}}" for value in (place.denoising, place.noising))
+        cells = (f"{two_places(value):<{CELL}}" for value in (place.denoising, place.noising))
         lines.append(_row(f"  output at {place.position}", *cells))
     for i, each in enumerate(card.attention):
         if not i:
@@ -221,10 +221,10 @@ def _lines(card: HeadCard) -> list[str]:
             shares = ", ".join(f"{each.tokens} {getattr(each, name):.2f}" for each in card.copying)
             lines += _wrapped({"copied": "copies", "suppressed": "suppresses"}[name], shares)
     if not math.isnan(card.eigenvalue_score):
-        lines += _wrapped("OV eigenvalues", f"{card.eigenvalue_score:+.2f}")
+        lines += _wrapped("OV eigenvalues", f"{plain(card.eigenvalue_score, 2)}")
     if card.query_key:
         lines += _wrapped(
-            "query · key", ", ".join(f"{each.query} → {each.key} {each.score:+.2f}" for each in card.query_key)
+            "query · key", ", ".join(f"{each.query} → {each.key} {plain(each.score, 2)}" for each in card.query_key)
         )
     for what, why in card.absent.items():
         lines += _wrapped(f"no {what}", why)
@@ -236,20 +236,15 @@ def effect_text(found: PartEffect) -> str:
     """An effect with its interval, or with `n.s.`"""
     if math.isnan(found.effect):
         return "none"
-    interval = "" if math.isnan(found.low) else f" [{signed(found.low)}, {signed(found.high)}]"
+    interval = "" if math.isnan(found.low) else f" [{two_places(found.low)}, {two_places(found.high)}]"
     unsure = "" if found.significant or math.isnan(found.p_corrected) else " n.s."
-    return f"{signed(found.effect)}{interval}{unsure}"
+    return f"{two_places(found.effect)}{interval}{unsure}"
 
 
-def signed(value: float) -> str:
-    """Two places with a sign, which 0 has none of."""
-    text = f"{value:+.2f}"
-    return " 0.00" if text in ("+0.00", "-0.00") else text
-
-
-def number(value: float) -> str:
-    """Two places; no sign on 0."""
-    return f"{value:.2f}".replace("-0.00", "0.00")
+def two_places(value: float) -> str:
+    """With a sign, which 0 has none of."""
+    text = plain(value, 2)
+    return " 0.00" if text == "+0.00" else text
 
 
 def _row(first: str, *cells: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actpatch.core.heavy import pd
-from actpatch.core.text import count, shortened
+from actpatch.core.text import count, plain, shortened
 from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.baselines import Finding, Verdict, verdict_of
 from actpatch.results.text import WIDTH
@@ -84,7 +84,7 @@ class PairCheck:
         if self.fault:
             return f"PairCheck(pair {self.pair}, refused: {shortened(self.fault)})"
         measured = {"clean": self.clean, "corrupted": self.corrupted}
-        runs = [f"{name} {value:+.3f}" for name, value in measured.items() if value is not None]
+        runs = [f"{name} {plain(value)}" for name, value in measured.items() if value is not None]
         state = "usable" if self.usable else "not usable"
         return f"PairCheck({', '.join([f'pair {self.pair}', *runs, state])})"
 
@@ -208,7 +208,7 @@ def _baselines_table(check: DatasetCheck) -> str:
     rows: list[tuple[str, ...]] = []
     if check.clean_metric is not None and check.corrupted_metric is not None:
         notes = ["mean", check.unit, "" if check.more_is_better else "less is better"]
-        values = (f"{value:+.3f}" for value in (check.clean_metric, check.corrupted_metric))
+        values = (plain(value) for value in (check.clean_metric, check.corrupted_metric))
         rows.append((check.metric, *values, ", ".join(filter(None, notes))))
     for what, clean, corrupted in (
         ("right over wrong answer", check.clean_preference, check.corrupted_preference),

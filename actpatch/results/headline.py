@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from actpatch.core.edge_patches import EdgePatches
-from actpatch.core.text import count, with_minus
+from actpatch.core.text import count, number
 from actpatch.results.baselines import baseline_findings
 from actpatch.results.both import BothDirections
 from actpatch.results.patches import common
@@ -109,7 +109,7 @@ def _differing(differences: GroupDifferences | None, n_sites: int) -> Bool[np.nd
 
 def _by_group(results: SweepResults, site: int, differences: GroupDifferences) -> str:
     told = [
-        f"{_number(effect)} in {count(n, 'pair')} ({group})"
+        f"{number(effect)} in {count(n, 'pair')} ({group})"
         for effect, group, n in zip(differences.effects[site], differences.groups, differences.n_pairs)
     ]
     each = f"{', '.join(told[:-1])} and {told[-1]}"
@@ -122,8 +122,8 @@ def _largest(results: SweepResults, among: Bool[np.ndarray, " site"], statistics
     chosen = parts if parts.any() else among
     site = int(np.argmax(np.where(chosen, np.abs(statistics.effect), -1)))
     effect, low, high = (float(of[site]) for of in (statistics.effect, statistics.low, statistics.high))
-    interval = f" [{_number(low)}, {_number(high)}]" if np.isfinite([low, high]).all() else ""
-    share = f"{_number(effect)}{interval}"
+    interval = f" [{number(low)}, {number(high)}]" if np.isfinite([low, high]).all() else ""
+    share = f"{number(effect)}{interval}"
     alone = " alone" if isinstance(results, LayerResults) else ""
     if effect < 0:
         return f"{_name(results, site)}{alone} works the other way, {share}"
@@ -157,7 +157,3 @@ def _verb(sweep: Sweep) -> str:
     if sweep.direction == "denoising":
         return "restores"
     return "takes away" if sweep.source_kind == "other run" else "when ablated takes away"
-
-
-def _number(value: float) -> str:
-    return with_minus(f"{round(value, 2) + 0.0:.2f}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actpatch.core.templates import Templates
-from actpatch.core.text import escaped
+from actpatch.core.text import escaped, signed, with_minus
 from actpatch.results.sweep import Sweep, largest
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
@@ -35,16 +35,16 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
     effects = sweep.effects
     top = largest(effects, ROWS)
     statistics, note = _statistics(sweep)
-    columns = {kind: [labels[i] for i in top], "effect": [f"{effects[i]:+.3f}" for i in top]}
+    columns = {kind: [labels[i] for i in top], "effect": [signed(effects[i]) for i in top]}
     if statistics is not None and statistics.n_pairs >= FEWEST_PAIRS:
         intervals = [(statistics.low[i], statistics.high[i]) for i in top]
         columns[f"{statistics.level * 100:g}% interval"] = [
-            "none" if np.isnan(low) else f"[{low:+.3f}, {high:+.3f}]" for low, high in intervals
+            "none" if np.isnan(low) else f"[{signed(low)}, {signed(high)}]" for low, high in intervals
         ]
     if statistics is not None and statistics.tells_significance:
         columns[""] = ["" if statistics.significant[i] else "n.s." for i in top]
     if sweep.usable.any():
-        columns[sweep.metric] = [f"{sweep.patched[i, sweep.usable].mean():+.3f}" for i in top]
+        columns[sweep.metric] = [signed(sweep.patched[i, sweep.usable].mean()) for i in top]
     if len(effects) > ROWS:
         note = " ".join([f"{len(effects) - ROWS} more with smaller effects.", note])
     return TABLES.render(
@@ -52,7 +52,7 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
         caption=texts(_caption(sweep)),
         columns=texts(columns),
         rows=[texts(cells) for cells in zip(*columns.values())],
-        note=texts([note])[0],
+        note=texts([with_minus(note)])[0],
     )
 
 
@@ -69,7 +69,7 @@ def _caption(sweep: Sweep) -> list[str]:
     ]
     if n_pairs:
         better = f" ({sweep.better})" if sweep.better else ""
-        means = f"clean {sweep.clean.mean():+.3f}, corrupted {sweep.corrupted.mean():+.3f}{unit}{better}"
+        means = f"clean {signed(sweep.clean.mean())}, corrupted {signed(sweep.corrupted.mean())}{unit}{better}"
         lines.append(f"{sweep.metric}: {means}")
     return [line for line in lines if line]
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from actpatch.core.text import count
+from actpatch.core.text import count, plain
 
 if TYPE_CHECKING:
     from actpatch.results.sweep import Sweep
@@ -30,7 +30,7 @@ class PatchingResult:
 
     def __repr__(self) -> str:
         at = "" if self.position is None else f" @{self.position}"
-        return f"PatchingResult({self.hook_point}{at}, pair {self.pair_index}, effect {self.effect:+.3f})"
+        return f"PatchingResult({self.hook_point}{at}, pair {self.pair_index}, effect {plain(self.effect)})"
 
 
 class OverPairs(ABC):
@@ -54,9 +54,8 @@ class OverPairs(ABC):
 
     def __repr__(self) -> str:
         """One line, without the effects on single pairs."""
-        return (
-            f"{type(self).__name__}({self.label}, effect {self.effect:+.3f} on {count(len(self.pair_effects), 'pair')})"
-        )
+        pairs = count(len(self.pair_effects), "pair")
+        return f"{type(self).__name__}({self.label}, effect {plain(self.effect)} on {pairs})"
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,7 +17,7 @@ from actpatch.core.alignment import span_of
 from actpatch.core.components import SHORT_NAMES
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch
-from actpatch.core.text import escaped
+from actpatch.core.text import escaped, plain
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.items import HeadPatchingResult, NeuronPatchingResult, OverPairs, PatchingResult, head_label
@@ -66,7 +66,7 @@ class SweepResults:
         if self.sweep.whole is None or len(self.labels) > MOST_WITH_EFFECTS:
             return ""
         each = zip(self.labels, self.sweep.effects)
-        return f"{', '.join(f'{label} {effect:+.3f}' for label, effect in each)}; "
+        return f"{', '.join(f'{label} {plain(effect)}' for label, effect in each)}; "
 
     def _repr_html_(self) -> str:
         """What a notebook shows of results that are the last line of a cell (`results.html`)."""

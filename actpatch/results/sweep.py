@@ -27,8 +27,8 @@ from actpatch.core.direction import DIRECTIONS, Direction
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
-from actpatch.core.text import count
-from actpatch.metrics.registry import METRICS, metric_key
+from actpatch.core.text import count, plain
+from actpatch.metrics.names import metric_key
 from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.long_table import long_table
 from actpatch.results.patches import labels_of, of_pairs, taken, window_of
@@ -68,7 +68,7 @@ class MetricValues:
     def __repr__(self) -> str:
         of = " × ".join(count(n, what) for n, what in zip(self.patched.shape, ("patch", "pair")))
         clean, corrupted = (_mean(run) for run in (self.clean, self.corrupted))
-        return f"MetricValues({self.name}, {of}, clean {clean:+.2f}, corrupted {corrupted:+.2f})"
+        return f"MetricValues({self.name}, {of}, clean {plain(clean, 2)}, corrupted {plain(corrupted, 2)})"
 
     def __eq__(self, other: object) -> bool:
         """Whether names and every number are the same; NaN is the same as NaN."""
@@ -183,7 +183,7 @@ class Sweep:
         others = f" and {count(len(self.metrics) - 1, 'more metric')}" if len(self.metrics) > 1 else ""
         path = f" {self.path}" if self.path else ""
         size = f"{count(len(self.patches), kind)}{path}{of} × {count(len(self.pair_indices), 'pair')}"
-        runs = f"{self.metric} clean {_mean(self.clean):+.2f}, corrupted {_mean(self.corrupted):+.2f}"
+        runs = f"{self.metric} clean {plain(_mean(self.clean), 2)}, corrupted {plain(_mean(self.corrupted), 2)}"
         return f"{size}, {self.task}, {self.direction}, {runs}{others}"
 
     @property
@@ -281,6 +281,8 @@ class Sweep:
         """Which way the selected metric is better, in words; empty where that goes without saying."""
         if not self.more_is_better:
             return "less is better"
+        from actpatch.metrics.registry import METRICS  # its classes need torch, which reading results should not
+
         return "" if metric_key(self.metric) in METRICS else "more is better"
 
     @property

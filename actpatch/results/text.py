@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from actpatch.core.text import plain
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
@@ -54,7 +55,7 @@ def describe_experiment(sweep: Sweep) -> str:
         finite = np.isfinite(shown.clean) & np.isfinite(shown.corrupted)
         clean, corrupted = (run[finite].mean() if finite.any() else np.nan for run in (shown.clean, shown.corrupted))
         lines.append(
-            f"{name}: clean {clean:+.3f}, corrupted {corrupted:+.3f}"
+            f"{name}: clean {plain(clean)}, corrupted {plain(corrupted)}"
             + (f" {shown.unit}" if shown.unit else "")
             + (f" ({shown.better})" if shown.better else "")
             + (", of one pair" if n_pairs == 1 else f", mean of {finite.sum()} pairs")
@@ -201,7 +202,7 @@ def _reach(found: SiteStatistics, kind: str) -> str:
 
 
 def _signed(values: Sequence[float] | np.ndarray) -> list[str]:
-    return [f"{value:+.3f}" for value in values]
+    return [plain(value) for value in values]
 
 
 def _column(heading: str, cells: Sequence[str], *, left: bool = False) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from actpatch.core.heavy import pd
-from actpatch.core.text import count
+from actpatch.core.text import count, plain
 from actpatch.statistics.resampling import ROUNDING, gaps_cancel
 
 FEWEST_OF_A_GROUP = 4
@@ -90,8 +90,8 @@ class GroupDifferences:
         )
 
     def _described(self, site: int, group: int) -> str:
-        effect = round(self.effects[site, group], 2) + 0.0  # never -0.00
-        return f"{effect:+.2f} in {self.n_pairs[group]} pairs ({textwrap.shorten(self.groups[group], 40)})"
+        effect, name = plain(self.effects[site, group], 2), textwrap.shorten(self.groups[group], 40)
+        return f"{effect} in {self.n_pairs[group]} pairs ({name})"
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per site: the effect in each group, p-values, and whether they differ significantly."""

@@ -161,7 +161,7 @@ class SiteStatistics:
     def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
         """`significant`, with a warning where no site is, and a single one could not be whatever its effect."""
         if not self.significant.any() and math.isnan(self.detectable_effect):
-            warn_user(f"nothing is significant at {self.alpha:g}: {'; '.join(self.notes)}")
+            warn_user(f"nothing is significant at {self.alpha:g}: {self.too_few or '; '.join(self.notes)}")
         return self.significant
 
     @property
@@ -277,7 +277,7 @@ def site_statistics(
             *filter(None, [differences.sentence if differences else _too_small(groups), too_few]),
             *_notes(low, high, changes, split_half),
             *_notes_on_skewness(labels, changes, too_skewed, size, lone >= step, power),
-            *_notes_on_disagreement(labels, low, high, p, level),
+            *(() if too_few else _notes_on_disagreement(labels, low, high, p, level)),
         ),
         n_corrected=len(labels),
     )

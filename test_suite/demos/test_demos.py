@@ -75,7 +75,7 @@ def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path
     assert expected <= {figure.stem for figure in figures}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [demo, pytest.param(head_demo, marks=pytest.mark.slow)])
 def test_demos_without_arguments_fall_back_to_the_bundled_model_and_say_why(script, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     monkeypatch.chdir(tmp_path)

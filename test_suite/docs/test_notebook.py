@@ -53,6 +53,7 @@ def run(code: str, namespace: dict[str, Any]) -> tuple[str, Any]:
     return printed.getvalue(), value
 
 
+@pytest.mark.slow
 def test_notebook_runs_and_was_saved_with_what_it_shows(code_cells, settings_restored, monkeypatch):
     monkeypatch.chdir(NOTEBOOK.parent)
     namespace: dict[str, Any] = {"__name__": "walkthrough"}

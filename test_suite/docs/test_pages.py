@@ -15,6 +15,7 @@ from test_suite.helpers.printed import assert_same_text
 
 DOCS = ROOT / "docs"
 PAGES = [path for path in examples.files() if path.parent == DOCS]
+MANY_FIGURES = ("figures", "heads")
 REPOSITORY = "https://github.com/designer-coderajay/activation-patching-framework/blob/main/"
 
 
@@ -22,7 +23,10 @@ def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in MANY_FIGURES), id=path.stem) for path in PAGES],
+)
 def test_code_runs_and_prints_what_stands_below_it(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for example, printed in examples.run(path):

@@ -21,6 +21,7 @@ from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.metrics import named_metrics
 from test_suite.helpers.models import D_VOCAB, fresh_model, small_model
 from test_suite.helpers.sweeps import engine_on
+from test_suite.helpers.thinned import thinned
 from test_suite.oracles.aligned import hooks_of, partners_of
 from test_suite.oracles.one_prompt import recorded
 from test_suite.oracles.whole_answers import NAMES as METRICS
@@ -66,15 +67,14 @@ def assert_agrees(model: Any, engine: PatchingEngine, direction: Any) -> None:
         np.testing.assert_allclose(found.patched[:, i], expected, atol=EXACT, rtol=0, err_msg=patch.label)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "direction"), thinned(MODELS, DIRECTIONS))
 def test_every_run_agrees_with_a_plain_loop(name: str, direction: Any) -> None:
     engine = engine_on(small_model(name))
     assert_agrees(small_model(name), engine, direction)
     assert "resume" in engine.shortcuts and "padded" in engine.shortcuts
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["denoising", pytest.param("noising", marks=pytest.mark.slow)])
 def test_batches_and_full_runs_of_a_prompt_alone_change_nothing(direction: Any) -> None:
     assert_agrees(small_model(PLAIN), engine_on(small_model(PLAIN), 2), direction)
     model = fresh_model(PLAIN)
@@ -115,7 +115,7 @@ def test_an_ablation_writes_into_each_prompt_to_its_own_end(direction: Any) -> N
         np.testing.assert_allclose(found.patched[:, i], expected, atol=EXACT, rtol=0, err_msg=patch.label)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(pairs=aligned_pairs(), data=st.data())
 def test_any_alignment_with_any_answers_agrees(pairs: EncodedPairs, data: st.DataObject) -> None:
     model = small_model(PLAIN)

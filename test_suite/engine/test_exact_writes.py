@@ -27,6 +27,7 @@ from test_suite.helpers.models import (
 )
 from test_suite.helpers.sweeps import engine_on
 from test_suite.helpers.sweeps import single as singles
+from test_suite.helpers.thinned import thinned
 from test_suite.oracles import one_prompt
 from test_suite.oracles.plain import largest_error
 
@@ -57,8 +58,7 @@ def zeroed(model: Any, sites: Sequence[Site], pairs: Any) -> tuple[np.ndarray, n
     return found.patched[0], expected
 
 
-@pytest.mark.parametrize("short", ADDED)
-@pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:rotary"))
+@pytest.mark.parametrize(("name", "short"), thinned(model_parameters("hooked:learned", "hooked:rotary"), ADDED))
 def test_zeros_are_zeros_in_a_stream_of_huge_values(name: str, short: str) -> None:
     """A residue of rounding in the place of a zero is blown up by the normalization."""
     model = with_a_huge_stream(name)
@@ -101,11 +101,13 @@ SETS = [
 ]
 
 
-@pytest.mark.parametrize("components", SETS, ids=" ".join)
 @pytest.mark.parametrize(
-    "name",
-    model_parameters(
-        "hooked:rotary", "bridge:gpt2", "bridge:mpt", slow=("bridge:llama", "bridge:falcon", "bridge+:gptj")
+    ("name", "components"),
+    thinned(
+        model_parameters(
+            "hooked:rotary", "bridge:gpt2", "bridge:mpt", slow=("bridge:llama", "bridge:falcon", "bridge+:gptj")
+        ),
+        [pytest.param(components, id=" ".join(components)) for components in SETS],
     ),
 )
 def test_the_order_of_a_set_and_its_neighbours_do_not_matter(name: str, components: tuple[str, ...]) -> None:

@@ -24,7 +24,7 @@ from test_suite.helpers.sweeps import engine_on
 from test_suite.oracles import generation as by_hand
 
 N_NEW = 4
-OFTEN = ("hooked:learned", "hooked:grouped", "hooked:alibi", "bridge:gpt2", "bridge+:llama", "bridge:bloom")
+OFTEN = ("hooked:grouped", "hooked:alibi", "bridge:gpt2", "bridge+:llama")
 RARELY = [name for name in (*HOOKED_MODELS, *BRIDGE_MODELS) if name not in OFTEN]
 CACHING = [name for name in RARELY if name != "hooked:ungrouped"]  # whose cache TransformerLens makes too small
 

@@ -115,6 +115,15 @@ def test_attention_weights_are_laid_out_once_and_given_back(architecture: str) -
     assert before == {name: (weight.data_ptr(), weight.stride()) for name, weight in model.named_parameters()}
 
 
+@needs_hooked
+def test_a_model_that_was_built_in_inference_mode_is_patched_as_any_other() -> None:
+    with torch.inference_mode():
+        model = fresh_model("hooked:learned")
+    pairs, sites = token_pairs([9, 7], [(2,), (3,)]), [Site(block_hook(1, "z"), head=1), Site(block_hook(0, "mlp_out"))]
+    expected = site_sweep(fresh_model("hooked:learned"), pairs, sites)
+    assert abs(site_sweep(model, pairs, sites).patched - expected.patched).max() <= EXACT
+
+
 class StopHereError(Exception):
     pass
 

@@ -104,7 +104,7 @@ def test_any_experiment_agrees_with_plain_patching(data: st.DataObject) -> None:
 @looks_at_random_entries
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_many_experiments_on_every_architecture_agree_with_plain_patching(name: str, data: st.DataObject) -> None:
     check_any_experiment(data, (name,))

@@ -25,6 +25,7 @@ from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.metrics import SETS, named_metrics, pairs_of_three_lengths
 from test_suite.helpers.models import HAS_HOOKED, fresh_model, model_parameters, small_model, token_pairs
 from test_suite.helpers.sweeps import engine_on
+from test_suite.helpers.thinned import thinned
 from test_suite.oracles.one_prompt import recorded
 from test_suite.oracles.sources import noise_by_hand
 from test_suite.oracles.whole_answers import NAMES, by_hand, noised_by_hand, patched_by_hand
@@ -92,8 +93,7 @@ def test_every_run_agrees_with_a_hooked_run_per_answer(name: str) -> None:
     assert set(engine.shortcuts) == every - of_architecture
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", MODELS[:2])
+@pytest.mark.parametrize(("name", "direction"), thinned(MODELS[:2], DIRECTIONS))
 def test_patches_outside_the_blocks_agree_in_full_runs(name: str, direction: Any) -> None:
     model, pairs = small_model(name), pairs_of_three_lengths()
     engine = engine_on(model)
@@ -103,8 +103,13 @@ def test_patches_outside_the_blocks_agree_in_full_runs(name: str, direction: Any
         assert_same(found, patched_by_hand(model, pairs, ANSWERS, in_every_pair(PATCHES[i], pairs), direction), i)
 
 
-@pytest.mark.parametrize("source", [Zero(), Mean(), Resample(seed=1), Resample(samples=2)], ids=lambda s: s.label)
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("direction", "source"),
+    thinned(
+        DIRECTIONS,
+        [pytest.param(s, id=s.label) for s in (Zero(), Mean(), Resample(seed=1), Resample(samples=2))],
+    ),
+)
 def test_ablations_write_into_the_prompts_alone(direction: Any, source: Any) -> None:
     """Also attention scores: what an answer's tokens may attend to stays theirs."""
     model = small_model(MODEL)

@@ -85,6 +85,7 @@ def test_cards_of_another_model_and_what_are_none_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_browser_draws_the_cards_with_no_label_on_another(browser, tmp_path, width):
     cards = made_up_cards(made_up_card(), made_up_card(2, grouped=True), made_up_card(3))

@@ -25,12 +25,22 @@ rests on three: the one that is copied, the one that is patched, and its own."""
 
 
 def allowed(model: Any, prompts: Sequence[Tensor]) -> float:
-    """How far two ways to a logit difference may be apart, at the scale of this model's logits on these prompts."""
+    """How far two ways to a logit difference may be apart, at the scale of this model's logits on these prompts.
+
+    It is found once for a model and prompts: a test that changes its model asks at one moment.
+    """
     if next(model.parameters()).dtype == torch.float64 and not rounds_to_single(model):
         return EXACT
-    with torch.no_grad():
-        largest = max(float(model(prompt[None]).abs().max()) for prompt in prompts)
-    return ROUNDINGS * rounding(model, prompts) * largest
+    found = _ALLOWED.setdefault(model, {})
+    key = tuple(tuple(prompt.tolist()) for prompt in prompts)
+    if key not in found:
+        with torch.no_grad():
+            largest = max(float(model(prompt[None]).abs().max()) for prompt in prompts)
+        found[key] = ROUNDINGS * rounding(model, prompts) * largest
+    return found[key]
+
+
+_ALLOWED: weakref.WeakKeyDictionary[Any, dict[tuple[tuple[int, ...], ...], float]] = weakref.WeakKeyDictionary()
 
 
 def folded(logits: Any) -> float:

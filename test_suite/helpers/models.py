@@ -168,10 +168,13 @@ _ODD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("Exaone4Config", {**_GROUPED, "head_dim": 8}),
     "opt_post": ("OPTConfig", {**_OPT, "ffn_dim": 48, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
     "bloom_post": ("BloomConfig", {**_BLOOM, "apply_residual_connection_post_layernorm": True}),
+    "offset_norm": ("NemotronConfig", _GROUPED),
+    "weightless_norm": ("OlmoConfig", _GROUPED),
 }
 """What does not hold for most: rotary factors by the longest prompt of a batch, or the longest one seen (from 8 tokens
 on), attention biases by batch, inputs of each block that are made from the tokens, heads on another axis, states beside
-keys and values, layers without attention, outputs of heads that do not add up."""
+keys and values, layers without attention, outputs of heads that do not add up; norms that TransformerLens computes
+otherwise, or not at all, where a hook changes them."""
 
 UNWRITABLE = {"bridge:opt": ("pattern",), "bridge+:opt": ("pattern",)}
 """Hook points that these models pass, but compute on without what a hook returns."""

@@ -16,6 +16,7 @@ from test_suite.helpers.closeness import EXACT, allowed
 from test_suite.helpers.models import HAS_HOOKED, last_position_metric, model_parameters, small_model
 from test_suite.helpers.refusals import refused
 from test_suite.helpers.sweeps import patcher_on, raw
+from test_suite.helpers.thinned import thinned
 from test_suite.oracles.aligned import partners_of, patched_run
 from test_suite.oracles.plain import measured
 from test_suite.tasks.test_alignment import Ids
@@ -62,9 +63,12 @@ def by_hand(model: Any, dataset: Any, patches: Any, direction: Any) -> np.ndarra
     )
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("dataset", [SAME, OTHER], ids=["one length", "other lengths"])
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(
+    ("name", "dataset", "direction"),
+    thinned(
+        SEVERAL, [pytest.param(SAME, id="one length"), pytest.param(OTHER, id="other lengths")], DIRECTIONS, together=2
+    ),
+)
 def test_maps_by_name_agree_with_a_plain_loop(name: str, dataset: Any, direction: Any) -> None:
     model = small_model(name)
     columns = ["SUBJECT", "END", "SUBJECT[-1]", (1, "END")]
@@ -81,8 +85,7 @@ def test_maps_by_name_agree_with_a_plain_loop(name: str, dataset: Any, direction
     assert list(spans) == expected
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(("name", "direction"), thinned(SEVERAL, DIRECTIONS))
 def test_layers_heads_neurons_and_windows_agree_with_a_plain_loop(name: str, direction: Any) -> None:
     model, options = small_model(name), {"direction": direction, "position": ["SUBJECT", -1]}
     patcher, heads = patcher_on(model), HeadPatcher(model, show_progress=False)

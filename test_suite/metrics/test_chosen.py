@@ -14,7 +14,8 @@ from torch import Tensor
 from activation_patching import ActivationPatcher, IOIDataset, PatchingDataset, check_dataset, summarize_results
 from actpatch.metrics.answers import Rank
 from actpatch.metrics.base import Answers
-from actpatch.metrics.registry import NAMED_METRICS, metric_key, right_above
+from actpatch.metrics.names import metric_key
+from actpatch.metrics.registry import NAMED_METRICS, right_above
 from actpatch.tasks.encoding import encode_pairs
 from head_patching import HeadPatcher
 from test_suite.helpers.metrics import SETS

@@ -17,7 +17,7 @@ from actpatch.metrics.answers import Accuracy, LogitDifference, Probability, Ran
 from actpatch.metrics.base import Answers
 from actpatch.metrics.chosen import MetricSet
 from actpatch.metrics.distribution import KLDivergence
-from actpatch.metrics.registry import metric_key
+from actpatch.metrics.names import metric_key
 from actpatch.results.sweep import MetricValues
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.metrics import PATCHES, SETS, SINGLE, named_metrics, pairs_of_three_lengths

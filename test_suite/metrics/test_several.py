@@ -22,9 +22,10 @@ from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.metrics import PATCHES, SETS, SINGLE, named_metrics, pairs_of_three_lengths
 from test_suite.helpers.models import HAS_HOOKED, everything_metric, model_parameters, small_model
 from test_suite.helpers.sweeps import engine_on
+from test_suite.helpers.thinned import thinned
 
 DIRECTIONS = ("denoising", "noising")
-SEVERAL = model_parameters("hooked:learned", "hooked:grouped", "bridge+:gpt2")
+SEVERAL = model_parameters("hooked:grouped", "bridge+:gpt2", slow=["hooked:learned"])
 PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
 
 
@@ -45,8 +46,7 @@ def forward_passes(model: Any) -> Iterator[Counter[str]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(("name", "direction"), thinned(SEVERAL, DIRECTIONS))
 def test_several_metrics_cost_the_runs_of_one_and_each_is_what_it_is_alone(name: str, direction: Any) -> None:
     model, pairs = small_model(name), pairs_of_three_lengths()
     metrics = named_metrics(SETS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,18 @@ def run(model: Any, tokens: Tensor, hooks: Sequence[tuple[str, Callable[..., Any
 
 def recorded(model: Any, tokens: Tensor, hook_point: str) -> Tensor:
     """What one prompt's run holds at a hook point."""
-    found: list[Tensor] = []
-    run(model, tokens, [(hook_point, lambda value, hook: found.append(value.detach().clone()))])
-    return found[-1]
+    return all_recorded(model, tokens, [hook_point])[hook_point]
+
+
+def all_recorded(model: Any, tokens: Tensor, hook_points: Iterable[str]) -> dict[str, Tensor]:
+    """What one prompt's run holds at each hook point."""
+    found: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any, name: str) -> None:
+        found[name] = value.detach().clone()
+
+    run(model, tokens, [(name, functools.partial(keep, name=name)) for name in dict.fromkeys(hook_points)])
+    return found
 
 
 def patched(
@@ -37,8 +47,9 @@ def patched(
     clean, corrupted = np.empty((2, len(pairs)))
     for pair, (good, bad) in enumerate(zip(pairs.clean, pairs.corrupted)):
         clean[pair], corrupted[pair] = (_measured(metric, run(model, tokens), pair) for tokens in (good, bad))
+        sources = all_recorded(model, good, [site.hook_point for site in sites])
         for i, site in enumerate(sites):
-            source = recorded(model, good, site.hook_point)
+            source = sources[site.hook_point]
             write = _writer(site, torch.zeros_like(source) if zero else source, pair)
             found[i, pair] = _measured(metric, run(model, bad, [(site.hook_point, write)]), pair)
     return [found, clean, corrupted]

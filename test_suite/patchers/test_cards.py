@@ -81,7 +81,7 @@ def patterns_of(model: Any, prompt: Any, layer: int, head: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "name", model_parameters("hooked:grouped", "bridge:llama", "bridge:gpt2", slow=["hooked:learned"])
+    "name", model_parameters("hooked:grouped", "bridge:gpt2", slow=["bridge:llama", "hooked:learned"])
 )
 def test_effects_are_those_of_sweeps_of_all_heads(name):
     model, dataset = small_model(name), named_words(6)
@@ -133,7 +133,7 @@ def test_significance_is_corrected_over_all_parts_of_all_heads_asked_for(tiny):
 # --- attention ---
 
 
-@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge:llama", "hooked:rotary"))
+@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge:llama", slow=["hooked:rotary"]))
 def test_attention_by_role_is_the_mean_of_the_model_s_own_patterns(name):
     model, dataset = small_model(name), named_words()
     for card in cards_of(model, dataset, [(0, 1), (2, 3)], n_sequences=1):
@@ -314,10 +314,12 @@ def full_circuit(model: Any, layer: int, head: int) -> torch.Tensor:
     return (circuit - circuit.mean(dim=1, keepdim=True)).detach()
 
 
-@needs_hooked
-@pytest.mark.parametrize("architecture", ["learned", "gated", "grouped", "no_norm", "attn_only"])
-def test_eigenvalues_are_those_of_the_whole_circuit(architecture):
-    model = fresh_hooked(architecture)
+@pytest.mark.parametrize(
+    "name",
+    model_parameters("hooked:learned", "hooked:grouped", "hooked:attn_only", slow=["hooked:gated", "hooked:no_norm"]),
+)
+def test_eigenvalues_are_those_of_the_whole_circuit(name):
+    model = small_model(name)
     for card in cards_of(model, named_words(1), [(1, 3), (2, 0)], n_sequences=1):
         eigenvalues = np.linalg.eigvals(full_circuit(model, card.layer, card.head).numpy())
         expected = eigenvalues.sum().real / np.abs(eigenvalues).sum()
@@ -325,8 +327,9 @@ def test_eigenvalues_are_those_of_the_whole_circuit(architecture):
         assert -1 <= card.eigenvalue_score <= 1 and abs(card.eigenvalue_score) > 0.01
 
 
-@needs_hooked
-@pytest.mark.parametrize("name", ["hooked:learned", "hooked:gated", "hooked:rotary", "hooked:grouped"])
+@pytest.mark.parametrize(
+    "name", model_parameters("hooked:learned", "hooked:grouped", slow=["hooked:gated", "hooked:rotary"])
+)
 def test_copying_is_counted_by_hand(name):
     """By the model's own modules, with the constant of the norm's bias taken off, token by token."""
     model, dataset = small_model(name), named_words()
@@ -376,7 +379,7 @@ def test_query_key_scores_are_those_of_a_run_on_embeddings_alone(name):
 
 
 @needs_hooked
-@pytest.mark.parametrize("architecture", ["learned", "gated"])
+@pytest.mark.parametrize("architecture", ["learned", pytest.param("gated", marks=pytest.mark.slow)])
 def test_folded_and_raw_weights_give_the_same_scores(architecture):
     raw, whole = fresh_hooked(architecture), fresh_hooked(architecture)
     state = {name: value.clone() for name, value in whole.state_dict().items()}
@@ -395,14 +398,14 @@ def test_folded_and_raw_weights_give_the_same_scores(architecture):
             assert mine.score == pytest.approx(its.score, abs=1e-5)
 
 
-@pytest.mark.parametrize("compatibility", [pytest.param(False, id="raw"), pytest.param(True, id="compatible")])
-def test_a_bridge_gives_the_scores_of_its_other_setting(compatibility):
-    names = ("bridge:gpt2", "bridge+:gpt2"), ("bridge:neox", "bridge+:neox"), ("bridge:llama", "bridge+:llama")
-    for plain, compatible in names:
-        one = cards_of(small_model(plain), named_words(), [(1, 2)], n_sequences=1)[0]
-        other = cards_of(small_model(compatible), named_words(), [(1, 2)], n_sequences=1)[0]
-        assert one.eigenvalue_score == pytest.approx(other.eigenvalue_score, abs=1e-5)
-        assert one.copying == other.copying and not one.absent and not other.absent
+@pytest.mark.parametrize("name", model_parameters("bridge:gpt2", "bridge:llama", slow=["bridge:neox"]))
+def test_a_bridge_gives_the_scores_of_its_other_setting(name):
+    one, other = (
+        cards_of(small_model(each), named_words(), [(1, 2)], n_sequences=1)[0]
+        for each in (name, name.replace("bridge:", "bridge+:"))
+    )
+    assert one.eigenvalue_score == pytest.approx(other.eigenvalue_score, abs=1e-5)
+    assert one.copying == other.copying and not one.absent and not other.absent
 
 
 NOT_SAID = {
@@ -420,9 +423,11 @@ NOT_SAID = {
     "bridge:scaled_residual": {},
     "hooked:alibi": {"query · key": "do not make its attention scores"},
 }
+ALIKE = ("hooked:shortformer", "hooked:soft_capped", "bridge:gemma2", "bridge:qwen3")
+"""Of which others say the same for the same reason."""
 
 
-@pytest.mark.parametrize("name", model_parameters(*NOT_SAID))
+@pytest.mark.parametrize("name", model_parameters(*(name for name in NOT_SAID if name not in ALIKE), slow=ALIKE))
 def test_what_a_model_s_weights_do_not_say_is_left_out_with_the_reason(name):
     (card,) = cards_of(small_model(name), named_words(1), [(1, 1)], n_sequences=1)
     assert set(card.absent) == set(NOT_SAID[name])

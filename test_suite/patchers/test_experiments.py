@@ -18,6 +18,7 @@ from actpatch.tasks.ioi import IOI_CORRUPTIONS
 from head_patching import HeadPatcher
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.refusals import refused
+from test_suite.helpers.thinned import thinned
 
 
 def logit_difference(dataset: PatchingDataset, logits: torch.Tensor, pair: int) -> float:
@@ -57,8 +58,7 @@ def test_negative_positions_count_from_the_end_of_each_prompt(patcher, ioi):
     assert from_the_end["blocks.0.hook_resid_pre"][0].position == -2
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
-@pytest.mark.parametrize("position", [None, 4, -1])
+@pytest.mark.parametrize(("position", "direction"), thinned([None, 4, -1], ["denoising", "noising"]))
 def test_experiment_agrees_with_its_own_single_runs(patcher, ioi, direction, position):
     results = patcher.run_patching_experiment(
         ioi,

@@ -17,6 +17,7 @@ from test_suite.helpers.closeness import EXACT, allowed
 from test_suite.helpers.models import head_count, model_parameters, small_model
 from test_suite.helpers.prompts import Words
 from test_suite.helpers.refusals import refused
+from test_suite.helpers.thinned import thinned
 
 MODELS = model_parameters("hooked:grouped", "bridge+:gpt2", slow=["hooked:learned", "bridge:llama"])
 POSITIONS = ["A", -2, ["A", "B"], "END"]
@@ -58,8 +59,7 @@ def places(mixed: Words, pair: int, length: int) -> dict[int | str, list[int]]:
     return {"A": [named["A"]], -2: [length - 2], "A + B": [named["A"], named["B"]], "END": [length - 1]}
 
 
-@pytest.mark.parametrize("patch_type", ["output", "q", "k", "v", "pattern"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "patch_type"), thinned(MODELS, ["output", "q", "k", "v", "pattern"]))
 def test_every_head_at_every_position_is_what_hooks_by_hand_give(name: str, patch_type: str, mixed: Words) -> None:
     model = small_model(name)
     pairs = encode_pairs(model, mixed, [0, 1])

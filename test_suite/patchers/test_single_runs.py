@@ -75,7 +75,7 @@ def test_run_patched_takes_one_name(patcher, given):
 
 
 @pytest.mark.parametrize(
-    "name", model_parameters("hooked:learned", "hooked:shortformer", "bridge:gpt2", "bridge+:llama")
+    "name", model_parameters("hooked:shortformer", "bridge+:llama", slow=["hooked:learned", "bridge:gpt2"])
 )
 def test_what_run_with_cache_returns_belongs_to_the_caller(name):
     model, prompt = small_model(name), [3, 7, 20]

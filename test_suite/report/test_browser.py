@@ -29,6 +29,8 @@ from test_suite.helpers.pages import CONTRAST, OVERLAPS, WIDTHS, Opened, open_re
 from test_suite.helpers.results import made_up_heads, made_up_layers, made_up_positions
 from visualize import create_full_report
 
+pytestmark = pytest.mark.slow
+
 HARM = "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>\"'&amp;,\n"
 
 
@@ -68,7 +70,6 @@ def test_report_opens_from_disk_alone_and_without_complaint(opened):
     assert opened.complaints == []
 
 
-@pytest.mark.slow
 def test_a_report_of_a_thousand_pairs_is_laid_out_like_one_of_200_and_saves_them_all(browser, tmp_path):
     small = open_report(browser, create_full_report(made_up_heads(12, 12, n_pairs=200), save_dir=tmp_path / "few")[0])
     small.page.context.close()
@@ -193,7 +194,6 @@ def assert_is_table(path: Path, table: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(read, table, check_exact=True)
 
 
-@pytest.mark.slow
 def test_largest_effects_are_those_of_the_results_with_their_intervals(opened, experiment):
     for name, results in zip(("Heads", "Layers", "Positions"), experiment.values()):
         sure = results.statistics()
@@ -234,7 +234,6 @@ def test_tokens_carry_the_effect_of_their_position(opened, experiment):
 # --- it looks right, everywhere ---
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_overlaps_or_is_cut_off(browser, report_alone, width):
     page = open_report(browser, report_alone, viewport={"width": width, "height": 900}).page
@@ -273,7 +272,6 @@ def test_text_has_contrast(opened, scheme):
     assert background == {"light": "rgb(244, 244, 244)", "dark": "rgb(27, 27, 27)"}[scheme]
 
 
-@pytest.mark.slow
 def test_on_paper_figures_are_whole_and_the_ground_is_white(opened):
     page = opened.page
     resize(page, 1600)
@@ -291,7 +289,6 @@ def test_on_paper_figures_are_whole_and_the_ground_is_white(opened):
     assert ground == "rgb(255, 255, 255)"
 
 
-@pytest.mark.slow
 def test_headings_tables_and_figures_are_named(opened):
     page = opened.page
     levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(h => Number(h.tagName[1]))")
@@ -308,14 +305,14 @@ def test_headings_tables_and_figures_are_named(opened):
 
 def test_details_open_by_keyboard(opened, experiment):
     page = opened.page
-    folded = page.locator("details", has_text="more pairs").last
+    folded = page.locator("details", has_text="8 more pairs").last
     folded.locator("summary").focus()
     page.keyboard.press("Enter")
     assert folded.get_attribute("open") is not None
     sweep = experiment["head_results"].sweep
     cells = folded.locator("tbody tr").first.locator("td").all_text_contents()
-    third = sweep.groups[2], "".join(sweep.clean_tokens[2]), "".join(sweep.corrupted_tokens[2])
-    assert cells[:3] == list(third)
+    third = sweep.groups[2], sweep.templates[2], "".join(sweep.clean_tokens[2]), "".join(sweep.corrupted_tokens[2])
+    assert cells[: len(third)] == list(third)
     page.keyboard.press("Enter")
     assert folded.get_attribute("open") is None
 
@@ -323,7 +320,6 @@ def test_details_open_by_keyboard(opened, experiment):
 # --- nothing in the results is taken for markup ---
 
 
-@pytest.mark.slow
 def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, experiment, tmp_path):
     def harmed(sweep: Sweep) -> Sweep:
         tokens = {
@@ -350,7 +346,6 @@ def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, expe
     page.context.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["head_heatmap", "top_heads_bar", "layer_heatmap"])
 def test_pages_of_single_figures_open_without_a_network(browser, tmp_path, name):
     create_full_report(made_up_heads(), made_up_layers(), position_results=made_up_positions(4), save_dir=tmp_path)

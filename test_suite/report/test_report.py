@@ -202,6 +202,7 @@ def test_very_many_pairs_are_cut_and_the_report_says_so(tmp_path):
     written = create_full_report(heads, save_dir=tmp_path)
     text = shown_text(written[0].read_text(encoding="utf-8").replace(get_plotlyjs(), ""))
     assert "298 more pairs" in text and ": 98 more of 298" in text and "The first 10 of 300 pairs" in text
+    assert "8 more token by token" in text
     assert "heads.csv (" in text
     assert written[0].stat().st_size < len(get_plotlyjs()) + 1e6
 
@@ -217,15 +218,27 @@ def test_what_was_found_stands_first_then_the_map_and_the_bars_and_settings_are_
     places = [page.index(f'id="{name}"') for name in ("head_heatmap", "top_heads_bar")]
     assert page.index('class="finding"') < min(places) and max(places) < page.index("Verdict")
     assert page.index("Verdict") < page.index('id="head_metric_scatter"')
-    folded = re.findall(r"<details><summary>(.*?)</summary>(.*?)</details>", page, re.DOTALL)
-    assert [name for name, _ in folded][:2] == ["Settings", "10 more pairs"]
-    assert "Intervals and tests" in folded[0][1] and folded[1][1].count("<tr>") == 11
+    folded = re.findall(r"<details[^>]*><summary>(.*?)</summary>(.*?)</details>", page, re.DOTALL)
+    assert [name for name, _ in folded][:3] == ["Settings", "8 more token by token", "10 more pairs"]
+    assert "Intervals and tests" in folded[0][1] and folded[2][1].count("<tr>") == 11
+    assert folded[1][1].count('<ol class="strip">') == 8 and page.count('<ol class="strip">') == 10
 
 
-def test_groups_stand_beside_the_prompts(tmp_path):
-    page = report_text(made_up_heads(groups=("IO first", "subject first") * 2 + ("",)), save_dir=tmp_path)
-    assert "Pair Group Clean prompt" in shown_text(page) and "11 subject first <s>When" in shown_text(page)
-    assert "Group" not in shown_text(report_text(made_up_heads(), save_dir=tmp_path))
+def test_groups_and_templates_stand_beside_the_prompts(tmp_path):
+    groups, templates = ("IO first", "subject first") * 2 + ("",), ("When {IO}", "While {S1}") * 2 + ("",)
+
+    def shown(**changes: tuple[str, ...]) -> str:
+        return shown_text(report_text(made_up_heads(**changes), save_dir=tmp_path))
+
+    assert "Pair Clean prompt" in shown() and "template" not in shown()
+    assert "Pair Group Clean prompt" in shown(groups=groups) and "11 subject first <s>When" in shown(groups=groups)
+    both = shown(groups=groups, templates=templates)
+    assert "Pair Group Template Clean prompt" in both and "11 subject first While {S1} <s>When" in both
+    same = shown(groups=templates, templates=templates)
+    assert "Pair Template Clean prompt" in same and "11 While {S1} <s>When" in same
+    one = shown(groups=groups, templates=("When {IO}",) * 5)
+    assert "Pair Group Clean prompt" in one and "5 pairs; all of the template 'When {IO}'" in one
+    assert one.count("all of the template") == 1
 
 
 def test_long_prompts_are_cut_and_the_report_says_so(tmp_path):

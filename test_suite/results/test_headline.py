@@ -32,7 +32,7 @@ def results_of(effects: list[float], shape: Any = HeadResults, sites: list[Site]
 
 def numbers(results: SweepResults, site: int) -> str:
     found = results.statistics()
-    effect, low, high = (f"{of[site]:.2f}".replace("-", "−") for of in (found.effect, found.low, found.high))
+    effect, low, high = (f"{of[site]:.2f}" for of in (found.effect, found.low, found.high))
     return f"{effect} [{low}, {high}] of the difference"
 
 
@@ -70,7 +70,7 @@ def test_effects_that_differ_between_groups_stand_in_the_place_of_their_mean():
     results = results_of([0.0, 0.5, 0.3, 0.0], by_pair=opposed, groups=groups)
     one, other = (of.sweep.effects[1] for of in results.by_group().values())
     assert headline(results) == (
-        f"1 of 4 heads acts otherwise in one group of pairs than in another: L0H1 restores −{abs(one):.2f} in 10 pairs "
+        f"1 of 4 heads acts otherwise in one group of pairs than in another: L0H1 restores -{abs(one):.2f} in 10 pairs "
         f"(IO first) and {other:.2f} in 10 pairs (subject first) of the difference; 1 of 3 other heads matters "
         f"(corrected p ≤ 0.05, 20 pairs): L0H2 restores {numbers(results, 2)}"
     )

@@ -6,6 +6,7 @@ import re
 
 from activation_patching import load_results
 from actpatch.results.shapes import LayerResults, SweepResults
+from test_suite.helpers.figures import as_read
 from test_suite.helpers.results import (
     clear,
     made_up_heads,
@@ -25,9 +26,10 @@ def test_notebook_table_shows_the_largest_effects_and_how_sure_they_are(tmp_path
     assert [row[0] for row in cells] == [head.label for head in results.top(10)]
     for label, effect, interval, mark, patched in cells:
         i = results.labels.index(label)
-        assert effect == f"{sure.effect[i]:+.3f}" and interval == f"[{sure.low[i]:+.3f}, {sure.high[i]:+.3f}]"
+        assert effect == as_read(f"{sure.effect[i]:+.3f}")
+        assert interval == as_read(f"[{sure.low[i]:+.3f}, {sure.high[i]:+.3f}]")
         assert mark == ("" if sure.significant[i] else "n.s.")
-        assert patched == f"{results[i].patched_metric:+.3f}"
+        assert patched == as_read(f"{results[i].patched_metric:+.3f}")
     for told in ("IOI on made-up", "denoising: clean into corrupted", "12 pairs", "2 more with smaller effects"):
         assert told in shown
     assert f"clean {results.sweep.clean.mean():+.3f}, corrupted" in shown

@@ -11,6 +11,7 @@ from scipy import stats
 
 from actpatch.statistics.groups import FEWEST_OF_A_GROUP, N_DEALS, WORTH_SAYING, group_differences
 from actpatch.statistics.sites import site_statistics
+from test_suite.helpers.thinned import thinned
 
 
 def compared(changes: np.ndarray, groups: Sequence[str], gaps: np.ndarray | None = None, **options):
@@ -152,8 +153,7 @@ def test_statistics_of_a_map_compare_its_groups():
         site_statistics(patched, np.zeros(12), np.full(12, 4.0), groups=["a", "b", "c"])
 
 
-@pytest.mark.parametrize("scatter", ["normal", "exponential"])
-@pytest.mark.parametrize("sizes", [(5, 5), (24, 6)])
+@pytest.mark.parametrize(("scatter", "sizes"), thinned(["normal", "exponential"], [(5, 5), (24, 6)]))
 def test_where_no_effect_differs_a_map_seldom_has_a_site_that_seems_to(scatter, sizes):
     """At gaps of other size in each group; in 100 maps, within three standard errors of 0.05."""
     random, found = np.random.default_rng(7), 0

@@ -129,7 +129,9 @@ def test_without_a_tokenizer_the_numbers_are_those_of_the_model_with_one(name: s
     assert expected.denoising.sweep.clean_tokens[1] == ("w1", "w3", "w11")
 
 
-@pytest.mark.parametrize("name", BARE_MODELS)
+@pytest.mark.parametrize(
+    "name", model_parameters("hooked:grouped", "bridge:gpt2", slow=["bridge+:llama", "hooked:toy"])
+)
 def test_everything_downstream_works_without_a_tokenizer(name: str, tmp_path: Any, capsys: Any) -> None:
     model = bare_model(name)
     patcher, heads = patcher_on(model), HeadPatcher(model, show_progress=False)
