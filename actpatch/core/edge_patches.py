@@ -5,6 +5,7 @@ Of a million edges no object is made but those that are looked at.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -20,8 +21,27 @@ ALL_POSITIONS: tuple[tuple[Site, ...], ...] = ((Site(""),),)
 """The columns of edges that are patched at all positions together."""
 
 
+class GraphPatches(Sequence[Patch], ABC):
+    """Patches that say what goes from writers to readers of a graph, where others say what is written."""
+
+    graph: Graph
+    places: tuple[tuple[Site, ...], ...]
+    """Places in the prompts, as sites whose hook point is still to be filled in: the positions of each are patched
+    together."""
+
+    @property
+    @abstractmethod
+    def used_writers(self) -> Int[np.ndarray, " used"]:
+        """Numbers of the writers that any of them names, ascending."""
+
+    @property
+    @abstractmethod
+    def used_readers(self) -> Int[np.ndarray, " used"]:
+        """Numbers of the readers that any of them names, ascending."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class EdgePatches(Sequence[Patch]):
+class EdgePatches(GraphPatches):
     """Edges of a graph, each patched alone at one place: a sequence of patches."""
 
     graph: Graph
@@ -64,6 +84,14 @@ class EdgePatches(Sequence[Patch]):
 
     def __repr__(self) -> str:
         return f"EdgePatches({len(self):,} of {self.graph!r})"
+
+    @property
+    def used_writers(self) -> Int[np.ndarray, " used"]:
+        return np.unique(self.writers)
+
+    @property
+    def used_readers(self) -> Int[np.ndarray, " used"]:
+        return np.unique(self.readers)
 
     def taken(self, numbers: Sequence[int] | Int[np.ndarray, " chosen"] | Bool[np.ndarray, " edge"]) -> EdgePatches:
         """The edges with these numbers, in this order; or those where a mask of all of them is true."""
