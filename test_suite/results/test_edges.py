@@ -26,6 +26,7 @@ from actpatch import (
 from actpatch.core.graph import Graph
 from actpatch.core.sites import Site
 from actpatch.results.differences import difference_statistics
+from actpatch.results.shapes import sweep_of_items
 from actpatch.results.sweep import MetricValues, Sweep
 from test_suite.helpers.results import GRAPH, N_PAIRS, clear, made_up_edges, made_up_heads
 
@@ -147,6 +148,7 @@ def test_slices_top_and_orders_keep_their_sweep_and_the_statistics_of_all() -> N
         assert isinstance(part, EdgeResults) and part.sweep.whole == results.sweep, what
         assert [item.label for item in part] == [results.labels[i] for i in numbers] == part.labels, what
         assert list(part) == [results[i] for i in numbers], what
+        assert sweep_of_items(list(part)) == part.sweep, what
         np.testing.assert_array_equal(part.statistics().p_corrected, statistics.p_corrected[numbers])
         assert part.statistics().n_corrected == len(GRAPH)
     assert results.top(2).is_part and not results.sorted_by(lambda item: item.id).is_part
