@@ -164,10 +164,13 @@ def _path(graph: Graph, given: str | Sequence[str]) -> Path:
     if len(names) < 2:
         raise ValueError(f"the path {written!r} has no arrow: a path goes from a sender to a receiver, 'L5H3 → L9H9 q'")
     sender = graph.writer(names[0])
-    labels, hops, writer = [graph.writers[sender].label], [], sender
+    labels, writer = [graph.writers[sender].label], sender
+    hops: list[Hop] = []
     for name in names[1:]:
         if hops and hops[-1].writer is None:
-            raise ValueError(f"the path {written!r} goes on behind {labels[-1]}, {_no_one_head(graph, hops[-1].reader)}")
+            raise ValueError(
+                f"the path {written!r} goes on behind {labels[-1]}, {_no_one_head(graph, hops[-1].reader)}"
+            )
         reader, own = _hop(graph, name)
         if writer >= graph.n_writers_before[reader]:
             raise ValueError(
