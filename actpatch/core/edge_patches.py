@@ -39,6 +39,13 @@ class GraphPatches(Sequence[Patch], ABC):
     def used_readers(self) -> Int[np.ndarray, " used"]:
         """Numbers of the readers that any of them names, ascending."""
 
+    @property
+    def layers(self) -> set[int]:
+        """Layers whose components are run, or whose outputs are written."""
+        writers = [self.graph.writers[number] for number in self.used_writers]
+        readers = [self.graph.readers[number] for number in self.used_readers]
+        return {node.layer for node in (*writers, *readers) if node.layer >= 0}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgePatches(GraphPatches):

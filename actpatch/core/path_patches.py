@@ -105,6 +105,11 @@ class HeadPaths(GraphPatches):
         return np.array(sorted(self.receivers))
 
     @property
+    def layers(self) -> set[int]:
+        named = super().layers
+        return {*range(min(named), max(named) + 1)} if self.through == "mlps" else named
+
+    @property
     def described(self) -> str:
         """`to L9H9 q and L9H6 q, all other heads frozen, MLPs recomputed`."""
         labels = [self.graph.readers[number].label for number in self.receivers]

@@ -26,8 +26,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from actpatch.core.edge_patches import EdgePatches
-from actpatch.core.graph import Graph, Reader
+from actpatch.core.edge_patches import EdgePatches, GraphPatches
+from actpatch.core.graph import Graph, Reader, Writer
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.entering import Rows, Work, changed_output, with_bias
 from actpatch.engine.exactness import too_far
@@ -57,22 +57,22 @@ def output_of(reader: Reader) -> str:
     return block_hook(reader.layer, name)
 
 
-def patches_that_enter_alike(edges: EdgePatches) -> list[Patch]:
+def patches_that_enter_alike(edges: GraphPatches) -> list[Patch]:
     """Patches of outputs, one for each place where rows of these edges enter."""
-    readers = [edges.graph.readers[number] for number in np.unique(edges.readers)]
+    readers = [edges.graph.readers[number] for number in edges.used_readers]
     heads = {output_of(reader): 0 if reader.kind in QUERIES_KEYS_VALUES else None for reader in readers}
     return [Patch((Site(name, head=head),)) for name, head in heads.items()]
 
 
-def recorded_for(edges: EdgePatches) -> tuple[set[str], set[str]]:
+def recorded_for(edges: GraphPatches) -> tuple[set[str], set[str]]:
     """Hook points needed of the run that is patched, beside those that rows enter with, and of what is written."""
-    writers = [edges.graph.writers[number] for number in np.unique(edges.writers)]
-    readers = [edges.graph.readers[number] for number in np.unique(edges.readers)]
+    writers = [edges.graph.writers[number] for number in edges.used_writers]
+    readers = [edges.graph.readers[number] for number in edges.used_readers]
     source = {
         INPUT if writer.layer < 0 else block_hook(writer.layer, "mlp_out" if writer.head is None else "z")
         for writer in writers
     }
-    layers = {node.layer for node in (*writers, *readers) if node.layer >= 0}
+    layers = edges.layers
     base = {name for layer in layers for name in _outputs_of(edges.graph, layer)}
     of_heads = {reader.layer for reader in readers if reader.kind in QUERIES_KEYS_VALUES}
     base |= {block_hook(layer, name) for layer in of_heads for name in QUERIES_KEYS_VALUES}
@@ -122,10 +122,9 @@ class Sent:
 def sent_by(experiment: Experiment, chunk: Chunk, edges: EdgePatches) -> tuple[Sent, Int[np.ndarray, " edge"]]:
     """What the senders of these edges change, and which of them each edge's is."""
     numbers, of_edge = np.unique(edges.writers, return_inverse=True)
-    masks = _masks(experiment, chunk, edges)
-    written = masks.any(dim=0)
-    differences = torch.stack([_difference(experiment, chunk, edges.graph, number) for number in numbers])
-    differences *= written[None, ..., None].to(differences.device)
+    masks = written_at(experiment, chunk)
+    differences = torch.stack([difference(experiment, chunk, edges.graph.writers[number]) for number in numbers])
+    differences *= masks.any(dim=0)[None, ..., None].to(differences.device)
     if len(masks) == 1:
         masks = torch.ones_like(masks)
     n_columns = len(masks)
@@ -134,11 +133,11 @@ def sent_by(experiment: Experiment, chunk: Chunk, edges: EdgePatches) -> tuple[S
     return sent, of_edge.ravel() * n_columns + edges.columns
 
 
-def _masks(experiment: Experiment, chunk: Chunk, edges: EdgePatches) -> Bool[Tensor, "column pair pos"]:
+def written_at(experiment: Experiment, chunk: Chunk) -> Bool[Tensor, "place pair pos"]:
     """At which positions each place is written: none before a pair's first change, and none that are appended."""
     every = torch.arange(chunk.base.tokens.shape[1])
     may_change = (every >= chunk.first_change[:, None]) & (every < chunk.ends[:, None])
-    masks = torch.zeros(len(edges.places), *may_change.shape, dtype=torch.bool)
+    masks = torch.zeros(len(experiment.positions), *may_change.shape, dtype=torch.bool)
     for mask, positions in zip(masks, experiment.positions):
         for at in positions:
             if at is None:
@@ -148,9 +147,8 @@ def _masks(experiment: Experiment, chunk: Chunk, edges: EdgePatches) -> Bool[Ten
     return masks & may_change
 
 
-def _difference(experiment: Experiment, chunk: Chunk, graph: Graph, number: int) -> Float[Tensor, "pair pos d_model"]:
+def difference(experiment: Experiment, chunk: Chunk, writer: Writer) -> Float[Tensor, "pair pos d_model"]:
     """What a writer writes, less what it has written in the run that is patched."""
-    writer = graph.writers[number]
     if writer.layer < 0:
         return chunk.source[INPUT] - chunk.base.activations[INPUT]
     name = block_hook(writer.layer, "mlp_out" if writer.head is None else "z")
@@ -297,46 +295,56 @@ class MadeByHeads:
 
 
 class EdgeWork(Work):
-    """Edges on the pairs of a chunk.
+    """Changes of what single readers read, on the pairs of a chunk.
 
     Args:
-        experiment: what is run.
+        runner: of the model.
+        graph: of the model.
         chunk: the recorded runs.
+        sent: what senders change.
+        senders: of each change, among those of `sent`.
+        receivers: of each change, among the graph's readers.
         most_tokens: most rows × positions that are run together.
         linear: whether a change may be added to what was recorded.
     """
 
     def __init__(
-        self, experiment: Experiment, edges: EdgePatches, chunk: Chunk, most_tokens: int, linear: bool
+        self,
+        runner: Runner,
+        graph: Graph,
+        chunk: Chunk,
+        sent: Sent,
+        senders: Int[np.ndarray, " change"],
+        receivers: Int[np.ndarray, " change"],
+        most_tokens: int,
+        linear: bool,
     ) -> None:
-        self.experiment, self.edges, self.chunk, self.most_tokens = experiment, edges, chunk, most_tokens
-        self.linear = linear
-        self.sent, self.senders = sent_by(experiment, chunk, edges)
+        self.runner, self.graph, self.chunk, self.sent = runner, graph, chunk, sent
+        self.senders, self.receivers, self.most_tokens, self.linear = senders, receivers, most_tokens, linear
         self._made: dict[tuple[int, int], MadeByHeads] = {}
 
     @property
-    def starts(self) -> Int[Tensor, "edge pair"]:
+    def starts(self) -> Int[Tensor, "change pair"]:
         first = self.sent.first[torch.from_numpy(self.senders)]
         return torch.where(first < self.chunk.lengths, first, self.chunk.lengths)
 
     @property
-    def order(self) -> Int[np.ndarray, "edge 2"]:
-        graph = self.edges.graph
-        entries = np.array([entry_of(reader, graph.n_layers, self.linear) for reader in graph.readers], dtype=np.int64)
-        return entries[self.edges.readers]
+    def order(self) -> Int[np.ndarray, "change 2"]:
+        n_layers = self.graph.n_layers
+        entries = np.array([entry_of(reader, n_layers, self.linear) for reader in self.graph.readers], dtype=np.int64)
+        return entries[self.receivers]
 
     def rows(self, batch: Batch, call: Any) -> EdgeRows:
         key = batch.start, batch.length
         if key not in self._made:
-            readers = Readers(self.experiment.runner, self.chunk, *key, call, self.most_tokens)
+            readers = Readers(self.runner, self.chunk, *key, call, self.most_tokens)
             self._made = {key: MadeByHeads(readers)}
-        edges = self.edges
-        of_rows = self.senders[batch.patches], edges.readers[batch.patches]
-        return EdgeRows(edges.graph, batch, self.chunk, self.sent, *of_rows, self._made[key], self.linear)
+        of_rows = self.senders[batch.patches], self.receivers[batch.patches]
+        return EdgeRows(self.graph, batch, self.chunk, self.sent, *of_rows, self._made[key], self.linear)
 
 
 def error_of_edges(
-    experiment: Experiment, edges: EdgePatches, chunk: Chunk, prefix: bool, most_tokens: int
+    experiment: Experiment, edges: GraphPatches, chunk: Chunk, prefix: bool, most_tokens: int
 ) -> str | None:
     """Why what writes or reads by these edges does it otherwise than the graph says; None where it does not.
 
@@ -349,15 +357,13 @@ def error_of_edges(
     start = min(max(int(chunk.first_change[-1]), 1), length - 1) if prefix else 0
     call = experiment.runner.begin(chunk.base, start, length)
     readers = Readers(experiment.runner, chunk, start, length, call, most_tokens)
-    receivers = [edges.graph.readers[number] for number in np.unique(edges.readers)]
-    layers = {reader.layer for reader in receivers if reader.kind != "logits"}
-    return error_of_readers(readers, edges.graph, sorted(layers))
+    return error_of_readers(readers, edges.graph, sorted(edges.layers))
 
 
-def _error_of_writers(runner: Runner, edges: EdgePatches, chunk: Chunk) -> str | None:
+def _error_of_writers(runner: Runner, edges: GraphPatches, chunk: Chunk) -> str | None:
     """Whether the residual stream is what these writers add to it."""
     graph, at = edges.graph, chunk.base.activations
-    writers = [graph.writers[number] for number in np.unique(edges.writers)]
+    writers = [graph.writers[number] for number in edges.used_writers]
     for layer in sorted({writer.layer for writer in writers if writer.layer >= 0}):
         before, after = (at[resid_name(index, graph.n_layers)] for index in (layer, layer + 1))
         outputs = [at[name] for name in _outputs_of(graph, layer)]

@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from actpatch.core.direction import Direction, check_direction
-from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.edge_patches import GraphPatches
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
@@ -267,7 +267,7 @@ class PatchingEngine:
     ) -> list[list[Int[Tensor, "pair _"] | None]]:
         """Of each site of each patch, or each place of edges, the positions in each pair; every site is checked."""
         found: dict[str, Int[Tensor, "pair _"]] = {}
-        if isinstance(patches, EdgePatches):
+        if isinstance(patches, GraphPatches):
             checked = [[replace(at, hook_point=INPUT) for at in place] for place in patches.places]
         else:
             checked = [list(patch.sites) for patch in patches]
@@ -344,7 +344,7 @@ class PatchingEngine:
 
 def _written(patches: Sequence[Patch]) -> set[str]:
     """Hook points at which is written."""
-    if isinstance(patches, EdgePatches):
+    if isinstance(patches, GraphPatches):
         return recorded_for(patches)[0]
     return {site.hook_point for patch in patches for site in patch.sites}
 

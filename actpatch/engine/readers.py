@@ -68,6 +68,14 @@ class Readers:
         given = given if of_heads is None else given + of_heads
         return self._run(layer, pairs, change, name, lambda rows: self.runner.writing_hooks(z, _writing(given[rows])))
 
+    def read_by(
+        self, layer: int, kind: Kind, pairs: Int[Tensor, " row"], change: Float[Tensor, "row pos d_model"]
+    ) -> Float[Tensor, "row pos ..."]:
+        """Queries, keys or values of all heads, or the output of the MLP, where what is read changes."""
+        if kind == "mlp":
+            return self.output_of_mlp(layer, pairs, change)
+        return self._run(layer, pairs, change, block_hook(layer, kind))
+
     def recorded(self, name: str, pairs: Int[Tensor, " row"]) -> Float[Tensor, "row pos ..."]:
         """What was recorded of the run that is patched."""
         return self.chunk.base.activations[name][pairs, self.start : self.length]
@@ -125,7 +133,7 @@ def _writing(value: Float[Tensor, "row pos head d_head"], but_head: int | None =
 
 
 def error_of_readers(readers: Readers, graph: Graph, layers: Sequence[int]) -> str | None:
-    """Why these layers' readers are not what the graph says; None where they are.
+    """Why these layers' readers are not what the graph says; None where they are, as far as they were recorded.
 
     On the last pair of the chunk, whose stream is changed by what changes it most: that between two positions.
     """
@@ -133,7 +141,8 @@ def error_of_readers(readers: Readers, graph: Graph, layers: Sequence[int]) -> s
     for layer in layers:
         resid = readers.recorded(resid_name(layer, graph.n_layers), pair)
         change = resid.flip(1) + torch.linspace(0, 1, resid.shape[-1], device=resid.device, dtype=resid.dtype)
-        if graph.heads[layer] and (reason := _error_of_heads(readers, graph, layer, pair, change)):
+        has_queries = block_hook(layer, "q") in readers.chunk.base.activations
+        if has_queries and (reason := _error_of_heads(readers, graph, layer, pair, change)):
             return reason
         if graph.mlps[layer] and (reason := _error_of_mlp(readers, graph, layer, pair, change)):
             return reason

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from actpatch.core.direction import Direction
-from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.edge_patches import GraphPatches
 from actpatch.core.sites import Site, block_hook, head_axis
 from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
@@ -29,7 +29,7 @@ from actpatch.engine.agreement import (
     run_alone,
     ways_to_agree,
 )
-from actpatch.engine.edges import EdgeWork, error_of_edges, patches_that_enter_alike, recorded_for
+from actpatch.engine.edges import error_of_edges, patches_that_enter_alike, recorded_for
 from actpatch.engine.entering import PatchWork, Work
 from actpatch.engine.exactness import (
     ONE_PROMPT,
@@ -42,6 +42,7 @@ from actpatch.engine.exactness import (
 from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.full import run_in_full
 from actpatch.engine.memory import pairs_that_fit, tokens_that_fit
+from actpatch.engine.paths import graph_work
 from actpatch.engine.plan import Batch, Route, plan, route
 from actpatch.engine.recording import Recorder
 from actpatch.engine.resume import Resumption
@@ -170,8 +171,8 @@ class Runs:
         return logits
 
     def _work(self, experiment: Experiment, chunk: Chunk) -> Work:
-        if isinstance(experiment.patches, EdgePatches):
-            return EdgeWork(experiment, experiment.patches, chunk, self.max_tokens, self.exactness.linear)
+        if isinstance(experiment.patches, GraphPatches):
+            return graph_work(experiment, experiment.patches, chunk, self.exactness, self.max_tokens)
         return PatchWork(experiment, chunk, self.routes(experiment))
 
     def _pairs_at_once(self) -> int:
@@ -191,7 +192,7 @@ class Runs:
             for site in way.on_entry:
                 if site.layer is not None and site.kind.is_added:
                     base |= {block_hook(site.layer, "attn_out"), block_hook(site.layer, "mlp_out")} & hook_points
-        if isinstance(self.patches, EdgePatches):
+        if isinstance(self.patches, GraphPatches):
             of_edges, source = recorded_for(self.patches)
             base |= of_edges
         return base, source
@@ -272,7 +273,7 @@ class Runs:
         """
         for experiment, chunk in zip(self.experiments, chunks):
             edges = experiment.patches
-            if not isinstance(edges, EdgePatches):
+            if not isinstance(edges, GraphPatches):
                 return
             reason = None if self.exactness.resume else f"its blocks are not run singly ({self._reasons['resume']})"
             if reason is None and not self._is_checked:
@@ -324,7 +325,7 @@ class Runs:
 def standing_for(experiment: Experiment) -> Experiment:
     """The experiment with one patch for all edges that enter alike, whose ways of being run are checked; any other
     experiment as it is."""
-    if not isinstance(experiment.patches, EdgePatches):
+    if not isinstance(experiment.patches, GraphPatches):
         return experiment
     patches = patches_that_enter_alike(experiment.patches)
     return replace(experiment, patches=patches, positions=[[None]] * len(patches))
