@@ -40,6 +40,7 @@ from .patchers.activation import summarize_results as summarize_results
 from .patchers.check import check_dataset as check_dataset
 from .patchers.heads import HeadPatcher as HeadPatcher
 from .patchers.heads import print_head_results as print_head_results
+from .patchers.paths import PathPatcher as PathPatcher
 from .report.full import create_full_report as create_full_report
 from .results.attention import AttentionPatterns as AttentionPatterns
 from .results.baselines import Finding as Finding
@@ -59,8 +60,10 @@ from .results.items import HeadPatchingResult as HeadPatchingResult
 from .results.items import HeadPositionPatchingResult as HeadPositionPatchingResult
 from .results.items import NeuronPatchingResult as NeuronPatchingResult
 from .results.items import PatchingResult as PatchingResult
+from .results.items import PathPatchingResult as PathPatchingResult
 from .results.mib import from_mib_json as from_mib_json
 from .results.mib import to_mib_json as to_mib_json
+from .results.paths import PathResults as PathResults
 from .results.saved import load_results as load_results
 from .results.shapes import HeadResults as HeadResults
 from .results.shapes import LayerResults as LayerResults

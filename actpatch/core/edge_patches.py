@@ -46,6 +46,15 @@ class GraphPatches(Sequence[Patch], ABC):
         readers = [self.graph.readers[number] for number in self.used_readers]
         return {node.layer for node in (*writers, *readers) if node.layer >= 0}
 
+    def at(self, column: int) -> str:
+        """The position of a place, to go behind a label: ` @S2`; empty for all positions."""
+        names = [
+            str(site.position) if site.position_name is None else site.position_name
+            for site in self.places[column]
+            if site.position is not None
+        ]
+        return f" @{' + '.join(names)}" if names else ""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgePatches(GraphPatches):
@@ -115,13 +124,13 @@ class EdgePatches(GraphPatches):
     def label(self, index: int) -> str:
         """`L5H3 → L9H9 q`, with ` @S2` where it is patched at a position."""
         writer, reader = self.graph.writers[self.writers[index]], self.graph.readers[self.readers[index]]
-        return f"{writer.label} → {reader.label}{self._at(int(self.columns[index]))}"
+        return f"{writer.label} → {reader.label}{self.at(int(self.columns[index]))}"
 
     @property
     def labels(self) -> list[str]:
         writers = [writer.label for writer in self.graph.writers]
         readers = [reader.label for reader in self.graph.readers]
-        at = [self._at(column) for column in range(len(self.places))]
+        at = [self.at(column) for column in range(len(self.places))]
         each = zip(self.writers.tolist(), self.readers.tolist(), self.columns.tolist())
         return [f"{writers[writer]} → {readers[reader]}{at[column]}" for writer, reader, column in each]
 
@@ -133,15 +142,7 @@ class EdgePatches(GraphPatches):
     @property
     def column_names(self) -> list[str]:
         """What each place is called; empty for all positions."""
-        return [self._at(column).removeprefix(" @") for column in range(len(self.places))]
-
-    def _at(self, column: int) -> str:
-        names = [
-            str(site.position) if site.position_name is None else site.position_name
-            for site in self.places[column]
-            if site.position is not None
-        ]
-        return f" @{' + '.join(names)}" if names else ""
+        return [self.at(column).removeprefix(" @") for column in range(len(self.places))]
 
 
 def edge_patches(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, TypeAlias, TypeVar
 
+from actpatch.core.edge_patches import EdgePatches, GraphPatches
+from actpatch.core.path_patches import HeadPaths
 from actpatch.core.sites import Patch
 from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
@@ -73,7 +75,7 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
     measured = engine.sweeps(pairs, of_direction, metrics, references=references, noise=settings.noise)
     sweeps = [
         Sweep(
-            patches=tuple(of_direction[direction]),
+            patches=_kept(of_direction[direction]),
             measured=tuple(
                 MetricValues(metric.name, metric.unit, metric.more_is_better, *values)
                 for metric, *values in zip(metrics, runs.patched, runs.clean, runs.corrupted)
@@ -92,6 +94,7 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
             groups=pairs.groups,
             correct=correct,
             incorrect=incorrect,
+            path=_path_of(of_direction[direction]),
             source_of_values=settings.source.label,
             source_kind="ablation" if settings.source.is_ablation else "other run",
             noise="" if settings.noise is None else settings.noise.label,
@@ -112,6 +115,24 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
 
 def _told(pairs: EncodedPairs, patches: Sequence[Patch], *, is_ablation: bool) -> list[str]:
     """What is warned of, of the places of these patches."""
-    sites = (site for patch in patches for site in patch.sites)
+    placed = _placed(patches)
+    sites = (site for patch in placed for site in patch.sites)
     mixed = mixed_roles(pairs, [site.position for site in sites if isinstance(site.position, int)])
-    return [*filter(None, [mixed, "" if is_ablation else nothing_written_sentence(pairs, patches)])]
+    return [*filter(None, [mixed, "" if is_ablation else nothing_written_sentence(pairs, placed)])]
+
+
+def _placed(patches: Sequence[Patch]) -> Sequence[Patch]:
+    """The patches; of many edges one for each place, where all of them lie."""
+    if not isinstance(patches, GraphPatches):
+        return patches
+    return [Patch(place, name=f"an edge{patches.at(column)}") for column, place in enumerate(patches.places)]
+
+
+def _path_of(patches: Sequence[Patch]) -> str:
+    """By which way heads send to others, in words; empty for patches of anything else."""
+    return patches.described if isinstance(patches, HeadPaths) else ""
+
+
+def _kept(patches: Sequence[Patch]) -> Sequence[Patch]:
+    """As results keep them: edges as arrays, which may be a million, others one by one."""
+    return patches if isinstance(patches, EdgePatches) else tuple(patches)

@@ -155,5 +155,26 @@ class EdgePatchingResult(OverPairs):
         return f"{self.sender} → {self.receiver}{'' if self.position is None else f' @{self.position}'}"
 
 
+@dataclass(frozen=True, repr=False)
+class PathPatchingResult(OverPairs):
+    """One path between components patched on every pair. Metrics are means over the usable pairs."""
+
+    path: str
+    """`L3H0 → L5H5 k → L9H9 q → logits`."""
+    clean_metric: float
+    corrupted_metric: float
+    patched_metric: float
+    effect: float
+    """Ratio of means over the usable pairs."""
+    pair_effects: tuple[float, ...]
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    pair_indices: tuple[int, ...] = ()
+    """Index of each of these pairs in the dataset; empty where that is not known."""
+
+    @property
+    def label(self) -> str:
+        return self.path
+
+
 def head_label(layer: int, head: int, is_key_value_head: bool) -> str:
     return f"L{layer}{'KV' if is_key_value_head else 'H'}{head}"
