@@ -155,6 +155,8 @@ class _RowReader:
         cells = {name: find(self.table.cells[i]) for name, find in self.find.items() if find}
         prompts = [_short(cells.get(name or "")) for name in (self.columns.clean, self.columns.corrupted)]
         faults = [Fault("overfull", self.table.faults[i])] if i in self.table.faults else []
+        if self.table.separator is not None:
+            faults += [Fault("cells", _unquoted(name, cell)) for name, cell in cells.items() if _is_unquoted(cell)]
         if missing := [name for name, value in cells.items() if _is_empty(value)]:
             faults.append(Fault("empty", ", ".join(missing)))
         if not faults:
@@ -299,7 +301,8 @@ def _answer(answer: Any, column: str, argument: str) -> Answer:
         return int(answer)
     if isinstance(answer, float) and answer.is_integer():  # pandas makes 7.0 of 7 in a column with empty cells
         return int(answer)
-    raise ValueError(f"{column} holds {shortened(answer)}, expected text{_inside(answer, column, argument)}")
+    number = ", or a whole number for a token id" if isinstance(answer, float) else ""
+    raise ValueError(f"{column} holds {shortened(answer)}, expected text{number}{_inside(answer, column, argument)}")
 
 
 def _prompt(value: Any, column: str, argument: str) -> Prompt:
@@ -331,6 +334,18 @@ def _key(value: Any) -> str:
 
 def _short(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _is_unquoted(cell: Any) -> bool:
+    """Whether a space stands before quotes that were to surround the cell, so that they are part of it."""
+    if not isinstance(cell, str) or '"' not in cell:
+        return False
+    inside = cell.strip()
+    return cell[:1].isspace() and inside.count('"') == 2 and inside[0] == inside[-1] == '"'
+
+
+def _unquoted(column: str, cell: str) -> str:
+    return f"{column} holds {shortened(cell)}, with a space before the quotes: take out the space, or the quotes"
 
 
 def _holds_prompt(given: Any) -> bool:

@@ -75,8 +75,8 @@ def eap_csv(path: Path, reading: Reading) -> tuple[Table, Reading]:
 
 
 def greater_than(table: Table, reading: Reading) -> tuple[Table, Reading]:
-    """A table of the task of Hanna et al. 2023, "How does GPT-2 compute greater-than?": `correct_idx` is the number that
-    two digits make ("... from the year 1732 to the year 17": 32), without its leading zero. Right answers are the texts
+    """A table of the task of Hanna et al. 2023, "How does GPT-2 compute greater-than?": `correct_idx` is the number
+    that two digits make ("... from the year 1732 to the year 17": 32), without its leading zero. Right answers are the texts
     `33` to `99`, wrong ones `00` to `32`. The paper's measure is `metrics="probability_difference"`.
 
     Raises:
@@ -92,8 +92,8 @@ def greater_than(table: Table, reading: Reading) -> tuple[Table, Reading]:
         if said is None or str(of_row[number]).strip().removesuffix(".0") not in (said[2], str(int(said[2]))):
             raise ValueError(
                 f"{table.source} has the column 'correct_idx' and no wrong answers, and {row} is not of greater-than, "
-                f"whose prompts end in 'CC' after 'CCYY', with YY in correct_idx: it has {shortened(of_row[clean])} and "
-                f"{shortened(of_row[number])}. For token ids use from_file(..., correct='correct_idx', incorrect=None, "
+                "whose prompts end in 'CC' after 'CCYY', with YY in correct_idx: it has "
+                f"{shortened(of_row[clean])} and {shortened(of_row[number])}. For token ids use from_file(..., correct='correct_idx', incorrect=None, "
                 "answers='ids')"
             )
         cells.append([*of_row, *sides[int(said[2])]])
@@ -144,8 +144,8 @@ def mib(rows: str | Path | pd.DataFrame, counterfactual: str | None, reading: Re
     """A task of Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark" (huggingface.co/mib-bench; read as
     its circuit track's `dataset.py` does): records with `prompt` and several `..._counterfactual`, which hold a
     `prompt` of their own. IOI names its answers in `metadata` (`indirect_object`, `subject`), without their leading
-    space; multiple choice in `choices["label"]` at `answerKey`; arithmetic in `label`. Its files of greater-than are CSV
-    (`greater_than`).
+    space; multiple choice in `choices["label"]` at `answerKey`; arithmetic in `label`. Its files of greater-than are
+    CSV (`greater_than`).
 
     Raises:
         ValueError: where the rows are of none of these tasks, or the counterfactual is not among their columns.
@@ -164,8 +164,8 @@ def mib(rows: str | Path | pd.DataFrame, counterfactual: str | None, reading: Re
     else:
         has = ", ".join(map(repr, table.columns)) or "none"
         raise ValueError(
-            f"{table.source} has the columns {has}, expected those of MIB's IOI, multiple choice, arithmetic or greater-than: read "
-            "it with from_file or from_dataframe"
+            f"{table.source} has the columns {has}, expected those of MIB's IOI, multiple choice, arithmetic or "
+            "greater-than: read it with from_file or from_dataframe"
         )
     column = counterfactual or MIB_COUNTERFACTUALS[kind]
     if column not in first:

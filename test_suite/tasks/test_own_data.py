@@ -220,8 +220,8 @@ def test_pairs_can_be_given_without_a_file():
         (
             "clean,corrupted,correct,incorrect,position:END",
             [f"{good_rows(1)[0]},6", f"{good_rows(1)[0]},7", f"{good_rows(1)[0]},-8"],
-            "bad: 2 of 3 rows have positions that do not fit their prompts. row 3: position 'END' .in a prompt of 7 tokens. 7 "
-            "is out of range: expected -7 to 6; row 4: ",
+            "bad: 2 of 3 rows have positions that do not fit their prompts. row 3: position 'END' .in a prompt of 7 "
+            "tokens. 7 is out of range: expected -7 to 6; row 4: ",
         ),
         (
             "clean,corrupted,correct,incorrect,position:END",

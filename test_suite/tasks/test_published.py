@@ -86,7 +86,7 @@ def test_files_of_greater_than(tmp_path: Path, loader: str) -> None:
 def test_what_the_prompt_of_greater_than_does_not_say_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "gt.csv"
     path.write_text(f"clean,corrupted,correct_idx\n{YEARS.format('1732')},{YEARS.format('1701')},33\n")
-    with pytest.raises(ValueError, match="row 2 is not of greater-than, .*'The war .* and '33'. For token ids"):
+    with pytest.raises(ValueError, match=r"row 2 is not of greater-than, .*'The war .* and '33'. For token ids"):
         PromptPairs.from_mib(bundled(), path)
 
 
