@@ -76,8 +76,8 @@ def eap_csv(path: Path, reading: Reading) -> tuple[Table, Reading]:
 
 def greater_than(table: Table, reading: Reading) -> tuple[Table, Reading]:
     """A table of the task of Hanna et al. 2023, "How does GPT-2 compute greater-than?": `correct_idx` is the number
-    that two digits make ("... from the year 1732 to the year 17": 32), without its leading zero. Right answers are the texts
-    `33` to `99`, wrong ones `00` to `32`. The paper's measure is `metrics="probability_difference"`.
+    that two digits make ("... from the year 1732 to the year 17": 32), without its leading zero. Right answers are the
+    texts `33` to `99`, wrong ones `00` to `32`. The paper's measure is `metrics="probability_difference"`.
 
     Raises:
         ValueError: where `correct_idx` is not what the clean prompt says.
@@ -93,8 +93,8 @@ def greater_than(table: Table, reading: Reading) -> tuple[Table, Reading]:
             raise ValueError(
                 f"{table.source} has the column 'correct_idx' and no wrong answers, and {row} is not of greater-than, "
                 "whose prompts end in 'CC' after 'CCYY', with YY in correct_idx: it has "
-                f"{shortened(of_row[clean])} and {shortened(of_row[number])}. For token ids use from_file(..., correct='correct_idx', incorrect=None, "
-                "answers='ids')"
+                f"{shortened(of_row[clean])} and {shortened(of_row[number])}. For token ids use "
+                "from_file(..., correct='correct_idx', incorrect=None, answers='ids')"
             )
         cells.append([*of_row, *sides[int(said[2])]])
     columns = (*table.columns, "greater", "not greater")
