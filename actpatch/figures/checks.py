@@ -97,6 +97,8 @@ def check_top_k(top_k: int) -> None:
 
 
 def check_effects(effects: np.ndarray, sweep: Sweep | None) -> None:
+    if sweep is not None and sweep.unmatched.all():
+        raise ValueError("no position that was patched has a partner in the other run: match or name others")
     if np.isnan(effects).all():
         means = f" (on average {sweep.clean.mean():+.3f} and {sweep.corrupted.mean():+.3f})" if sweep else ""
         raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 from actpatch.core.templates import Templates
 from actpatch.core.text import escaped
 from actpatch.results.sweep import Sweep
+from actpatch.results.text import effect_cells
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
 
@@ -36,16 +37,19 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
     top = sorted(range(len(effects)), key=lambda i: -1.0 if np.isnan(effects[i]) else abs(effects[i]), reverse=True)
     top = top[:ROWS]
     statistics, note = _statistics(sweep)
-    columns = {kind: [labels[i] for i in top], "effect": [f"{effects[i]:+.3f}" for i in top]}
+    columns = {kind: [labels[i] for i in top], "effect": effect_cells(sweep, top)}
     if statistics is not None and statistics.n_pairs >= FEWEST_PAIRS:
         intervals = [(statistics.low[i], statistics.high[i]) for i in top]
         columns[f"{statistics.level * 100:g}% interval"] = [
-            "none" if np.isnan(low) else f"[{low:+.3f}, {high:+.3f}]" for low, high in intervals
+            "" if sweep.unmatched[i] else "none" if np.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
+            for i, (low, high) in zip(top, intervals)
         ]
     if statistics is not None and statistics.tells_significance:
-        columns[""] = ["" if statistics.significant[i] else "n.s." for i in top]
+        columns[""] = ["" if statistics.significant[i] or sweep.unmatched[i] else "n.s." for i in top]
     if sweep.usable.any():
-        columns[sweep.metric] = [f"{sweep.patched[i, sweep.usable].mean():+.3f}" for i in top]
+        columns[sweep.metric] = [
+            "" if sweep.unmatched[i] else f"{sweep.patched[i, sweep.usable].mean():+.3f}" for i in top
+        ]
     if len(effects) > ROWS:
         note = " ".join([f"{len(effects) - ROWS} more with smaller effects.", note])
     return TABLES.render(
