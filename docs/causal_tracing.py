@@ -3,7 +3,7 @@
     python -m docs.causal_tracing MODEL
 
 MODEL is what `load_model` takes; docs/causal-tracing.md is of SmolLM2-135M-Instruct, a directory with its checkpoint.
-Prints the page's numbers and writes docs/pictures/facts-map.png, facts-mlp.png, and -dark.png of either. Needs
+Prints the page's numbers and writes docs/pictures/facts-map.png and facts-map-dark.png. Needs
 `playwright` (the extra `test`) and Chromium. Everything is drawn from seed 0.
 """
 
@@ -21,20 +21,15 @@ CITY, COUNTRY = "{} is located in the city of", "{} is located in the country of
 FACTS = [
     ("The Eiffel Tower", CITY, "Paris"),
     ("The Colosseum", CITY, "Rome"),
-    ("The Brandenburg Gate", CITY, "Berlin"),
-    ("The Kremlin", CITY, "Moscow"),
     ("The Acropolis", CITY, "Athens"),
-    ("The Golden Gate Bridge", CITY, "San"),
     ("The Great Wall", COUNTRY, "China"),
     ("Machu Picchu", COUNTRY, "Peru"),
     ("The Taj Mahal", COUNTRY, "India"),
     ("The Great Barrier Reef", COUNTRY, "Australia"),
     ("The Great Pyramid of Giza", COUNTRY, "Egypt"),
-    ("Mount Vesuvius", COUNTRY, "Italy"),
 ]
 """Subject, prompt and what it goes on with, all of which SmolLM2-135M-Instruct says first."""
 COLUMNS = ["SUBJECT[0]", "SUBJECT[-1]", "END"]
-TOP = 3
 WIDTH = 520
 
 
@@ -50,14 +45,14 @@ def facts(model: Any) -> PromptPairs:
     return PromptPairs.from_dataframe(model, table, name="landmarks", **names)
 
 
-def traced(model: Any, hook_points: str, window: int = 1) -> PositionResults:
-    """The share of the answer's probability that comes back when clean activations are put into the noised run."""
+def traced(model: Any) -> PositionResults:
+    """The share of the answer's probability that comes back when the clean residual stream is put into the noised run,
+    one layer and one token at a time."""
     return ActivationPatcher(model, show_progress=False).run_position_experiment(
         facts(model),
-        hook_points,
+        "resid_pre",
         positions=COLUMNS,
-        window=window,
-        noise=GaussianNoise("SUBJECT", samples=2),
+        noise=GaussianNoise("SUBJECT", samples=1),
         metrics=["probability", "accuracy"],
     )
 
@@ -65,19 +60,11 @@ def traced(model: Any, hook_points: str, window: int = 1) -> PositionResults:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint's directory, or a name that load_model knows")
-    model = load_model(parser.parse_args(argv).model, device="cpu")
-    figures = {}
-    for name, hook_points, window in (("facts-map", "resid_pre", 1), ("facts-mlp", "mlp_out", 5)):
-        found = traced(model, hook_points, window)
-        shown = "residual stream" if hook_points == "resid_pre" else f"MLP, windows of {window} layers"
-        figures[name] = create_position_heatmap(found, title=f"Facts traced: {shown}")
-        print(f"\n## {shown}\n\n{found.matrix().round(2).to_string()}\n")
-        for measured in found.sweep.measured:
-            print(f"{measured.metric}: clean {measured.clean.mean():.3f}, with noise {measured.corrupted.mean():.3f}")
-        for column in COLUMNS:
-            effects = found.matrix()[column].sort_values(ascending=False)[:TOP]
-            print(f"{column}: " + ", ".join(f"layer {layer} {effect:.2f}" for layer, effect in effects.items()))
-    screenshots(figures, width=WIDTH)
+    found = traced(load_model(parser.parse_args(argv).model, device="cpu"))
+    for measured in found.sweep.measured:
+        print(f"{measured.name}: clean {measured.clean.mean():.3f}, with noise {measured.corrupted.mean():.3f}")
+    print(found.matrix().round(2).to_string(), flush=True)
+    screenshots({"facts-map": create_position_heatmap(found, title="Facts traced: residual stream")}, width=WIDTH)
 
 
 if __name__ == "__main__":
