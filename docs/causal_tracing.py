@@ -2,8 +2,8 @@
 
     python -m docs.causal_tracing MODEL
 
-MODEL is what `load_model` takes; docs/causal-tracing.md is of SmolLM2-135M-Instruct, a directory with its checkpoint.
-Prints the page's numbers and writes docs/pictures/facts-map.png and facts-map-dark.png. Needs
+MODEL is what `load_model` takes, for instance a directory with a checkpoint of SmolLM2-135M-Instruct. Prints the layer ×
+position map and writes docs/pictures/facts-map.png and facts-map-dark.png. Needs
 `playwright` (the extra `test`) and Chromium. Everything is drawn from seed 0.
 """
 
@@ -28,8 +28,9 @@ FACTS = [
     ("The Great Barrier Reef", COUNTRY, "Australia"),
     ("The Great Pyramid of Giza", COUNTRY, "Egypt"),
 ]
-"""Subject, prompt and what it goes on with, all of which SmolLM2-135M-Instruct says first."""
+"""Subject, prompt and what it goes on with."""
 COLUMNS = ["SUBJECT[0]", "SUBJECT[-1]", "END"]
+SAMPLES = 1
 WIDTH = 520
 
 
@@ -52,7 +53,7 @@ def traced(model: Any) -> PositionResults:
         facts(model),
         "resid_pre",
         positions=COLUMNS,
-        noise=GaussianNoise("SUBJECT", samples=1),
+        noise=GaussianNoise("SUBJECT", samples=SAMPLES),
         metrics=["probability", "accuracy"],
     )
 
@@ -63,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     found = traced(load_model(parser.parse_args(argv).model, device="cpu"))
     for measured in found.sweep.measured:
         print(f"{measured.name}: clean {measured.clean.mean():.3f}, with noise {measured.corrupted.mean():.3f}")
-    print(found.matrix().round(2).to_string(), flush=True)
+    print(f"layer  {'  '.join(COLUMNS)}")
+    for layer, effects in enumerate(found.matrix()):
+        print(layer, *(f"{effect:.2f}" for effect in effects))
     screenshots({"facts-map": create_position_heatmap(found, title="Facts traced: residual stream")}, width=WIDTH)
 
 
