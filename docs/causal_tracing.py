@@ -2,9 +2,9 @@
 
     python -m docs.causal_tracing MODEL
 
-MODEL is what `load_model` takes, for instance a directory with a checkpoint of SmolLM2-135M-Instruct. Prints the layer ×
-position map and writes docs/pictures/facts-map.png and facts-map-dark.png. Needs
-`playwright` (the extra `test`) and Chromium. Everything is drawn from seed 0.
+MODEL is what `load_model` takes, for instance a directory with a checkpoint of SmolLM2-135M-Instruct. Prints the map,
+layer × position, and writes docs/pictures/facts-map.png and facts-map-dark.png. Needs `playwright` (the extra `test`)
+and Chromium. Everything is drawn from seed 0.
 """
 
 from __future__ import annotations
