@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{measured.name}: clean {measured.clean.mean():.3f}, with noise {measured.corrupted.mean():.3f}")
     print(f"layer  {'  '.join(COLUMNS)}")
     for layer, effects in enumerate(found.matrix()):
-        print(layer, *(f"{effect:.2f}" for effect in effects))
+        print(layer, *(f"{effect:.2f}" for effect in effects.round(2) + 0))
     screenshots({"facts-map": create_position_heatmap(found, title="Facts traced: residual stream")}, width=WIDTH)
 
 

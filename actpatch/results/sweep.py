@@ -344,8 +344,8 @@ class Sweep:
     @property
     def unmatched(self) -> Bool[np.ndarray, " patch"]:
         """Patches that write nothing in any usable pair, so that their effect is not known: it is NaN."""
-        usable = self.usable
-        return ~self.written[:, usable if usable.any() else slice(None)].any(axis=1)
+        written = self.written[:, self.usable] if self.usable.any() else self.written
+        return np.logical_not(written.any(axis=1))
 
     @property
     def base(self) -> Float[np.ndarray, " pair"]:

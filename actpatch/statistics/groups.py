@@ -17,6 +17,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -66,7 +67,9 @@ class GroupDifferences:
 
     def among(self, sites: Sequence[str], numbers: Sequence[int]) -> GroupDifferences:
         """These entries as those with these numbers among more sites, of which nothing was measured: theirs are NaN."""
-        entries = {name: placed(getattr(self, name), len(sites), numbers) for name in ("effects", "p", "p_corrected")}
+        entries: dict[str, Any] = {
+            name: placed(getattr(self, name), len(sites), numbers) for name in ("effects", "p", "p_corrected")
+        }
         return replace(self, sites=tuple(sites), **entries)
 
     @property

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -146,7 +146,7 @@ class SiteStatistics:
     def among(self, sites: Sequence[str], numbers: Sequence[int]) -> SiteStatistics:
         """These entries as those with these numbers among more sites, of which nothing was measured: theirs are NaN."""
         arrays = ("effect", "low", "high", "p", "p_corrected", "too_skewed", "detectable")
-        entries = {name: placed(getattr(self, name), len(sites), numbers) for name in arrays}
+        entries: dict[str, Any] = {name: placed(getattr(self, name), len(sites), numbers) for name in arrays}
         differences = self.differences.among(sites, numbers) if self.differences else None
         return replace(self, sites=tuple(sites), differences=differences, **entries)
 
