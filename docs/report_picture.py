@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
+from plotly import graph_objects as go
 
 from actpatch import (
     HeadPatcher,
@@ -38,9 +40,8 @@ def experiment() -> HeadResults:
     return HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset)
 
 
-def main() -> None:
-    heads = experiment()
-    figures = {"head-map": create_head_heatmap(heads), "head-bars": create_top_heads_bar(heads, top_k=TOP)}
+def screenshots(figures: Mapping[str, go.Figure], width: int = WIDTH) -> None:
+    """Writes docs/pictures/NAME.png and NAME-dark.png of each figure, as Chromium shows it in so wide a window."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
@@ -48,7 +49,7 @@ def main() -> None:
             shown = save_figure(figure, Path(folder) / f"{name}.html")
             for suffix, dark in (("", False), ("-dark", True)):
                 page = browser.new_page(
-                    viewport={"width": WIDTH, "height": HEIGHT},
+                    viewport={"width": width, "height": HEIGHT},
                     device_scale_factor=2,
                     color_scheme="dark" if dark else "light",
                 )
@@ -57,6 +58,11 @@ def main() -> None:
                 page.locator("figure").first.screenshot(path=FOLDER / f"{name}{suffix}.png")
                 page.close()
         browser.close()
+
+
+def main() -> None:
+    heads = experiment()
+    screenshots({"head-map": create_head_heatmap(heads), "head-bars": create_top_heads_bar(heads, top_k=TOP)})
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def check_top_k(top_k: int) -> None:
 
 
 def check_effects(effects: np.ndarray, sweep: Sweep | None) -> None:
+    if sweep is not None and sweep.unmatched.all():
+        raise ValueError("no position that was patched has a partner in the other run: match or name others")
     if np.isnan(effects).all():
         means = f" (on average {plain(sweep.clean.mean())} and {plain(sweep.corrupted.mean())})" if sweep else ""
         raise ValueError(

@@ -12,7 +12,7 @@ from actpatch.core.sites import Patch, Site
 from actpatch.core.text import count, escaped, signed
 from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import LayerResults, SweepResults
-from actpatch.results.sweep import Sweep
+from actpatch.results.sweep import NOT_MATCHED, Sweep
 
 NO_PARTNER = "∅"
 """What is shown in the place of a token that has no partner in the other prompt."""
@@ -103,8 +103,11 @@ def hovers(labels: Sequence[str], sweep: Sweep, lines_of: Callable[[int], list[s
     usable = sweep.usable
     clean, corrupted = sweep.clean[usable].mean(), sweep.corrupted[usable].mean()
     rows = zip(labels, sweep.effects, sweep.patched[:, usable].mean(axis=1))
+    unmatched = sweep.unmatched
     return [
-        _hover(label, effect, lines_of(i), (clean, corrupted, patched), metric_unit(sweep), pairs_used(usable))
+        f"<b>{escaped(label)}</b><br>{NOT_MATCHED}: no partner in the other run"
+        if unmatched[i]
+        else _hover(label, effect, lines_of(i), (clean, corrupted, patched), metric_unit(sweep), pairs_used(usable))
         for i, (label, effect, patched) in enumerate(rows)
     ]
 

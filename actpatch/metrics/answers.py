@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.metrics.base import AnswerMetric
+from actpatch.metrics.base import AnswerMetric, PaddedAnswers
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,11 +38,11 @@ class LogitDifference(AnswerMetric):
         return _sum_of_logits(last, correct, pairs) - _sum_of_logits(last, incorrect, pairs)
 
     @cached_property
-    def _columns(self) -> tuple[Int[Tensor, "pair correct"], Int[Tensor, "pair incorrect"]]:
+    def _columns(self) -> tuple[PaddedAnswers, PaddedAnswers]:
         """Where among `tokens` the answers stand."""
+        tokens, sides = self.tokens, (self.answers.padded_correct, self.answers.padded_incorrect)
         correct, incorrect = (
-            torch.searchsorted(self.tokens, ids).masked_fill(ids < 0, -1)
-            for ids in (self.answers.padded_correct, self.answers.padded_incorrect)
+            PaddedAnswers(torch.searchsorted(tokens, table).masked_fill(table < 0, -1), which) for table, which in sides
         )
         return correct, incorrect
 
@@ -114,21 +114,21 @@ class Accuracy(Rank):
 
 
 def _of_answers(
-    values: Float[Tensor, "row token"], answers: Int[Tensor, "pair answer"], pairs: Int[Tensor, " row"], missing: float
+    values: Float[Tensor, "row token"], answers: PaddedAnswers, pairs: Int[Tensor, " row"], missing: float
 ) -> Float[Tensor, "row answer"]:
     """The values of each row's answers, and `missing` where its pair has fewer than others."""
-    ids = answers[pairs.to(answers.device)].to(values.device)
+    ids = answers.of(pairs).to(values.device)
     return values.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, missing)
 
 
 def _sum_of_logits(
-    logits: Float[Tensor, "row token"], answers: Int[Tensor, "pair answer"], pairs: Int[Tensor, " row"]
+    logits: Float[Tensor, "row token"], answers: PaddedAnswers, pairs: Int[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
     """Logarithm of the sum of the answers' exponentials; for one answer its own logit, exactly."""
     return _of_answers(logits, answers, pairs, -math.inf).logsumexp(-1)
 
 
 def _sum_of_probabilities(
-    probabilities: Float[Tensor, "row token"], answers: Int[Tensor, "pair answer"], pairs: Int[Tensor, " row"]
+    probabilities: Float[Tensor, "row token"], answers: PaddedAnswers, pairs: Int[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
     return _of_answers(probabilities, answers, pairs, 0.0).sum(-1)

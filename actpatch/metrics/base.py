@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -69,6 +69,18 @@ class Metric(Protocol):
         """
 
 
+class PaddedAnswers(NamedTuple):
+    """Answers of pairs in a table, those that pairs share once: all of them for each pair would fill the memory."""
+
+    table: Int[Tensor, "set answer"]
+    which: Int[Tensor, " pair"]
+    """The row of each pair."""
+
+    def of(self, pairs: Int[Tensor, " row"]) -> Int[Tensor, "row answer"]:
+        """Those of these pairs, which are counted from 0."""
+        return self.table[self.which[pairs.to(self.which.device)]]
+
+
 @dataclass(frozen=True, repr=False)
 class Answers:
     """Token ids of the answers of each pair of an experiment."""
@@ -82,7 +94,11 @@ class Answers:
 
     def __post_init__(self) -> None:
         _check_both_sides(self.correct, self.incorrect)
+        seen: set[tuple[int, int]] = set()
         for pair, (correct, incorrect) in enumerate(zip(self.correct, self.incorrect)):
+            if (id(correct), id(incorrect)) in seen:  # pairs may share thousands of answers
+                continue
+            seen.add((id(correct), id(incorrect)))
             ids = (*correct, *incorrect)
             if any(token < 0 for token in ids) or len(set(ids)) < len(ids):
                 raise ValueError(
@@ -99,15 +115,16 @@ class Answers:
     @cached_property
     def tokens(self) -> Int[Tensor, " token"]:
         """Every answer of any pair, once, ascending."""
-        return torch.tensor(sorted({token for ids in self.correct + self.incorrect for token in ids}))
+        distinct = {*map(tuple, (*self.correct, *self.incorrect))}
+        return torch.tensor(sorted({token for ids in distinct for token in ids}))
 
     @cached_property
-    def padded_correct(self) -> Int[Tensor, "pair answer"]:
+    def padded_correct(self) -> PaddedAnswers:
         """The right answers, with -1 where a pair has fewer than others."""
         return _padded(self.correct)
 
     @cached_property
-    def padded_incorrect(self) -> Int[Tensor, "pair answer"]:
+    def padded_incorrect(self) -> PaddedAnswers:
         """The wrong answers, with -1 where a pair has fewer than others."""
         return _padded(self.incorrect)
 
@@ -263,6 +280,9 @@ def _check_both_sides(correct: Sequence[Sized], incorrect: Sequence[Sized]) -> N
         )
 
 
-def _padded(answers: Sequence[Sequence[int]]) -> Int[Tensor, "pair answer"]:
-    longest = max((len(ids) for ids in answers), default=0)
-    return torch.tensor([[*ids, *[-1] * (longest - len(ids))] for ids in answers], dtype=torch.long)
+def _padded(answers: Sequence[Sequence[int]]) -> PaddedAnswers:
+    every = [tuple(ids) for ids in answers]
+    distinct = {ids: row for row, ids in enumerate(dict.fromkeys(every))}
+    longest = max(map(len, distinct), default=0)
+    table = torch.tensor([[*ids, *[-1] * (longest - len(ids))] for ids in distinct], dtype=torch.long)
+    return PaddedAnswers(table, torch.tensor([distinct[ids] for ids in every], dtype=torch.long))

@@ -55,6 +55,15 @@ class BridgeRunner(Runner):
         with self._cache_handed_on():
             return cache, self.run(tokens, read, **self._caching(cache))
 
+    def reader(self) -> Callable[[Tensor, Read], Tensor]:
+        cache = DynamicCache()
+
+        def read_on(tokens: Int[Tensor, "1 new"], read: Read) -> Float[Tensor, "1 read token"]:
+            with self._cache_handed_on():
+                return self.run(tokens, read, **self._caching(cache))
+
+        return read_on
+
     def begin(self, recording: Recording, start: int, length: int) -> list[tuple[tuple, dict[str, Any]]]:
         return self._calls(recording, slice(1), start, length)
 

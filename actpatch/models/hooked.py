@@ -35,6 +35,15 @@ class HookedRunner(Runner):
         keys_values = [(entry.past_keys, entry.past_values) for entry in entries]
         return Recording(tokens, activations, logits, keys_values, given[0].get("shortformer_pos_embed"))
 
+    def reader(self) -> Callable[[Tensor, Read], Tensor]:
+        cache = _key_value_cache([(k, k) for k in self._no_keys(1)], frozen=False)
+
+        def read_on(tokens: Int[Tensor, "1 new"], read: Read) -> Float[Tensor, "1 read token"]:
+            # Without a mask the model would make one up, in which a token that also pads is padding.
+            return self.run(tokens, read, past_kv_cache=cache, attention_mask=torch.ones_like(tokens))
+
+        return read_on
+
     def begin(self, recording: Recording, start: int, length: int) -> Tensor | None:
         position_input = recording.position_input
         return None if position_input is None else position_input[:1, start:length]

@@ -183,6 +183,11 @@ class Runner(ABC):
         return any("dynamic" in str(getattr(module, "rope_type", "")) for module in modules_of(self.model))
 
     @abstractmethod
+    def reader(self) -> Callable[[Int[Tensor, "1 new"], Read], Float[Tensor, "1 read token"]]:
+        """Reads one text in pieces: what is called with the tokens that follow those of its calls before, over the keys
+        and values that the model itself kept of these, and returns what is read of their logits."""
+
+    @abstractmethod
     def begin(self, recording: Recording, start: int, length: int) -> Any:
         """What the blocks have to be called with on positions `start` to `length`; handed to `run_block`."""
 

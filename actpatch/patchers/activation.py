@@ -395,8 +395,8 @@ class ActivationPatcher:
         """What the clean, the corrupted and the patched run say after their prompt, the likeliest token each time.
 
         The patch is written at positions of the prompt alone. What it changes there is what the new tokens see; they
-        themselves are computed as the model computes them (`engine.generation`). Each of them takes a run of the whole
-        sequence.
+        themselves are computed as the model computes them, over the keys and values that it kept, which is checked by a
+        run of the whole text (`engine.generation`).
 
         Args:
             clean_prompt: prompt of the clean run: a text, messages of a chat, or token ids, to which no BOS is added.

@@ -117,5 +117,5 @@ def _check_token_by_token(pairs: EncodedPairs) -> None:
         raise ValueError(
             f"pair {pairs.indices[other]}: its prompts do not go together token by token "
             f"({len(pairs.clean[other])} and {len(pairs.corrupted[other])} tokens), and a card has what patching "
-            "patterns does: choose pairs that do with pair_indices"
+            "patterns does. Sweep q, k, v and z with run_all_heads_experiment, or choose others with pair_indices"
         )

@@ -55,7 +55,7 @@ from actpatch.results.check import DatasetCheck, PairCheck
 from actpatch.results.sweep import MetricValues, usable_pairs
 from actpatch.statistics.groups import FEWEST_OF_A_GROUP
 from actpatch.statistics.resampling import FEWEST_PAIRS
-from actpatch.tasks.answers import checked_sequences, checked_targets, has_own_metric
+from actpatch.tasks.answers import Known, checked_sequences, checked_targets, has_own_metric
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset, pairs_of
 from actpatch.tasks.encoding import EncodedPairs, chosen_indices, encode_pairs
 from actpatch.tasks.tokens import WrongTokenizer, token_ids
@@ -120,7 +120,7 @@ def check_dataset(
         if metric is None and answers and not pairs.has_own_metric:
             metric, finding = _instead_of_logits(answers)
             findings.append(finding)
-        spelling = other_spelling(model, answers) if isinstance(answers, Answers) else None
+        spelling = other_spelling(model, answers) if answers else None
         runs = _run(engine, pairs, answers, metric, noise, spelling)
         measured = runs.metric
         findings += [*_about_runs(runs, pairs, noise, engine.dtype), *_about_prompts(pairs, noise)]
@@ -198,8 +198,8 @@ def _has_no_answers(dataset: PatchingDataset, indices: Sequence[int]) -> bool:
         return False
 
 
-_ReadAnswers: TypeAlias = Callable[[Any, PatchingDataset, int], tuple[Sequence[Any], Sequence[Any]]]
-"""Model, dataset and index of a pair -> its right and its wrong answers, checked."""
+_ReadAnswers: TypeAlias = Callable[[Any, PatchingDataset, int, Known], tuple[Sequence[Any], Sequence[Any]]]
+"""Model, dataset, index of a pair, and what is known of others -> its right and its wrong answers, checked."""
 
 
 def _answers_read(dataset: PatchingDataset, metric: str | AnyMetric | MetricFunction | None) -> _ReadAnswers | None:
@@ -212,10 +212,12 @@ def _answers_read(dataset: PatchingDataset, metric: str | AnyMetric | MetricFunc
     return checked_sequences if issubclass(named, SequenceMetric) else checked_targets
 
 
-def _short_or_whole(model: Any, dataset: PatchingDataset, index: int) -> tuple[Sequence[Any], Sequence[Any]]:
+def _short_or_whole(
+    model: Any, dataset: PatchingDataset, index: int, known: Known
+) -> tuple[Sequence[Any], Sequence[Any]]:
     """A pair's answers of one token each, or the whole of them where they have more."""
     try:
-        return checked_targets(model, dataset, index)
+        return checked_targets(model, dataset, index, known)
     except ValueError:
         return checked_sequences(model, dataset, index)
 
@@ -234,11 +236,12 @@ def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], read: 
         if len(refused) == len(indices) and all(isinstance(error, WrongTokenizer) for error in refused.values()):
             raise
     faults = {i: str(error) for i, error in refused.items()}
+    known: Known = {}
     for i in indices:
         if read is None:
             break
         try:
-            correct, _ = read(model, dataset, i)
+            correct, _ = read(model, dataset, i, known)
             if not correct:
                 faults.setdefault(i, "get_target_tokens gives no right answer, which metric='kl_divergence' needs not")
         except ValueError as error:

@@ -25,7 +25,7 @@ from actpatch.results.sweep import MetricValues, Sweep
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.roles import mixed_roles
-from actpatch.tasks.unmatched import nothing_written_sentence, unmatched_sentence
+from actpatch.tasks.unmatched import nothing_written_sentence, sometimes_written_sentence, unmatched_sentence
 
 Results = TypeVar("Results", bound=SweepResults)
 PatchesOf: TypeAlias = Callable[[EncodedPairs], Sequence[Patch]]
@@ -70,7 +70,10 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
         for direction, of_run in seen.items()
     }
     left_alone = {
-        direction: "" if references is not None else unmatched_sentence(of_run) for direction, of_run in seen.items()
+        direction: []
+        if references is not None
+        else [unmatched_sentence(of_run), sometimes_written_sentence(of_run, of_direction[direction])]
+        for direction, of_run in seen.items()
     }
     measured = engine.sweeps(pairs, of_direction, metrics, references=references, noise=settings.noise)
     sweeps = [
@@ -102,7 +105,7 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
             dataset_seed=pairs.seed,
             dtype=engine.dtype,
             shortcuts=runs.shortcuts,
-            notes=(*filter(None, [*told[direction], left_alone[direction], cut]), *runs.notes),
+            notes=(*filter(None, [*told[direction], *left_alone[direction], cut]), *runs.notes),
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
         for direction, runs in zip(settings.directions, measured)

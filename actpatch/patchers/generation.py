@@ -17,6 +17,7 @@ from actpatch.results.generation import Continuation, Generation
 from actpatch.tasks.answers import n_answers
 from actpatch.tasks.encoding import EncodedPairs
 from actpatch.tasks.tokens import text_of, token_strings
+from actpatch.tasks.unmatched import nothing_written_sentence, unmatched_sentence
 
 PatchChoice: TypeAlias = Patch | Site | str
 """A patch, a site, or the full name of a hook point."""
@@ -41,7 +42,9 @@ def generation(
         raise ValueError(f"stop_at_eos is {stop_at_eos!r}, expected True or False")
     stops = engine.runner.end_tokens if stop_at_eos else frozenset()
     said = generate(engine, pairs, chosen, direction, max_new_tokens=max_new_tokens, stops=stops)
-    clean, corrupted, patched = (_continuation(model, one, stops) for one in said)
+    clean, corrupted, patched = (_continuation(model, one, stops) for one in (said.clean, said.corrupted, said.patched))
+    seen = pairs.in_direction(direction)
+    left_alone = nothing_written_sentence(seen, [chosen]) or unmatched_sentence(seen)
     return Generation(
         clean=clean,
         corrupted=corrupted,
@@ -51,6 +54,7 @@ def generation(
         model=engine.model_name,
         clean_tokens=pairs.clean_tokens[0],
         corrupted_tokens=pairs.corrupted_tokens[0],
+        notes=(*[left_alone] * bool(left_alone), *said.notes),
     )
 
 

@@ -370,5 +370,6 @@ def _check_side_by_side(pairs: EncodedPairs, number: int) -> None:
     if n_clean != n_corrupted:
         raise ValueError(
             f"pair {pairs.indices[number]}: the prompts have {n_clean} and {n_corrupted} tokens, so their patterns "
-            "cannot be laid side by side: choose a pair whose prompts have as many"
+            "cannot be laid side by side: choose a pair whose prompts have as many, or see each prompt's own with "
+            "run_with_cache(prompt, 'pattern') of an ActivationPatcher"
         )

@@ -17,7 +17,7 @@ from actpatch.figures.words import metric_name, pairs_used
 from actpatch.report.rendering import REPORT
 from actpatch.results.files import csv_columns
 from actpatch.results.shapes import OfHeads, SweepResults
-from actpatch.results.sweep import Sweep
+from actpatch.results.sweep import NOT_MATCHED, Sweep
 from actpatch.results.text import describe_statistics
 from actpatch.statistics.sites import SiteStatistics
 
@@ -66,7 +66,7 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
     sweep = results.sweep
     order = np.argsort(-np.nan_to_num(np.abs(sweep.effects), nan=-1.0), kind="stable")[:TOP_ROWS]
     heads = ["Patched", "Effect"]
-    columns = [_labels(results), [signed(effect) for effect in sweep.effects]]
+    columns = [_labels(results), [NOT_MATCHED if no else signed(e) for e, no in zip(sweep.effects, sweep.unmatched)]]
     if isinstance(statistics, SiteStatistics) and not np.isnan(statistics.low).all():
         heads.append(f"{statistics.level * 100:g} % interval")
         columns.append([_interval(low, high) for low, high in zip(statistics.low, statistics.high)])
@@ -74,11 +74,14 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
         heads.append("p, corrected")
         mark = " n.s." if statistics.tells_significance else ""
         columns.append(
-            [f"{with_minus(f'{p:.2g}')}{'' if p <= statistics.alpha else mark}" for p in statistics.p_corrected]
+            [
+                "" if np.isnan(p) else f"{with_minus(f'{p:.2g}')}{'' if p <= statistics.alpha else mark}"
+                for p in statistics.p_corrected
+            ]
         )
     heads.append(f"{metric_name(sweep)}, patched")
     usable = sweep.usable
-    columns.append([signed(row[usable].mean()) for row in sweep.patched])
+    columns.append(["" if no else signed(row[usable].mean()) for row, no in zip(sweep.patched, sweep.unmatched)])
     caption = f"{name}: the largest {len(order)} of {len(sweep.patches):,} effects"
     rows = [[column[i] for column in columns] for i in order]
     return REPORT.render(

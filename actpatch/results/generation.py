@@ -52,6 +52,8 @@ class Generation:
     clean_tokens: tuple[str, ...]
     """Token strings of the clean prompt, BOS included."""
     corrupted_tokens: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader should know: positions that were left alone, and why it took long, where it did."""
 
     @property
     def reading(self) -> str:
@@ -67,7 +69,7 @@ class Generation:
     def __str__(self) -> str:
         width = max(map(len, RUNS))
         said = [f"{name:<{width}}  {self._shown(name)}" for name in RUNS]
-        return "\n".join([*self._caption, *said, self.reading])
+        return "\n".join([*self._caption, *said, self.reading, *(f"note: {note}" for note in self.notes)])
 
     def __repr__(self) -> str:
         return f"Generation({self.patch.label}, {self.direction}, patched: {shortened(self.patched.text)})"
@@ -78,7 +80,7 @@ class Generation:
             caption=texts(self._caption),
             columns=texts(["run", "says"]),
             rows=[texts([name, self._shown(name)]) for name in RUNS],
-            note=texts([self.reading])[0],
+            note=texts([" ".join([self.reading, *(f"{note[:1].upper()}{note[1:]}." for note in self.notes)])])[0],
         )
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 
 from actpatch.core.templates import Templates
 from actpatch.core.text import escaped, signed, with_minus
-from actpatch.results.sweep import Sweep, largest
+from actpatch.results.sweep import NOT_MATCHED, Sweep, largest
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
 
@@ -35,16 +35,19 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
     effects = sweep.effects
     top = largest(effects, ROWS)
     statistics, note = _statistics(sweep)
-    columns = {kind: [labels[i] for i in top], "effect": [signed(effects[i]) for i in top]}
+    unmatched = sweep.unmatched
+    cells = [NOT_MATCHED if unmatched[i] else signed(effects[i]) for i in top]
+    columns = {kind: [labels[i] for i in top], "effect": cells}
     if statistics is not None and statistics.n_pairs >= FEWEST_PAIRS:
         intervals = [(statistics.low[i], statistics.high[i]) for i in top]
         columns[f"{statistics.level * 100:g}% interval"] = [
-            "none" if np.isnan(low) else f"[{signed(low)}, {signed(high)}]" for low, high in intervals
+            "" if unmatched[i] else "none" if np.isnan(low) else f"[{signed(low)}, {signed(high)}]"
+            for i, (low, high) in zip(top, intervals)
         ]
     if statistics is not None and statistics.tells_significance:
-        columns[""] = ["" if statistics.significant[i] else "n.s." for i in top]
+        columns[""] = ["" if statistics.significant[i] or unmatched[i] else "n.s." for i in top]
     if sweep.usable.any():
-        columns[sweep.metric] = [signed(sweep.patched[i, sweep.usable].mean()) for i in top]
+        columns[sweep.metric] = ["" if unmatched[i] else signed(sweep.patched[i, sweep.usable].mean()) for i in top]
     if len(effects) > ROWS:
         note = " ".join([f"{len(effects) - ROWS} more with smaller effects.", note])
     return TABLES.render(

@@ -55,6 +55,13 @@ def labels_of(patches: Sequence[Patch]) -> list[str]:
     return patches.labels if isinstance(patches, EdgePatches) else [patch.label for patch in patches]
 
 
+def places_of(patches: Sequence[Patch]) -> tuple[Sequence[tuple[Site, ...]], Int[np.ndarray, " patch"]]:
+    """Where patches lie, and which of these places each is at: of many edges few places, of others one each."""
+    if isinstance(patches, EdgePatches):
+        return patches.places, patches.columns
+    return [patch.sites for patch in patches], np.arange(len(patches))
+
+
 def window_of(patches: Sequence[Patch]) -> int:
     """Number of adjacent layers that were patched together around each site; 1 where layers were patched singly."""
     return 1 if isinstance(patches, EdgePatches) else max((patch.window for patch in patches), default=1)

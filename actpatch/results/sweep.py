@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from actpatch.core.alignment import Matches
+from actpatch.core.alignment import Matches, span_of
 from actpatch.core.direction import DIRECTIONS, Direction
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
@@ -31,7 +31,7 @@ from actpatch.core.text import count, plain
 from actpatch.metrics.names import metric_key
 from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.long_table import long_table
-from actpatch.results.patches import labels_of, of_pairs, taken, window_of
+from actpatch.results.patches import labels_of, of_pairs, places_of, taken, window_of
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
@@ -43,6 +43,9 @@ MIN_RELATIVE_CHANGE = 0.1
 
 PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "groups", "correct", "incorrect")
 """Fields of a `Sweep` with an entry per pair."""
+
+NOT_MATCHED = "not matched"
+"""What stands in the place of the effect of a patch at positions without a partner in the other run."""
 
 Tokens: TypeAlias = tuple[str | None, ...]
 """Token strings by position; None where none stands there."""
@@ -334,6 +337,28 @@ class Sweep:
                 found.append((clean, _taken(corrupted, dict(matches), len(clean))))
         return tuple(found)
 
+    @cached_property
+    def written(self) -> Bool[np.ndarray, "patch pair"]:
+        """Whether a patch writes anything in a pair: not where none of its positions has a partner there."""
+        written = np.ones((len(self.patches), len(self.pair_indices)), dtype=bool)
+        if not self.matches or self.source_kind == "ablation":
+            return written
+        side = int(self.direction == "denoising")
+        matched = [{match[side] for match in matches} for matches in self.matches]
+        lengths = [len(tokens) for tokens in self.base_tokens]
+        known: dict[Any, Bool[np.ndarray, " pair"]] = {}
+        places, of_patches = places_of(self.patches)
+        for at in {site.position for place in places for site in place}:
+            known[at] = np.array([_is_matched(at, i, *of_pair) for i, of_pair in enumerate(zip(matched, lengths))])
+        of_places = [np.any([known[site.position] for site in place], axis=0) for place in places]
+        return np.array(of_places)[of_patches] if places else written
+
+    @property
+    def unmatched(self) -> Bool[np.ndarray, " patch"]:
+        """Patches that write nothing in any usable pair, so that their effect is not known: it is NaN."""
+        written = self.written[:, self.usable] if self.usable.any() else self.written
+        return np.logical_not(written.any(axis=1))
+
     @property
     def base(self) -> Float[np.ndarray, " pair"]:
         """Metric of the run that is patched."""
@@ -351,21 +376,23 @@ class Sweep:
 
     @property
     def pair_effects(self) -> Float[np.ndarray, "patch pair"]:
-        """Effect of each patch on each pair; NaN for pairs that are not usable."""
-        denominator = np.where(self.usable, self.source - self.base, np.nan)
+        """Effect of each patch on each pair; NaN for pairs that are not usable, and where nothing is written."""
+        denominator = np.where(self.usable & self.written, self.source - self.base, np.nan)
         return (self.patched - self.base) / denominator
 
     @property
     def effects(self) -> Float[np.ndarray, " patch"]:
-        """Effect of each patch over the usable pairs, as a ratio of means; NaN where no pair is usable,
-        and where their gaps cancel."""
+        """Effect of each patch over the usable pairs, as a ratio of means; NaN where no pair is usable, where their
+        gaps cancel, and for patches that write nothing in any (`unmatched`). A pair in which one of the others writes
+        nothing counts as unchanged."""
         usable = self.usable
         if not usable.any():
             return np.full(len(self.patches), np.nan)
         base, source = self.base[usable], self.source[usable]
         # The gaps can cancel although no pair's is 0: accuracies turn around both ways.
         gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
-        return (self.patched[:, usable].mean(axis=1) - base.mean()) / gap
+        effects = (self.patched[:, usable].mean(axis=1) - base.mean()) / gap
+        return np.where(self.unmatched, np.nan, effects)
 
     def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
         """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
@@ -375,18 +402,23 @@ class Sweep:
 
         Options (seed, level, alpha, correction, power, n_resamples) and errors are those of
         `statistics.sites.site_statistics`. Where the pairs are of several groups, effects are compared between them.
+        Patches that write nothing (`unmatched`) are none of its sites: their entries are NaN.
         """
         if self.whole is not None:
             return self.entire.statistics(**options).of_sites(self.numbers)
-        usable = self.usable
-        return site_statistics(
-            self.patched[:, usable],
+        usable, labels = self.usable, self.labels
+        measured = np.flatnonzero(~self.unmatched).tolist()
+        if labels and not measured:
+            raise ValueError("no position that was patched has a partner in the other run: match or name others")
+        found = site_statistics(
+            self.patched[measured][:, usable],
             self.base[usable],
             self.source[usable],
-            sites=self.labels,
+            sites=[labels[i] for i in measured],
             groups=[group for group, kept in zip(self.groups, usable) if kept],
             **options,
         )
+        return found if len(measured) == len(labels) else found.among(labels, measured)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per patch, pair and metric.
@@ -398,8 +430,9 @@ class Sweep:
         dataset), its `template` and `group`; its `correct` and `incorrect` answers, of several the first ones, with
         `|` between them, and how many more; `metric`, `unit`, `direction`; `source` (what was written), `noise`,
         `path` and `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`; the `effect`,
-        NaN where the pair is not `usable`. Positions count from the start of the prompt that is patched; where prompts
-        have other lengths, the other one's token is that which stands for it, missing where there is none.
+        NaN where the pair is not `usable`, and where the position has no partner. Positions count from the start of the
+        prompt that is patched; where prompts have other lengths, the other one's token is that which stands for it,
+        missing where there is none.
         """
         return long_table(self)
 
@@ -424,6 +457,13 @@ def usable_pairs(
     difference = np.abs(clean - corrupted)
     scale = np.maximum(np.abs(clean), np.abs(corrupted))
     return (difference > 1e-6) & (difference >= min_relative_change * scale)
+
+
+def _is_matched(at: Any, pair: int, matched: set[int], length: int) -> bool:
+    """Whether any of a site's positions in a pair is among those that have a partner."""
+    if at is None:
+        return bool(matched)
+    return any(one % length in matched for one in span_of(at[pair] if isinstance(at, tuple) else at))
 
 
 def _taken(tokens: Tokens, partners: Mapping[int, int], length: int) -> Tokens:

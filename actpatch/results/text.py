@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from actpatch.core.text import plain
-from actpatch.results.sweep import Sweep
+from actpatch.results.sweep import NOT_MATCHED, Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
 
@@ -95,18 +95,19 @@ def effects_table(
     if len(sweep.metrics) == 1:
         effects = sweep.effects[patches]
         values = [sweep.patched[i, sweep.usable].mean() if sweep.usable.any() else np.nan for i in patches]
-        columns = [first, _column("effect", _signed(effects))]
+        shown = ["" if sweep.unmatched[i] else cell for i, cell in zip(patches, _signed(values))]
+        columns = [first, _column("effect", effect_cells(sweep, patches))]
         columns += [
             _column(name, cells) for name, cells in _statistics_cells(statistics[sweep.metric], patches).items()
         ]
-        columns.append(_column(sweep.metric, _signed(values)))
+        columns.append(_column(sweep.metric, shown))
         room = WIDTH - sum(len(column[-1]) + 2 for column in columns)
         columns.append(["", *(effect_bar(effect, min(BAR_WIDTH, room)) for effect in effects)])
         return _beside([columns[0], *map(beside_labels, columns[1:])])
     columns = []
     for name in sweep.metrics:
         parts = [
-            _signed(sweep.by_metric(name).effects[patches]),
+            effect_cells(sweep.by_metric(name), patches),
             *_statistics_cells(statistics[name], patches).values(),
         ]
         columns.append(_column(name, ["  ".join(cells) for cells in zip(*(_column("", part) for part in parts))]))
@@ -162,6 +163,12 @@ def _why_untold(statistics: Mapping[str, SiteStatistics | str]) -> str:
     return "" if not known or any(found.tells_significance for found in known) else known[0].too_few
 
 
+def effect_cells(sweep: Sweep, patches: Sequence[int]) -> list[str]:
+    """The effects of these patches as text, or that they are not matched."""
+    effects, unmatched = sweep.effects, sweep.unmatched
+    return [NOT_MATCHED if unmatched[i] else plain(effects[i]) for i in patches]
+
+
 def effect_bar(effect: float, width: int = BAR_WIDTH) -> str:
     """A bar of `width` characters for |effect| = 1, `#` for positive and `-` for negative effects."""
     if np.isnan(effect):
@@ -185,10 +192,13 @@ def _statistics_cells(found: SiteStatistics | str, rows: Sequence[int]) -> dict[
     columns: dict[str, list[str]] = {}
     if isinstance(found, SiteStatistics) and found.n_pairs >= FEWEST_PAIRS:
         ends = zip(*(_column("", _signed(end[list(rows)])) for end in (found.low, found.high)))
-        cells = ["none" if np.isnan(found.low[i]) else f"[{low}, {high}]" for i, (low, high) in zip(rows, ends)]
+        cells = [
+            "" if np.isnan(found.p[i]) else "none" if np.isnan(found.low[i]) else f"[{low}, {high}]"
+            for i, (low, high) in zip(rows, ends)
+        ]
         columns[f"{found.level * 100:g}% interval"] = [cell.ljust(max(map(len, cells))) for cell in cells]
     if isinstance(found, SiteStatistics) and found.tells_significance:
-        columns[""] = ["" if found.significant[i] else "n.s." for i in rows]
+        columns[""] = ["" if found.significant[i] or np.isnan(found.p[i]) else "n.s." for i in rows]
     return columns
 
 

@@ -17,6 +17,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -64,6 +65,13 @@ class GroupDifferences:
         entries = {name: getattr(self, name)[chosen] for name in ("effects", "p", "p_corrected")}
         return replace(self, sites=tuple(self.sites[i] for i in chosen), **entries)
 
+    def among(self, sites: Sequence[str], numbers: Sequence[int]) -> GroupDifferences:
+        """These entries as those with these numbers among more sites, of which nothing was measured: theirs are NaN."""
+        entries: dict[str, Any] = {
+            name: placed(getattr(self, name), len(sites), numbers) for name in ("effects", "p", "p_corrected")
+        }
+        return replace(self, sites=tuple(sites), **entries)
+
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:
         return self.p_corrected <= self.alpha
@@ -98,6 +106,13 @@ class GroupDifferences:
         by_group = {group: self.effects[:, g] for g, group in enumerate(self.groups)}
         tests = {name: getattr(self, name) for name in ("p", "p_corrected", "significant")}
         return pd.DataFrame({"site": self.sites, **by_group, **tests})
+
+
+def placed(values: np.ndarray, n_sites: int, numbers: Sequence[int]) -> np.ndarray:
+    """The values as those with these numbers among so many; NaN, or False, in all other places."""
+    whole = np.full((n_sites, *values.shape[1:]), False if values.dtype == bool else np.nan, dtype=values.dtype)
+    whole[list(numbers)] = values
+    return whole
 
 
 def group_differences(

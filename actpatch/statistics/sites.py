@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -36,7 +36,7 @@ from jaxtyping import Bool, Float
 from actpatch.core.heavy import pd, stats
 from actpatch.core.text import count
 from actpatch.core.warn import warn_user
-from actpatch.statistics.groups import FEWEST_OF_A_GROUP, GroupDifferences, group_differences
+from actpatch.statistics.groups import FEWEST_OF_A_GROUP, GroupDifferences, group_differences, placed
 from actpatch.statistics.resampling import (
     FEWEST_PAIRS,
     N_FLIPS,
@@ -142,6 +142,13 @@ class SiteStatistics:
         entries = {name: getattr(self, name)[chosen] for name in arrays}
         differences = self.differences.of_sites(chosen) if self.differences else None
         return replace(self, sites=tuple(self.sites[i] for i in chosen), differences=differences, **entries)
+
+    def among(self, sites: Sequence[str], numbers: Sequence[int]) -> SiteStatistics:
+        """These entries as those with these numbers among more sites, of which nothing was measured: theirs are NaN."""
+        arrays = ("effect", "low", "high", "p", "p_corrected", "too_skewed", "detectable")
+        entries: dict[str, Any] = {name: placed(getattr(self, name), len(sites), numbers) for name in arrays}
+        differences = self.differences.among(sites, numbers) if self.differences else None
+        return replace(self, sites=tuple(sites), differences=differences, **entries)
 
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:

@@ -118,7 +118,7 @@ class Acceptable:
         said = self.meanings.answers
         if isinstance(answer, str):
             if said == "ids":
-                return Fault("cells", f"holds {shortened(answer)}, expected a token id, a whole number")
+                return Fault("cells", f"holds {shortened(answer)}, expected a token id, a whole number from 0 on")
             return self.tokens[answer]
         if said != "ids" and not self.meanings.ids_unasked:
             as_id = f" for {self._as_id(answer)}" if self._as_id(answer) else ""

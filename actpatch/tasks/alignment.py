@@ -77,6 +77,26 @@ def pair_positions(
     return PairPositions(named, others, matches)
 
 
+def partner_positions(
+    named: Mapping[str, Any],
+    index: int,
+    clean: Sequence[int],
+    corrupted: Sequence[int],
+    given: Mapping[int, int] | None,
+) -> dict[str, Span]:
+    """Where the partners of a pair's named clean tokens stand, by the mapping that is given, else by the ends of its
+    prompts; names of tokens without a partner are left out.
+
+    Raises:
+        ValueError: as `pair_positions` does.
+    """
+    here = _checked_names(named, index, len(clean), "get_positions")
+    matches = matched_ends(clean, corrupted)
+    if given is not None:
+        matches = _checked_mapping(given, index, len(clean), len(corrupted))
+    return _by_partner(here, matches)
+
+
 def checked_span(given: Any, length: int, what: str) -> Span:
     """A position, or several as an ascending tuple of at least two, counted from the front.
 

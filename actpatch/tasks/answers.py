@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from actpatch.core.text import MOST_LISTED
 from actpatch.metrics.base import AnswerMetric, Whole
@@ -19,31 +19,55 @@ from actpatch.tasks.tokens import WrongTokenizer, has_tokenizer, token_strings, 
 T = TypeVar("T")
 
 
-def checked_targets(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+Known: TypeAlias = dict[tuple[int, int], tuple[Any, Any]]
+"""Both sides of a pair, by identity -> these, so that they are kept, and what they were found to be. Pairs may share
+thousands of answers, which are then looked at once."""
+
+
+def checked_targets(
+    model: Any, dataset: PatchingDataset, index: int, known: Known | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of all correct and of all incorrect answers to a pair's clean prompt; empty where it has none.
+
+    Args:
+        known: what was found of other pairs of the dataset for this model, by this function, which it adds to.
 
     Raises:
         ValueError: where an answer is no single token of the vocabulary, is the unknown token, or is on both sides;
             where the dataset takes the first token of each (`first_token`), where two sides begin with the same.
     """
+    return _once(model, dataset, index, known, _checked_targets)
+
+
+def _checked_targets(
+    model: Any, dataset: PatchingDataset, index: int, targets: Any
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     read = functools.partial(answer_ids, first_token=dataset.first_token)
-    correct, incorrect = _sides(model, dataset, index, read)
+    correct, incorrect = _sides(model, index, targets, read)
     _check_vocabulary(model, index, (*correct, *incorrect))
     if same := same_tokens(model, correct, incorrect, are_cut=bool(cut_answer(model, dataset, index))):
         raise ValueError(f"pair {index}: {same}")
     return correct, incorrect
 
 
-def checked_sequences(model: Any, dataset: PatchingDataset, index: int) -> tuple[tuple[Whole, ...], tuple[Whole, ...]]:
+def checked_sequences(
+    model: Any, dataset: PatchingDataset, index: int, known: Known | None = None
+) -> tuple[tuple[Whole, ...], tuple[Whole, ...]]:
     """The same of whole answers, of however many tokens; of one token each where the dataset takes the first alone.
 
     Raises:
         ValueError: where an answer holds a token outside the vocabulary or the unknown token, or is on both sides.
     """
+    return _once(model, dataset, index, known, _checked_sequences)
+
+
+def _checked_sequences(
+    model: Any, dataset: PatchingDataset, index: int, targets: Any
+) -> tuple[tuple[Whole, ...], tuple[Whole, ...]]:
     if dataset.first_token:
-        cut_correct, cut_incorrect = checked_targets(model, dataset, index)
+        cut_correct, cut_incorrect = _checked_targets(model, dataset, index, targets)
         return tuple((token,) for token in cut_correct), tuple((token,) for token in cut_incorrect)
-    correct, incorrect = _sides(model, dataset, index, whole_answers)
+    correct, incorrect = _sides(model, index, targets, whole_answers)
     every = (*correct, *incorrect)
     _check_vocabulary(model, index, (token for answer in every for token in answer))
     size = model.cfg.d_vocab
@@ -87,7 +111,7 @@ def cut_answer(model: Any, dataset: PatchingDataset, index: int) -> Whole:
     """An answer of the pair of which only the first token is taken (`first_token`); empty where there is none."""
     if not dataset.first_token:
         return ()
-    correct, incorrect = _sides(model, dataset, index, whole_answers)
+    correct, incorrect = _sides(model, index, _given(model, dataset, index), whole_answers)
     return next((answer for answer in (*correct, *incorrect) if len(answer) > 1), ())
 
 
@@ -141,12 +165,24 @@ def check_answers(metric: AnswerMetric | SequenceMetric, n_pairs: int, d_vocab: 
         raise ValueError(f"the metric {metric.name!r} has the answer {largest}, outside the vocabulary of {d_vocab}")
 
 
-def _sides(
-    model: Any, dataset: PatchingDataset, index: int, read: Callable[[Any, Any], tuple[T, ...]]
-) -> tuple[tuple[T, ...], tuple[T, ...]]:
-    """The answers of a pair, each side as it is read."""
+def _once(
+    model: Any, dataset: PatchingDataset, index: int, known: Known | None, look: Callable[[Any, Any, int, Any], Any]
+) -> Any:
+    """What is found of a pair's answers; of sides that cannot change and were looked at before, what was found then."""
+    targets = _given(model, dataset, index)
+    fixed = known is not None and isinstance(targets, tuple) and len(targets) == 2
+    if known is None or not fixed or not all(isinstance(side, tuple) for side in targets):
+        return look(model, dataset, index, targets)
+    key = id(targets[0]), id(targets[1])
+    if key not in known:
+        known[key] = targets, look(model, dataset, index, targets)
+    return known[key][1]
+
+
+def _given(model: Any, dataset: PatchingDataset, index: int) -> Any:
+    """What the dataset gives as a pair's answers."""
     try:
-        targets = dataset.get_target_tokens(index)
+        return dataset.get_target_tokens(index)
     except (AssertionError, ValueError) as error:
         if not has_tokenizer(model):
             raise WrongTokenizer(
@@ -156,6 +192,12 @@ def _sides(
             f"pair {index}: get_target_tokens found no single token for its answer ({error}). The answers must be one "
             "token each for this model, usually with a leading space, or be given as texts to be measured whole"
         ) from error
+
+
+def _sides(
+    model: Any, index: int, targets: Any, read: Callable[[Any, Any], tuple[T, ...]]
+) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """The answers of a pair, each side as it is read."""
     try:
         correct, incorrect = (read(model, side) for side in sides_of(targets))
     except WrongTokenizer as error:

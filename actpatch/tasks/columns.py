@@ -19,6 +19,8 @@ from actpatch.tasks.unfit import Fault
 
 POSITION_PREFIX = "position:"
 """What the names of columns with named positions begin with."""
+CORRUPTED_POSITION_PREFIX = "corrupted_position:"
+"""Likewise of positions in the corrupted prompt, where it is aligned."""
 SUBJECT = "SUBJECT"
 """Name of the positions of a pair's subject."""
 Answer: TypeAlias = str | int
@@ -50,6 +52,8 @@ class PromptPair:
     """Where the pair comes from, for messages."""
     subject: str = ""
     """What the prompt is about: its tokens become the positions `SUBJECT`, and it stands for `{}` in the prompts."""
+    corrupted_subject: str = ""
+    """What the corrupted prompt is about; empty where that is the same, or what it has in its place."""
     corrupted_positions: Mapping[str, Places] | None = None
     """The named positions in the corrupted prompt, where it is aligned (`PatchingDataset.get_corrupted_positions`)."""
 
@@ -57,11 +61,15 @@ class PromptPair:
         for which, prompt in (("clean", self.clean), ("corrupted", self.corrupted)):
             if prompt is None and which == "corrupted":
                 continue
-            if not (prompt.strip() if isinstance(prompt, str) else is_one_prompt(prompt) and as_list(prompt)):
-                raise ValueError(f"the {which} prompt is {prompt!r}, expected a text, messages of a chat or token ids")
+            if not (prompt.strip() if isinstance(prompt, str) else _holds_prompt(prompt)):
+                given = shortened(prompt)
+                raise ValueError(f"the {which} prompt is {given}, expected a text, messages of a chat or token ids")
         for side, answers in (("correct", self.correct), ("incorrect", self.incorrect)):
             if isinstance(answers, str) or is_integer(answers):
                 raise ValueError(f"{side} is {answers!r}, expected a tuple of answers: ({answers!r},)")
+            # Which types there are is asked first: answers may be thousands.
+            if {*map(type, answers)} <= {str, int}:
+                continue
             if wrong := [answer for answer in answers if not isinstance(answer, str) and not is_integer(answer)]:
                 raise ValueError(f"{side} holds {wrong[0]!r}, expected texts or token ids")
 
@@ -92,6 +100,7 @@ class Columns:
     template: str = "template"
     group: str = "group"
     subject: str | None = None
+    corrupted_subject: str | None = None
 
     def __post_init__(self) -> None:
         for argument, name in vars(self).items():
@@ -101,12 +110,16 @@ class Columns:
                 raise ValueError(f"{argument} is {name!r}, expected the name of a column")
         if self.correct is None and self.incorrect not in (None, "incorrect"):
             raise ValueError(f"correct=None leaves the right answers out: incorrect={self.incorrect!r} needs them")
+        if self.corrupted_subject is not None and None in (self.subject, self.corrupted):
+            raise ValueError(
+                f"corrupted_subject={self.corrupted_subject!r} needs a column of subjects and one of corrupted prompts"
+            )
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """The columns that there have to be."""
         incorrect = None if self.correct is None else self.incorrect
-        names = (self.clean, self.corrupted, self.correct, incorrect, self.subject)
+        names = (self.clean, self.corrupted, self.correct, incorrect, self.subject, self.corrupted_subject)
         return tuple(name for name in names if name is not None)
 
     def read(self, table: Table) -> TableRows:
@@ -127,17 +140,23 @@ class _RowReader:
         self.find = {name: _finder(table, name) for name in columns.wanted}
         self.template, self.group = _finder(table, columns.template), _finder(table, columns.group)
         self._check_found()
-        self.positions = {
-            name.strip()[len(POSITION_PREFIX) :]: _finder(table, name)
-            for name in table.columns
-            if name_key(name).startswith(POSITION_PREFIX)
-        }
+        self.positions, self.corrupted_positions = (
+            {
+                name.strip()[len(prefix) :]: _finder(table, name)
+                for name in table.columns
+                if name_key(name).startswith(prefix)
+            }
+            for prefix in (POSITION_PREFIX, CORRUPTED_POSITION_PREFIX)
+        )
+        self._check_both_have_positions()
         self.read_before: dict[Any, tuple[Any, tuple[Answer, ...]]] = {}
 
     def read(self, i: int) -> PromptPair | UnreadableRow:
         cells = {name: find(self.table.cells[i]) for name, find in self.find.items() if find}
         prompts = [_short(cells.get(name or "")) for name in (self.columns.clean, self.columns.corrupted)]
         faults = [Fault("overfull", self.table.faults[i])] if i in self.table.faults else []
+        if self.table.separator is not None:
+            faults += [Fault("cells", _unquoted(name, cell)) for name, cell in cells.items() if _is_unquoted(cell)]
         if missing := [name for name, value in cells.items() if _is_empty(value)]:
             faults.append(Fault("empty", ", ".join(missing)))
         if not faults:
@@ -149,7 +168,7 @@ class _RowReader:
 
     def _pair(self, cells: Mapping[str, Any], row: Sequence[Any], name: str) -> PromptPair:
         columns = self.columns
-        positions = {label: find(row) for label, find in self.positions.items() if find}
+        others = _positions(self.corrupted_positions, row, CORRUPTED_POSITION_PREFIX)
         return PromptPair(
             clean=_prompt(cells[columns.clean], columns.clean, "clean"),
             corrupted=None
@@ -159,13 +178,13 @@ class _RowReader:
             incorrect=self._answers(cells, columns.incorrect, "incorrect") if columns.correct else (),
             template=_key(self.template(row)) if self.template else "",
             group=_key(self.group(row)) if self.group else "",
-            positions={
-                label: _position(value, POSITION_PREFIX + label)
-                for label, value in positions.items()
-                if not _is_empty(value)
-            },
+            positions=_positions(self.positions, row, POSITION_PREFIX),
             row=name,
             subject="" if columns.subject is None else str(cells[columns.subject]).strip(),
+            corrupted_subject=""
+            if columns.corrupted_subject is None
+            else str(cells[columns.corrupted_subject]).strip(),
+            corrupted_positions=others or None,
         )
 
     def _answers(self, cells: Mapping[str, Any], column: str | None, argument: str) -> tuple[Answer, ...]:
@@ -177,6 +196,20 @@ class _RowReader:
         if known not in self.read_before:
             self.read_before[known] = value, _alternatives(value, column, argument, self.table.separator)
         return self.read_before[known][1]
+
+    def _check_both_have_positions(self) -> None:
+        """Of names that stand in both prompts each has both columns: what is meant by one alone depends."""
+        if not self.corrupted_positions or self.positions.keys() == self.corrupted_positions.keys():
+            return
+        prefixes = POSITION_PREFIX, CORRUPTED_POSITION_PREFIX
+        sides = [
+            [prefix + name for name in of] for prefix, of in zip(prefixes, (self.positions, self.corrupted_positions))
+        ]
+        has = " and ".join(", ".join(map(repr, side)) or "none" for side in sides)
+        raise ValueError(
+            f"{self.table.source} has the columns {has}: give every named position both, {POSITION_PREFIX}NAME and "
+            f"{CORRUPTED_POSITION_PREFIX}NAME, with the same number where it is the same"
+        )
 
     def _check_found(self) -> None:
         columns = self.columns
@@ -199,7 +232,11 @@ class _RowReader:
         )
 
 
-def _finder(table: Table, name: str) -> Callable[[Sequence[Any]], Any] | None:
+_Finder: TypeAlias = Callable[[Sequence[Any]], Any]
+"""Finds what a row has in a column."""
+
+
+def _finder(table: Table, name: str) -> _Finder | None:
     """Finds what a row has in this column; None where the table has no such column.
 
     Raises:
@@ -264,7 +301,8 @@ def _answer(answer: Any, column: str, argument: str) -> Answer:
         return int(answer)
     if isinstance(answer, float) and answer.is_integer():  # pandas makes 7.0 of 7 in a column with empty cells
         return int(answer)
-    raise ValueError(f"{column} holds {shortened(answer)}, expected text{_inside(answer, column, argument)}")
+    number = ", or a whole number for a token id" if isinstance(answer, float) else ""
+    raise ValueError(f"{column} holds {shortened(answer)}, expected text{number}{_inside(answer, column, argument)}")
 
 
 def _prompt(value: Any, column: str, argument: str) -> Prompt:
@@ -296,6 +334,32 @@ def _key(value: Any) -> str:
 
 def _short(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _is_unquoted(cell: Any) -> bool:
+    """Whether a space stands before quotes that were to surround the cell, so that they are part of it."""
+    if not isinstance(cell, str) or '"' not in cell:
+        return False
+    inside = cell.strip()
+    return cell[:1].isspace() and inside.count('"') == 2 and inside[0] == inside[-1] == '"'
+
+
+def _unquoted(column: str, cell: str) -> str:
+    return f"{column} holds {shortened(cell)}, with a space before the quotes: take out the space, or the quotes"
+
+
+def _holds_prompt(given: Any) -> bool:
+    """Whether it is a chat or token ids, of one axis or of one row."""
+    ids = as_list(given)
+    if ids is not None and len(ids) == 1 and as_list(ids[0]) is not None:
+        ids = as_list(ids[0])
+    return bool(ids) and is_one_prompt(given if is_chat(given) else ids)
+
+
+def _positions(columns: Mapping[str, _Finder | None], row: Sequence[Any], prefix: str) -> dict[str, Places]:
+    """What a row has in such columns; it may have nothing in some."""
+    values = {label: find(row) for label, find in columns.items() if find}
+    return {label: _position(value, prefix + label) for label, value in values.items() if not _is_empty(value)}
 
 
 def _position(value: Any, column: str) -> Places:

@@ -170,7 +170,8 @@ def _holds_tables(record: Mapping[str, Any]) -> bool:
 
 def _shared(value: Any, known: dict[Any, Any]) -> Any:
     """A list of texts or numbers that many records have, once."""
-    if not isinstance(value, list) or any(isinstance(entry, (list, dict)) for entry in value):
+    kinds = {*map(type, value)} if isinstance(value, list) else {dict}
+    if kinds & {list, dict}:
         return value
     kept = tuple(value)
-    return known.setdefault((kept, tuple(map(type, kept))), kept)
+    return known.setdefault(kept if kinds == {str} else (kept, tuple(map(type, kept))), kept)

@@ -26,6 +26,7 @@ from actpatch.metrics.chosen import AnyMetric, MetricChoice, choose_metrics
 from actpatch.metrics.sequence import SequenceMetric
 from actpatch.tasks.alignment import PairPositions, pair_positions
 from actpatch.tasks.answers import (
+    Known,
     check_answers,
     checked_sequences,
     checked_targets,
@@ -171,7 +172,8 @@ class EncodedPairs:
             ValueError: where one is not one token of the model's vocabulary, or is both.
         """
         origin = self._known_origin
-        targets = [checked_targets(origin.model, origin.dataset, i) for i in self.indices]
+        known: Known = {}
+        targets = [checked_targets(origin.model, origin.dataset, i, known) for i in self.indices]
         correct, incorrect = zip(*targets)
         return Answers(correct, incorrect, self.indices)
 
@@ -183,7 +185,8 @@ class EncodedPairs:
             ValueError: where one has a token outside the model's vocabulary, or is both.
         """
         origin = self._known_origin
-        targets = [checked_sequences(origin.model, origin.dataset, i) for i in self.indices]
+        known: Known = {}
+        targets = [checked_sequences(origin.model, origin.dataset, i, known) for i in self.indices]
         correct, incorrect = zip(*targets)
         return AnswerSequences(correct, incorrect, self.indices)
 

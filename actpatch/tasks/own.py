@@ -16,9 +16,10 @@ from actpatch.core.text import described, shortened
 from actpatch.core.warn import warn_user
 from actpatch.tasks import published
 from actpatch.tasks.acceptable import Meanings
+from actpatch.tasks.alignment import partner_positions
 from actpatch.tasks.blemishes import blemishes
 from actpatch.tasks.chat import one_message
-from actpatch.tasks.columns import Answer, Columns, Places, PromptPair, TableRows, UnreadableRow
+from actpatch.tasks.columns import SUBJECT, Answer, Columns, Places, PromptPair, TableRows, UnreadableRow
 from actpatch.tasks.dataset import Align, PatchingDataset, TargetTokens, as_targets
 from actpatch.tasks.files import Table, frame_table, read_file
 from actpatch.tasks.labels import TokenLabels, check_labels
@@ -48,6 +49,9 @@ class Reading(TypedDict, total=False):
     subject: str | None
     """A column of texts that stand in the clean prompt: the tokens of each become the positions `SUBJECT`. A prompt may
     have `{}` in its place."""
+    corrupted_subject: str | None
+    """A column of the subjects of the corrupted prompts; by default each has the clean prompt's own subject, or what
+    it has in its place. It matters where prompts are aligned."""
     answers: Literal["text", "ids"] | None
     """Whether answers are texts or token ids; by default texts, with a warning where they are digits only."""
     prompts: Literal["text", "ids"] | None
@@ -80,7 +84,8 @@ class PromptPairs(PatchingDataset):
 
     Columns are `clean`, `corrupted`, `correct` and `incorrect`, and if wanted `template`, `group` (pairs that may work
     alike, by default those of a template) and one `position:NAME` for each named position (a whole number, a list of
-    such for several tokens, or empty where the pair has none); others are ignored, and `Reading` gives columns other
+    such for several tokens, or empty where the pair has none), with `corrupted_position:NAME` where prompts are aligned
+    and it stands elsewhere in the corrupted one; others are ignored, and `Reading` gives columns other
     names. Answers are taken as they are written: after "... gave a drink to" comes " Mary", with its space. In files
     of separated cells several acceptable answers are separated by `|`; else they are a list. An answer may have several
     tokens: it serves metrics of whole answers (`sequence_log_probability` and others), or others by its first token,
@@ -288,7 +293,15 @@ class PromptPairs(PatchingDataset):
         return self._read[pair_idx].positions
 
     def get_corrupted_positions(self, pair_idx: int) -> Mapping[str, Places] | None:
-        return self._read[pair_idx].corrupted_positions
+        read = self._read[pair_idx]
+        if self.align is None or not read.corrupted_subject:
+            return read.corrupted_positions
+        others = read.corrupted_positions
+        if others is None and self.align == "names":
+            others = read.positions
+        elif others is None:
+            others = partner_positions(read.positions, pair_idx, *read.ids, self.get_alignment(pair_idx))
+        return {**others, SUBJECT: read.corrupted_subject}
 
     def get_template(self, pair_idx: int) -> str:
         return self.pairs[pair_idx].template

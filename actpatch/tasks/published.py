@@ -6,12 +6,14 @@ What is known of each shape stands with its function. Nothing here knows a model
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actpatch.core.heavy import pd
+from actpatch.core.text import shortened
 from actpatch.tasks.columns import POSITION_PREFIX
 from actpatch.tasks.documents import cell
 from actpatch.tasks.files import Table, frame_table, name_key, read_file
@@ -27,6 +29,8 @@ EAP_ANSWERS = (
     ("answers_idx", "corrupted_answers_idx"),
 )
 """Columns of right and wrong answers, as the tasks of the EAP-IG circuits call them."""
+GREATER_THAN = re.compile(r".*(?<!\d)(\d\d)(\d\d)(?!\d).*(?<!\d)\1", re.DOTALL)
+"""A prompt of greater-than: the last number of four digits, and at the end the first two of them again."""
 MIB_COUNTERFACTUALS = {
     "ioi": "s2_io_flip_counterfactual",
     "choice": "symbol_counterfactual",
@@ -39,11 +43,12 @@ def eap_csv(path: Path, reading: Reading) -> tuple[Table, Reading]:
     """A file of the circuits of Hanna et al. 2024, "Have Faith in Faithfulness" (`data/` of
     github.com/hannamw/eap-ig-faithfulness): CSV with `clean`, `corrupted` and token ids of the answers, whose columns
     each task calls otherwise (`EAP_ANSWERS`); several ids are a list in one cell. Ids belong to the tokenizer that the
-    file is for.
+    file is for. In files of greater-than `correct_idx` is no id, but two digits of the prompt: right are all of two
+    digits above them, wrong the others (`greater_than`).
 
     Raises:
-        ValueError: where it has none of these columns, as the files of greater-than and subject-verb agreement, whose
-            `correct_idx` and `plural` are no token ids; or several, so that `correct` and `incorrect` have to be said.
+        ValueError: where it has none of these columns, as the files of subject-verb agreement, whose `plural` is no
+            token id; or several, so that `correct` and `incorrect` have to be said.
     """
     prompts = [str(reading.get("clean", "clean")), str(reading.get("corrupted", "corrupted"))]
     table = read_file(path, [*prompts, *(name for pair in EAP_ANSWERS for name in pair)])
@@ -55,17 +60,46 @@ def eap_csv(path: Path, reading: Reading) -> tuple[Table, Reading]:
     if len(found) > 1:
         listed = " and ".join(f"{correct}, {incorrect}" for correct, incorrect in found)
         raise ValueError(f"{path.name} has the answers {listed}: say which with correct='...', incorrect='...'")
+    if not found and "correct_idx" in has:
+        return greater_than(table, reading)
     if not found:
-        numbers = [name for name in ("correct_idx", "plural") if name in has]
         why = (
-            f"its {numbers[0]!r} is a number from which the task makes sets of answers (years above it, plural verbs), "
-            "and no token id: write the answers into a column and read it with from_file"
-            if numbers
+            "its 'plural' is a number for which the task chooses a list of verbs, and no token id: write the answers "
+            "into a column and read it with from_file"
+            if "plural" in has
             else f"it has {', '.join(map(repr, table.columns))}: say which with correct='...', incorrect='...'"
         )
         raise ValueError(f"{path.name} has no token ids of right and wrong answers; {why}")
     correct, incorrect = found[0]
     return table, {**said, "correct": correct, "incorrect": incorrect}
+
+
+def greater_than(table: Table, reading: Reading) -> tuple[Table, Reading]:
+    """A table of the task of Hanna et al. 2023, "How does GPT-2 compute greater-than?": `correct_idx` is the number
+    that two digits make ("... from the year 1732 to the year 17": 32), without its leading zero. Right answers are the
+    texts `33` to `99`, wrong ones `00` to `32`. The paper's measure is `metrics="probability_difference"`.
+
+    Raises:
+        ValueError: where `correct_idx` is not what the clean prompt says.
+    """
+    names = [name_key(name) for name in table.columns]
+    clean, number = names.index(name_key(str(reading.get("clean", "clean")))), names.index("correct_idx")
+    digits = [f"{value:02d}" for value in range(100)]
+    sides = {value: (tuple(digits[value + 1 :]), tuple(digits[: value + 1])) for value in range(100)}
+    cells: list[Sequence[Any]] = []
+    for row, of_row in zip(table.rows, table.cells):
+        said = GREATER_THAN.fullmatch(str(of_row[clean]).rstrip())
+        if said is None or str(of_row[number]).strip().removesuffix(".0") not in (said[2], str(int(said[2]))):
+            raise ValueError(
+                f"{table.source} has the column 'correct_idx' and no wrong answers, and {row} is not of greater-than, "
+                "whose prompts end in 'CC' after 'CCYY', with YY in correct_idx: it has "
+                f"{shortened(of_row[clean])} and {shortened(of_row[number])}. For token ids use "
+                "from_file(..., correct='correct_idx', incorrect=None, answers='ids')"
+            )
+        cells.append([*of_row, *sides[int(said[2])]])
+    columns = (*table.columns, "greater", "not greater")
+    answers: Reading = {"answers": "text", "correct": "greater", "incorrect": "not greater"}
+    return replace(table, columns=columns, cells=cells), {**answers, **reading}
 
 
 def auto_circuit_json(path: Path, reading: Reading) -> tuple[Table, Reading]:
@@ -110,12 +144,15 @@ def mib(rows: str | Path | pd.DataFrame, counterfactual: str | None, reading: Re
     """A task of Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark" (huggingface.co/mib-bench; read as
     its circuit track's `dataset.py` does): records with `prompt` and several `..._counterfactual`, which hold a
     `prompt` of their own. IOI names its answers in `metadata` (`indirect_object`, `subject`), without their leading
-    space; multiple choice in `choices["label"]` at `answerKey`; arithmetic in `label`.
+    space; multiple choice in `choices["label"]` at `answerKey`; arithmetic in `label`. Its files of greater-than are
+    CSV (`greater_than`).
 
     Raises:
         ValueError: where the rows are of none of these tasks, or the counterfactual is not among their columns.
     """
     table = frame_table(rows) if isinstance(rows, pd.DataFrame) else read_file(Path(rows))
+    if {name_key(name) for name in table.columns} >= {"clean", "corrupted", "correct_idx"}:
+        return greater_than(table, {"name": "MIB greater-than", **reading})
     records = [dict(zip(table.columns, row)) for row in table.cells]
     first: Mapping[str, Any] = records[0] if records else {}
     if cell(first, "metadata.indirect_object") is not None:
@@ -127,8 +164,8 @@ def mib(rows: str | Path | pd.DataFrame, counterfactual: str | None, reading: Re
     else:
         has = ", ".join(map(repr, table.columns)) or "none"
         raise ValueError(
-            f"{table.source} has the columns {has}, expected those of MIB's IOI, multiple choice or arithmetic: read "
-            "it with from_file or from_dataframe"
+            f"{table.source} has the columns {has}, expected those of MIB's IOI, multiple choice, arithmetic or "
+            "greater-than: read it with from_file or from_dataframe"
         )
     column = counterfactual or MIB_COUNTERFACTUALS[kind]
     if column not in first:

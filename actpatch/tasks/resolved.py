@@ -40,6 +40,8 @@ class ReadPair:
     """The correct and the incorrect answers as token ids; pairs with the same answers share them."""
     positions: Mapping[str, Places]
     corrupted_positions: Mapping[str, Places] | None
+    corrupted_subject: tuple[int, ...] = ()
+    """Where the corrupted prompt has its subject; empty where it has none, or is not aligned."""
 
 
 class Resolver:
@@ -57,6 +59,8 @@ class Resolver:
         self.pairs: dict[int, PromptPair] = {}
         self.subjects: dict[int, tuple[int, int]] = {}
         """Row -> first character of its subject in the clean prompt, and the one after its last."""
+        self.other_subjects: dict[int, tuple[int, int]] = {}
+        """The same of the corrupted prompt, where prompts may have other lengths."""
         for i, row in enumerate(rows):
             if isinstance(row, UnreadableRow):
                 for fault in row.faults:
@@ -67,11 +71,11 @@ class Resolver:
         self.prompts = self._prompts()
         self.answers = Acceptable(model, meanings, (side for pair in self.pairs.values() for side in _sides(pair)))
         self.read: dict[int, ReadPair] = {}
-        spans = self._spans()
+        spans, others = self._spans("clean", self.subjects), self._spans("corrupted", self.other_subjects)
         for i, pair in self.pairs.items():
-            self._read(i, pair, spans.get(i))
+            self._read(i, pair, spans.get(i, ()), others.get(i, ()))
 
-    def _read(self, i: int, pair: PromptPair, span: tuple[int, ...] | None) -> None:
+    def _read(self, i: int, pair: PromptPair, span: tuple[int, ...], other_span: tuple[int, ...]) -> None:
         corrupted = pair.clean if pair.corrupted is None else pair.corrupted
         encoded = [self.prompts[_key(prompt)] for prompt in (pair.clean, corrupted)]
         for fault in dict.fromkeys(prompt for prompt in encoded if isinstance(prompt, Fault)):
@@ -87,23 +91,35 @@ class Resolver:
         positions = self._positions(i, pair.positions, ids[0], "")
         others = pair.corrupted_positions
         corrupted_positions = None if others is None else self._positions(i, others, ids[1], "the corrupted prompt's ")
+        if corrupted_positions is not None and not self.meanings.any_length and corrupted_positions != positions:
+            self.unfit.add(i, Fault("positions", "the corrupted prompt has positions of its own: say align='names'"))
         if pair.subject and i not in self.unfit:
             if not span:
                 self.unfit.add(i, Fault("subject", f"{pair.subject!r} is not in {shortened(pair.clean)}"))
+            elif i in self.other_subjects and not other_span:
+                self.unfit.add(i, Fault("subject", f"{_missing(pair)} {shortened(pair.corrupted)}"))
             else:
                 positions[SUBJECT] = span
         if i not in self.unfit:
-            self.read[i] = ReadPair(pair, (ids[0], ids[1]), (targets[0], targets[1]), positions, corrupted_positions)
+            self.read[i] = ReadPair(
+                pair, (ids[0], ids[1]), (targets[0], targets[1]), positions, corrupted_positions, other_span
+            )
 
     def _with_subject(self, i: int, pair: PromptPair) -> PromptPair:
         """The pair with its prompts as they are encoded, its subject in the place that is left for it."""
         prompts = {which: _as_meant(getattr(pair, which), self.meanings.prompts) for which in ("clean", "corrupted")}
         if pair.subject and isinstance(prompts["clean"], str):
             self.subjects[i] = _place_of(pair.subject, prompts["clean"])
-            prompts = {
-                which: prompt.replace(_SLOT, pair.subject) if isinstance(prompt, str) else prompt
-                for which, prompt in prompts.items()
-            }
+            other = pair.corrupted_subject or pair.subject
+            filled = {"clean": prompts["clean"].replace(_SLOT, pair.subject), "corrupted": prompts["corrupted"]}
+            if isinstance(prompts["corrupted"], str):
+                filled["corrupted"] = prompts["corrupted"].replace(_SLOT, other)
+                if self.meanings.any_length:
+                    place = _place_of(other, prompts["corrupted"])
+                    if place == (0, 0) and not pair.corrupted_subject:
+                        place = _in_its_place(self.subjects[i], filled["clean"], filled["corrupted"])
+                    self.other_subjects[i] = place
+            prompts = filled
         changed = {which: prompt for which, prompt in prompts.items() if prompt is not getattr(pair, which)}
         return replace(pair, **changed) if changed else pair
 
@@ -173,15 +189,16 @@ class Resolver:
             self.unfit.add(i, Fault(kind, f"{which} {reason}" if kind == "cells" else reason))
         return ids
 
-    def _spans(self) -> dict[int, tuple[int, ...]]:
-        """Row -> the tokens of its subject."""
+    def _spans(self, which: str, places: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+        """Row -> the tokens of its subject in one of its prompts, where it stands at these characters."""
         ids = {
             prompt: tokens
             for prompt, tokens in self.prompts.items()
             if isinstance(prompt, str) and not isinstance(tokens, Fault)
         }
-        rows = [i for i, (start, end) in self.subjects.items() if end > start and _key(self.pairs[i].clean) in ids]
-        wanted = [(str(self.pairs[i].clean), *self.subjects[i]) for i in rows]
+        prompts = {i: getattr(self.pairs[i], which) for i in places}
+        rows = [i for i, (start, end) in places.items() if end > start and _key(prompts[i]) in ids]
+        wanted = [(str(prompts[i]), *places[i]) for i in rows]
         return dict(zip(rows, spans_of_all(self.model, wanted, ids))) if wanted else {}
 
     def _positions(self, i: int, named: Mapping[str, Places], ids: Sequence[int], whose: str) -> dict[str, Places]:
@@ -246,6 +263,25 @@ def _place_of(subject: str, prompt: str) -> tuple[int, int]:
     words = [start for start in starts if _stands_alone(prompt, start, start + len(subject))]
     start = next(iter(words or starts), -1)
     return (start, start + len(subject)) if start >= 0 else (0, 0)
+
+
+def _in_its_place(subject: tuple[int, int], clean: str, corrupted: str) -> tuple[int, int]:
+    """What the corrupted prompt has between what stands before the subject in the clean one and what stands after it.
+
+    (0, 0) where these do not frame it.
+    """
+    start, end = subject
+    before, after = clean[:start], clean[end:]
+    framed = corrupted.startswith(before) and corrupted.endswith(after)
+    stop = len(corrupted) - len(after)
+    return (start, stop) if end > start and framed and stop > start else (0, 0)
+
+
+def _missing(pair: PromptPair) -> str:
+    """What was looked for in the corrupted prompt."""
+    if pair.corrupted_subject:
+        return f"{pair.corrupted_subject!r} is not in"
+    return f"neither {pair.subject!r} nor, in its place, another subject (say corrupted_subject=) is in"
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:

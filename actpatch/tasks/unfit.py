@@ -27,18 +27,18 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "overfull": Kind(
         "more cells than the header",
-        "a cell with what stands between cells, or with a line break, stands in double quotes, with no space before "
+        "A cell with what stands between cells, or with a line break, stands in double quotes, with no space before "
         'them, and a quote inside such a cell is doubled ("")',
     ),
-    "empty": Kind("empty cells", "fill them, or take the rows out"),
+    "empty": Kind("empty cells", "Fill them, or take the rows out"),
     "cells": Kind("cells that cannot be read"),
     "answers": Kind("answers that cannot be read"),
     "tokens": Kind("answers that are not one token each"),
     "sides": Kind("answers that do not go together"),
     "unreadable": Kind("prompts that the model cannot read"),
-    "lengths": Kind("prompts of different token lengths", "replace words by words of as many tokens, or give align="),
+    "lengths": Kind("prompts of different token lengths", "Replace words by words of as many tokens, or give align="),
     "subject": Kind("a subject that is not found in the prompt"),
-    "positions": Kind("positions outside their prompt", "positions count tokens, from 0, and BOS is one"),
+    "positions": Kind("positions that do not fit their prompts", "Positions count tokens, from 0, and BOS is one"),
 }
 """Every kind of fault, in the order in which they are told."""
 

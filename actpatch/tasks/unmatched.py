@@ -42,7 +42,7 @@ def nothing_written_sentence(pairs: EncodedPairs, patches: Sequence[Patch]) -> s
     for patch in patches:
         for site in patch.sites:
             if site.position not in known:
-                known[site.position] = _is_written(site.position, has_partner, pairs)
+                known[site.position] = any(_written_in(site.position, has_partner, pairs))
         if not any(known[site.position] for site in patch.sites):
             idle.append(patch)
     if not idle:
@@ -50,7 +50,31 @@ def nothing_written_sentence(pairs: EncodedPairs, patches: Sequence[Patch]) -> s
     more = f" and {count(len(idle) - 1, 'more patch')}" if len(idle) > 1 else ""
     return (
         f"{idle[0].label}{more} {'change' if more else 'changes'} nothing: the position has a partner in no pair, so "
-        "an effect of 0 says nothing there"
+        "there is no effect"
+    )
+
+
+def sometimes_written_sentence(pairs: EncodedPairs, patches: Sequence[Patch]) -> str:
+    """Which of the patches have a partner in some of the pairs alone; empty where none does."""
+    has_partner = _has_partner(pairs)
+    if has_partner is None:
+        return ""
+    known: dict[int | tuple[Span, ...] | None, list[bool]] = {}
+    found = []
+    for patch in patches:
+        for site in patch.sites:
+            if site.position not in known:
+                known[site.position] = _written_in(site.position, has_partner, pairs)
+        n_written = sum(map(any, zip(*(known[site.position] for site in patch.sites))))
+        if 0 < n_written < len(pairs):
+            found.append((patch.label, n_written))
+    if not found:
+        return ""
+    (label, n_written), more = found[0], len(found) - 1
+    others = f" (and {count(more, 'more patch')} in some alone)" if more else ""
+    return (
+        f"{label} has a partner in {n_written} of {len(pairs)} pairs{others}: in the others nothing is written, and "
+        "they count as unchanged"
     )
 
 
@@ -58,12 +82,12 @@ def _has_partner(pairs: EncodedPairs) -> Bool[Tensor, "pair longest"] | None:
     return None if pairs.partners is None else pairs.partners >= 0
 
 
-def _is_written(position: int | tuple[Span, ...] | None, has_partner: Tensor, pairs: EncodedPairs) -> bool:
-    """Whether anything is written there in any pair; positions out of range are told of elsewhere."""
+def _written_in(position: int | tuple[Span, ...] | None, has_partner: Tensor, pairs: EncodedPairs) -> list[bool]:
+    """Whether anything is written there, in each pair; positions out of range are told of elsewhere."""
     if position is None:
-        return True
+        return [True] * len(pairs)
     each = position if isinstance(position, tuple) else (position,) * len(pairs)
-    return any(
+    return [
         bool(torch.any(has_partner[pair, [at % length for at in span_of(span)]]))
         for pair, (span, length) in enumerate(zip(each, pairs.lengths.tolist()))
-    )
+    ]

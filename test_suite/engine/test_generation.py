@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from test_suite.helpers.models import (
     encoded,
     fresh_model,
     model_parameters,
+    needs_hooked,
     sampled_sites,
     small_model,
     token_pairs,
@@ -31,7 +33,8 @@ CACHING = [name for name in RARELY if name != "hooked:ungrouped"]  # whose cache
 
 def run(model: Any, pairs: Any, sites: Any, direction: str = "denoising", n_new: int = N_NEW, stops: Any = ()) -> Any:
     patch = Patch(tuple(sites))
-    return generate(engine_on(model), pairs, patch, direction, max_new_tokens=n_new, stops=stops)
+    said = generate(engine_on(model), pairs, patch, direction, max_new_tokens=n_new, stops=stops)
+    return said.clean, said.corrupted, said.patched
 
 
 def assert_same(found: Said, expected: by_hand.Spoken, what: str) -> None:
@@ -104,6 +107,86 @@ def test_prompts_of_one_token_and_logits_themselves(name: str) -> None:
             continue
         _, _, patched = run(model, pairs, [site])
         assert_same(patched, by_hand.plain(model, pairs.corrupted[0], N_NEW, [site], pairs.clean[0]), site.label)
+
+
+def counting(model: Any, *, forgets: bool = False) -> tuple[Any, list[int]]:
+    """An engine on the model, and how many tokens each of its runs was given; it may forget what it has read."""
+    engine, given = engine_on(model), []
+
+    class Counting(type(engine.runner)):  # type: ignore[misc]
+        def run(self, tokens: Any, read: Any, **options: Any) -> Any:
+            given.append(tokens.shape[1])
+            return super().run(tokens, read, **options)
+
+        def reader(self) -> Any:
+            return self.run if forgets else super().reader()
+
+    engine.runner = Counting(model)
+    return engine, given
+
+
+def patched_alike(engine: Any, n_new: int = N_NEW) -> Any:
+    """What is said with one site patched, each token as a plain loop over whole runs says it."""
+    pairs, sites = token_pairs([9], [(2, 5)], seed=3), [Site("blocks.1.hook_resid_pre", position=2)]
+    said = generate(engine, pairs, Patch(tuple(sites)), "denoising", max_new_tokens=n_new, stops=())
+    clean, corrupted = pairs.clean[0], pairs.corrupted[0]
+    model = engine.runner.model
+    assert_same(said.patched, by_hand.plain(model, corrupted, n_new, sites, clean), "patched")
+    assert_same(said.clean, by_hand.plain(model, clean, n_new), "clean")
+    assert_same(said.corrupted, by_hand.plain(model, corrupted, n_new), "corrupted")
+    return said
+
+
+@pytest.mark.parametrize("name", model_parameters("hooked:grouped", "hooked:alibi", "bridge:llama", "bridge:gemma2"))
+def test_each_new_token_is_run_alone_and_the_whole_text_once_more(name: str) -> None:
+    engine, given = counting(small_model(name))
+    assert patched_alike(engine).notes == ()
+    of_a_run = [9, *[1] * (N_NEW - 1), 9 + N_NEW - 1]
+    assert given[-len(of_a_run) * 3 :] == of_a_run * 3
+    given.clear()
+    patched_alike(engine, 1)
+    assert given[-3:] == [9, 9, 9]
+
+
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:rotary", "bridge:gpt2", "bridge:llama"))
+def test_keys_and_values_that_are_not_the_models_own_are_left_out(name: str) -> None:
+    engine, given = counting(small_model(name), forgets=True)
+    (note,) = patched_alike(engine).notes
+    assert note.startswith("every new token took a run of the whole text, which takes long (reading on over kept keys")
+    assert given[-N_NEW:] == [9 + i for i in range(N_NEW)]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bridge:gptj", "over kept keys .* off"),
+        ("bridge:mpt", "no keys and values|over kept keys"),
+        pytest.param("hooked:ungrouped", r"kept keys and values it fails with AssertionError\)", marks=needs_hooked),
+    ],
+)
+def test_a_model_that_cannot_read_on_takes_whole_runs(name: str, reason: str) -> None:
+    (note,) = patched_alike(engine_on(fresh_model(name))).notes
+    assert re.search(reason, note)
+
+
+def test_positions_that_grow_with_the_longest_text_are_those_of_whole_runs() -> None:
+    pairs, site = token_pairs([9], [(2, 5)], seed=3), Site("blocks.1.hook_resid_pre", position=2)
+    engine = engine_on(fresh_model("bridge:growing_rope"))
+    said = generate(engine, pairs, Patch((site,)), "denoising", max_new_tokens=N_NEW, stops=())
+    assert said.notes[-1].endswith("(its position embeddings grow with the longest prompt)")
+    model = fresh_model("bridge:growing_rope")  # it remembers the longest it has seen
+    assert_same(said.patched, by_hand.plain(model, pairs.corrupted[0], N_NEW, [site], pairs.clean[0]), "patched")
+
+
+@needs_hooked
+def test_a_token_that_pads_is_read_within_a_prompt() -> None:
+    model = fresh_model("hooked:learned")
+    model.tokenizer.padding_side = "left"
+    pairs, site = token_pairs([8], [(1, 3)]), Site("blocks.0.attn.hook_z", head=1, position=3)
+    prompt = pairs.corrupted[0]
+    prompt[2] = model.tokenizer.pad_token_id or 0
+    _, _, patched = run(model, pairs, [site])
+    assert_same(patched, by_hand.plain(model, prompt, N_NEW, [site], pairs.clean[0]), "padding within")
 
 
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2"))

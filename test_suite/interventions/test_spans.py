@@ -169,7 +169,7 @@ def test_what_is_left_alone_is_told() -> None:
     assert note in results.sweep.notes
     with pytest.warns(UserWarning, match="L0 resid_pre @3 and 8 more patches change nothing: the position has a"):
         whole = patcher.run_position_experiment(ends, "resid_pre")
-    assert whole.matrix().shape == (3, 10) and (whole.matrix()[:, 3:6] == 0).all()
+    assert whole.matrix().shape == (3, 10) and np.isnan(whole.matrix()[:, 3:6]).all()
     assert whole.matrix()[0, 6:].any()
     frame = whole.to_dataframe()
     assert frame["token"].isna().tolist() == [at in (3, 4, 5) for at in frame["position"]]

@@ -12,7 +12,7 @@ import torch
 from activation_patching import ActivationPatcher, IOIDataset, PromptPairs, check_dataset, load_results
 from actpatch import HeadPatcher, create_full_report
 from actpatch.metrics.answers import LogProbability
-from actpatch.metrics.base import Answers
+from actpatch.metrics.base import Answers, AnswerSequences
 from actpatch.patchers.spelling import other_spelling
 from test_suite.helpers.models import bundled, smollm2
 from test_suite.helpers.pages import shown_text
@@ -123,6 +123,43 @@ def test_other_spellings_are_those_of_the_vocabulary() -> None:
     other = other_spelling(model, answers)
     assert other is not None and other.other.correct[:2] == ((mary[1],), (mary[0], mary[1]))
     assert other.has_other[2] == ("mat" in known)
+
+
+def test_the_other_spelling_of_whole_answers_is_measured_by_hand() -> None:
+    """The first answer of each pair, whose tokens may all be others; ids that no text is read as have no spelling."""
+    model = bundled()
+    assert other_spelling(model, AnswerSequences((((3, 2),),), ((),))) is None
+    mary = tuple(model.to_tokens(" Mary gave", prepend_bos=False)[0].tolist())
+    other = tuple(model.to_tokens("Mary gave", prepend_bos=False)[0].tolist())
+    found = other_spelling(model, AnswerSequences((((mary), (other)), ((other),)), ((), ())))
+    assert found is not None and found.other.correct == ((other,), (mary,))
+    assert found.written.correct == ((mary,), (other,)) and found.has_other == (True, True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_missing_space_is_told_of_answers_of_several_tokens() -> None:
+    model, prompt = bundled(), "When Mary and John went to the store, John gave a drink to"
+    flipped = "When Mary and John went to the store, Mary gave a drink to"
+    for space, told in (("", True), (" ", False)):
+        answers = {"correct": f"{space}Mary Mary", "incorrect": f"{space}John John"}
+        dataset = pairs({"clean": prompt, "corrupted": flipped, **answers}, model=model)
+        findings = found(check_dataset(model, dataset), "The model prefers the answers")
+        assert bool(findings) is told
+    (finding,) = findings or found(
+        check_dataset(
+            model, pairs({"clean": prompt, "corrupted": flipped, "correct": "Mary Mary", "incorrect": "John John"})
+        ),
+        "The model prefers",
+    )
+    by_hand = []
+    for text in ("Mary Mary", " Mary Mary"):
+        tokens = model.to_tokens(text, prepend_bos=False)[0]
+        prompt_tokens = model.to_tokens(prompt)[0]
+        with torch.no_grad():
+            logs = model(torch.cat([prompt_tokens, tokens])[None])[0].log_softmax(-1)
+        at = len(prompt_tokens) - 1
+        by_hand.append(sum(float(logs[at + i, token]) for i, token in enumerate(tokens)))
+    assert f"by {by_hand[1] - by_hand[0]:.1f} nats on average: ' Mary Mary' instead of 'Mary Mary'" in finding.what
 
 
 def log_probability(model: Any, prompt: str, answer: str) -> float:

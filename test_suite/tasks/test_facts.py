@@ -86,6 +86,82 @@ def _noised(dataset: PromptPairs, i: int, noise: GaussianNoise) -> float:
     return float(np.mean(values))
 
 
+OTHERS = [("The cat", "The small dog"), ("The cat", "The fox")]
+"""The subject of a clean prompt, and what the corrupted one has in its place."""
+
+
+def aligned(align: Any, *, other: str | None = None, prompt: str = "{} sat on the mat", **cells: Any) -> PromptPairs:
+    rows = [
+        {"clean": prompt.format(one), "corrupted": prompt.format(another), "subject": one, "other": another, **cells}
+        for one, another in OTHERS
+    ]
+    frame = pd.DataFrame([{**row, "correct": " cat", "incorrect": " dog"} for row in rows])
+    return PromptPairs.from_dataframe(bundled(), frame, subject="subject", corrupted_subject=other, align=align)
+
+
+@pytest.mark.parametrize("other", [None, "other"])
+@pytest.mark.parametrize("align", ["names", "ends", [{-1: -1, 1: 1}, {-1: -1, 2: 2}]])
+def test_the_corrupted_prompt_has_its_own_subject(align: Any, other: str | None) -> None:
+    dataset = aligned(align, other=other)
+    assert [dataset.get_positions(i)["SUBJECT"] for i in (0, 1)] == [(1, 2), (1, 2)]
+    encoded = encode_pairs(bundled(), dataset)
+    assert [of_pair["SUBJECT"] for of_pair in encoded.corrupted_positions] == [(1, 2, 3), (1, 2)]
+
+
+def test_other_names_stay_where_their_partners_stand() -> None:
+    for align, place in (("ends", {"PLACE": 7}), ([{6: -1}] * 2, {"PLACE": 7}), ([{1: 1}] * 2, {})):
+        dataset = aligned(align, **{"position:PLACE": 6})
+        assert encode_pairs(bundled(), dataset).corrupted_positions[0] == {"SUBJECT": (1, 2, 3), **place}
+    both = aligned("names", **{"position:PLACE": 6, "corrupted_position:PLACE": -1})
+    encoded = encode_pairs(bundled(), both, [0])
+    assert encoded.corrupted_positions == ({"PLACE": 7, "SUBJECT": (1, 2, 3)},)
+    assert encoded.matches == (((1, 2), (2, 3), (6, 7)),)
+
+
+def test_a_subject_that_is_repeated_is_found_in_both() -> None:
+    """Where it is the same, it may stand elsewhere; a column says which one it is where others are changed too."""
+    row = {"clean": "The cat sat on the mat", "corrupted": "The mat sat on the small cat", "subject": "cat"}
+    frame = pd.DataFrame([{**row, "other": "mat", "correct": " cat", "incorrect": " dog"}])
+    for other, at in ((None, (7,)), ("other", (2,))):
+        dataset = PromptPairs.from_dataframe(
+            bundled(), frame, subject="subject", corrupted_subject=other, align="names"
+        )
+        assert dataset.get_corrupted_positions(0) == {"SUBJECT": at}
+    slots = [PromptPair("{} sat", "The mat sat {} on", subject="The cat", corrupted_subject="The dog")]
+    dataset = PromptPairs(bundled(), slots, align="names")
+    assert dataset.get_clean_corrupt_pairs() == [("The cat sat", "The mat sat The dog on")]
+    assert dataset.get_corrupted_positions(0) == {"SUBJECT": (4, 5)}
+
+
+def test_a_subject_that_the_corrupted_prompt_lacks_is_told() -> None:
+    pair = PromptPair(CAT, "The rug", subject="cat")
+    with pytest.raises(
+        ValueError, match=r"neither 'cat' nor, in its place, another subject \(say corrupted_subject=\)"
+    ):
+        PromptPairs(bundled(), [pair], align="ends")
+    with pytest.raises(ValueError, match=r"pair 0: 'fox' is not in 'The rug'"):
+        PromptPairs(bundled(), [PromptPair(CAT, "The rug", subject="cat", corrupted_subject="fox")], align="ends")
+    with pytest.raises(ValueError, match="corrupted_subject='other' needs a column of subjects and one of corrupted"):
+        facts((CAT, "cat"), corrupted_subject="other")
+
+
+def test_corrupted_positions_need_a_partner_and_an_alignment() -> None:
+    row = {"clean": CAT, "corrupted": "The dog sat on the mat", "correct": " cat", "incorrect": " dog"}
+    own = pd.DataFrame([{**row, "position:X": 2, "corrupted_position:X": 3}])
+    with pytest.raises(ValueError, match="row 0: the corrupted prompt has positions of its own: say align='names'"):
+        PromptPairs.from_dataframe(bundled(), own)
+    assert PromptPairs.from_dataframe(bundled(), own, align="names").get_corrupted_positions(0) == {"X": 3}
+    assert PromptPairs.from_dataframe(bundled(), own.assign(**{"corrupted_position:X": 2})).get_positions(0) == {"X": 2}
+    for columns in ({"position:Y": 3}, {"corrupted_position:Y": 3}):
+        with pytest.raises(
+            ValueError, match="give every named position both, position:NAME and corrupted_position:NAME"
+        ):
+            PromptPairs.from_dataframe(bundled(), own.assign(**columns), align="names")
+    lacking = pd.concat([own, own.assign(**{"corrupted_position:X": None})], ignore_index=True)
+    dataset = PromptPairs.from_dataframe(bundled(), lacking, align="names")
+    assert dataset.get_corrupted_positions(0) == {"X": 3} and dataset.get_corrupted_positions(1) is None
+
+
 def test_the_check_shows_the_subject() -> None:
     checked = check_dataset(bundled(), facts((CAT, "cat sat")), noise=GaussianNoise("SUBJECT", samples=1))
     assert checked.pairs[0].named_tokens == (" cat sat",) and "in pair 0: SUBJECT ' cat sat'" in str(checked)

@@ -97,6 +97,16 @@ def test_records_are_reached_into_by_dots(tmp_path: Path) -> None:
         read(tmp_path / "nested.json", [nested], corrupted="counterfactual", **names)
 
 
+def test_quotes_after_a_space_are_no_part_of_a_cell(tmp_path: Path) -> None:
+    """`"a", "b"` is written by hand, and read as a cell that begins with a space and a quote."""
+    content = f'clean, corrupted, correct, incorrect\n"{CAT}", "{DOG}", " cat", " dog"\n'
+    with pytest.raises(
+        ValueError, match=r"row 2: corrupted holds ' \"The dog sat on the mat\"', with a space before the quotes"
+    ):
+        read(tmp_path / "spaced.csv", content)
+    assert len(read(tmp_path / "spaced.csv", content.replace('", "', '","')).pairs) == 1
+
+
 def test_one_of_several_keys_is_said(tmp_path: Path) -> None:
     two = {"train": [RECORD], "meta": {"test": [{**RECORD, "clean": DOG}]}, "test": [{"clean": 1}]}
     assert len(read(tmp_path / "two.json", two, key="train")) == 1

@@ -171,13 +171,13 @@ def test_pairs_can_be_given_without_a_file():
             "clean,corrupted,correct,incorrect",
             [*good_rows(2), f",{DOG}, cat, dog", "", f"{CAT},{DOG}, ,", f"{CAT},{DOG}"],
             "bad: 3 of 5 rows have empty cells. row 4: clean; row 6: correct, incorrect; row 7: correct, "
-            "incorrect. fill them, or take the rows out",
+            "incorrect. Fill them, or take the rows out",
         ),
         (
             "clean,corrupted,correct,incorrect",
             [*good_rows(1), f"{MARY},{JOHN}, Mary, John"],
             "bad: 1 of 2 rows have more cells than the header. row 3: 6 cells, with a comma between them, under 4 "
-            "columns. a cell with what stands between cells, or with a line break, stands in double quotes",
+            "columns. A cell with what stands between cells, or with a line break, stands in double quotes",
         ),
         (
             "clean,corrupted,correct,incorrect",
@@ -210,7 +210,7 @@ def test_pairs_can_be_given_without_a_file():
             [*good_rows(1), *[f"{CAT},The small dog sat on the mat, cat, dog"] * 7],
             "bad: 7 of 8 rows have prompts of different token lengths. row 3: the clean prompt has 7 tokens and the "
             "corrupted one 8; they part at position 2, ' cat sat on' against ' small dog sat'; row 4: .*; row 7: "
-            "[^;]*; [^;]*; and 2 more. replace words",
+            "[^;]*; [^;]*; and 2 more. Replace words",
         ),
         (
             "clean,corrupted,correct,incorrect",
@@ -220,8 +220,8 @@ def test_pairs_can_be_given_without_a_file():
         (
             "clean,corrupted,correct,incorrect,position:END",
             [f"{good_rows(1)[0]},6", f"{good_rows(1)[0]},7", f"{good_rows(1)[0]},-8"],
-            "bad: 2 of 3 rows have positions outside their prompt. row 3: position 'END' .in a prompt of 7 tokens. 7 "
-            "is out of range: expected -7 to 6; row 4: ",
+            "bad: 2 of 3 rows have positions that do not fit their prompts. row 3: position 'END' .in a prompt of 7 "
+            "tokens. 7 is out of range: expected -7 to 6; row 4: ",
         ),
         (
             "clean,corrupted,correct,incorrect,position:END",
@@ -255,7 +255,7 @@ def test_columns_may_be_separated_by_semicolons_or_tabs(tmp_path, separator):
     path.write_text("\n".join([separator.join(rows[0][:4]), separator.join([CAT, DOG, " cat", " dog", "x"])]))
     kind = {";": "a semicolon", "\t": "a tab"}[separator]
     with pytest.raises(
-        ValueError, match=rf"row 2: 5 cells, with {kind} between them, under 4 columns\. a cell with what"
+        ValueError, match=rf"row 2: 5 cells, with {kind} between them, under 4 columns\. A cell with what"
     ):
         PromptPairs.from_csv(bundled(), path)
     path.write_text("\n".join([separator.join(rows[0][:4]), separator.join([f'"{CAT}', DOG, " cat", " dog"])]))

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
-from activation_patching import PromptPairs
+from activation_patching import ActivationPatcher, PromptPairs
 from test_suite.helpers.models import bundled
 from test_suite.helpers.tasks import answers_of
 
@@ -44,8 +45,8 @@ def test_eap_files(tmp_path: Path, columns: tuple[str, str], several: bool) -> N
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("clean,corrupted,correct_idx", "its 'correct_idx' is a number from which the task makes sets of answers"),
-        ("clean,corrupted,plural", "its 'plural' is a number from which"),
+        ("clean,corrupted,correct_idx", "row 2 is not of greater-than, .*and '1'. For token ids use from_file"),
+        ("clean,corrupted,plural", "its 'plural' is a number for which the task chooses a list of verbs"),
         ("clean,corrupted,label", "it has 'clean', 'corrupted', 'label': say which with correct='...'"),
         (
             "clean,corrupted,country_idx,corrupted_country_idx,capital_idx,corrupted_capital_idx",
@@ -58,6 +59,35 @@ def test_eap_files_whose_answers_are_not_known(tmp_path: Path, header: str, mess
     (tmp_path / "eap.csv").write_text(f"{header}\n{','.join(row)}\n")
     with pytest.raises(ValueError, match=message):
         PromptPairs.from_eap_csv(bundled(), tmp_path / "eap.csv")
+
+
+YEARS = "The war lasted from the year {} to the year 17"
+
+
+@pytest.mark.parametrize("loader", ["from_eap_csv", "from_mib"])
+def test_files_of_greater_than(tmp_path: Path, loader: str) -> None:
+    """The years above are right, all others wrong, and the measure is the one of the paper, computed by hand."""
+    path, model = tmp_path / "gt.csv", bundled()
+    rows = [f"{YEARS.format(f'17{year}')},{YEARS.format('1701')},{int(year)}" for year in ("32", "05", "98")]
+    path.write_text("\n".join(["clean,corrupted,correct_idx", *rows]) + "\n")
+    dataset = getattr(PromptPairs, loader)(model, path)
+    assert answers_of(dataset, 2) == ("99", {f"{year:02d}" for year in range(99)})
+    results = ActivationPatcher(model, show_progress=False).run_patching_experiment(
+        dataset, "resid_pre", metrics="probability_difference"
+    )
+    years = [model.to_single_token(f"{year:02d}") for year in range(100)]
+    for (clean, _), start, measured in zip(dataset.get_clean_corrupt_pairs(), (32, 5, 98), results.sweep.clean):
+        with torch.no_grad():
+            of_years = model(clean)[0, -1].softmax(-1)[years]
+        by_hand = of_years[start + 1 :].sum() - of_years[: start + 1].sum()
+        assert measured == pytest.approx(float(by_hand), abs=1e-9)
+
+
+def test_what_the_prompt_of_greater_than_does_not_say_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gt.csv"
+    path.write_text(f"clean,corrupted,correct_idx\n{YEARS.format('1732')},{YEARS.format('1701')},33\n")
+    with pytest.raises(ValueError, match=r"row 2 is not of greater-than, .*'The war .* and '33'. For token ids"):
+        PromptPairs.from_mib(bundled(), path)
 
 
 def test_auto_circuit_files(tmp_path: Path) -> None:
@@ -124,7 +154,7 @@ def test_another_counterfactual_of_the_benchmark() -> None:
         ValueError, match="no column 'other': choose counterfactual among 's2_io_flip_counterfactual', 'abc"
     ):
         PromptPairs.from_mib(bundled(), frame, counterfactual="other")
-    with pytest.raises(ValueError, match="expected those of MIB's IOI, multiple choice or arithmetic"):
+    with pytest.raises(ValueError, match="expected those of MIB's IOI, multiple choice, arithmetic or greater-than"):
         PromptPairs.from_mib(bundled(), frame[["prompt"]])
 
 
