@@ -118,8 +118,8 @@ def test_an_edge_is_found_by_its_id_and_its_label(name: str) -> None:
     ("name", "message"),
     [
         ("L2H0", "'L2H0' is no edge: expected an id or a label, for instance 'L0H0 → L2H0 q @S2'"),
-        ("L0H9 → L2H0 q", "writer holds 'L0H9': no such name.*L0H"),
-        ("L0H0 → L2H0", "no edge of these: reader holds 'L2H0'.*heads share keys and values"),
+        ("L0H9 → L2H0 q", "no writer is called 'L0H9'.*L0H"),
+        ("L0H0 → L2H0", "no edge of these: no reader is called 'L2H0'.*heads share keys and values"),
         ("L2H0 → L2H0 q", "is no edge: the sender writes after the receiver reads"),
         ("L0H1 → L2H0 q @S2", "is not among these edges"),
         ("L0H0 → L2H0 q", "was patched at 2 positions: name one, of L0H0 → L2H0 q @S2, L0H0 → L2H0 q @END"),
@@ -173,7 +173,7 @@ def test_edges_are_narrowed_by_the_names_of_the_graph() -> None:
     ]
     assert results.of() == results and part.statistics().n_corrected == len(GRAPH)
     for asked, message in (
-        ({"senders": "L0H7"}, "senders holds 'L0H7': no such name"),
+        ({"senders": "L0H7"}, "no writer is called 'L0H7' .in senders."),
         ({"receivers": "q9"}, "receivers holds 'q9'"),
         ({"senders": "L2H0", "receivers": "L0H0"}, "none of these 62 edges goes from 'L2H0' to 'L0H0'"),
     ):
