@@ -174,7 +174,7 @@ def test_edges_are_narrowed_by_the_names_of_the_graph() -> None:
     assert results.of() == results and part.statistics().n_corrected == len(GRAPH)
     for asked, message in (
         ({"senders": "L0H7"}, "no writer is called 'L0H7' .in senders."),
-        ({"receivers": "q9"}, "receivers holds 'q9'"),
+        ({"receivers": "q9"}, "no reader is called 'q9' .in receivers."),
         ({"senders": "L2H0", "receivers": "L0H0"}, "none of these 62 edges goes from 'L2H0' to 'L0H0'"),
     ):
         with pytest.raises(ValueError, match=message):
