@@ -139,7 +139,7 @@ class Acceptable:
                 found[text] = Fault("answers", str(error))
                 continue
             found[text] = ids
-            if len(ids) > 1 and (self.meanings.single_token or ANSWER_SEPARATOR in text):
+            if len(ids) > 1 and (self.meanings.single_token or ANSWER_SEPARATOR in text or _ends_in_a_space(text)):
                 kind = "tokens" if self.meanings.single_token else "answers"
                 parts = " + ".join(repr(part) for part in token_strings(self.model, ids))
                 found[text] = Fault(kind, f"{text!r} is {len(ids)} tokens for this model ({parts})")
@@ -188,3 +188,8 @@ class Acceptable:
         if not has_tokenizer(self.model) or not 0 <= number < self.size:
             return ""
         return repr(token_strings(self.model, [number])[0])
+
+
+def _ends_in_a_space(text: str) -> bool:
+    """Whether a space stands behind a word: with ` cat | fox` it would be a token of the first answer."""
+    return text.endswith(" ") and bool(text.strip())

@@ -319,3 +319,11 @@ def test_a_doubled_bos_is_told_when_it_is_read() -> None:
     frame = pd.DataFrame([{"clean": bos + CAT, "corrupted": bos + DOG, "correct": " cat", "incorrect": " dog"}])
     with pytest.warns(UserWarning, match=r"The BOS token .* begins the prompts twice in 1 of 1 .*Leave .* out of the"):
         PromptPairs.from_dataframe(bundled(), frame)
+
+
+@pytest.mark.slow
+def test_blanks_around_the_bar_between_answers_are_no_token_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("clean,corrupted,correct,incorrect\nThe big pet was a,The wild animal was a, cat | pet, fox\n")
+    with pytest.raises(ValueError, match=r"' cat ' is 2 tokens .*it ends in white space: write ' cat'"):
+        PromptPairs.from_file(smollm2(), path)
