@@ -180,7 +180,9 @@ def _is_written(path: object) -> bool:
 
 def _path(graph: Graph, given: str | Sequence[str]) -> Path:
     names = [name.strip() for name in re.split(r"→|->", given)] if isinstance(given, str) else list(given)
-    written = " → ".join(map(str, names))
+    written = " → ".join(names)
+    if len(names) > 1 and not all(names):
+        raise ValueError(f"the path {written!r} lacks a name beside an arrow: expected 'L5H3 → L9H9 q → logits'")
     if len(names) < 2:
         raise ValueError(f"the path {written!r} has no arrow: a path goes from a sender to a receiver, 'L5H3 → L9H9 q'")
     sender = graph.writer(names[0])

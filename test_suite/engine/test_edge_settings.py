@@ -39,7 +39,6 @@ from test_suite.helpers.thinned import thinned
 from test_suite.oracles.aligned import partners_of
 from test_suite.oracles.edges import activations
 from test_suite.oracles.graph_patches import logits_of_patches, mean_activations
-from test_suite.oracles.one_prompt import run
 from test_suite.oracles.plain import source_and_base
 from test_suite.oracles.sources import noise_by_hand
 
@@ -215,7 +214,9 @@ def test_whole_answers(name: str, direction: Any) -> None:
     source, base = source_and_base(pairs(), direction)
     expected = np.empty((len(patches), 3))
     for pair, (answer,) in enumerate(ANSWERS.correct):
-        continued, other = (torch.cat([one[pair], torch.tensor(answer[:-1], dtype=torch.long)]) for one in (base, source))
+        continued, other = (
+            torch.cat([one[pair], torch.tensor(answer[:-1], dtype=torch.long)]) for one in (base, source)
+        )
         n = len(base[pair])
         logits = logits_of_patches(model, patches, continued, other, at=[range(n)])
         for i, one in enumerate(logits):
