@@ -368,7 +368,9 @@ def test_hooks_of_the_user_are_refused_before_any_run(kind: str) -> None:
     engine = engine_on(model)
     recorded: list[int] = []
     engine.runner.record = lambda *rest, **options: recorded.append(1)  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="single edges of this model cannot be patched: .* that is not its own runs"):
+    with pytest.raises(
+        RuntimeError, match=r"single edges of this model cannot be patched: .* that is not its own runs"
+    ):
         engine.sweep(pairs(), patches, [last_position_metric(3)])
     assert not recorded
     assert_same_state(before, state_of(model))
