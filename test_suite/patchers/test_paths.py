@@ -304,7 +304,7 @@ def test_groups_metrics_and_parts_are_those_of_the_whole(of_all_kinds: Sequence[
         ]
         whole, part = results.statistics(), top.statistics()
         numbers = [results.labels.index(item.label) for item in top]
-        np.testing.assert_array_equal(part.p_values, whole.p_values[numbers])
+        np.testing.assert_array_equal(part.p_corrected, whole.p_corrected[numbers])
         np.testing.assert_array_equal(part.low, whole.low[numbers])
 
 
