@@ -46,6 +46,12 @@ class GraphPatches(Sequence[Patch], ABC):
         readers = [self.graph.readers[number] for number in self.used_readers]
         return {node.layer for node in (*writers, *readers) if node.layer >= 0}
 
+    @property
+    def layers_run(self) -> set[int]:
+        """Layers of which a part is run before a row enters: those of the readers, but for the logits."""
+        readers = (self.graph.readers[number] for number in self.used_readers)
+        return {reader.layer for reader in readers if reader.kind != "logits"}
+
     def at(self, column: int) -> str:
         """The position of a place, to go behind a label: ` @S2`; empty for all positions."""
         names = [

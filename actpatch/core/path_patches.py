@@ -14,6 +14,7 @@ from actpatch.core.edge_patches import ALL_POSITIONS, GraphPatches
 from actpatch.core.graph import Graph
 from actpatch.core.node_names import Names
 from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.core.text import shortened
 
 Through = Literal["nothing", "mlps"]
 
@@ -110,6 +111,13 @@ class HeadPaths(GraphPatches):
         return {*range(min(named), max(named) + 1)} if self.through == "mlps" else named
 
     @property
+    def layers_run(self) -> set[int]:
+        if self.through == "nothing":
+            return super().layers_run
+        first = min(self.graph.writers[number].layer for number in self.senders)
+        return {*range(first, max(self.graph.readers[number].layer for number in self.receivers) + 1)}
+
+    @property
     def described(self) -> str:
         """`to L9H9 q and L9H6 q, all other heads frozen, MLPs recomputed`."""
         labels = [self.graph.readers[number].label for number in self.receivers]
@@ -157,15 +165,24 @@ def path_patches(graph: Graph, paths: str | Sequence[str | Sequence[str]]) -> Pa
         ValueError: for no path, a name that the graph has not, a path of fewer than two nodes, and one on which a
             component reads before the one in front of it writes.
     """
-    listed = [paths] if isinstance(paths, str) else list(paths)
+    listed = [paths] if isinstance(paths, str) else paths
+    if not isinstance(listed, Sequence) or not all(map(_is_written, listed)):
+        raise ValueError(f"paths is {shortened(paths)}, expected texts such as 'L5H3 → L9H9 q → logits'")
     if not listed:
         raise ValueError("paths is empty: give at least one, for instance 'L5H3 → L9H9 q → logits'")
     return PathPatches(graph, tuple(_path(graph, one) for one in listed))
 
 
+def _is_written(path: object) -> bool:
+    """Whether a path is a text, or a list of names."""
+    return isinstance(path, str) or (isinstance(path, list | tuple) and all(isinstance(name, str) for name in path))
+
+
 def _path(graph: Graph, given: str | Sequence[str]) -> Path:
     names = [name.strip() for name in re.split(r"→|->", given)] if isinstance(given, str) else list(given)
-    written = " → ".join(map(str, names))
+    written = " → ".join(names)
+    if len(names) > 1 and not all(names):
+        raise ValueError(f"the path {written!r} lacks a name beside an arrow: expected 'L5H3 → L9H9 q → logits'")
     if len(names) < 2:
         raise ValueError(f"the path {written!r} has no arrow: a path goes from a sender to a receiver, 'L5H3 → L9H9 q'")
     sender = graph.writer(names[0])
@@ -202,10 +219,10 @@ def _hop(graph: Graph, name: str) -> tuple[int, int | None]:
 
     Of heads that share keys and values, `L5H5 k` reads those of its group and goes on from this head alone.
     """
-    of_head = re.fullmatch(r"[la](\d+)\.?h(\d+) ?<?([kv])>?", name.lower())
+    of_head = re.fullmatch(r"\s*[la](\d+)\.?h(\d+)\s*<?([kv])>?\s*", name, re.IGNORECASE)
     if of_head and graph.is_grouped and (own := f"L{of_head[1]}H{of_head[2]}") in {w.label for w in graph.writers}:
         shared = graph.key_value_head(int(of_head[1]), int(of_head[2]))
-        return graph.reader(f"L{of_head[1]}KV{shared} {of_head[3]}"), graph.writer(own)
+        return graph.reader(f"L{of_head[1]}KV{shared} {of_head[3].lower()}"), graph.writer(own)
     number = graph.reader(name)
     reader = graph.readers[number]
     if reader.kind == "logits" or reader.is_key_value_head:

@@ -357,7 +357,7 @@ def error_of_edges(
     start = min(max(int(chunk.first_change[-1]), 1), length - 1) if prefix else 0
     call = experiment.runner.begin(chunk.base, start, length)
     readers = Readers(experiment.runner, chunk, start, length, call, most_tokens)
-    return error_of_readers(readers, edges.graph, sorted(edges.layers))
+    return error_of_readers(readers, edges.graph, sorted(edges.layers_run))
 
 
 def _error_of_writers(runner: Runner, edges: GraphPatches, chunk: Chunk) -> str | None:

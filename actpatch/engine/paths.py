@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from actpatch.core.edge_patches import EdgePatches, GraphPatches
@@ -34,9 +34,19 @@ from actpatch.models.runner import Runner
 
 
 def graph_work(
-    experiment: Experiment, patches: GraphPatches, chunk: Chunk, exactness: Exactness, most_tokens: int
+    experiment: Experiment,
+    patches: GraphPatches,
+    chunk: Chunk,
+    exactness: Exactness,
+    most_tokens: int,
+    most_rows: int | None = None,
 ) -> Work:
-    """The changes on these pairs that edges, paths or senders stand for."""
+    """The changes on these pairs that edges, paths or senders stand for.
+
+    Args:
+        most_tokens: most rows × positions that are run together.
+        most_rows: most rows that are run together; None for as many as there are tokens for.
+    """
     runner, graph = experiment.runner, patches.graph
     make = functools.partial(EdgeWork, runner, graph, chunk, most_tokens=most_tokens, linear=exactness.linear)
     if isinstance(patches, EdgePatches):
@@ -46,7 +56,8 @@ def graph_work(
     length = chunk.base.tokens.shape[1]
     if start >= length:  # nothing changes on any of these pairs
         start = 0
-    readers = Readers(runner, chunk, start, length, runner.begin(chunk.base, start, length), most_tokens)
+    call = runner.begin(chunk.base, start, length)
+    readers = Readers(runner, chunk, start, length, call, most_tokens, most_rows)
     every = np.arange(len(patches))
     if isinstance(patches, PathPatches):
         sent = _sent(torch.stack([_along(experiment, chunk, patches, path, readers) for path in patches.paths]))
@@ -92,14 +103,13 @@ def _along(
             )
             moved = z[:, :, writer.head] @ experiment.runner.model.blocks[writer.layer].attn.W_O[writer.head]
         change = torch.zeros_like(change)
-        change[:, readers.start :] = moved
-        change *= _from_first(chunk)[..., None].to(change.device)
+        change[:, readers.start :] = moved * _from_change_on(read)
     return change
 
 
-def _from_first(chunk: Chunk) -> Tensor:
-    """The positions of each pair from its first change on: before it a component computed anew differs by rounding."""
-    return torch.arange(chunk.base.tokens.shape[1]) >= chunk.first_change[:, None]
+def _from_change_on(read: Float[Tensor, "*row pos d_model"]) -> Bool[Tensor, "*row pos 1"]:
+    """The positions from the first change of what is read on: elsewhere what is computed anew differs by rounding."""
+    return read.ne(0).any(dim=-1, keepdim=True).int().cummax(dim=-2).values.bool()
 
 
 def _read_by_receivers(experiment: Experiment, chunk: Chunk, patches: HeadPaths, readers: Readers) -> list[Sent]:
@@ -136,7 +146,6 @@ def _through_mlps(
     graph, now, found = patches.graph, changes.clone(), {}
     own = torch.tensor([graph.writers[number].layer for number in patches.senders], device=changes.device)
     every = torch.arange(len(chunk.pairs), device=changes.device)
-    changing = _from_first(chunk)[:, readers.start :, None].to(changes.device)
     for layer in range(max(layers) + 1):
         if layer in layers:
             found[layer] = now.clone()
@@ -146,7 +155,7 @@ def _through_mlps(
         name, pairs = block_hook(layer, "mlp_out"), every.repeat(int(moving.sum()))
         reads = now[moving, :, readers.start :]
         moved = readers.output_of_mlp(layer, pairs, reads.flatten(0, 1)) - readers.recorded(name, pairs)
-        now[moving, :, readers.start :] = reads + moved.view_as(reads) * changing
+        now[moving, :, readers.start :] = reads + moved.view_as(reads) * _from_change_on(reads)
     return found
 
 

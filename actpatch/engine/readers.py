@@ -38,11 +38,22 @@ class Readers:
         length: end of the positions that are computed.
         call: what the blocks are called with (`Runner.begin`).
         most_tokens: most rows × positions that are run together.
+        most_rows: most rows that are run together; None for as many as there are tokens for.
     """
 
-    def __init__(self, runner: Runner, chunk: Chunk, start: int, length: int, call: Any, most_tokens: int) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        chunk: Chunk,
+        start: int,
+        length: int,
+        call: Any,
+        most_tokens: int,
+        most_rows: int | None = None,
+    ) -> None:
         self.runner, self.chunk, self.start, self.length, self.call = runner, chunk, start, length, call
-        self.rows_at_once = max(1, most_tokens // (length - start))
+        rows = max(1, most_tokens // (length - start))
+        self.rows_at_once = rows if most_rows is None else min(rows, most_rows)
 
     def outputs_of_heads(
         self, layer: int, kind: Kind, pairs: Int[Tensor, " row"], change: Float[Tensor, "row pos d_model"]
@@ -135,39 +146,40 @@ def _writing(value: Float[Tensor, "row pos head d_head"], but_head: int | None =
 def error_of_readers(readers: Readers, graph: Graph, layers: Sequence[int]) -> str | None:
     """Why these layers' readers are not what the graph says; None where they are, as far as they were recorded.
 
-    On the last pair of the chunk, whose stream is changed by what changes it most: that between two positions.
+    On two rows, the last and the first pair of the chunk, whose stream is changed by what changes it most: that between
+    two positions.
     """
-    pair = torch.tensor([len(readers.chunk.pairs) - 1], device=readers.runner.device)
+    pairs = torch.tensor([len(readers.chunk.pairs) - 1, 0], device=readers.runner.device)
     for layer in layers:
-        resid = readers.recorded(resid_name(layer, graph.n_layers), pair)
+        resid = readers.recorded(resid_name(layer, graph.n_layers), pairs)
         change = resid.flip(1) + torch.linspace(0, 1, resid.shape[-1], device=resid.device, dtype=resid.dtype)
         has_queries = block_hook(layer, "q") in readers.chunk.base.activations
-        if has_queries and (reason := _error_of_heads(readers, graph, layer, pair, change)):
+        if has_queries and (reason := _error_of_heads(readers, graph, layer, pairs, change)):
             return reason
-        if graph.mlps[layer] and (reason := _error_of_mlp(readers, graph, layer, pair, change)):
+        if graph.mlps[layer] and (reason := _error_of_mlp(readers, graph, layer, pairs, change)):
             return reason
     return None
 
 
-def _error_of_heads(readers: Readers, graph: Graph, layer: int, pair: Tensor, change: Tensor) -> str | None:
-    expected = readers.recorded(block_hook(layer, "z"), pair)
-    if too_far("", readers.held_outputs(layer, pair, change, None), expected):
+def _error_of_heads(readers: Readers, graph: Graph, layer: int, pairs: Tensor, change: Tensor) -> str | None:
+    expected = readers.recorded(block_hook(layer, "z"), pairs)
+    if too_far("", readers.held_outputs(layer, pairs, change, None), expected):
         return f"heads of layer {layer} read more of the residual stream than their q, k and v"
-    one_changed = readers.held_outputs(layer, pair, change, 0)
+    one_changed = readers.held_outputs(layer, pairs, change, 0)
     if too_far("", one_changed[:, :, 1:], expected[:, :, 1:]):
         return f"a head of layer {layer} changes what others give whose q, k and v are the same"
     return None
 
 
-def _error_of_mlp(readers: Readers, graph: Graph, layer: int, pair: Tensor, change: Tensor) -> str | None:
-    expected, nothing = readers.recorded(block_hook(layer, "mlp_out"), pair), torch.zeros_like(change)
-    alone = readers.output_of_mlp(layer, pair, nothing)
+def _error_of_mlp(readers: Readers, graph: Graph, layer: int, pairs: Tensor, change: Tensor) -> str | None:
+    expected, nothing = readers.recorded(block_hook(layer, "mlp_out"), pairs), torch.zeros_like(change)
+    alone = readers.output_of_mlp(layer, pairs, nothing)
     if reason := too_far(f"running the MLP of layer {layer} by itself", alone, expected, "values"):
         return reason
     if not graph.heads[layer]:
         return None
-    z = readers.recorded(block_hook(layer, "z"), pair)
-    reads_attention = not torch.equal(alone, readers.output_of_mlp(layer, pair, nothing, z.flip(1) + 1))
+    z = readers.recorded(block_hook(layer, "z"), pairs)
+    reads_attention = not torch.equal(alone, readers.output_of_mlp(layer, pairs, nothing, z.flip(1) + 1))
     if reads_attention == graph.is_parallel:
         is_read = "reads" if reads_attention else "does not read"
         return f"the MLP of layer {layer} {is_read} what the attention of its layer gives"

@@ -77,6 +77,7 @@ class Runs:
         """What rounding does to one pair; None where the model computes in single precision or better."""
         self._reasons: dict[str, str] = {}
         self.exactness = self._first_try()
+        self._check_blocks_are_run_singly()
         self.max_tokens = tokens_that_fit(self.experiment)
         self._recorder = Recorder(experiments, self._pairs_at_once)
         self._routes: dict[tuple[Direction, bool], list[Route]] = {}
@@ -171,9 +172,16 @@ class Runs:
         return logits
 
     def _work(self, experiment: Experiment, chunk: Chunk) -> Work:
-        if isinstance(experiment.patches, GraphPatches):
-            return graph_work(experiment, experiment.patches, chunk, self.exactness, self.max_tokens)
-        return PatchWork(experiment, chunk, self.routes(experiment))
+        patches = experiment.patches
+        if not isinstance(patches, GraphPatches):
+            return PatchWork(experiment, chunk, self.routes(experiment))
+        while True:  # paths and senders are run as far as their receivers
+            try:
+                return graph_work(experiment, patches, chunk, self.exactness, self.max_tokens, self.batch_size)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.max_tokens <= chunk.base.tokens.shape[1]:
+                    raise
+                self.max_tokens //= 2
 
     def _pairs_at_once(self) -> int:
         base, source = self._recorded_names()
@@ -275,11 +283,23 @@ class Runs:
             edges = experiment.patches
             if not isinstance(edges, GraphPatches):
                 return
-            reason = None if self.exactness.resume else f"its blocks are not run singly ({self._reasons['resume']})"
-            if reason is None and not self._is_checked:
+            self._check_blocks_are_run_singly()
+            if self._is_checked:
+                continue
+            try:
                 reason = error_of_edges(experiment, edges, chunk, self.exactness.prefix, self.max_tokens)
+            except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
+                if is_out_of_memory(failure):
+                    raise
+                reason = f"its blocks are not run singly ({type(failure).__name__}: {failure})"
             if reason is not None:
                 raise RuntimeError(f"single edges of this model cannot be patched: {reason}")
+
+    def _check_blocks_are_run_singly(self) -> None:
+        """Raises RuntimeError where edges are asked for and blocks are not."""
+        if isinstance(self.patches, GraphPatches) and not self.exactness.resume:
+            reason = f"its blocks are not run singly ({self._reasons['resume']})"
+            raise RuntimeError(f"single edges of this model cannot be patched: {reason}")
 
     def _check_finite(self, chunk: Chunk) -> None:
         if self._nan is not None:
