@@ -97,7 +97,7 @@ def test_the_engine_computes_all_of_the_floor_of_edges_and_little_beyond() -> No
 
 @needs_hooked
 def test_the_floor_of_an_edge_is_that_of_what_it_makes_of_its_receiver() -> None:
-    """An edge into an MLP costs that MLP and a change of its output, one into the logits its part of the unembedding."""
+    """An edge into an MLP costs that MLP and a change of its output; one into the logits a part of the unembedding."""
     model, pairs = deep_model(), token_pairs([LENGTH], [(2, 4, 9)])
     graph, metric = graph_of(model), last_position_metric(1)
 
