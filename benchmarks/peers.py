@@ -227,6 +227,7 @@ class DirectPaths:
     def __init__(self, model: Any, task: Task) -> None:
         assert isinstance(task.patches, EdgePatches)
         self.model, self.task, self.edges = model, task, task.patches
+        self.sweep: Any = vars(patching)["get_act_patch_direct_path"]  # not in every version
 
     def calls(self) -> list[list[int]]:
         return [numbers.tolist() for _, numbers in _by_sender_and_kind(self.edges)]
@@ -246,7 +247,7 @@ class DirectPaths:
                 return values[-1].mean()
 
             writer = patches.graph.writers[sender]
-            patching.get_act_patch_direct_path(
+            self.sweep(
                 self.model,
                 torch.stack(self.task.pairs.corrupted),
                 self.clean,
