@@ -8,6 +8,10 @@ Counted from shapes, two operations per weight and token, for models whose block
   position alone;
 - in the last layer, what follows the keys and values only at the last token, which is the one the metric reads;
 - of the unembedding, only the two vocabulary entries of the logit difference;
+- of edges, what each sender changes once (a head's slice of the output projection); what the heads of a layer make of
+  it once for their queries, once for their keys and once for their values, the other two as recorded; each MLP that
+  reads it once; then of each edge what follows its receiver, as for a patch of what that gives. An edge into the logits
+  costs its part of the unembedding;
 - nothing for a patch that cannot change what is read: at a position before the first difference, where the tokens
   agree (in the embeddings), or at another than the last token after the last attention.
 """
@@ -16,22 +20,28 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.graph import Reader
 from actpatch.core.sites import Site
 from benchmarks.rows import Task
 
 
 def floor_flops(cfg: Any, task: Task) -> float:
-    """Floating-point operations of the exact work of a sweep over single sites."""
+    """Floating-point operations of the exact work of a sweep over single sites, or over edges at all positions."""
     work, total = _Work(cfg), 0.0
     pairs = task.pairs
     for clean, corrupted, first in zip(pairs.clean, pairs.corrupted, pairs.first_difference.tolist()):
         length = len(clean)
         same = (clean == corrupted).tolist()
         total += work.above(0, 0, length, length) + work.above(0, first, length, length - first)
+        if isinstance(task.patches, EdgePatches):
+            total += work.of_edges(task.patches, same, first, length)
+            continue
         for site in (patch.sites[0] for patch in task.patches):
             at = site.position
             assert not isinstance(at, tuple)
@@ -86,6 +96,43 @@ class _Work:
             "mlp_out": 0.0,
         }
         return own[site.component] + self.above(layer + 1, start, length, changed)
+
+    def of_edges(self, edges: EdgePatches, same: Sequence[bool], start: int, length: int) -> float:
+        """Edges at all positions, on a pair that differs from `start` on: where its tokens agree, embeddings do too."""
+        graph, total = edges.graph, 0.0
+        embedded, later = [at for at in range(length) if not same[at]], range(start, length)
+        for writer in (graph.writers[number] for number in edges.used_writers):
+            if writer.head is not None:
+                total += self.head * (1 if writer.layer == self.n_layers - 1 else len(later))
+        for number in edges.used_readers:
+            reader, writers = graph.readers[number], edges.writers[edges.readers == number]
+            n_heads = 0 if reader.head is None else len(graph.heads_of(reader))
+            n_input = int((writers == 0).sum())
+            for n_senders, changed in ((n_input, embedded), (len(writers) - n_input, later)):
+                total += n_senders * self._of_edge(reader, n_heads, changed, start, length)
+        return total
+
+    def _of_edge(self, reader: Reader, n_heads: int, changed: Sequence[int], start: int, length: int) -> float:
+        """An edge whose sender changes what is read at these positions, into a reader that moves so many heads."""
+        is_last, is_read = reader.layer == self.n_layers - 1, length - 1 in changed
+        if is_last and not is_read and reader.kind not in ("k", "v"):
+            return 0.0
+        if reader.kind == "logits":
+            return float(self.unembedding)
+        spreads = reader.kind in ("k", "v")  # to every later query
+        moved = length - start if spreads else len(changed)
+        written = 1 if is_last else moved
+        total = written * (n_heads * self.head + self.mlp) + self.above(reader.layer + 1, start, length, moved)
+        if not n_heads:
+            return total
+        # Queries that attend to changed keys or values, together.
+        of_changed = len(changed) if is_last else sum(length - at for at in changed)
+        summed = self._seen(start, length, is_last)
+        if reader.kind == "q":
+            summed = length if is_last else sum(at + 1 for at in changed)
+        scores, summed = {"q": (summed, summed), "k": (of_changed, summed), "v": (0, of_changed)}[reader.kind]
+        projected = 1 if is_last and reader.kind == "q" else len(changed)
+        return total + projected * self.head + n_heads * (scores + summed) * self.weighting
 
     def above(self, layer: int, start: int, length: int, changed: int) -> float:
         """From this layer's attention on, where the residual stream is new at `changed` tokens from `start` on."""

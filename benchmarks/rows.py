@@ -16,11 +16,14 @@ from typing import Any
 import torch
 import transformer_lens
 import transformers
+from transformer_lens import patching
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from actpatch.core.edge_patches import EdgePatches, edge_patches
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
+from actpatch.models.graph import graph_of
 from actpatch.models.load import TINY, ModelClass, load_model
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.ioi import IOIDataset
@@ -29,6 +32,10 @@ from test_suite.helpers.smol_model import converted_smol
 GPT2, SMOL, BUNDLED = "GPT-2 small's shape", "SmolLM2-135M", "tiny"
 FLIP, SWAP = "flip_subject", "swap_names"
 BY_POSITION = ("resid_pre", "attn_out", "mlp_out")
+EDGES, DIRECT_PATHS = "edges", "direct_paths"
+OF_EDGES = {EDGES: "all edges", DIRECT_PATHS: "edges between heads"}
+HAS_DIRECT_PATHS = hasattr(patching, "get_act_patch_direct_path")
+"""Whether TransformerLens has a sweep over edges of its own: from heads to queries, keys and values of later ones."""
 
 _SWEEPS = {
     GPT2: [
@@ -41,10 +48,29 @@ _SWEEPS = {
         ("attn_out", 5, FLIP),
         ("mlp_out", 5, FLIP),
         ("resid_pre", 5, SWAP),
+        (EDGES, 1, FLIP),
+        (EDGES, 8, FLIP),
+        (DIRECT_PATHS, 1, FLIP),
     ],
-    SMOL: [("z", 1, FLIP), ("z", 5, FLIP), ("z", 1, SWAP), ("pattern", 1, FLIP), ("resid_pre", 1, FLIP)],
-    BUNDLED: [("z", 5, FLIP), ("pattern", 5, SWAP), ("attn_out", 5, FLIP), ("resid_pre", 32, FLIP), ("z", 32, SWAP)],
+    SMOL: [
+        ("z", 1, FLIP),
+        ("z", 5, FLIP),
+        ("z", 1, SWAP),
+        ("pattern", 1, FLIP),
+        ("resid_pre", 1, FLIP),
+        (EDGES, 1, FLIP),
+    ],
+    BUNDLED: [
+        ("z", 5, FLIP),
+        ("pattern", 5, SWAP),
+        ("attn_out", 5, FLIP),
+        ("resid_pre", 32, FLIP),
+        ("z", 32, SWAP),
+        (EDGES, 20, FLIP),
+    ],
 }
+_LONG = {(GPT2, EDGES, 8), (SMOL, EDGES, 1)}
+"""Rows whose sweep takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +80,20 @@ class Row:
     model: str
     model_class: ModelClass
     component: str
-    """Short name of the hook points that are patched, at every head or at every position."""
+    """Short name of the hook points that are patched, at every head or at every position; or a word for edges."""
     n_pairs: int
     corruption: str
 
     @property
     def sweep(self) -> str:
+        if self.component in OF_EDGES:
+            return OF_EDGES[self.component]
         return f"{self.component} by position" if self.component in BY_POSITION else f"heads {self.component}"
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is measured once: its sweep takes minutes."""
+        return (self.model, self.component, self.n_pairs) in _LONG
 
     def __str__(self) -> str:
         return f"{self.model} | {self.model_class} | {self.sweep} | {self.n_pairs} | {self.corruption}"
@@ -74,6 +107,12 @@ class Task:
     patches: Sequence[Patch]
     metric: LogitDifference
 
+    def taken(self, numbers: Sequence[int]) -> Sequence[Patch]:
+        """The patches with these numbers."""
+        if isinstance(self.patches, EdgePatches):
+            return self.patches.taken(numbers)
+        return [self.patches[number] for number in numbers]
+
 
 def all_rows() -> list[Row]:
     """Every row that can be run with what is installed. SmolLM2-135M is run as both of TransformerLens' classes."""
@@ -84,7 +123,7 @@ def all_rows() -> list[Row]:
         for model, sweeps in _SWEEPS.items()
         for model_class in (classes if model == SMOL else classes[:1])
         for sweep in sweeps
-        if checkpoint(model) is not None
+        if checkpoint(model) is not None and (sweep[0] != DIRECT_PATHS or HAS_DIRECT_PATHS)
     ]
 
 
@@ -109,6 +148,9 @@ def task(row: Row, model: Any) -> Task:
     """What is run on the model for this row."""
     pairs, metric = _random_ioi(row) if row.model == GPT2 else _ioi(row, model)
     layers, name = range(model.cfg.n_layers), row.component
+    if name in OF_EDGES:
+        nodes = None if name == EDGES else "heads"
+        return Task(pairs, edge_patches(graph_of(model), nodes, nodes), metric)
     if name in BY_POSITION:
         everywhere = range(int(pairs.lengths.max()))
         sites = [Site(block_hook(layer, name), position=at) for layer in layers for at in everywhere]

@@ -4,6 +4,7 @@
     python -m benchmarks.run --list                     the rows and their numbers
     python -m benchmarks.run --rows 1 2                 the first two
     python -m benchmarks.run --models tiny --out FILE   those of one model, into a file
+    python -m benchmarks.run --sweeps edges             those over edges
 
 What the columns mean is said in README.md beside this file.
 """
@@ -37,13 +38,14 @@ from actpatch.engine.engine import PatchingEngine
 from benchmarks.floor import floor_flops, matrix_product_rate
 from benchmarks.memory import peak_extra_memory
 from benchmarks.peers import HAS_NNSIGHT, LOOP, NNSIGHT, TRANSFORMER_LENS, Peer, peers
-from benchmarks.rows import SMOL, Row, Task, all_rows, checkpoint, loaded, task
+from benchmarks.rows import OF_EDGES, SMOL, Row, Task, all_rows, checkpoint, loaded, task
 
 Result = TypeVar("Result")
 
 RESULTS = Path(__file__).with_name("results.md")
 MEMORY_FROM_PAIRS = 32
 """Memory is measured for rows of at least so many pairs."""
+MEMORY_OF_EDGES_FROM_PAIRS = 8
 FEWEST_PATCHES = 4
 HEADER = (
     "| row | model | class | sweep | pairs | corruption | ours, s | TransformerLens, s | × | plain loop, s | × "
@@ -76,7 +78,7 @@ class Measured:
 
 
 def measure(row: Row, model: Any, repeats: int, budget: float) -> Measured:
-    """Run the row's sweep by this library and by every peer in turn, `repeats` times over.
+    """Run the row's sweep by this library and by every peer in turn, `repeats` times over; a long row once.
 
     Args:
         row: what is run.
@@ -91,7 +93,7 @@ def measure(row: Row, model: Any, repeats: int, budget: float) -> Measured:
     rates: list[float] = []
     with torch.no_grad():
         contestants = {name: _Contestant(peer, todo, budget) for name, peer in peers(row, model, todo).items()}
-        for _ in range(repeats):
+        for _ in range(1 if row.is_long else repeats):
             rates.append(matrix_product_rate())
             seconds, swept = _timed(lambda: engine.sweep(todo.pairs, todo.patches, [todo.metric]))
             ours.append(seconds)
@@ -104,30 +106,43 @@ def measure(row: Row, model: Any, repeats: int, budget: float) -> Measured:
         difference=max(contestant.largest_difference(found) for contestant in contestants.values()),
         rate=rate,
         floor=floor_flops(model.cfg, todo) / rate,
-        memory=peak_extra_memory(row) if row.n_pairs >= MEMORY_FROM_PAIRS else None,
+        memory=peak_extra_memory(row) if row.n_pairs >= _memory_from(row) else None,
     )
 
 
+def _memory_from(row: Row) -> int:
+    return MEMORY_OF_EDGES_FROM_PAIRS if row.component in OF_EDGES else MEMORY_FROM_PAIRS
+
+
 class _Contestant:
-    """A peer, on as many patches as fit into its time: all, or some chosen at random."""
+    """A peer, on as many patches as fit into its time: all, or some chosen at random.
+
+    Of a peer that runs several patches in one call whole calls are chosen, first those that take the fewest.
+    """
 
     def __init__(self, peer: Peer, todo: Task, budget: float) -> None:
-        self.peer, self.all_patches, self.seconds = peer, todo.patches, list[float]()
+        self.peer, self.n_patches, self.seconds = peer, len(todo.patches), list[float]()
+        calls = peer.calls()
+        random.Random(0).shuffle(calls)
+        calls.sort(key=len)
         peer.record()
-        peer.patched(todo.patches[:1])
-        seconds, _ = _timed(lambda: peer.patched(todo.patches[:1]))
-        n_patches = min(len(todo.patches), max(FEWEST_PATCHES, int(budget / seconds)))
-        self.chosen = sorted(random.Random(0).sample(range(len(todo.patches)), n_patches))
-        self.patches = [todo.patches[i] for i in self.chosen]
+        peer.patched(todo.taken(calls[0]))
+        seconds, _ = _timed(lambda: peer.patched(todo.taken(calls[0])))
+        wanted, self.chosen = max(FEWEST_PATCHES, int(budget / seconds * len(calls[0]))), list[int]()
+        for call in calls:
+            if len(self.chosen) < wanted:
+                self.chosen += call
+        self.chosen.sort()
+        self.patches = todo.taken(self.chosen)
 
     def run(self) -> None:
         recording, _ = _timed(self.peer.record)
         patching, self.values = _timed(lambda: self.peer.patched(self.patches))
-        self.seconds.append(recording + patching * len(self.all_patches) / len(self.patches))
+        self.seconds.append(recording + patching * self.n_patches / len(self.patches))
 
     @property
     def time(self) -> PeerTime:
-        return PeerTime(statistics.median(self.seconds), is_whole=len(self.patches) == len(self.all_patches))
+        return PeerTime(statistics.median(self.seconds), is_whole=len(self.patches) == self.n_patches)
 
     def largest_difference(self, ours: Float[Tensor, "patch pair"]) -> float:
         return float((ours[self.chosen] - self.values.double()).abs().max())
@@ -140,7 +155,7 @@ def _timed(run: Callable[[], Result]) -> tuple[float, Result]:
 
 
 def _line(number: int, row: Row, m: Measured) -> str:
-    times = " | ".join(_peer_cells(m.peers.get(name), m.ours) for name in (TRANSFORMER_LENS, LOOP, NNSIGHT))
+    times = " | ".join(_peer_cells(name, m.peers.get(name), m.ours) for name in (TRANSFORMER_LENS, LOOP, NNSIGHT))
     memory = "" if m.memory is None else f"{m.memory / 2**20:.0f}"
     return (
         f"| {number} | {row} | {m.ours:.3g} | {times} | {m.difference:.0e} | {m.floor:.3g} | {m.ours / m.floor:.2f} "
@@ -148,9 +163,9 @@ def _line(number: int, row: Row, m: Measured) -> str:
     )
 
 
-def _peer_cells(time: PeerTime | None, ours: float) -> str:
+def _peer_cells(name: str, time: PeerTime | None, ours: float) -> str:
     if time is None:
-        return "– | –" if HAS_NNSIGHT else "not installed | –"
+        return "not installed | –" if name == NNSIGHT and not HAS_NNSIGHT else "– | –"
     return f"{'' if time.is_whole else '~'}{time.seconds:.3g} | {time.seconds / ours:.1f}"
 
 
@@ -186,6 +201,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the rows with their numbers and run nothing")
     parser.add_argument("--rows", type=int, nargs="+", help="numbers of the rows to run; all by default")
     parser.add_argument("--models", nargs="+", help="run rows whose model or class has one of these words in its name")
+    parser.add_argument("--sweeps", nargs="+", help="run rows whose sweep has one of these words in its name")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repetitions of which medians are taken")
     parser.add_argument("--budget", type=float, default=4.0, help="seconds a peer's patches may take per repetition")
     parser.add_argument("--out", type=Path, help="file for the table; results.md beside this file for all rows")
@@ -195,12 +211,13 @@ def main() -> int:
     numbered = dict(enumerate(all_rows(), 1))
     if unknown := set(args.rows or []) - set(numbered):
         parser.error(f"there is no row {min(unknown)}: expected 1 to {len(numbered)}, as --list shows them")
-    words = [word.lower() for word in args.models or []]
+    words, sweeps = ([word.lower() for word in asked or []] for asked in (args.models, args.sweeps))
     chosen = {
         number: row
         for number, row in numbered.items()
         if (not args.rows or number in args.rows)
         and (not words or any(word in f"{row.model} {row.model_class}".lower() for word in words))
+        and (not sweeps or any(word in row.sweep.lower() for word in sweeps))
     }
     if not chosen:
         parser.error("no row is left: see --list for their models and numbers")

@@ -123,7 +123,10 @@ def sent_by(experiment: Experiment, chunk: Chunk, edges: EdgePatches) -> tuple[S
     """What the senders of these edges change, and which of them each edge's is."""
     numbers, of_edge = np.unique(edges.writers, return_inverse=True)
     masks = written_at(experiment, chunk)
-    differences = torch.stack([difference(experiment, chunk, edges.graph.writers[number]) for number in numbers])
+    stream = chunk.base.activations[resid_name(0, edges.graph.n_layers)]
+    differences = stream.new_empty(len(numbers), *stream.shape)
+    for change, number in zip(differences, numbers):
+        change[:] = difference(experiment, chunk, edges.graph.writers[number])
     differences *= masks.any(dim=0)[None, ..., None].to(differences.device)
     if len(masks) == 1:
         masks = torch.ones_like(masks)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
+from jaxtyping import Int
 
+from actpatch.core.edge_patches import EdgePatches, GraphPatches
+from actpatch.core.path_patches import HeadPaths
 from actpatch.engine.experiment import Experiment
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768, "mps": 8192}
@@ -32,7 +36,7 @@ def tokens_that_fit(experiment: Experiment) -> int:
 
 
 def pairs_that_fit(experiment: Experiment, recorded: Sequence[int]) -> int:
-    """Number of pairs whose recordings fit into memory together.
+    """Number of pairs whose recordings fit into memory together, with what senders of edges or paths change there.
 
     Args:
         experiment: what is run.
@@ -43,8 +47,37 @@ def pairs_that_fit(experiment: Experiment, recorded: Sequence[int]) -> int:
     per_token = (2 * cfg.n_layers + sum(recorded)) * cfg.d_model
     logits = cfg.d_vocab * (longest if experiment.reads is None else experiment.reads.shape[1]) * 2
     per_pair = (per_token * longest + logits) * _bytes_per_value(experiment.runner.model)
-    budget = min(MOST_RECORDED_BYTES, MEMORY_SHARE * _free_memory(experiment.runner.device))
-    return max(1, min(len(experiment.pairs), int(budget // per_pair)))
+    per_pair += _changes_held(experiment.patches) * _bytes_of_change(experiment)
+    return max(1, min(len(experiment.pairs), int(_most_recorded(experiment) // per_pair)))
+
+
+def parts_that_fit(experiment: Experiment, edges: EdgePatches, n_pairs: int) -> list[Int[np.ndarray, " edge"]]:
+    """The numbers of edges that are run together: of as many senders as what these change on the pairs fits into memory
+    of, so that a part has one sender at least."""
+    most = max(1, int(_most_recorded(experiment) // (n_pairs * _bytes_of_change(experiment))))
+    order, senders = np.argsort(edges.writers, kind="stable"), edges.used_writers
+    ends = np.searchsorted(edges.writers[order], senders[most::most])
+    return [np.sort(part) for part in np.split(order, ends)]
+
+
+def _changes_held(patches: Sequence[Any]) -> int:
+    """Of how many senders, or paths, what they change is held for each pair."""
+    if isinstance(patches, EdgePatches):
+        return len(patches.used_writers)
+    if isinstance(patches, HeadPaths):
+        return len(patches) * (1 + len(patches.receivers))
+    return len(patches) if isinstance(patches, GraphPatches) else 0
+
+
+def _bytes_of_change(experiment: Experiment) -> int:
+    """What a sender changes on one pair, and what the heads of a layer make of it, twice while more is added."""
+    cfg = experiment.runner.model.cfg
+    values = experiment.pairs.longest * (cfg.d_model + 2 * cfg.n_heads * cfg.d_head)
+    return values * _bytes_per_value(experiment.runner.model)
+
+
+def _most_recorded(experiment: Experiment) -> float:
+    return min(MOST_RECORDED_BYTES, MEMORY_SHARE * _free_memory(experiment.runner.device))
 
 
 def _bytes_per_value(model: Any) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from actpatch.core.direction import Direction
-from actpatch.core.edge_patches import GraphPatches
+from actpatch.core.edge_patches import EdgePatches, GraphPatches
 from actpatch.core.sites import Site, block_hook, head_axis
 from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
@@ -41,7 +41,7 @@ from actpatch.engine.exactness import (
 )
 from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.full import run_in_full
-from actpatch.engine.memory import pairs_that_fit, tokens_that_fit
+from actpatch.engine.memory import pairs_that_fit, parts_that_fit, tokens_that_fit
 from actpatch.engine.paths import graph_work
 from actpatch.engine.plan import Batch, Route, plan, route
 from actpatch.engine.recording import Recorder
@@ -134,6 +134,16 @@ class Runs:
 
     def batches(self, experiment: Experiment, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
         """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
+        edges = experiment.patches
+        if not isinstance(edges, EdgePatches):
+            yield from self._batches(experiment, chunk)
+            return
+        for numbers in parts_that_fit(experiment, edges, len(chunk.pairs)):
+            for batch, logits in self._batches(replace(experiment, patches=edges.taken(numbers)), chunk):
+                yield replace(batch, patches=numbers[batch.patches]), logits
+
+    def _batches(self, experiment: Experiment, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
+        """The batches of patches of which all that they share is held at once."""
         work = self._work(experiment, chunk)
         starts = work.starts
         if not self.exactness.prefix:

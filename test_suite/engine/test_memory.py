@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from actpatch.core.edge_patches import edge_patches
 from actpatch.core.sites import Site, block_hook
-from actpatch.engine import memory
+from actpatch.engine import memory, paths
+from actpatch.models.graph import graph_of
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import (
     HAS_HOOKED,
@@ -86,3 +88,43 @@ def test_after_memory_ran_out_batches_stay_as_large_as_fits(monkeypatch: pytest.
     engine.runner.run_block = run_few_rows
     swept(engine, pairs, singles(sites), last_position_metric(6), "denoising")
     assert np.median(rows_of_last_pair) >= 3
+
+
+@pytest.mark.parametrize("most_bytes", [1, 2**14])
+def test_edges_are_run_in_parts_of_which_what_senders_change_fits_into_memory(
+    monkeypatch: pytest.MonkeyPatch, most_bytes: int
+) -> None:
+    model, pairs = small_model(PLAIN), token_pairs([9, 7, 9], [(2, 4), (3,), (0,)])
+    edges = edge_patches(graph_of(model), receivers=["L1", "logits"])
+    expected = swept(engine_on(model), pairs, edges, last_position_metric(3), "denoising")
+    held, sent_by = [], paths.sent_by
+
+    def noting(*args: Any) -> Any:
+        sent, of_edge = sent_by(*args)
+        held.append(sent.differences.nbytes)
+        return sent, of_edge
+
+    monkeypatch.setattr(memory, "MOST_RECORDED_BYTES", most_bytes)
+    monkeypatch.setattr(paths, "sent_by", noting)
+    found = swept(engine_on(model), pairs, edges, last_position_metric(3), "denoising")
+    one_sender = 9 * model.cfg.d_model * 8
+    assert max(held) <= max(most_bytes, one_sender) and len(held) > 3
+    np.testing.assert_allclose(found.patched, expected.patched, atol=EXACT, rtol=0)
+    assert np.abs(found.patched - found.corrupted).max() > 1e-3
+
+
+def test_what_senders_of_edges_change_counts_in_how_many_pairs_fit_into_memory() -> None:
+    """Of so many pairs that recordings alone would take half of the memory, and changes many times that, few are
+    recorded together."""
+    model, pairs = small_model(PLAIN), token_pairs([9] * 4, [(2,)] * 4)
+    graph, metric = graph_of(model), last_position_metric(4)
+    few, every = edge_patches(graph, "L0H0", "logits"), edge_patches(graph)
+    with (
+        engine_on(model).running(pairs, {"denoising": few}, False, metric.tokens) as of_few,
+        engine_on(model).running(pairs, {"denoising": every}, False, metric.tokens) as of_every,
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        recorded = [1, 1]
+        patched.setattr(memory, "MOST_RECORDED_BYTES", 4 * 9 * model.cfg.d_model * 8 * (2 * graph.n_layers + 12))
+        assert memory.pairs_that_fit(of_few.experiment, recorded) == 4
+        assert memory.pairs_that_fit(of_every.experiment, recorded) == 1
