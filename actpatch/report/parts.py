@@ -165,9 +165,7 @@ def table(
 
 
 def _labels(results: SweepResults) -> list[str]:
-    if isinstance(results, OfHeads):
-        return results.labels
-    return [patch.label for patch in results.sweep.patches]
+    return results.labels if isinstance(results, OfHeads) else results.sweep.labels
 
 
 def _heads(sweep: Sweep) -> str:
