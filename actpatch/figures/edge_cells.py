@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,10 +17,10 @@ from actpatch.core.graph import Reader, Writer
 from actpatch.core.text import count
 
 Detail = Literal["layers", "nodes"]
-MOST_OWN = 60
-"""Most senders, and receivers, that have a row or a column of their own unless asked for."""
-MOST_NODES = 160
-"""Most that can have one: more are too narrow to be seen."""
+MOST_CELLS = 3000
+"""Most cells of a map in which each edge has its own unless that is asked for."""
+MOST_ROWS, MOST_COLUMNS = 160, 120
+"""Most senders and receivers that can have a row and a column each: more are too narrow to be seen."""
 _KINDS = {"head": "heads", "mlp": "MLP"}
 
 
@@ -33,7 +33,6 @@ class Side:
     """Of each; None for the input and the logits."""
     of_node: Int[np.ndarray, " node"]
     """Which of them each writer or reader of the graph belongs to; -1 where it has none."""
-    is_by_layer: bool
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,6 +44,8 @@ class EdgeCells:
 
     rows: Side
     columns: Side
+    is_by_layer: bool
+    """Whether the nodes of a layer and kind share a row or a column."""
     shown: Int[np.ndarray, "row column"]
     """Number of the edge of largest |effect| of each cell; -1 where none was patched."""
     exists: Bool[np.ndarray, "row column"]
@@ -53,10 +54,6 @@ class EdgeCells:
     """How many edges were patched there."""
     cell_of: Int[np.ndarray, "edge 2"]
     """Row and column of each edge."""
-
-    @property
-    def is_by_layer(self) -> bool:
-        return self.rows.is_by_layer or self.columns.is_by_layer
 
     def of_shown(self, values: Float[np.ndarray, " edge"]) -> Float[np.ndarray, "row column"]:
         """The value of each cell's edge; NaN where it has none."""
@@ -73,21 +70,23 @@ def edge_cells(edges: EdgePatches, effects: Float[np.ndarray, " edge"], by: Deta
     Args:
         edges: at one place.
         effects: of each.
-        by: whether a row and a column are a node's own or all those of its layer and kind; None gives rows, and
-            columns, of their own where they are few.
+        by: whether a row and a column are one node's, or those of a layer and kind together; None lets the number of
+            cells decide.
 
     Raises:
-        ValueError: where `by` is no such word, or more nodes would have a row or a column of their own than can be seen.
+        ValueError: where `by` is no such word, or more nodes would have a row or a column each than can be seen.
     """
-    if by not in (None, "layers", "nodes"):
-        raise ValueError(f"by is {by!r}, expected 'layers', 'nodes', or None to let their number decide")
+    if by not in (None, *get_args(Detail)):
+        raise ValueError(f"by is {by!r}, expected 'layers', 'nodes', or None to let the number of edges decide")
     graph, writers, readers = edges.graph, edges.used_writers, edges.used_readers
-    if by == "nodes" and max(len(writers), len(readers)) > MOST_NODES:
+    fits = len(writers) <= MOST_ROWS and len(readers) <= MOST_COLUMNS
+    if by == "nodes" and not fits:
         raise ValueError(
             f"{count(len(writers), 'sender')} and {count(len(readers), 'receiver')} are too many for a row and a column "
-            f"each, of which {MOST_NODES} can be seen: choose some (senders='L5', receivers='L9'), or leave out "
-            "by='nodes'"
+            f"each, at most {MOST_ROWS} and {MOST_COLUMNS} can be seen: choose some (senders='L5', receivers='L9'), or "
+            "leave out by='nodes'"
         )
+    by = by or ("nodes" if fits and len(writers) * len(readers) <= MOST_CELLS else "layers")
     rows, columns = _side(graph.writers, writers, by), _side(graph.readers, readers, by)
     cell_of = np.stack([rows.of_node[edges.writers], columns.of_node[edges.readers]], axis=1)
     shown = np.full((len(rows), len(columns)), -1)
@@ -97,7 +96,7 @@ def edge_cells(edges: EdgePatches, effects: Float[np.ndarray, " edge"], by: Deta
     first = np.array([np.flatnonzero(rows.of_node == row)[0] for row in range(len(rows))])
     before = [graph.n_writers_before[columns.of_node == column].max() for column in range(len(columns))]
     exists = first[:, None] < np.array(before)[None]
-    return EdgeCells(rows, columns, shown, exists, _counted(cell_of, shown.shape), cell_of)
+    return EdgeCells(rows, columns, by == "layers", shown, exists, _counted(cell_of, shown.shape), cell_of)
 
 
 def _counted(cells: Int[np.ndarray, "edge 2"], shape: tuple[int, ...]) -> Int[np.ndarray, "row column"]:
@@ -106,9 +105,8 @@ def _counted(cells: Int[np.ndarray, "edge 2"], shape: tuple[int, ...]) -> Int[np
     return found
 
 
-def _side(nodes: Sequence[Writer | Reader], used: Int[np.ndarray, " used"], by: Detail | None) -> Side:
-    is_by_layer = by == "layers" or (by is None and len(used) > MOST_OWN)
-    names = [_of_layer(node) if is_by_layer else node.label for node in nodes]
+def _side(nodes: Sequence[Writer | Reader], used: Int[np.ndarray, " used"], by: Detail) -> Side:
+    names = [_of_layer(node) if by == "layers" else node.label for node in nodes]
     labels = tuple(dict.fromkeys(names[number] for number in used.tolist()))
     place = {label: i for i, label in enumerate(labels)}
     of_node = np.array([place.get(name, -1) for name in names])
@@ -116,7 +114,7 @@ def _side(nodes: Sequence[Writer | Reader], used: Int[np.ndarray, " used"], by: 
         names[number]: None if nodes[number].kind in ("input", "logits") else nodes[number].layer
         for number in used.tolist()
     }
-    return Side(labels, tuple(layers[label] for label in labels), of_node, is_by_layer)
+    return Side(labels, tuple(layers[label] for label in labels), of_node)
 
 
 def _of_layer(node: Writer | Reader) -> str:

@@ -49,10 +49,10 @@ def create_edge_heatmap(
 ) -> go.Figure:
     """Sender × receiver map of the effects of edges, both in the order of the forward pass.
 
-    Where there are more than 60 senders, those of a layer share a row, and receivers likewise a column: the cell then
-    has the effect of the edge of largest |effect| among its own, which its hover text names, and a star where any of
-    them is significant. `senders="L5", receivers="L9"` shows some of them one by one. Cells where there is no edge are
-    blank; edges that were not measured are hatched.
+    Where there are thousands, the senders of a layer and kind share a row, and such receivers a column. A cell then has
+    the effect of the edge of largest |effect| among its own, which its hover text names, and a star where any of them
+    is significant; `senders="L5", receivers="L9"` shows some one by one. Where there is no edge, cells are blank; edges
+    that were not measured are hatched.
 
     Args:
         results: what patching edges returned, or some of it.
@@ -78,7 +78,7 @@ def create_edge_heatmap(
     effects = drawn.sweep.effects
     found = edge_cells(drawn.edges, effects, by)
     significant = found.counted(evidence.significant[chosen])
-    with_numbers = len(found.columns) <= MOST_COLUMNS_WITH_NUMBERS
+    with_numbers = len(found.columns) <= MOST_COLUMNS_WITH_NUMBERS and len(found.rows) <= MOST_LABELS
     starred = {(row, column) for row, column in zip(*(places.tolist() for places in np.nonzero(significant)))}
     shown = found.of_shown(effects)
     limit = colour_limit(shown, colour_range)
