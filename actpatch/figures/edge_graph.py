@@ -18,7 +18,7 @@ from actpatch.figures.certainty import certainty
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, known_heads
 from actpatch.figures.colours import BLUE, GRID, INK, PAPER, RED, SOFT
 from actpatch.figures.frame import finish
-from actpatch.figures.layered import HALF_HIGH, curve, pushed_apart
+from actpatch.figures.layered import curve, pushed_apart
 from actpatch.figures.ranking import largest
 from actpatch.figures.words import hovers, told
 from actpatch.results.edges import EdgeResults
@@ -28,12 +28,18 @@ MOST_EDGES = 200
 """Most edges that are drawn: of more none can be followed."""
 MOST_COLUMNS = 12
 """Columns of heads, unless a layer has more of them with an edge."""
-COLUMN, LEAST_COLUMN, ROW = 72, 52, 54
-"""Pixels of a column as designed and at least, in which labels do not lie on each other, and of a row."""
+COLUMN, LEAST_COLUMN = 72, 52
+"""Pixels of a column as designed, and at least, so that labels do not lie on each other."""
+ROW, HIGH_ROW, HIGH = 54, 100, 700
+"""Pixels of a row: of many, of few, and of all together where that lies between."""
+NARROWEST = 560
+"""Pixels of a graph of few columns."""
 BESIDE, ABOVE = 100, 100
 """Pixels around the graph: layers on the left, the legend below."""
 HALF_WIDE = {"head": 0.36, "mlp": 0.44}
 """Half the width of a node, in columns."""
+HALF_HIGH = 11
+"""Half its height, in pixels."""
 DASHES = {"q": "solid", "k": "dash", "v": "dot", "mlp": "solid", "logits": "solid"}
 PORTS = {"q": -0.22, "k": 0.0, "v": 0.22}
 """Where an edge meets the head that it goes into, from its middle, in columns."""
@@ -98,17 +104,21 @@ def create_edge_graph(
     ends, readers = _ends(part)
     nodes = list(dict.fromkeys(node for pair in ends for node in pair))
     places, n_columns, layers = _places(nodes, part.graph)
-    curves = _curves(ends, readers, places, n_columns)
-    figure = go.Figure([*_lines(part, readers, curves, texts), *_boxes(ends, places, part.graph)])
+    row = min(max(HIGH / len(layers), ROW), HIGH_ROW)
+    half_high = HALF_HIGH / row
+    curves = _curves(ends, readers, places, n_columns, half_high)
+    figure = go.Figure([*_lines(part, readers, curves, texts), *_boxes(ends, places, half_high, part.graph)])
     if starred := [at for at, i in enumerate(chosen) if evidence.significant[i]]:
         figure.add_trace(_stars([curves[at] for at in starred], places))
     _legend(figure, readers, part.sweep.effects)
     ticks = [_row_name(layer, part.graph) for layer in layers]
     figure.update_yaxes(title="layer", tickvals=list(range(len(layers))), ticktext=ticks, gridcolor=GRID)
-    figure.update_yaxes(range=[-0.6, len(layers) - 0.2], zeroline=False)
+    low, high = (of(y for _, y in places.values()) for of in (min, max))
+    figure.update_yaxes(range=[low - 0.4, high + 0.4], zeroline=False)
     figure.update_xaxes(visible=False, range=[-0.6, n_columns + 0.6])
     wide = n_columns + 1.2
-    figure.update_layout(width=round(BESIDE + COLUMN * wide), height=ABOVE + ROW * (len(layers) + 1), showlegend=True)
+    figure.update_layout(width=max(round(BESIDE + COLUMN * wide), NARROWEST), showlegend=True)
+    figure.update_layout(height=round(ABOVE + row * (high - low + 0.8)))
     share = f"of |effect| ≥ {threshold:g}" if threshold is not None else "of largest |effect|"
     note = f"{count(len(chosen), 'edge')} {share}, of {len(results):,}; the wider, the larger"
     sizes = {"least_width": round(BESIDE + LEAST_COLUMN * wide), "around": (BESIDE, ABOVE)}
@@ -166,10 +176,7 @@ def _places(nodes: Sequence[Node], graph: Graph) -> tuple[dict[Node, tuple[float
     with_mlps = last + 1 if any(node.kind == "mlp" for node in nodes) else last
     places: dict[Node, tuple[float, float]] = {}
     for row, layer in enumerate(layers):
-        wanted = [node.place * last for node in rows[layer]]
-        columns = pushed_apart(wanted)
-        columns += -min(columns.min(), 0) if len(columns) else 0
-        columns -= max(columns.max() - last, 0) if len(columns) else 0
+        columns = pushed_apart([node.place * last for node in rows[layer]], last)
         places |= {node: (float(x), float(row)) for node, x in zip(rows[layer], columns)}
     for node in nodes:
         row = layers.index(node.layer)
@@ -185,16 +192,19 @@ def _curves(
     readers: Sequence[Reader],
     places: dict[Node, tuple[float, float]],
     n_columns: float,
+    half_high: float,
 ) -> list[Float[np.ndarray, "point 2"]]:
     """The curve of each edge."""
     drawn: Counter[tuple[Node, Node, str]] = Counter()
     curves = []
     for (sender, receiver), reader in zip(ends, readers):
-        others = np.array([[*at, node.half_wide] for node, at in places.items() if node not in (sender, receiver)])
+        others = np.array(
+            [[*at, node.half_wide, half_high] for node, at in places.items() if node not in (sender, receiver)]
+        )
         (x, y), (end, top) = places[sender], places[receiver]
         between = sender, receiver, reader.kind
-        start, stop = (x, y + HALF_HIGH), (end + PORTS.get(reader.kind, 0.0), top - HALF_HIGH)
-        curves.append(curve(start, stop, others.reshape(-1, 3), (-0.5, n_columns + 0.5), drawn[between]))
+        start, stop = (x, y + half_high), (end + PORTS.get(reader.kind, 0.0), top - half_high)
+        curves.append(curve(start, stop, others.reshape(-1, 4), (-0.5, n_columns + 0.5), drawn[between]))
         drawn[between] += 1
     return curves
 
@@ -210,7 +220,12 @@ def _lines(
             x=points[:, 0].round(3),
             y=points[:, 1].round(3),
             mode="lines",
-            line={"color": BLUE if effect > 0 else RED, "width": round(wide, 2), "dash": DASHES[reader.kind]},
+            line={
+                "color": BLUE if effect > 0 else RED,
+                "width": round(wide, 2),
+                "dash": DASHES[reader.kind],
+                "shape": "spline",
+            },
             hovertext=text,
             showlegend=False,
         )
@@ -220,13 +235,13 @@ def _lines(
 
 
 def _boxes(
-    ends: Sequence[tuple[Node, Node]], places: dict[Node, tuple[float, float]], graph: Graph
+    ends: Sequence[tuple[Node, Node]], places: dict[Node, tuple[float, float]], half_high: float, graph: Graph
 ) -> tuple[Any, Any]:
     """The nodes as opaque boxes, and their labels."""
     x: list[float | None] = []
     y: list[float | None] = []
     for node, (at, row) in places.items():
-        left, right, low, high = at - node.half_wide, at + node.half_wide, row - HALF_HIGH, row + HALF_HIGH
+        left, right, low, high = at - node.half_wide, at + node.half_wide, row - half_high, row + half_high
         x += [left, right, right, left, left, None]
         y += [low, low, high, high, low, None]
     out, into = Counter(sender for sender, _ in ends), Counter(receiver for _, receiver in ends)

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-HALF_HIGH = 0.2
-"""Half the height of a node, of which one row is the distance of two layers."""
-POINTS = 25
+POINTS = 41
 """Points of a curve."""
-BENDS = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0)
+BENDS = (0.0, *(sign * size for size in (0.35, 0.7, 1.0, 1.4, 2.0, 3.0) for sign in (1, -1)))
 """How far to the side curves are tried, in columns: the first that meets no other node is taken."""
 NEAR = 0.06
 """How near a curve may come to a node that it does not belong to."""
@@ -23,28 +21,31 @@ REACH = 0.7
 """Of the way up, how far a curve's ends are straight."""
 
 
-def pushed_apart(wanted: Sequence[float], apart: float = 1.0) -> Float[np.ndarray, " node"]:
-    """The places nearest to those wanted, of all that are this far apart, in the same order.
+def pushed_apart(wanted: Sequence[float], last: float) -> Float[np.ndarray, " node"]:
+    """The places from 0 to `last`, one column apart at least, that are nearest to those wanted, in the same order.
 
-    Nearest in the sum of squares: an isotonic regression, by pooling adjacent violators (Barlow et al. 1972).
+    Nearest in the sum of squares: an isotonic regression, by pooling adjacent violators (Barlow et al. 1972). There
+    have to be as many columns as nodes.
     """
     order = np.argsort(np.asarray(wanted, dtype=float), kind="stable")
+    ranks = np.arange(len(order))
     pools: list[tuple[float, int]] = []
-    for i, value in enumerate(np.asarray(wanted, dtype=float)[order] - apart * np.arange(len(order))):
+    for value in np.asarray(wanted, dtype=float)[order] - ranks:
         mean, n = float(value), 1
         while pools and pools[-1][0] > mean:
             before, m = pools.pop()
             mean, n = (before * m + mean * n) / (m + n), m + n
         pools.append((mean, n))
+    spread = np.repeat([mean for mean, _ in pools], [n for _, n in pools])
     places = np.empty(len(order))
-    places[order] = np.repeat([mean for mean, _ in pools], [n for _, n in pools]) + apart * np.arange(len(order))
+    places[order] = np.clip(spread, 0, last + 1 - len(order)) + ranks
     return places
 
 
 def curve(
     start: tuple[float, float],
     end: tuple[float, float],
-    others: Float[np.ndarray, "node 3"],
+    others: Float[np.ndarray, "node 4"],
     bounds: tuple[float, float],
     first: int = 0,
 ) -> Float[np.ndarray, "point 2"]:
@@ -53,7 +54,7 @@ def curve(
     Args:
         start: where it leaves.
         end: where it arrives.
-        others: middle and half the width of each node that it is to keep clear of: x, y, half.
+        others: middle, half the width and half the height of each node that it is to keep clear of.
         bounds: the x that it must not leave.
         first: number of curves between the same two places that are drawn before: each is bent otherwise.
     """
@@ -69,10 +70,10 @@ def _bezier(start: tuple[float, float], end: tuple[float, float], bend: float) -
     return (1 - t) ** 3 * ends[0] + 3 * (1 - t) ** 2 * t * near[0] + 3 * (1 - t) * t**2 * near[1] + t**3 * ends[1]
 
 
-def _met(points: Float[np.ndarray, "point 2"], others: Float[np.ndarray, "node 3"], bounds: tuple[float, float]) -> int:
+def _met(points: Float[np.ndarray, "point 2"], others: Float[np.ndarray, "node 4"], bounds: tuple[float, float]) -> int:
     """How many of the points lie on nodes, or outside the bounds."""
     outside = int(((points[:, 0] < bounds[0]) | (points[:, 0] > bounds[1])).sum())
     if not len(others):
         return outside
     away = np.abs(points[:, None] - others[None, :, :2])
-    return outside + int(((away[..., 0] < others[:, 2] + NEAR) & (away[..., 1] < HALF_HIGH + NEAR)).sum())
+    return outside + int(((away[..., 0] < others[:, 2] + NEAR) & (away[..., 1] < others[:, 3] + NEAR / 2)).sum())
