@@ -158,8 +158,9 @@ def test_a_part_is_drawn_with_the_whole_experiments_statistics():
     statistics = results.statistics(alpha=0.01)
     figure = create_edge_heatmap(results, "heads", "logits", statistics=statistics)
     part, stars = results.of("heads", "logits"), [one for one in figure.data if one.name == STARS]
-    labels = [item.label for item, yes in zip(part, part.statistics(alpha=0.01).significant) if yes]
-    assert labels and len(stars[0].x) == len(labels)
+    senders = [item.sender for item, yes in zip(part, statistics.significant[numbers_in(results, part)]) if yes]
+    assert 0 < len(senders) < len(part)
+    assert [figure.layout.yaxis.ticktext[int(y + 0.5)] for y in stars[0].y] == senders
     assert "p ≤ 0.01" in subtitle(figure) and "over 62 edges" in subtitle(figure)
 
 
@@ -170,6 +171,26 @@ def test_of_edges_at_several_positions_one_is_chosen():
     assert "position END" in figure_caption(figure)
     with pytest.raises(ValueError, match=r"at 2 positions \(S2, END\): choose one, for instance position='S2'"):
         create_edge_heatmap(results)
+
+
+@pytest.mark.parametrize("draw", [create_edge_heatmap, create_top_edges_bar, create_edge_graph])
+def test_hover_texts_tell_the_interval_of_their_own_edge(draw):
+    results = clear(made_up_edges, every=7)
+    statistics = results.statistics()
+    part = results.of("heads", "logits")
+    figure = draw(part, statistics=statistics.of_sites(numbers_in(results, part)))
+    if draw is create_edge_heatmap:
+        figure = draw(results, "heads", "logits", statistics=statistics)
+    told = figure.to_plotly_json()["data"]
+    texts = [text for one in told for text in np.ravel(np.array(one.get("hovertext", ""), dtype=object)).tolist()]
+    for number in numbers_in(results, part):
+        (text,) = {text for text in texts if text.startswith(f"<b>{results.labels[number]}</b><br>")}
+        low, high = (f"{end[number]:+.3f}".replace("-", "−") for end in (statistics.low, statistics.high))
+        assert f"95% interval {low} to {high}<br>" in text
+
+
+def numbers_in(results, part):
+    return [results.labels.index(label) for label in part.labels]
 
 
 # --- bars ---
