@@ -10,11 +10,14 @@ from .core.sites import block_hook as block_hook
 from .figures.attention import create_attention_patterns as create_attention_patterns
 from .figures.bars import create_component_comparison as create_component_comparison
 from .figures.bars import create_effect_distribution as create_effect_distribution
+from .figures.bars import create_top_edges_bar as create_top_edges_bar
 from .figures.bars import create_top_heads_bar as create_top_heads_bar
 from .figures.captions import figure_caption as figure_caption
 from .figures.cards import create_head_cards as create_head_cards
 from .figures.colours import on_dark as on_dark
 from .figures.comparison import create_comparison as create_comparison
+from .figures.edge_graph import create_edge_graph as create_edge_graph
+from .figures.edges import create_edge_heatmap as create_edge_heatmap
 from .figures.files import save_figure as save_figure
 from .figures.groups import create_group_comparison as create_group_comparison
 from .figures.head_positions import create_head_position_heatmap as create_head_position_heatmap

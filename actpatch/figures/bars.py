@@ -6,6 +6,8 @@ Knows results; it runs and computes nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,13 +15,14 @@ from actpatch.core.heavy import go
 from actpatch.core.sites import block_hook
 from actpatch.core.text import plural, signed
 from actpatch.figures.cells import STARS
-from actpatch.figures.certainty import certainty
+from actpatch.figures.certainty import Certainty, certainty
 from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_layers, checked_sweep, known_heads
 from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
 from actpatch.figures.frame import finish, height, step, thinned_note, thinned_pairs, width
 from actpatch.figures.heads import drawn_heads
 from actpatch.figures.ranking import largest, rows_axis, starred, strip
 from actpatch.figures.words import effect_name, escaped, hovers, labels_of, told
+from actpatch.results.edges import EdgeResults
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.statistics.sites import SiteStatistics
 
@@ -29,6 +32,18 @@ STAR_APART = 0.04
 """Of the bars' height, how far beyond its bar a star stands."""
 STRIP = 0.26
 """How far the points of a row lie from its middle at most: all on its bar."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar with its points."""
+
+    label: str
+    effect: float
+    on_pairs: Sequence[tuple[int, float]]
+    """Each pair's index and effect; NaN where the pair is not usable."""
+    text: str
+    """Of its hover."""
 
 
 def create_top_heads_bar(
@@ -56,35 +71,55 @@ def create_top_heads_bar(
     measured = [head for head in drawn.heads if not math.isnan(head.effect)]
     top = sorted(measured, key=lambda head: abs(head.effect), reverse=True)[:top_k]
     patches = [drawn.patches[head.label] for head in top]
-    below, above = drawn.certainty.whiskers(patches)
-    figure = go.Figure()
-    figure.add_bar(
-        name="over all pairs",
-        x=[head.effect for head in top],
-        y=list(range(len(top))),
-        width=0.76,
-        orientation="h",
-        error_x={**WHISKER, "array": above, "arrayminus": below, "visible": drawn.certainty.has_intervals},
-        marker={"color": [BLUE if head.effect > 0 else RED for head in top]},
-        hovertext=[drawn.texts[i] for i in patches],
-    )
-    xs, ys, texts = [], [], []
-    for row, head in enumerate(top):
-        usable = [
-            (pair, effect) for pair, effect in zip(drawn.pair_indices, head.pair_effects) if not math.isnan(effect)
-        ]
-        shown = thinned_pairs(len(usable))
-        for at, (pair, effect) in zip(strip(len(shown), STRIP), (usable[j] for j in shown)):
-            xs.append(effect)
-            ys.append(row + at)
-            texts.append(f"<b>{head.label}</b>, pair {pair}<br>effect {signed(effect)}")
-    figure.add_scatter(name="one pair each", x=xs, y=ys, mode="markers", marker=DOT, hovertext=texts)
+    bars = [
+        Bar(head.label, head.effect, list(zip(drawn.pair_indices, head.pair_effects)), drawn.texts[i])
+        for head, i in zip(top, patches)
+    ]
+    figure = _bars(bars, patches, drawn.certainty)
     figure.update_xaxes(title=effect_name(drawn.sweep))
-    labels = [starred(head.label, drawn.certainty.significant[i]) for head, i in zip(top, patches)]
-    figure.update_yaxes(title=drawn.kind, **rows_axis(labels))
-    figure.update_layout(width=760, height=height(len(top), 26), showlegend=True)
+    figure.update_yaxes(title=drawn.kind)
     parts = [*drawn.told(drawn.certainty.bar_note(patches)), thinned_note(drawn.n_usable)]
     return finish(figure, title or f"Largest effects, {drawn.kind}s: {drawn.patch_type}", parts)
+
+
+def create_top_edges_bar(
+    results: EdgeResults, *, top_k: int = 20, title: str | None = None, statistics: SiteStatistics | None = None
+) -> go.Figure:
+    """Edges of largest |effect| as bars with intervals, largest on top, and the effect on each usable pair as points.
+
+    Bars, points and stars are those of `create_top_heads_bar`.
+
+    Args:
+        results: what patching edges returned, some of it (`results.of("L8", "L9H9")`), or a list of its entries.
+        top_k: number of edges.
+        title: in place of the figure's own.
+        statistics: `results.statistics(...)`, for another level or correction than its defaults.
+
+    Raises:
+        ValueError: where `results` are no edges, are empty or hold no usable pair, or `top_k` is below 1; where
+            `statistics` are those of other results.
+    """
+    results = known_heads(results)
+    sweep = checked_sweep(results, EdgeResults, "create_top_edges_bar")
+    check_top_k(top_k)
+    check_effects(sweep.effects, sweep)
+    evidence = certainty(sweep, results.kind, statistics)
+    patches = largest(sweep.effects, top_k)
+    part = EdgeResults(sweep.of_patches(patches))
+    texts = hovers(part.labels, part.sweep, lambda i: evidence.lines(patches[i]))
+    bars = [
+        Bar(label, effect, list(zip(sweep.pair_indices, on_pairs)), text)
+        for label, effect, on_pairs, text in zip(
+            part.labels, part.sweep.effects.tolist(), part.sweep.pair_effects.tolist(), texts
+        )
+    ]
+    figure = _bars(bars, patches, evidence)
+    figure.update_xaxes(title=effect_name(sweep))
+    figure.update_yaxes(title="edge")
+    left_out = len(results) - len(patches)
+    note = f"{left_out:,} more with smaller effects not drawn" if left_out else ""
+    parts = [*told(sweep, evidence.bar_note(patches)), note, thinned_note(int(sweep.usable.sum()))]
+    return finish(figure, title or "Largest effects, edges", parts)
 
 
 def create_component_comparison(
@@ -219,6 +254,35 @@ def create_effect_distribution(
     figure.update_layout(width=760, height=height(len(top), 34), showlegend=True)
     parts = [*told(sweep, evidence.note), thinned_note(len(usable))]
     return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", parts)
+
+
+def _bars(bars: Sequence[Bar], patches: Sequence[int], evidence: Certainty) -> go.Figure:
+    """Bars in rows, the first on top, of these patches of a sweep; each with its interval, points, and star."""
+    below, above = evidence.whiskers(patches)
+    figure = go.Figure()
+    figure.add_bar(
+        name="over all pairs",
+        x=[bar.effect for bar in bars],
+        y=list(range(len(bars))),
+        width=0.76,
+        orientation="h",
+        error_x={**WHISKER, "array": above, "arrayminus": below, "visible": evidence.has_intervals},
+        marker={"color": [BLUE if bar.effect > 0 else RED for bar in bars]},
+        hovertext=[bar.text for bar in bars],
+    )
+    xs, ys, texts = [], [], []
+    for row, bar in enumerate(bars):
+        usable = [(pair, effect) for pair, effect in bar.on_pairs if not math.isnan(effect)]
+        shown = thinned_pairs(len(usable))
+        for at, (pair, effect) in zip(strip(len(shown), STRIP), (usable[j] for j in shown)):
+            xs.append(effect)
+            ys.append(row + at)
+            texts.append(f"<b>{escaped(bar.label)}</b>, pair {pair}<br>effect {signed(effect)}")
+    figure.add_scatter(name="one pair each", x=xs, y=ys, mode="markers", marker=DOT, hovertext=texts)
+    labels = [starred(escaped(bar.label), evidence.significant[i]) for bar, i in zip(bars, patches)]
+    figure.update_yaxes(**rows_axis(labels))
+    figure.update_layout(width=760, height=height(len(bars), 26), showlegend=True)
+    return figure
 
 
 def _ends(effects: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:

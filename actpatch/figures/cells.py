@@ -69,10 +69,12 @@ def cells(
     limit: float,
     *,
     with_numbers: bool,
+    exists: Bool[np.ndarray, "row column"] | None = None,
 ) -> list[Any]:
     """The traces of a map: every measured cell in its colour, others hatched, stars, and numbers.
 
-    A star stands in its cell's corner where there is a number, else in its middle.
+    A star stands in its cell's corner where there is a number, else in its middle. Where `exists` is false there is
+    nothing to measure: these cells are as blank as paper.
     """
     n_rows, n_columns = effects.shape
     shown = go.Heatmap(
@@ -87,8 +89,11 @@ def cells(
         ygap=1,
     )
     traces = [shown]
-    if np.isnan(effects).any():
-        traces.append(_hatching(np.isnan(effects)))
+    if exists is not None and not exists.all():
+        traces.append(_blank(~exists))
+    lacking = np.isnan(effects) if exists is None else np.isnan(effects) & exists
+    if lacking.any():
+        traces.append(_hatching(lacking))
     if marked := sorted(cell for cell in starred if not np.isnan(effects[cell])):
         traces.append(_stars(effects, marked, limit, in_corner=with_numbers))
     return [*traces, _numbers(effects, limit)] if with_numbers else traces
@@ -109,6 +114,28 @@ def _hatching(lacking: Bool[np.ndarray, "row column"]) -> Any:
         line={"width": 0},
         fill="toself",
         fillpattern={"shape": "/", "fgcolor": HATCH, "bgcolor": PAPER, "size": 7, "solidity": 0.2},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _blank(nothing: Bool[np.ndarray, "row column"]) -> Any:
+    """Paper over all cells that do not exist, a strip for each run of them in a row."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row, cells_of_row in enumerate(nothing):
+        ends = np.flatnonzero(np.diff(np.concatenate([[False], cells_of_row, [False]]))).tolist()
+        for left, right in zip(ends[::2], ends[1::2]):
+            x += [left - 0.5, right - 0.5, right - 0.5, left - 0.5, left - 0.5, None]
+            y += [row - 0.5, row - 0.5, row + 0.5, row + 0.5, row - 0.5, None]
+    return go.Scatter(
+        name="none there",
+        x=x,
+        y=y,
+        mode="lines",
+        line={"width": 1, "color": PAPER},
+        fill="toself",
+        fillcolor=PAPER,
         hoverinfo="skip",
         showlegend=False,
     )

@@ -138,7 +138,7 @@ def certainty_of(statistics: SiteStatistics, kind: str, *, mark: str = STAR) -> 
 
 
 def _check_belongs(statistics: SiteStatistics, sweep: Sweep) -> None:
-    labels = tuple(patch.label for patch in sweep.patches)
+    labels = tuple(sweep.labels)
     if statistics.sites != labels or not np.allclose(statistics.effect, sweep.effects, equal_nan=True):
         raise ValueError(
             f"these statistics of {len(statistics.sites)} sites are not those of these results ({len(labels)} sites, "

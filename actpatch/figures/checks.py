@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from actpatch.core.text import plain
+from actpatch.results.edges import EdgeResults
 from actpatch.results.head_positions import HeadPositionResults
-from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
+from actpatch.results.items import EdgePatchingResult, HeadPatchingResult, HeadPositionPatchingResult
 from actpatch.results.shapes import HeadResults, LayerResults, RowResults, SweepResults, sweep_of_items
 from actpatch.results.sweep import Sweep
 
@@ -21,6 +22,7 @@ DRAWN_BY = {
     "HeadResults": "create_head_heatmap",
     "PositionResults": "create_position_heatmap",
     "HeadPositionResults": "create_head_position_heatmap",
+    "EdgeResults": "create_edge_heatmap",
     "NeuronResults": "create_effect_distribution",
     "BothDirections": "create_direction_quadrant",
     "AttentionPatterns": "create_attention_patterns",
@@ -46,7 +48,8 @@ def checked_layers(results: LayerResults, n_layers: int | None, caller: str) -> 
 
 
 def known_heads(results: Any) -> Any:
-    """What was given, but a plain list of heads or of heads at positions as results, where all are of one experiment.
+    """What was given, but a plain list of heads, of heads at positions or of edges as results, where all are of one
+    experiment.
 
     So `sorted(results)` and `[r for r in results if r.layer > 3]` are drawn as slices of results are.
     """
@@ -54,10 +57,18 @@ def known_heads(results: Any) -> Any:
         return results[:]  # as they stand: it is a list, which may have been sorted
     if isinstance(results, SweepResults) or not isinstance(results, Sequence):
         return results
-    for kind, shape in ((HeadPatchingResult, HeadResults), (HeadPositionPatchingResult, HeadPositionResults)):
+    for kind, shape in _SHAPES:
         if all(isinstance(item, kind) for item in results) and (sweep := sweep_of_items(results)) is not None:
             return shape(sweep)
     return results
+
+
+_SHAPES: tuple[tuple[type, Callable[[Sweep], SweepResults]], ...] = (
+    (HeadPatchingResult, HeadResults),
+    (HeadPositionPatchingResult, HeadPositionResults),
+    (EdgePatchingResult, EdgeResults),
+)
+"""An item -> the results that lists of it are read as."""
 
 
 def checked_heads(results: Heads, caller: str) -> tuple[list[HeadPatchingResult], Sweep | None]:

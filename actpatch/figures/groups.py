@@ -87,7 +87,7 @@ def _evidence(sweep: Sweep, names: tuple[str, str], alpha: float) -> Certainty:
         (sweep.patched - sweep.base)[:, usable],
         (sweep.source - sweep.base)[usable],
         [group for group, kept in zip(sweep.groups, usable) if kept],
-        sites=[patch.label for patch in sweep.patches],
+        sites=sweep.labels,
         alpha=alpha,
     )
     if found is None or found.smallest_p > alpha:

@@ -11,6 +11,7 @@ import numpy as np
 from actpatch.core.sites import Patch, Site
 from actpatch.core.text import count, escaped, signed
 from actpatch.results.items import HeadPatchingResult
+from actpatch.results.patches import places_of
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 
@@ -59,12 +60,13 @@ def effect_name(sweep: Sweep | None) -> str:
 
 def context(sweep: Sweep) -> dict[str, str]:
     """What the numbers rest on, by part; a part is empty where there is nothing to tell."""
-    places = {tuple(dict.fromkeys(map(_place, patch.sites))) for patch in sweep.patches}
+    places = {tuple(dict.fromkeys(map(_place, sites))) for sites in places_of(sweep.patches)}
     where = places.pop() if len(places) == 1 else ("",)
     return {
         "model": sweep.model,
         "task": sweep.task,
         "direction": f"{sweep.direction}: {sweep.intervention}",
+        "path": sweep.path,
         "scale": f"effect {_scale(sweep)}",
         "metric": metric_name(sweep),
         "pairs": pairs_used(sweep.usable),
@@ -85,7 +87,7 @@ def told(sweep: Sweep, significance: str = "", *, scale: bool = False) -> list[s
     parts = context(sweep)
     if not scale:
         del parts["scale"]
-    first = [parts.pop(name) for name in ("model", "task", "direction", "metric", "pairs")]
+    first = [parts.pop(name) for name in ("model", "task", "direction", "path", "metric", "pairs")]
     return [part for part in [*first, significance, *parts.values()] if part]
 
 

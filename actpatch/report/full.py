@@ -6,21 +6,27 @@ nothing here knows how a figure is drawn or a page is made.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from actpatch.core.heavy import go
-from actpatch.figures.bars import create_component_comparison, create_top_heads_bar
+from actpatch.figures.bars import create_component_comparison, create_top_edges_bar, create_top_heads_bar
 from actpatch.figures.cards import create_head_cards
 from actpatch.figures.checks import Heads, checked_heads, checked_layers, checked_sweep, known_heads
+from actpatch.figures.edge_graph import create_edge_graph
+from actpatch.figures.edges import create_edge_heatmap
 from actpatch.figures.head_positions import create_head_position_heatmap
 from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap
 from actpatch.figures.scatter import create_metric_scatter
 from actpatch.report.page import write_report
 from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
+from actpatch.results.edges import EdgeResults
 from actpatch.results.files import writable_folder
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import LayerResults, PositionResults, SweepResults
@@ -37,6 +43,7 @@ def create_full_report(
     *,
     position_results: PositionResults | None = None,
     head_position_results: HeadPositionResults | None = None,
+    edge_results: EdgeResults | None = None,
     check: DatasetCheck | None = None,
     head_cards: HeadCards | None = None,
 ) -> list[Path]:
@@ -52,6 +59,7 @@ def create_full_report(
         save_dir: folder to write to.
         position_results: positions, which also colour the tokens of the prompts.
         head_position_results: heads at single positions.
+        edge_results: edges between components, which have a section of their own beside other results.
         check: what a linter says of the dataset; None lets the report judge by the runs' baselines alone.
         head_cards: what single heads do (`HeadPatcher.describe_heads`), which have a section of their own.
 
@@ -69,6 +77,7 @@ def create_full_report(
         "layer_results": layer_results,
         "position_results": position_results,
         "head_position_results": known_heads(head_position_results),
+        "edge_results": known_heads(edge_results),
     }
     if all(results is None for results in (*given.values(), head_cards)):
         raise ValueError(f"neither {' nor '.join(given)} was given: pass at least one of them")
@@ -79,6 +88,7 @@ def create_full_report(
     figures: dict[str, go.Figure] = {}
     sweeps: dict[str, SweepResults] = {}
     statistics: dict[str, SiteStatistics | str] = {}
+    own: dict[str, tuple[str, ...]] = {}
     for section in SECTIONS:
         results = given[section.kind]
         if results is None:
@@ -88,10 +98,13 @@ def create_full_report(
         if isinstance(results, SweepResults):
             sweeps[section.name] = results
             known, statistics[section.name] = _statistics(results)
-        figures |= _figures(section, Drawn(results, known, n_layers, n_heads))
+        drawn = _figures(section, Drawn(results, known, n_layers, n_heads))
+        figures |= drawn
+        if section.is_apart:
+            own[section.name] = tuple(drawn)
     if head_cards is not None:
         figures["head_cards"] = create_head_cards(head_cards)
-    return write_report(folder, figures, sweeps, statistics, check, head_cards)
+    return write_report(folder, figures, sweeps, statistics, check, head_cards, own)
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,11 @@ class Drawn:
     n_heads: int | None
 
 
-def _whole(drawn: Drawn) -> Sequence[str | None]:
+Parts: TypeAlias = Sequence[str | int | None]
+"""Parts of results that have a figure each; None is all in one."""
+
+
+def _whole(drawn: Drawn) -> Parts:
     return (None,)
 
 
@@ -116,7 +133,7 @@ class SectionFigure:
     """Of its file, and of its place in the report."""
     draw: Callable[[Drawn, Any], go.Figure]
     """From what there is to draw, and the part of it."""
-    parts: Callable[[Drawn], Sequence[str | None]] = _whole
+    parts: Callable[[Drawn], Parts] = _whole
     """The parts of the results that have a figure each; None is all in one. Empty where it cannot be drawn."""
 
 
@@ -131,14 +148,22 @@ class Section:
     check: Callable[[Any, int | None], object]
     """Raises a ValueError where the results, of a model of so many layers, cannot be drawn."""
     figures: tuple[SectionFigure, ...]
+    is_apart: bool = False
+    """Whether they have a section of their own, with what was found in them, where there are other results."""
 
 
-def _if_run_is_known(drawn: Drawn) -> Sequence[str | None]:
+def _if_run_is_known(drawn: Drawn) -> Parts:
     return (None,) if isinstance(drawn.results, SweepResults) else ()
 
 
-def _if_attention_and_mlp(drawn: Drawn) -> Sequence[str | None]:
+def _if_attention_and_mlp(drawn: Drawn) -> Parts:
     return (None,) if {"attn_out", "mlp_out"} <= set(drawn.results.matrix().columns) else ()
+
+
+def _positions_of_edges(drawn: Drawn) -> Parts:
+    results: EdgeResults = drawn.results
+    columns = np.unique(results.edges.columns).tolist()
+    return [results.positions[column] for column in columns] if results.positions else (None,)
 
 
 SECTIONS = (
@@ -192,6 +217,21 @@ SECTIONS = (
             ),
         ),
     ),
+    Section(
+        "edge_results",
+        "Edges",
+        lambda results, _: checked_sweep(results, EdgeResults, "create_full_report"),
+        (
+            SectionFigure(
+                "edge_heatmap",
+                lambda d, at: create_edge_heatmap(d.results, position=at, statistics=d.statistics),
+                _positions_of_edges,
+            ),
+            SectionFigure("top_edges_bar", lambda d, _: create_top_edges_bar(d.results, statistics=d.statistics)),
+            SectionFigure("edge_graph", lambda d, _: create_edge_graph(d.results, statistics=d.statistics)),
+        ),
+        is_apart=True,
+    ),
 )
 """The report's figures in their order."""
 
@@ -202,8 +242,13 @@ def _figures(section: Section, drawn: Drawn) -> dict[str, go.Figure]:
     for row in section.figures:
         parts = row.parts(drawn)
         for part in parts:
-            figures[f"{row.name}_{part}" if len(parts) > 1 else row.name] = row.draw(drawn, part)
+            figures[f"{row.name}_{_of_file(part)}" if len(parts) > 1 else row.name] = row.draw(drawn, part)
     return figures
+
+
+def _of_file(part: str | int | None) -> str:
+    """The part's name with nothing in it that a path or an id cannot have."""
+    return re.sub(r"[^\w.-]+", "_", str(part))
 
 
 def _statistics(results: SweepResults) -> tuple[SiteStatistics | None, SiteStatistics | str]:

@@ -6,7 +6,7 @@ is written beside them. This module puts sections in order; it knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ def write_report(
     statistics: Mapping[str, SiteStatistics | str],
     check: DatasetCheck | None,
     cards: HeadCards | None = None,
+    own: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
     """Write the report and the figures, all of them or, where that fails, none.
 
@@ -55,6 +56,7 @@ def write_report(
         statistics: of each, or why it has none.
         check: what a linter says of the dataset.
         cards: what single heads do.
+        own: results that have a section of their own beside others -> the names of their figures.
 
     Returns:
         The written paths, the report's first.
@@ -64,7 +66,7 @@ def write_report(
     """
     from plotly.offline import get_plotlyjs
 
-    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, statistics, check, cards)}
+    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, statistics, check, cards, own)}
     for name, figure in figures.items():
         pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, report=REPORT_FILE)
     pages[PLOTLY_FILE] = get_plotlyjs()
@@ -77,14 +79,29 @@ def report_page(
     statistics: Mapping[str, SiteStatistics | str],
     check: DatasetCheck | None,
     cards: HeadCards | None = None,
+    own: Mapping[str, Sequence[str]] | None = None,
 ) -> Markup:
     """The report as one HTML page; what `write_report` says of its arguments."""
     from markupsafe import Markup
 
     sections = {}
-    leading = dict(list(figures.items())[:LEADING]) if shown else {}
-    if others := {name: figure for name, figure in figures.items() if name not in leading}:
+    together = {name: results for name, results in shown.items() if name not in (own or {})}
+    apart_figures = {kind: {name: figures[name] for name in names} for kind, names in (own or {}).items()}
+    if not together:
+        together, own_first = dict(shown), {name: one for each in apart_figures.values() for name, one in each.items()}
+        figures, apart_figures = {**own_first, **figures}, {}
+    others = {name: one for name, one in figures.items() if not any(name in each for each in apart_figures.values())}
+    leading = dict(list(others.items())[:LEADING]) if shown else {}
+    if others := {name: figure for name, figure in others.items() if name not in leading}:
         sections["More figures" if leading else "Figures"] = figures_html(others)
+    for kind, drawn in apart_figures.items():
+        told = with_minus(headline(shown[kind]))
+        sections[kind] = Markup().join(
+            [
+                REPORT.render("finding.html", headline=told, figures=figures_html(drawn)),
+                effects_section(shown[kind], statistics[kind], kind),
+            ]
+        )
     if cards is not None:
         sections["What these heads do"] = cards_section(cards)
     how_to_read = REPORT.render("how_to_read.html")
@@ -95,7 +112,7 @@ def report_page(
         first = next(iter(sweeps.values()))
         strips = strips_section(first if positions is None else positions.sweep, positions)
         found = REPORT.render(
-            "finding.html", headline=with_minus(headline(*list(shown.values())[:TOLD])), figures=figures_html(leading)
+            "finding.html", headline=with_minus(headline(*list(together.values())[:TOLD])), figures=figures_html(leading)
         )
         sections = {
             "What was found": found,
@@ -103,7 +120,7 @@ def report_page(
             "What was run": settings_section(shown, statistics),
             "Prompts": strips + Markup().join(pairs_section(sweep, names) for names, sweep in apart(sweeps).items()),
             **sections,
-            "Largest effects": Markup().join(effects_section(shown[name], statistics[name], name) for name in shown),
+            "Largest effects": Markup().join(effects_section(shown[name], statistics[name], name) for name in together),
             "How to read a score": how_to_read,
             "Data": data_section(shown),
         }

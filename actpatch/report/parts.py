@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actpatch.core.text import signed, with_minus
+from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.text import count, signed, with_minus
 from actpatch.figures.words import metric_name, pairs_used
 from actpatch.report.rendering import REPORT
 from actpatch.results.files import csv_columns
@@ -39,9 +40,8 @@ def settings_section(shown: Mapping[str, SweepResults], statistics: Mapping[str,
         "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
         "Task": lambda _, sweep: sweep.task,
         "Direction": lambda _, sweep: f"{sweep.direction} ({sweep.question})",
-        "Patched": lambda _, sweep: ", ".join(
-            dict.fromkeys(s.component for patch in sweep.patches for s in patch.sites)
-        ),
+        "Patched": _patched,
+        "Path": lambda _, sweep: sweep.path,
         "Corrupted by": _corruption,
         "Layers at once": lambda _, sweep: str(sweep.window),
         "Metric": lambda _, sweep: metric_name(sweep),
@@ -165,15 +165,20 @@ def table(
 
 
 def _labels(results: SweepResults) -> list[str]:
-    if isinstance(results, OfHeads):
-        return results.labels
-    return [patch.label for patch in results.sweep.patches]
+    return results.labels if isinstance(results, OfHeads) else results.sweep.labels
 
 
 def _heads(sweep: Sweep) -> str:
     if sweep.n_key_value_heads == sweep.n_heads:
         return f"{sweep.n_heads} heads"
     return f"{sweep.n_heads} heads, {sweep.n_key_value_heads} key-value heads"
+
+
+def _patched(_: str, sweep: Sweep) -> str:
+    if isinstance(edges := sweep.patches, EdgePatches):
+        senders, receivers = count(len(edges.used_writers), "sender"), count(len(edges.used_readers), "receiver")
+        return f"{count(len(edges), 'edge')} from {senders} to {receivers}"
+    return ", ".join(dict.fromkeys(site.component for patch in sweep.patches for site in patch.sites))
 
 
 def _corruption(_: str, sweep: Sweep) -> str:

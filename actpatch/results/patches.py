@@ -5,7 +5,7 @@ Patches are a tuple, or edges as arrays (`core.edge_patches`), of which no objec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -53,6 +53,13 @@ def column_of(patch: Patch) -> str | None:
 def labels_of(patches: Sequence[Patch]) -> list[str]:
     """How each patch is printed."""
     return patches.labels if isinstance(patches, EdgePatches) else [patch.label for patch in patches]
+
+
+def places_of(patches: Sequence[Patch]) -> Iterator[tuple[Site, ...]]:
+    """The sites of each patch, for what they say of places in the prompts; those of edges each place once."""
+    if isinstance(patches, EdgePatches):
+        return (patches.places[column] for column in np.unique(patches.columns))
+    return (patch.sites for patch in patches)
 
 
 def window_of(patches: Sequence[Patch]) -> int:
