@@ -104,34 +104,33 @@ def _run_paths(args: argparse.Namespace) -> None:
     heads = of_heads.run_all_heads_experiment(dataset, direction=args.direction)
     say(f"Heads: {headline(heads)}.")
 
-    ends = which_edges(graph, heads)
-    edges = patcher.run_all_edges_experiment(dataset, direction=args.direction, **ends)
-    which = f"{len(edges):,} of {len(graph):,}, among the largest heads" if ends else f"all {len(graph):,}"
+    senders, receivers = which_edges(graph, heads)
+    edges = patcher.run_all_edges_experiment(dataset, senders=senders, receivers=receivers, direction=args.direction)
+    which = f"{len(edges):,} of {len(graph):,}, among the largest heads" if senders else f"all {len(graph):,}"
     say(f"Edges: {which}.\n")
     summarize_results(edges, top_k=args.top_k)
     say(f"\n{headline(edges)}.")
-    if sentence := whole_and_parts(heads, edges):
-        say(sentence)
+    say(whole_and_parts(heads, edges))
     if asked := strongest_paths(edges):
         paths = patcher.run_path_experiment(dataset, asked, direction=args.direction)
         print()
         summarize_results(paths, top_k=args.top_k)
         say(f"\n{headline(paths)}.")
 
-    given = of_all(of_heads, dataset, heads, args)
+    given = of_all(of_heads, dataset, heads, args) | {"edge_results": edges}
     list_figures(create_full_report(**given, head_cards=describe(of_heads, dataset, heads), save_dir=out))
 
 
-def which_edges(graph: Graph, heads: HeadResults) -> dict[str, list[str]]:
-    """Senders and receivers to narrow to; none of a graph that is small enough to be patched whole in seconds."""
+def which_edges(graph: Graph, heads: HeadResults) -> tuple[list[str] | None, list[str] | None]:
+    """Senders and receivers to narrow to; None for all, of a graph that can be patched whole in seconds."""
     if len(graph) <= MOST_EDGES:
-        return {}
+        return None, None
     largest = heads.top(MOST_ENDS)
     receivers = ["logits"]
     for head in largest:
         shared = f"L{head.layer}KV{graph.key_value_head(head.layer, head.head)}"
         receivers += [f"{head.label} q", shared] if graph.is_grouped else [head.label]
-    return {"senders": ["input", *(head.label for head in largest)], "receivers": receivers}
+    return ["input", *(head.label for head in largest)], receivers
 
 
 def whole_and_parts(heads: HeadResults, edges: EdgeResults) -> str:
@@ -191,9 +190,7 @@ def describe(patcher: HeadPatcher, dataset: IOIDataset, heads: HeadResults) -> H
     return patcher.describe_heads(dataset, significant[:SHOWN_HEADS]) if significant else None
 
 
-def of_all(
-    patcher: HeadPatcher, dataset: IOIDataset, heads: HeadResults, args: argparse.Namespace
-) -> dict[str, SweepResults]:
+def of_all(patcher: HeadPatcher, dataset: IOIDataset, heads: HeadResults, args: argparse.Namespace) -> dict[str, Any]:
     """What every report of heads has: beside them the layers that they are part of, and the positions."""
     return {
         "head_results": heads,

@@ -19,7 +19,7 @@ import numpy as np
 from activation_patching import ActivationPatcher, HeadResults, IOIDataset
 from head_patching import HeadPatcher
 from model_loading import load_model
-from path_patching import EdgeResults, Graph, PathPatcher
+from path_patching import EdgeResults, Graph, PathPatcher, PathResults
 
 SEED = 0
 TOP = 10
@@ -67,7 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     tell(f"\n## Edges among them\n\n{summary(blind)}\n\n{of_edges(blind, 2 * TOP)}")
     placed = patcher.run_all_edges_experiment(dataset, positions=POSITIONS, **ends)
     tell(f"\n## By position\n\n{summary(placed)}\n\n{of_edges(placed, 2 * TOP)}")
-    tell(f"\n## What one number for all positions hides\n\n{hidden(blind, placed)}")
+    tell(f"\n## What one number for all positions hides\n\n{apart(blind, placed)}")
+
+    chains = [f"{earlier[0]} → {before[0]} v → {label} q → logits" for label in late]
+    paths = patcher.run_path_experiment(dataset, chains)
+    tell(f"\n## Paths of three steps\n\n{_table('path', chains, paths, TOP)}")
 
 
 def tell(text: str) -> None:
@@ -103,12 +107,15 @@ def summary(results: EdgeResults) -> str:
     return f"{sure.significant.sum()} of {len(results)} significant over {sure.n_pairs} pairs"
 
 
-def hidden(blind: EdgeResults, placed: EdgeResults, most: int = TOP) -> str:
-    """Edges whose effects at single positions differ the most from their effect at all positions at once."""
-    at = {name: {(e.sender, e.receiver): e.effect for e in placed.at(name)} for name in POSITIONS}
-    rows = [(e.label, e.effect, *(at[name][e.sender, e.receiver] for name in POSITIONS)) for e in blind]
-    rows.sort(key=lambda row: -max(abs(effect - row[1]) for effect in row[2:]))
-    lines = [f"| edge | all positions | {' | '.join(POSITIONS)} |", "|---" * (2 + len(POSITIONS)) + "|"]
+def apart(blind: EdgeResults, placed: EdgeResults, most: int = TOP) -> str:
+    """Edges whose effects at the single positions add up the least to that at all positions at once."""
+    at = {name: {(edge.sender, edge.receiver): edge.effect for edge in placed.at(name)} for name in POSITIONS}
+    rows = []
+    for edge in blind:
+        each = [at[name][edge.sender, edge.receiver] for name in POSITIONS]
+        rows.append((edge.label, edge.effect, *each, edge.effect - sum(each)))
+    rows.sort(key=lambda row: -abs(row[-1]))
+    lines = [f"| edge | all positions | {' | '.join(POSITIONS)} | left over |", "|---" * (3 + len(POSITIONS)) + "|"]
     lines += [f"| {label} | {' | '.join(f'{effect:+.3f}' for effect in effects)} |" for label, *effects in rows[:most]]
     return "\n".join(lines)
 
@@ -129,7 +136,7 @@ def attention(model: Any, dataset: IOIDataset, labels: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _table(what: str, labels: Sequence[str], results: HeadResults | EdgeResults, most: int) -> str:
+def _table(what: str, labels: Sequence[str], results: HeadResults | EdgeResults | PathResults, most: int) -> str:
     table = results.statistics(seed=SEED).to_dataframe().assign(label=labels)
     table = table.iloc[np.argsort(-table["effect"].abs().to_numpy(), kind="stable")].head(most)
     lines = [f"| {what} | effect | 95 % interval | corrected p |", "|---" * 4 + "|"]
