@@ -14,6 +14,8 @@ from actpatch import create_attention_patterns as create_attention_patterns
 from actpatch import create_comparison as create_comparison
 from actpatch import create_component_comparison as create_component_comparison
 from actpatch import create_direction_quadrant as create_direction_quadrant
+from actpatch import create_edge_graph as create_edge_graph
+from actpatch import create_edge_heatmap as create_edge_heatmap
 from actpatch import create_effect_distribution as create_effect_distribution
 from actpatch import create_full_report as create_full_report
 from actpatch import create_group_comparison as create_group_comparison
@@ -23,6 +25,7 @@ from actpatch import create_head_position_heatmap as create_head_position_heatma
 from actpatch import create_layer_heatmap as create_layer_heatmap
 from actpatch import create_metric_scatter as create_metric_scatter
 from actpatch import create_position_heatmap as create_position_heatmap
+from actpatch import create_top_edges_bar as create_top_edges_bar
 from actpatch import create_top_heads_bar as create_top_heads_bar
 from actpatch import figure_caption as figure_caption
 from actpatch import headline as headline

@@ -82,7 +82,7 @@ def edge_cells(edges: EdgePatches, effects: Float[np.ndarray, " edge"], by: Deta
     fits = len(writers) <= MOST_ROWS and len(readers) <= MOST_COLUMNS
     if by == "nodes" and not fits:
         raise ValueError(
-            f"{count(len(writers), 'sender')} and {count(len(readers), 'receiver')} are too many for a row and a column "
+            f"{count(len(writers), 'sender')} and {count(len(readers), 'receiver')} are too many for a row or a column "
             f"each, at most {MOST_ROWS} and {MOST_COLUMNS} can be seen: choose some (senders='L5', receivers='L9'), or "
             "leave out by='nodes'"
         )

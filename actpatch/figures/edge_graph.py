@@ -1,24 +1,27 @@
-"""The largest edges as a layered graph, the input at the bottom and the logits on top. Knows results; it runs nothing."""
+"""The largest edges as a layered graph, the input at the bottom and the logits on top.
+
+Knows results; it runs and computes nothing.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from actpatch.core.graph import Graph, Reader, Writer
+from actpatch.core.graph import Graph, Reader
 from actpatch.core.heavy import go
 from actpatch.core.text import count
 from actpatch.figures.certainty import certainty
 from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, known_heads
 from actpatch.figures.colours import BLUE, GRID, INK, PAPER, RED, SOFT
+from actpatch.figures.edge_nodes import Node, node_of, node_places, shared_by
 from actpatch.figures.frame import finish
-from actpatch.figures.layered import curve, pushed_apart
+from actpatch.figures.layered import curve
 from actpatch.figures.ranking import largest
 from actpatch.figures.words import hovers, told
 from actpatch.results.edges import EdgeResults
@@ -26,8 +29,6 @@ from actpatch.statistics.sites import SiteStatistics
 
 MOST_EDGES = 200
 """Most edges that are drawn: of more none can be followed."""
-MOST_COLUMNS = 12
-"""Columns of heads, unless a layer has more of them with an edge."""
 COLUMN, LEAST_COLUMN = 72, 52
 """Pixels of a column as designed, and at least, so that labels do not lie on each other."""
 ROW, HIGH_ROW, HIGH = 54, 100, 700
@@ -36,10 +37,8 @@ NARROWEST = 560
 """Pixels of a graph of few columns."""
 BESIDE, ABOVE = 100, 100
 """Pixels around the graph: layers on the left, the legend below."""
-HALF_WIDE = {"head": 0.36, "mlp": 0.44}
-"""Half the width of a node, in columns."""
 HALF_HIGH = 11
-"""Half its height, in pixels."""
+"""Half the height of a node, in pixels."""
 DASHES = {"q": "solid", "k": "dash", "v": "dot", "mlp": "solid", "logits": "solid"}
 PORTS = {"q": -0.22, "k": 0.0, "v": 0.22}
 """Where an edge meets the head that it goes into, from its middle, in columns."""
@@ -47,23 +46,6 @@ INTO = {"mlp": "MLPs"}
 THIN, THICK = 1.0, 6.0
 """Pixels of the line of the smallest and of the largest effect."""
 LABEL_SIZE = 11
-
-
-@dataclass(frozen=True)
-class Node:
-    """A component with an edge that is drawn: what writes, and what it reads."""
-
-    label: str
-    layer: int
-    """-1 for the input, and one more than the last for the logits."""
-    kind: str
-    """`input`, `head`, `kv`, `mlp` or `logits`."""
-    place: float
-    """From 0 on the left to 1 on the right."""
-
-    @property
-    def half_wide(self) -> float:
-        return HALF_WIDE["head" if self.kind in ("head", "kv") else "mlp"]
 
 
 def create_edge_graph(
@@ -103,7 +85,7 @@ def create_edge_graph(
     texts = hovers(part.labels, part.sweep, lambda i: evidence.lines(chosen[i]))
     ends, readers = _ends(part)
     nodes = list(dict.fromkeys(node for pair in ends for node in pair))
-    places, n_columns, layers = _places(nodes, part.graph)
+    places, n_columns, layers = node_places(nodes, part.graph)
     row = min(max(HIGH / len(layers), ROW), HIGH_ROW)
     half_high = HALF_HIGH / row
     curves = _curves(ends, readers, places, n_columns, half_high)
@@ -121,9 +103,9 @@ def create_edge_graph(
     figure.update_layout(height=round(ABOVE + row * (high - low + 0.8)))
     share = f"of |effect| ≥ {threshold:g}" if threshold is not None else "of largest |effect|"
     note = f"{count(len(chosen), 'edge')} {share}, of {len(results):,}; the wider, the larger"
-    sizes = {"least_width": round(BESIDE + LEAST_COLUMN * wide), "around": (BESIDE, ABOVE)}
-    title = title or "Largest effects, edges as a graph"
-    return finish(figure, title, [note, *told(part.sweep, evidence.note, scale=True)], **sizes)
+    title, parts = title or "Largest effects, edges as a graph", [note, *told(part.sweep, evidence.note, scale=True)]
+    least = round(BESIDE + LEAST_COLUMN * wide)
+    return finish(figure, title, parts, least_width=least, around=(BESIDE, ABOVE))
 
 
 def _chosen(effects: Float[np.ndarray, " edge"], top_k: int, threshold: float | None) -> list[int]:
@@ -138,7 +120,8 @@ def _chosen(effects: Float[np.ndarray, " edge"], top_k: int, threshold: float | 
         raise ValueError(f"{given} leaves {n:,} edges, at most {MOST_EDGES} can be followed: draw fewer")
     if n == 0:
         raise ValueError(
-            f"no edge has an |effect| of {threshold:g} or more, the largest has {sizes.max():.3g}: give a smaller threshold"
+            f"no edge has an |effect| of {threshold:g} or more, the largest has {sizes.max():.3g}: give a "
+            "smaller threshold"
         )
     return largest(effects, n)
 
@@ -148,43 +131,7 @@ def _ends(part: EdgeResults) -> tuple[list[tuple[Node, Node]], list[Reader]]:
     graph, edges = part.graph, part.edges
     writers = [graph.writers[number] for number in edges.writers.tolist()]
     readers = [graph.readers[number] for number in edges.readers.tolist()]
-    return [(_node(writer, graph), _node(reader, graph)) for writer, reader in zip(writers, readers)], readers
-
-
-def _node(end: Writer | Reader, graph: Graph) -> Node:
-    if end.kind in ("input", "logits"):
-        return Node(end.kind, -1 if end.kind == "input" else graph.n_layers, end.kind, 0.5)
-    if end.head is None:
-        return Node(end.label, end.layer, "mlp", 1.0)
-    label, n_heads = end.label.split(" ")[0], graph.heads[end.layer]
-    if isinstance(end, Reader) and end.is_key_value_head:
-        group = graph.heads_of(end)
-        return Node(label, end.layer, "kv", _share(sum(group) / len(group), n_heads))
-    return Node(label, end.layer, "head", _share(end.head, n_heads))
-
-
-def _share(head: float, n_heads: int) -> float:
-    return head / (n_heads - 1) if n_heads > 1 else 0.5
-
-
-def _places(nodes: Sequence[Node], graph: Graph) -> tuple[dict[Node, tuple[float, float]], float, list[int]]:
-    """Column and row of each node, the last column, and the layers that have a row."""
-    layers = sorted({node.layer for node in nodes})
-    rows = {layer: [n for n in nodes if n.layer == layer and n.kind in ("head", "kv")] for layer in layers}
-    has_heads = any(rows.values())
-    last = max([min(max(graph.heads), MOST_COLUMNS), *map(len, rows.values())]) - 1 if has_heads else 1
-    with_mlps = last + 1 if any(node.kind == "mlp" for node in nodes) else last
-    places: dict[Node, tuple[float, float]] = {}
-    for row, layer in enumerate(layers):
-        columns = pushed_apart([node.place * last for node in rows[layer]], last)
-        places |= {node: (float(x), float(row)) for node, x in zip(rows[layer], columns)}
-    for node in nodes:
-        row = layers.index(node.layer)
-        if node.kind == "mlp":
-            places[node] = float(with_mlps), row + (0.5 if rows[node.layer] or len(layers) > 1 else 0.0)
-        elif node.kind in ("input", "logits"):
-            places[node] = last / 2, float(row)
-    return places, float(with_mlps), layers
+    return [(node_of(writer, graph), node_of(reader, graph)) for writer, reader in zip(writers, readers)], readers
 
 
 def _curves(
@@ -246,7 +193,7 @@ def _boxes(
         y += [low, low, high, high, low, None]
     out, into = Counter(sender for sender, _ in ends), Counter(receiver for _, receiver in ends)
     texts = [
-        f"<b>{node.label}</b>{_shared(node, graph)}<br>drawn: {count(into[node], 'edge')} in, {out[node]} out"
+        "<br>".join(filter(None, [f"<b>{node.label}</b>", shared_by(node, graph), _drawn(into[node], out[node])]))
         for node in places
     ]
     boxes = go.Scatter(x=x, y=y, mode="lines", line={"color": SOFT, "width": 1}, fill="toself", fillcolor=PAPER)
@@ -264,12 +211,8 @@ def _boxes(
     return boxes, labels
 
 
-def _shared(node: Node, graph: Graph) -> str:
-    if node.kind != "kv":
-        return ""
-    size = graph.heads[node.layer] // graph.key_value_heads[node.layer]
-    first = int(node.label.split("KV")[1]) * size
-    return f"<br>keys and values of L{node.layer}H{first} to L{node.layer}H{first + size - 1}"
+def _drawn(into: int, out: int) -> str:
+    return f"drawn: {count(into, 'edge')} in, {out} out"
 
 
 def _stars(curves: Sequence[Float[np.ndarray, "point 2"]], places: dict[Node, tuple[float, float]]) -> Any:
@@ -303,7 +246,9 @@ def _legend(figure: go.Figure, readers: Sequence[Reader], effects: Float[np.ndar
     entries += [("effect above 0", BLUE, "solid")] if (effects > 0).any() else []
     entries += [("effect below 0", RED, "solid")] if (effects < 0).any() else []
     for name, colour, dash in entries:
-        figure.add_scatter(name=name, x=[None], y=[None], mode="lines", line={"color": colour, "width": 2, "dash": dash})
+        figure.add_scatter(
+            name=name, x=[None], y=[None], mode="lines", line={"color": colour, "width": 2, "dash": dash}
+        )
 
 
 def _row_name(layer: int, graph: Graph) -> str:

@@ -66,9 +66,9 @@ def create_edge_heatmap(
             the whole experiment's, so that one computation serves several maps.
 
     Raises:
-        ValueError: where `results` are no edges, are empty or hold no usable pair; where no edge goes from these senders
-            to these receivers; where there are edges at several positions and none is given; where there are too many
-            for `by="nodes"`; where `statistics` are those of other results.
+        ValueError: where `results` are no edges, are empty or hold no usable pair; where no edge goes from these
+            senders to these receivers; where there are edges at several positions and none is given; where there are
+            too many for `by="nodes"`; where `statistics` are those of other results.
     """
     results = known_heads(results)
     sweep = checked_sweep(results, EdgeResults, "create_edge_heatmap")

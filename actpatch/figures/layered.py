@@ -47,7 +47,7 @@ def curve(
     end: tuple[float, float],
     others: Float[np.ndarray, "node 4"],
     bounds: tuple[float, float],
-    first: int = 0,
+    drawn: int = 0,
 ) -> Float[np.ndarray, "point 2"]:
     """A curve (cubic Bézier) from one node's upper edge to another one's lower edge, upright at both ends.
 
@@ -56,10 +56,10 @@ def curve(
         end: where it arrives.
         others: middle, half the width and half the height of each node that it is to keep clear of.
         bounds: the x that it must not leave.
-        first: number of curves between the same two places that are drawn before: each is bent otherwise.
+        drawn: number of curves between the same two places that are drawn already: each is bent otherwise.
     """
-    tried = [_bezier(start, end, bend) for bend in BENDS[first:] or BENDS[-1:]]
-    return min(tried, key=lambda points: _met(points, others, bounds))
+    tried = [_bezier(start, end, bend) for bend in BENDS]
+    return sorted(tried, key=lambda points: _met(points, others, bounds))[drawn % len(BENDS)]
 
 
 def _bezier(start: tuple[float, float], end: tuple[float, float], bend: float) -> Float[np.ndarray, "point 2"]:

@@ -112,7 +112,9 @@ def report_page(
         first = next(iter(sweeps.values()))
         strips = strips_section(first if positions is None else positions.sweep, positions)
         found = REPORT.render(
-            "finding.html", headline=with_minus(headline(*list(together.values())[:TOLD])), figures=figures_html(leading)
+            "finding.html",
+            headline=with_minus(headline(*list(together.values())[:TOLD])),
+            figures=figures_html(leading),
         )
         sections = {
             "What was found": found,

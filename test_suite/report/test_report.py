@@ -25,6 +25,7 @@ from test_suite.helpers.pages import shown_text
 from test_suite.helpers.results import (
     CLEAN_TOKENS,
     clear,
+    made_up_edges,
     made_up_head_positions,
     made_up_heads,
     made_up_layers,
@@ -128,7 +129,7 @@ def test_a_write_that_fails_leaves_every_file_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ({}, "neither head_results nor .* nor position_results nor head_position_results was given: pass at least one"),
+        ({}, "neither head_results nor .* nor head_position_results nor edge_results was given: pass at least one"),
         (
             {"head_results": made_up_heads(), "layer_results": made_up_layers(model="another")},
             r"different models, head_results of made-up \(4 layers × 3 heads\), layer_results of another",
@@ -350,3 +351,55 @@ def test_no_name_or_token_reaches_the_pages_as_markup(tmp_path):
     for path in written[:-1]:
         assert "alert(1)</script>" not in path.read_text(encoding="utf-8").lower()
     assert html.escape("".join(clean)) in written[0].read_text(encoding="utf-8")
+
+
+# --- edges ---
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"<h2[^>]*>([^<]*)</h2>", text)
+
+
+def test_edges_beside_heads_have_a_section_of_their_own(tmp_path):
+    heads, edges = clear(made_up_heads), clear(made_up_edges, every=7)
+    written = create_full_report(heads, edge_results=edges, save_dir=tmp_path)
+    assert {"edge_heatmap.html", "top_edges_bar.html", "edge_graph.html"} <= {path.name for path in written}
+    text = written[0].read_text(encoding="utf-8").replace(get_plotlyjs(), "plotly.js")
+    assert headings(text)[0] == "What was found" and "Edges" in headings(text)
+    parts = dict(zip(headings(text), re.split(r"<h2[^>]*>", text)[1:]))
+    assert headline(heads) in shown_text(parts["What was found"]) and "edges" not in shown_text(parts["What was found"])
+    own = shown_text(parts["Edges"])
+    assert headline(edges) in own and "Edges: the largest 12 of 62 effects" in own
+    assert all(item.label in own for item in edges.top(12))
+    assert all(f'id="{name}"' in parts["Edges"] for name in ("edge_heatmap", "top_edges_bar", "edge_graph"))
+    assert "Edges: the largest" not in shown_text(parts["Largest effects"])
+    assert "62 edges from 9 senders to 18 receivers" in shown_text(parts["What was run"])
+
+
+def test_edges_alone_are_what_was_found(tmp_path):
+    edges = clear(made_up_edges, every=7)
+    text = report_text(edge_results=edges, save_dir=tmp_path)
+    parts = dict(zip(headings(text), re.split(r"<h2[^>]*>", text)[1:]))
+    assert "Edges" not in parts and headline(edges) in shown_text(parts["What was found"])
+    assert 'id="edge_heatmap"' in parts["What was found"] and 'id="edge_graph"' in parts["More figures"]
+    assert "Edges: the largest 12 of 62 effects" in shown_text(parts["Largest effects"])
+
+
+def test_edges_beside_a_plain_list_of_heads_are_told_of(tmp_path):
+    edges = clear(made_up_edges, every=7)
+    heads = of_no_experiment(made_up_heads())
+    text = report_text(heads, n_layers=4, n_heads=3, edge_results=edges, save_dir=tmp_path)
+    parts = dict(zip(headings(text), re.split(r"<h2[^>]*>", text)[1:]))
+    assert headline(edges) in shown_text(parts["What was found"]) and 'id="edge_heatmap"' in parts["What was found"]
+    assert 'id="head_heatmap"' in parts["More figures"]
+
+
+def test_edges_at_positions_have_a_map_each(tmp_path):
+    places = tuple((Site("", position=(3,) * 5, position_name=name),) for name in ("S1 / S2", "END"))
+    written = create_full_report(edge_results=made_up_edges(places=places), save_dir=tmp_path)
+    assert [path.name for path in written[1:3]] == ["edge_heatmap_S1_S2.html", "edge_heatmap_END.html"]
+
+
+def test_the_path_that_was_patched_is_among_the_settings(tmp_path):
+    text = shown_text(report_text(made_up_heads(path="to L9H9 q, all other heads frozen"), save_dir=tmp_path))
+    assert "Path to L9H9 q, all other heads frozen" in re.sub(r"\s+", " ", text)
