@@ -280,12 +280,7 @@ def test_demos_patch_the_same_layers(tmp_path, monkeypatch):
 
 
 def test_each_demo_s_report_has_what_the_one_s_before_had(tmp_path):
-    parts = (
-        "Effect of each edge",
-        "Effect of each head",
-        "Effect of each layer",
-        "Effect of resid_pre at each position",
-    )
+    parts = ("each edge", "each head", "each layer", "resid_pre at each position")
     for script, has in ((demo, parts[2:]), (head_demo, parts[1:]), (path_demo, parts)):
         assert script.main([*TINY, "--pairs", "2", "--out", str(tmp_path), "--quiet"]) == 0
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
