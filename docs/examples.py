@@ -24,7 +24,7 @@ import transformer_lens
 from actpatch import can_be_loaded
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN_ELSEWHERE = ("chat.md", "different-lengths.md", "extending.md", "files.md", "what-a-head-does.md")
+RUN_ELSEWHERE = ("chat.md", "different-lengths.md", "extending.md", "files.md", "what-a-head-does.md", "which-edges.md")
 """Pages whose code is parts of files, or needs a language model; tests of their own run it."""
 EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\n\n```text\n(?P<printed>.*?)^```$)?", re.M | re.S)
 HAS_HOOKED = "HookedTransformer" in vars(transformer_lens)

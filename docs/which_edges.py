@@ -26,7 +26,7 @@ TOP = 10
 """Rows of each table."""
 LATE, BEFORE, EARLIER = 4, 3, 1
 """So many heads are chosen: those that write the answer, those that feed their queries, and those of the largest effect
-before these."""
+before the first of these."""
 POSITIONS = ("S2", "END")
 ATTENDED = ("IO", "S1", "S2")
 """Positions that attention from END is told to."""
@@ -69,9 +69,11 @@ def main(argv: list[str] | None = None) -> None:
     tell(f"\n## By position\n\n{summary(placed)}\n\n{of_edges(placed, 2 * TOP)}")
     tell(f"\n## What one number for all positions hides\n\n{apart(blind, placed)}")
 
-    chains = [f"{earlier[0]} → {before[0]} v → {label} q → logits" for label in late]
+    later = [label for label in late if place(label)[0] > place(before[0])[0]]
+    way = [*earlier[:1], f"{before[0]} v"] if earlier else before[:1]
+    chains = [" → ".join([*way, f"{label} q", "logits"]) for label in later]
     paths = patcher.run_path_experiment(dataset, chains)
-    tell(f"\n## Paths of three steps\n\n{_table('path', chains, paths, TOP)}")
+    tell(f"\n## Paths of several steps\n\n{_table('path', chains, paths, TOP)}")
 
 
 def tell(text: str) -> None:
@@ -82,16 +84,20 @@ def readers(graph: Graph, label: str) -> list[str]:
     """Queries, keys and values of a head, by the names that the graph has for them."""
     if not graph.is_grouped:
         return [label]
-    layer, head = map(int, label.removeprefix("L").split("H"))
+    layer, head = place(label)
     return [f"{label} q", f"L{layer}KV{graph.key_value_head(layer, head)}"]
 
 
 def largest_before(heads: HeadResults, before: Sequence[str]) -> list[str]:
-    """The heads of largest effect in layers before the last of some, none of them."""
-    layers = {head.label: head.layer for head in heads}
-    last = max(layers[label] for label in before)
-    found = [head.label for head in heads.top(len(heads)) if head.layer < last and head.label not in before]
-    return found[:EARLIER]
+    """The heads of largest effect in layers before the first of some heads, none of them."""
+    found = [head.label for head in heads.top(len(heads)) if head.layer < place(before[0])[0]]
+    return [label for label in found if label not in before][:EARLIER]
+
+
+def place(label: str) -> tuple[int, int]:
+    """Layer and head of `L20H0`."""
+    layer, head = label.removeprefix("L").split("H")
+    return int(layer), int(head)
 
 
 def of_heads(results: HeadResults) -> str:
@@ -122,7 +128,7 @@ def apart(blind: EdgeResults, placed: EdgeResults, most: int = TOP) -> str:
 
 def attention(model: Any, dataset: IOIDataset, labels: Sequence[str]) -> str:
     """How much these heads attend from END, mean over the clean prompts."""
-    cells = [tuple(map(int, label.removeprefix("L").split("H"))) for label in labels]
+    cells = [place(label) for label in labels]
     seen = np.zeros((len(labels), len(ATTENDED)))
     patcher = ActivationPatcher(model, show_progress=False)
     for i, (clean, _) in enumerate(dataset.get_clean_corrupt_pairs()):
