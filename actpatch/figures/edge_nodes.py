@@ -10,7 +10,7 @@ from actpatch.figures.layered import pushed_apart
 
 MOST_COLUMNS = 12
 """Columns of heads, unless a layer has more of them with an edge."""
-HALF_WIDE = {"head": 0.36, "mlp": 0.44}
+HALF_WIDE = {"head": 0.39, "mlp": 0.44}
 """Half the width of a node, in columns."""
 
 

@@ -89,7 +89,7 @@ def create_edge_heatmap(
     n_rows, n_columns = shown.shape
     figure.update_layout(plot_bgcolor=GRID, width=width(n_columns, 44 if with_numbers else COLUMN))
     figure.update_layout(height=height(n_rows, ROW if n_rows <= MOST_LABELS else LOW_ROW) + room)
-    title = title or f"Effect of {'the largest edge between layers' if found.is_by_layer else 'each edge'}"
+    title = title or ("Effects of edges, by layer" if found.is_by_layer else "Effect of each edge")
     sizes = {"narrowest": narrowest(n_columns, min(n_columns, MOST_LABELS)), "room_for_numbers": 0}
     if with_numbers:
         sizes["room_for_numbers"] = room_for_numbers(n_columns)

@@ -112,6 +112,8 @@ def test_thousands_of_edges_are_drawn_by_layer_with_the_largest_of_each(gpt2):
     assert "largest of 144 edges, L8 heads → L9 q" in cells.hovertext[rows.index("L8 heads")][columns.index("L9 q")]
     assert blank(figure) == {(int(row), int(column)) for row, column in zip(*np.nonzero(np.isnan(expected)))}
     assert "each cell: the largest of its edges, 32,491 in all" in figure_caption(figure)
+    assert figure.layout.title.text == "Effects of edges, by layer"
+    assert create_edge_heatmap(gpt2, title="Mine").layout.title.text == "Mine"
     assert max(len(figure.layout.xaxis.ticktext), len(figure.layout.yaxis.ticktext)) <= 64
 
 

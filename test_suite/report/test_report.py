@@ -15,6 +15,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from activation_patching import DatasetCheck, IOIDataset, check_dataset
+from actpatch.core.graph import Graph
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.report.tokens import position_effects
 from actpatch.results.baselines import Finding, baseline_findings
@@ -361,7 +362,8 @@ def headings(text: str) -> list[str]:
 
 
 def test_edges_beside_heads_have_a_section_of_their_own(tmp_path):
-    heads, edges = clear(made_up_heads), clear(made_up_edges, every=7)
+    heads = clear(made_up_heads)
+    edges = clear(made_up_edges, graph=Graph("made-up", (3,) * 4, (3,) * 4, (False, True, True, False)), every=7)
     written = create_full_report(heads, edge_results=edges, save_dir=tmp_path)
     assert {"edge_heatmap.html", "top_edges_bar.html", "edge_graph.html"} <= {path.name for path in written}
     text = written[0].read_text(encoding="utf-8").replace(get_plotlyjs(), "plotly.js")
@@ -369,11 +371,11 @@ def test_edges_beside_heads_have_a_section_of_their_own(tmp_path):
     parts = dict(zip(headings(text), re.split(r"<h2[^>]*>", text)[1:]))
     assert headline(heads) in shown_text(parts["What was found"]) and "edges" not in shown_text(parts["What was found"])
     own = shown_text(parts["Edges"])
-    assert headline(edges) in own and "Edges: the largest 12 of 62 effects" in own
+    assert headline(edges) in own and f"Edges: the largest 12 of {len(edges)} effects" in own
     assert all(item.label in own for item in edges.top(12))
     assert all(f'id="{name}"' in parts["Edges"] for name in ("edge_heatmap", "top_edges_bar", "edge_graph"))
     assert "Edges: the largest" not in shown_text(parts["Largest effects"])
-    assert "62 edges from 9 senders to 18 receivers" in shown_text(parts["What was run"])
+    assert f"{len(edges)} edges from 15 senders to 39 receivers" in shown_text(parts["What was run"])
 
 
 def test_edges_alone_are_what_was_found(tmp_path):
