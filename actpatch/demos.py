@@ -139,7 +139,7 @@ def whole_and_parts(heads: HeadResults, edges: EdgeResults) -> str:
     own = edges.of(senders=head.label)
     (most,) = own.top(1)
     return (
-        f"{head.label}: {number(head.effect)} as a whole; of its {count(len(own), 'edge')} one at a time, "
+        f"{head.label}: {number(head.effect)} as a whole; of its {count(len(own), 'edge')} patched here, one by one, "
         f"{number(most.effect)} at most ({most.label}), {number(float(own.sweep.effects.sum()))} in sum. Effects of "
         "edges need not add up to that of the head."
     )

@@ -68,7 +68,11 @@ def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path
     if script is demo:
         assert "attention of layer 1 alone restores" in told and "Layer 2 carries what decides from S2 to END" in told
     elif script is path_demo:
-        assert "L1H0 restores 0.60" in told and "Edges: all 479." in told and "of its 28 edges one at a time" in told
+        assert (
+            "L1H0 restores 0.60" in told
+            and "Edges: all 479." in told
+            and "of its 28 edges patched here, one by one" in told
+        )
         assert "4 of 4 paths matter" in told and "Effects of edges need not add up" in told
     else:
         assert "heads matter (corrected p ≤ 0.05, 20 pairs): L1H0 restores 0.6" in told
@@ -198,7 +202,7 @@ def test_the_largest_head_is_set_beside_its_edges():
     most = max(own, key=lambda edge: abs(edge.effect))
     total = sum(edge.effect for edge in own)
     assert demos.whole_and_parts(heads, edges) == (
-        f"L1H0: {heads.top(1)[0].effect:.2f} as a whole; of its {len(own)} edges one at a time, {most.effect:.2f} at "
+        f"L1H0: {heads.top(1)[0].effect:.2f} as a whole; of its {len(own)} edges patched here, one by one, {most.effect:.2f} at "
         f"most ({most.label}), {total:.2f} in sum. Effects of edges need not add up to that of the head."
     )
 
