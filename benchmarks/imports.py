@@ -17,6 +17,7 @@ STATEMENTS = (
     "import activation_patching",
     "import head_patching",
     "import model_loading",
+    "import path_patching",
     "import visualize",
     "from actpatch import load_results",
 )

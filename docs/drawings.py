@@ -179,7 +179,44 @@ def directions(colours: Colours) -> str:
     )
 
 
-PICTURES: dict[str, Callable[[Colours], str]] = {"steps": steps, "corruptions": corruptions, "directions": directions}
+def edges(colours: Colours) -> str:
+    """An edge, path patching and a path: which boxes the change goes through, and what is held."""
+    drawing = Drawing(colours)
+    for y, name, what, stops in (
+        (10, "Edge", "one receiver reads the change of one sender", ("L5H3", "L9H9 q")),
+        (172, "Path patching", "several receivers read it together", ("L5H3", "L9H9 q, L9H6 q")),
+        (334, "Path", "each reads only what the one before it changed", ("L3H0", "L5H5 v", "L9H9 q")),
+    ):
+        drawing.text(MARGIN, y + 24, name, font_weight="700")
+        drawing.text(WIDTH - MARGIN, y + 24, what, colours.soft, anchor="end", font_size="17")
+        boxes = [*stops, "logits"]
+        width, gap = (118, 30) if len(boxes) == 4 else (150, 55)
+        for i, box in enumerate(boxes):
+            x = MARGIN + i * (width + gap)
+            first, last = i == 0, i == len(boxes) - 1
+            colour = colours.clean if first else colours.ink
+            drawing.box(x, y + 40, width, 50, colours.line if last else colour)
+            drawing.text(x + width / 2, y + 71, box, colour, anchor="middle", font_size="17")
+            if not last:
+                drawing.arrow(x + width + 3, y + 65, x + width + gap - 3, y + 65, colours.clean)
+    for y, words in (
+        (124, "on the way, all other heads and MLPs: held as they were"),
+        (286, "on the way, other heads: held; MLPs: held, or computed anew"),
+        (448, "on the way, all else: held as it was"),
+    ):
+        drawing.text(MARGIN, y, words, colours.corrupted, font_size="17")
+    drawing.text(WIDTH / 2, 490, "behind the last receiver, all is computed anew", colours.soft, anchor="middle")
+    return drawing.svg(
+        510, "An edge, path patching of a head and a path of several steps: what goes on, and what is held"
+    )
+
+
+PICTURES: dict[str, Callable[[Colours], str]] = {
+    "steps": steps,
+    "corruptions": corruptions,
+    "directions": directions,
+    "edges": edges,
+}
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ RUN_ELSEWHERE = (
     "extending.md",
     "files.md",
     "what-a-head-does.md",
+    "which-edges.md",
 )
 """Pages whose code is parts of files, or needs a language model; tests of their own run it."""
 EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\n\n```text\n(?P<printed>.*?)^```$)?", re.M | re.S)

@@ -1,4 +1,4 @@
-"""The two demo scripts: what they print, what they write, and how they refuse."""
+"""The three demo scripts: what they print, what they write, and how they refuse."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from huggingface_hub import constants
 
 import demo
 import head_demo
+import path_demo
 from activation_patching import IOIDataset, LayerResults
-from actpatch import PositionResults, Site, block_hook, demos
+from actpatch import Graph, PositionResults, Site, block_hook, demos, edge_patches
+from actpatch.core.path_patches import path_patches
 from head_patching import HeadPatcher
+from path_patching import EdgeResults, PathPatcher
 from test_suite.helpers.hub import home_with_gpt2
 from test_suite.helpers.models import bundled
-from test_suite.helpers.results import made_up_sweep
+from test_suite.helpers.results import made_up_heads, made_up_sweep
 
 ROOT = Path(demo.__file__).resolve().parent
 TINY = ["--model", "tiny", "--device", "cpu"]
@@ -49,20 +52,28 @@ def listed_figures(printed: str) -> list[Path]:
     return [Path(line.strip()) for line in printed.partition("Figures:")[2].splitlines() if line.strip()]
 
 
-SCRIPTS = {demo: "position_heatmap", head_demo: "head_heatmap"}
-"""The demos, and a figure that each draws and the other does not."""
+SCRIPTS = {demo: "position_heatmap", head_demo: "head_heatmap", path_demo: "edge_graph"}
+"""The demos, and a figure that each draws and those before it do not."""
 
 
 def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path) -> None:
     """What a demo prints and writes without arguments where GPT-2 small cannot be had."""
     assert printed.startswith("Model: tiny (the bundled one: gpt2-small is not in the local cache, and")
     assert max(map(len, printed.partition("Figures:")[0].splitlines())) <= 80
-    row = r"^blocks\.\d\.hook_\w+ +[+-]\d" if script is demo else r"^L\d+H\d+ +[+-]\d"
+    row = {demo: r"blocks\.\d\.hook_\w+", head_demo: r"L\d+H\d+", path_demo: r"input → L1H0 v"}[script] + r" +[+-]\d"
+    row = f"^{row}"
     assert re.search(row, printed, re.MULTILINE)
     assert "Task: IOI (second subject flipped), 20 pairs" in printed
     told = " ".join(printed.split())
     if script is demo:
         assert "attention of layer 1 alone restores" in told and "Layer 2 carries what decides from S2 to END" in told
+    elif script is path_demo:
+        assert (
+            "L1H0 restores 0.60" in told
+            and "Edges: all 479." in told
+            and "of its 28 edges patched here, one by one" in told
+        )
+        assert "4 of 4 paths matter" in told and "Effects of edges need not add up" in told
     else:
         assert "heads matter (corrected p ≤ 0.05, 20 pairs): L1H0 restores 0.6" in told
         assert "L1H0: Patching its output restores 0.60 (denoising)" in told
@@ -75,7 +86,9 @@ def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path
     assert expected <= {figure.stem for figure in figures}
 
 
-@pytest.mark.parametrize("script", [demo, pytest.param(head_demo, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "script", [demo, *(pytest.param(one, marks=pytest.mark.slow) for one in (head_demo, path_demo))]
+)
 def test_demos_without_arguments_fall_back_to_the_bundled_model_and_say_why(script, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     monkeypatch.chdir(tmp_path)
@@ -144,7 +157,57 @@ def test_a_layer_that_carries_something_is_told_with_the_tables_own_numbers():
     assert demos.where_it_moves(still) == ""
 
 
-@pytest.mark.parametrize("script", [demo, head_demo])
+def test_the_edge_demo_narrows_a_large_graph_to_its_largest_heads():
+    heads = made_up_heads(6, 6)
+    large = Graph("made-up", heads=(6,) * 6, key_value_heads=(2,) * 6, mlps=(True,) * 6)
+    small = Graph("made-up", heads=(4,) * 4, key_value_heads=(4,) * 4, mlps=(True,) * 4)
+    assert len(small) < demos.MOST_EDGES < len(large)
+    assert demos.which_edges(small, heads) == (None, None)
+    senders, receivers = demos.which_edges(large, heads)
+    labels = [head.label for head in heads.top(demos.MOST_ENDS)]
+    assert senders == ["input", *labels] and receivers[0] == "logits"
+    of_first = [f"{labels[0]} q", f"L{heads.top(1)[0].layer}KV{heads.top(1)[0].head // 3}"]
+    assert receivers[1:3] == of_first and len(large.readers_named(receivers)) > demos.MOST_ENDS
+    ungrouped = Graph("made-up", heads=(6,) * 6, key_value_heads=(6,) * 6, mlps=(True,) * 6)
+    assert demos.which_edges(ungrouped, heads)[1] == ["logits", *labels]
+
+
+def made_up_edges(known: dict[str, float]) -> EdgeResults:
+    """Edges of two layers of two heads which share keys and values: those that are named have an effect."""
+    edges = edge_patches(Graph("made-up", heads=(2, 2), key_value_heads=(1, 1), mlps=(True, True)))
+    sweep = made_up_sweep(edges, 2, 2, 20)
+    noise = np.random.default_rng(1).normal(size=(len(edges), 20)) * 0.01
+    effects = np.array([known.get(edges.label(i), 0.0) for i in range(len(edges))])[:, None] + noise
+    return EdgeResults(made_up_sweep(edges, 2, 2, 20, patched=sweep.base + effects * (sweep.source - sweep.base)))
+
+
+def test_paths_are_followed_back_along_the_largest_significant_edges():
+    known = {"L1H1 → logits": 0.5, "L0H0 → L1KV0 v": -0.3, "input → L1KV0 v": 0.1, "input → L0H0 q": 0.2}
+    assert demos.strongest_paths(made_up_edges(known), 1) == ["input → L0H0 q → L1H1 v → logits"]
+    known |= {"L0 MLP → logits": 0.4, "L0H1 → L0 MLP": 0.3}
+    edges = made_up_edges(known)
+    assert demos.strongest_paths(edges, 2) == ["input → L0H0 q → L1H1 v → logits", "L0H1 → L0 MLP → logits"]
+    for path in demos.strongest_paths(edges):
+        path_patches(edges.graph, path)
+    assert demos.strongest_paths(made_up_edges({"L1H1 → logits": 0.5})) == [], "a lone edge is no path"
+    assert demos.strongest_paths(EdgeResults(made_up_sweep(edges.edges, 2, 2, 3))) == [], "three pairs tell nothing"
+
+
+def test_the_largest_head_is_set_beside_its_edges():
+    model = bundled()
+    dataset = IOIDataset(model, 3, corruption="flip_subject")
+    heads = HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset)
+    edges = PathPatcher(model, show_progress=False).run_all_edges_experiment(dataset, senders="heads")
+    own = [edge for edge in edges if edge.sender == "L1H0"]
+    most = max(own, key=lambda edge: abs(edge.effect))
+    total = sum(edge.effect for edge in own)
+    assert demos.whole_and_parts(heads, edges) == (
+        f"L1H0: {heads.top(1)[0].effect:.2f} as a whole; of its {len(own)} edges patched here, one by one, "
+        f"{most.effect:.2f} at most ({most.label}), {total:.2f} in sum. Effects of edges need not add up to that of the head."
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -163,7 +226,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(script, options, message, t
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", [demo, head_demo])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_folder_that_cannot_be_written_is_found_out_before_the_model_runs(script, tmp_path, capsys, monkeypatch):
     taken = tmp_path / "taken"
     taken.write_text("a file")
@@ -214,17 +277,18 @@ def test_demos_patch_the_same_layers(tmp_path, monkeypatch):
     monkeypatch.setattr(
         demos, "create_full_report", lambda **given: drawn.append(given["layer_results"]) or draw(**given)
     )
-    for script in (demo, head_demo):
+    for script in SCRIPTS:
         assert script.main([*TINY, "--pairs", "2", "--out", str(tmp_path), "--quiet"]) == 0
-    assert list(drawn[0]) == list(drawn[1]) and drawn[0].effects == drawn[1].effects
+    for others in drawn[1:]:
+        assert list(drawn[0]) == list(others) and drawn[0].effects == others.effects
 
 
-def test_the_second_demo_s_report_has_what_the_first_one_s_had(tmp_path):
-    parts = ("Effect of each head", "Effect of each layer", "Effect of resid_pre at each position")
-    for script, has in ((demo, parts[1:]), (head_demo, parts)):
+def test_each_demo_s_report_has_what_the_one_s_before_had(tmp_path):
+    parts = ("each edge", "each head", "each layer", "resid_pre at each position")
+    for script, has in ((demo, parts[2:]), (head_demo, parts[1:]), (path_demo, parts)):
         assert script.main([*TINY, "--pairs", "2", "--out", str(tmp_path), "--quiet"]) == 0
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
-        assert [part for part in parts if f">{part}" in page] == list(has)
+        assert [part for part in parts if f">Effect of {part}" in page] == list(has)
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])

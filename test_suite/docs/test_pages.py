@@ -109,7 +109,7 @@ def test_the_glossary_has_each_word_once():
     needed = (
         "clean run, corrupted run, activation patching, denoising, noising, effect, head, hook point, residual stream, "
         "pattern, S1+1, END, studentised bootstrap, detectable effect, n.s., corrected p-value, window, reading, "
-        "varies, named position, direct effect, indirect effect"
+        "varies, named position, direct effect, indirect effect, edge, sender, receiver, path, path patching, frozen"
     )
     assert set(needed.split(", ")) | {"z, output", "q, k, v"} <= set(words)
 

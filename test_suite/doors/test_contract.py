@@ -13,6 +13,7 @@ import activation_patching
 import actpatch
 import head_patching
 import model_loading
+import path_patching
 import visualize
 from activation_patching import ActivationPatcher, IOIDataset, PatchingResult, summarize_results
 from actpatch.core.sites import Patch, Site
@@ -126,7 +127,7 @@ def test_modules_offer_what_their_readers_import():
 
 
 def test_module_docstrings_exist():
-    for module in (activation_patching, head_patching, model_loading, visualize):
+    for module in (activation_patching, head_patching, model_loading, path_patching, visualize):
         assert module.__doc__ and module.__doc__.splitlines()[0].endswith((".", "?"))
 
 
@@ -140,3 +141,5 @@ def test_what_results_are_made_of_are_public_names():
     for name in ("HeadPositionResults", "HeadPositionPatchingResult", "HeadResults", "AttentionPatterns"):
         assert getattr(head_patching, name) is getattr(actpatch, name)
     assert visualize.create_head_position_heatmap is actpatch.create_head_position_heatmap
+    for name in ("PathPatcher", "EdgeResults", "EdgePatchingResult", "PathResults", "PathPatchingResult", "graph_of"):
+        assert getattr(path_patching, name) is getattr(actpatch, name)
