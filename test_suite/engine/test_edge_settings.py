@@ -155,7 +155,7 @@ def test_heads_that_send_at_positions(name: str, column: int) -> None:
 
 
 @pytest.mark.parametrize("source", [Zero(), Mean(), Mean(run="clean"), Resample(seed=3), Resample(samples=2)], ids=str)
-@pytest.mark.parametrize(("name", "kind"), thinned(OF_PLAIN, KINDS) + thinned(MODELS[1:2], KINDS[1:]))
+@pytest.mark.parametrize(("name", "kind"), thinned(OF_PLAIN, KINDS))
 def test_what_ablations_write(name: str, kind: str, source: Any) -> None:
     model, metric, patches = edge_model(name), last_position_metric(4), patches_of(name, kind)
     alike = token_pairs([8, 8, 8, 8], [(3,), (2, 5), (4,), (1,)])
@@ -303,7 +303,7 @@ def test_work_is_halved_until_it_fits_into_memory(kind: str) -> None:
 
 
 @pytest.mark.parametrize("left_out", [("prefix",), ("linear",), ("narrow",), ("prefix", "linear", "narrow", "padded")])
-@pytest.mark.parametrize(("name", "kind"), thinned(MODELS[1:3], KINDS, together=2))
+@pytest.mark.parametrize(("name", "kind"), thinned(MODELS[1:3], KINDS))
 def test_without_shortcuts_the_numbers_are_the_same(
     name: str, kind: str, left_out: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,8 +330,7 @@ def test_pairs_that_do_not_differ_change_exactly_nothing(kind: str) -> None:
     assert (none.patched[0] == none.corrupted[0]).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "direction"), thinned(MODELS[:3], DIRECTIONS))
+@pytest.mark.parametrize(("kind", "name", "direction"), thinned(KINDS, MODELS[:3], DIRECTIONS))
 def test_a_change_of_the_first_token_of_the_last_one_and_of_prompts_of_one_token(
     kind: str, name: str, direction: Any
 ) -> None:
