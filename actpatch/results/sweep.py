@@ -406,6 +406,18 @@ class Sweep:
         """
         if self.whole is not None:
             return self.entire.statistics(**options).of_sites(self.numbers)
+        return self._computed_statistics(options) if options else self._usual_statistics
+
+    @cached_property
+    def _usual_statistics(self) -> SiteStatistics:
+        """Those without options, computed once: of many edges they take long, and tables, figures and reports ask."""
+        found = self._computed_statistics({})
+        for value in vars(found).values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+        return found
+
+    def _computed_statistics(self, options: StatisticsOptions) -> SiteStatistics:
         usable, labels = self.usable, self.labels
         measured = np.flatnonzero(~self.unmatched).tolist()
         if labels and not measured:

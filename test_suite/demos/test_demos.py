@@ -203,8 +203,8 @@ def test_the_largest_head_is_set_beside_its_edges():
     total = sum(edge.effect for edge in own)
     assert demos.whole_and_parts(heads, edges) == (
         f"L1H0: {heads.top(1)[0].effect:.2f} as a whole; of its {len(own)} edges patched here, one by one, "
-        f"{most.effect:.2f} at most ({most.label}), {total:.2f} in sum. Effects of edges need not add up to that of the "
-        "head."
+        f"{most.effect:.2f} at most ({most.label}), {total:.2f} in sum. "
+        "Effects of edges need not add up to that of the head."
     )
 
 
