@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from actpatch.core.graph import Graph
-from actpatch.core.node_names import Names, listed
+from actpatch.core.node_names import Names
 from actpatch.core.sites import Patch, Site
 
 ALL_POSITIONS: tuple[tuple[Site, ...], ...] = ((Site(""),),)
@@ -159,16 +159,17 @@ def edge_patches(
 ) -> EdgePatches:
     """Every edge from one of these writers to one of these readers, at each place in turn.
 
-    They are ordered by receiver, then sender, then place.
+    They are ordered by receiver, then sender, then place. What writes behind a receiver has no edge to it.
 
     Raises:
-        ValueError: for a name that the graph has not, and for one that has no edge: a sender behind all receivers, a
-            receiver before all senders.
+        ValueError: for a name that the graph has not, and where no edge goes from any of the senders to any of the
+            receivers.
     """
     writers, readers = graph.writers_named(senders), graph.readers_named(receivers)
     before = graph.n_writers_before[readers]
     of_reader = np.searchsorted(writers, before)  # the writers of a reader are the first so many
-    _check_reached(graph, senders, receivers, int(writers[0]), int(before.max()))
+    if senders is not None or receivers is not None:
+        _check_reached(graph, writers, readers, before)
     each = np.repeat(readers, of_reader)
     within = np.arange(len(each)) - np.repeat(np.cumsum(of_reader) - of_reader, of_reader)
     n_places = len(places)
@@ -182,23 +183,14 @@ def edge_patches(
 
 
 def _check_reached(
-    graph: Graph, senders: Names | None, receivers: Names | None, first_sender: int, last_read: int
+    graph: Graph,
+    writers: Int[np.ndarray, " sender"],
+    readers: Int[np.ndarray, " receiver"],
+    before: Int[np.ndarray, " receiver"],
 ) -> None:
-    """Raises ValueError for a sender that writes before no receiver reads, and a receiver that reads no sender.
-
-    Args:
-        first_sender: number of the first of all senders.
-        last_read: how many writers the last of all receivers reads.
-    """
-    for name in listed(senders) if senders is not None else ():
-        if graph.writers_named([name])[0] >= last_read:
-            raise ValueError(
-                f"no edge goes from {name!r} to any of the receivers: it writes after they have read; give earlier "
-                "senders or later receivers"
-            )
-    for name in listed(receivers) if receivers is not None else ():
-        if graph.n_writers_before[graph.readers_named([name])].max() <= first_sender:
-            raise ValueError(
-                f"no edge goes from any of the senders to {name!r}: it reads before they write; give earlier senders "
-                "or later receivers"
-            )
+    if not (before > writers[0]).any():
+        first, last = graph.writers[writers[0]].label, graph.readers[readers[before.argmax()]].label
+        raise ValueError(
+            f"no edge goes from the senders to the receivers: the first sender, {first}, does not write before the "
+            f"last receiver, {last}, reads; give earlier senders or later receivers"
+        )

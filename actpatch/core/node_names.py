@@ -57,7 +57,11 @@ class NodeNames:
         """
         if names is None:
             return np.arange(len(self.labels))
-        given, found = listed(names), set[int]()
+        if isinstance(names, str) or _is_layer_and_head(names) or not isinstance(names, Iterable):
+            given: list[Any] = [names]
+        else:
+            given = list(names)
+        found: set[int] = set()
         if not given:
             raise ValueError(f"{argument} is empty: give at least one name, for instance 'L5H3', or None for all")
         for name in given:
@@ -90,12 +94,6 @@ class NodeNames:
         said = [self.labels[numbers[0]] if len(numbers) == 1 else word for numbers, word in nearest.items()]
         said = said[::-1][:MOST_NEAREST]
         return f"{self.shape}; the nearest names are {', '.join(said)}" if said else self.shape
-
-
-def listed(names: Any) -> list[Any]:
-    """One name, or several of them, as a list."""
-    is_one = isinstance(names, str) or _is_layer_and_head(names) or not isinstance(names, Iterable)
-    return [names] if is_one else list(names)
 
 
 def _is_layer_and_head(name: object) -> bool:

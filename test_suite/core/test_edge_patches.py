@@ -40,7 +40,7 @@ def test_chosen_edges_are_those_of_all_that_go_from_one_of_them_to_one_of_them(o
         edges = edge_patches(of, list(senders), list(receivers), PLACES[:n_places])
         assert list(zip(edges.ids, edges.columns.tolist())) == expected
     else:
-        with pytest.raises(ValueError, match="no edge goes from"):
+        with pytest.raises(ValueError, match="no edge goes from the senders to the receivers"):
             edge_patches(of, list(senders), list(receivers), PLACES[:n_places])
 
 

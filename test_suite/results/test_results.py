@@ -415,7 +415,10 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     for changes, message in (
         ({"format": 4}, "has result format 4, this version reads formats 8 and 9: read it with the version that"),
         ({"format": 10}, "has result format 10, this version reads formats 8 and 9"),
-        ({"kind": "PathResults"}, "holds 'PathResults', expected one of LayerResults, .*: read it with the version"),
+        (
+            {"kind": "CircuitResults"},
+            "holds 'CircuitResults', expected one of LayerResults, .*: read it with the version",
+        ),
         ({"sweeps": [{}]}, "is damaged"),
         ({"sweeps": []}, "is damaged .*0 sweeps, expected one, or one of each direction"),
         ({"sweeps": [{**sweep, "direction": "up"}]}, "is damaged .*direction 'up' is unknown"),
