@@ -263,6 +263,8 @@ def _alternatives(value: Any, column: str, argument: str, separator: str | None)
     """The answers that a cell holds: one, a list, a list that was written as text, or several with `|` between them."""
     if isinstance(value, str):
         listed = listed_in(value)
+        if bool(re.match(r"""\s*\[\s*['"]""", value)) != bool(re.search(r"""['"]\s*\]\s*$""", value)):
+            raise ValueError(f"{column} holds {shortened(value)}, a list that lacks a bracket: write both, or a|b")
         if listed is None and separator is not None and separator in value:
             listed = value.split(separator)
             if empty := [part for part in listed if not part.strip()]:

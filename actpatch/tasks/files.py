@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from actpatch.core.heavy import pd
+from actpatch.core.text import MOST_LISTED
 from actpatch.tasks.documents import json_documents
 
 ANSWER_SEPARATOR = "|"
@@ -62,6 +63,9 @@ def read_file(path: Path, wanted: Sequence[str] = (), key: str | None = None) ->
         ValueError: for a file of another kind or encoding, an empty one, and one that cannot be read as what it is.
     """
     path = Path(path)
+    if path.is_dir():
+        within = ", ".join(sorted(one.name for one in path.iterdir() if one.is_file())[:MOST_LISTED]) or "nothing"
+        raise IsADirectoryError(f"{path} is a directory, expected a file; in it there is {within}")
     encoding = _encoding(path)
     with path.open(encoding=encoding, newline="") as file:
         try:

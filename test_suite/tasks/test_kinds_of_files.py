@@ -276,11 +276,19 @@ def test_a_leading_space_is_put_before_answers_that_have_none(tmp_path: Path) ->
         (" cat| | fox", "with a space alone beside a"),
         (" cat zyzzyva", r"does not know 'zyzzyva' in ' cat zyzzyva'"),
         ("\"[' cat' ' fox']\"", "is a list without commas"),
+        ("\"[' cat', ' fox'\"", r"correct holds .*, a list that lacks a bracket: write both, or a\|b"),
+        ("\"' cat', ' fox']\"", "a list that lacks a bracket"),
     ],
 )
 def test_faults_between_answers_are_named(tmp_path: Path, cell: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "bars.csv", f"clean,corrupted,correct,incorrect\n{CAT},{DOG},{cell}, dog\n")
+
+
+def test_a_directory_is_no_file_and_what_is_in_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").touch()
+    with pytest.raises(IsADirectoryError, match=r"is a directory, expected a file; in it there is pairs\.csv$"):
+        PromptPairs.from_file(bundled(), tmp_path)
 
 
 def test_a_text_in_brackets_that_is_no_list_is_a_text(tmp_path: Path) -> None:
