@@ -2,7 +2,8 @@
 
 Such code may depend on the shape it is given: on the position a sequence starts at, on a row of a batch. What it is
 given in a run of one whole prompt is what its author meant. What TransformerLens, Transformers or Accelerate register
-and define themselves belongs to the model; but no model of TransformerLens' puts hooks on its own hook points.
+and define themselves belongs to the model; but on a hook point a function of TransformerLens' may be what the user put
+there, unless it is of those that bridges are wired with.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _OWN = {
     *("peft", "bitsandbytes"),  # weights in another form
 }
 """Packages whose hooks, classes and methods are the model's own, or the library's."""
+_WIRING = "transformer_lens.model_bridge."
+"""Of what lies there bridges put hooks on their own hook points when they are made (OPT, in TransformerLens 4)."""
 
 
 def foreign_code(model: Any) -> list[str]:
@@ -56,8 +59,8 @@ def _is_spliced(name: str, module: nn.Module) -> bool:
 
 def _is_hooked(module: Any) -> bool:
     """Whether it is a hook point on which anyone but the library has put hooks."""
-    handles = getattr(module, "fwd_hooks", ())
-    return any(not _is_of({"actpatch"}, getattr(handle, "user_hook", None)) for handle in handles)
+    hooks = [getattr(handle, "user_hook", None) for handle in getattr(module, "fwd_hooks", ())]
+    return not all(_is_of({"actpatch"}, hook) or _module_of(hook).startswith(_WIRING) for hook in hooks)
 
 
 def _code_of(module: nn.Module) -> Iterator[Any]:
@@ -84,7 +87,10 @@ def _is_own(code: Any) -> bool:
 
 def _is_of(packages: set[str], code: Any) -> bool:
     """Whether a function, a class or a hook is defined in one of these packages."""
+    return _module_of(code).partition(".")[0] in packages
+
+
+def _module_of(code: Any) -> str:
     while isinstance(code, functools.partial):
         code = code.func
-    module = getattr(code, "__module__", None) or type(code).__module__
-    return module.partition(".")[0] in packages
+    return getattr(code, "__module__", None) or type(code).__module__

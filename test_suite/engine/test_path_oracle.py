@@ -151,7 +151,7 @@ def test_receivers_get_together_what_each_of_them_makes_by_itself(name: str) -> 
 @pytest.mark.parametrize("name", MODELS)
 def test_receivers_that_read_no_later_than_the_sender_writes_get_nothing(name: str, through: str) -> None:
     model, (base, source) = edge_model(name), prompts()
-    receivers = [Reader("q", 1, 0), key_of(name, 1, 2), Reader("v", 0, 1)]
+    receivers = [Reader("q", 1, 0), key_of(name, 1, 2), key_of(name, 0, 1, "v")]
     assert_near(logits_of_path_patching(model, base, source, (1, 2), receivers, through), run(model, base), TWO_WAYS)
 
 
