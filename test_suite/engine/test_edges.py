@@ -14,16 +14,12 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.engine.measured import Measured
 from actpatch.models.graph import graph_of
 from test_suite.helpers.edges import BRIDGE_EDGE_MODELS, HOOKED_EDGE_MODELS, edge_model, prompts
-from test_suite.helpers.models import HAS_HOOKED, encoded, last_position_metric, model_parameters
+from test_suite.helpers.models import encoded, last_position_metric, model_parameters
 from test_suite.oracles.edges import logits_of_edges
 
 EXACT = 1e-10
-TOLD = {"hooked:learned", "hooked:grouped", "hooked:parallel", "bridge:gpt2", "bridge:llama", "bridge+:neox"}
-"""Models of which every setting is tried."""
 NOT_RESUMED = {"bridge:bloom", "bridge+:bloom", "bridge:falcon_alibi", "bridge:gptj"}
 """Whose blocks cannot be run singly: ALiBi made for so many rows, rotary angles in single precision."""
-if not HAS_HOOKED:  # TransformerLens 4 puts functions of its own on OPT's modules
-    NOT_RESUMED |= {"bridge:opt", "bridge+:opt"}
 RESUMED = [name for name in (*HOOKED_EDGE_MODELS, *BRIDGE_EDGE_MODELS) if name not in NOT_RESUMED]
 EVERY = model_parameters(*RESUMED)
 
