@@ -328,7 +328,7 @@ def test_hostile_names_and_tokens_are_shown_as_text_and_do_nothing(browser, expe
         }
         measured = tuple(dataclasses.replace(values, unit=HARM) for values in sweep.measured)
         names = {"model": HARM, "task": HARM, "noise": HARM, "versions": {HARM: HARM}}
-        names["groups"] = names["templates"] = (HARM,) * len(sweep.pair_indices)
+        names["groups"] = names["templates"] = tuple(f"{HARM} {i}" for i in range(len(sweep.pair_indices)))
         return dataclasses.replace(sweep, measured=measured, **tokens, **names)
 
     hostile = {name: type(results)(harmed(results.sweep)) for name, results in experiment.items()}
