@@ -57,6 +57,13 @@ def output_of(reader: Reader) -> str:
     return block_hook(reader.layer, name)
 
 
+def written_by(writer: Writer) -> str:
+    """Hook point of what a writer writes: of a head all heads' outputs, which its slice of the weights multiplies."""
+    if writer.layer < 0:
+        return INPUT
+    return block_hook(writer.layer, "mlp_out" if writer.head is None else "z")
+
+
 def patches_that_enter_alike(edges: GraphPatches) -> list[Patch]:
     """Patches of outputs, one for each place where rows of these edges enter."""
     readers = [edges.graph.readers[number] for number in edges.used_readers]
@@ -68,10 +75,7 @@ def recorded_for(edges: GraphPatches) -> tuple[set[str], set[str]]:
     """Hook points needed of the run that is patched, beside those that rows enter with, and of what is written."""
     writers = [edges.graph.writers[number] for number in edges.used_writers]
     readers = [edges.graph.readers[number] for number in edges.used_readers]
-    source = {
-        INPUT if writer.layer < 0 else block_hook(writer.layer, "mlp_out" if writer.head is None else "z")
-        for writer in writers
-    }
+    source = {written_by(writer) for writer in writers}
     layers = edges.layers
     base = {name for layer in layers for name in _outputs_of(edges.graph, layer)}
     of_heads = {reader.layer for reader in readers if reader.kind in QUERIES_KEYS_VALUES}
@@ -152,9 +156,7 @@ def written_at(experiment: Experiment, chunk: Chunk) -> Bool[Tensor, "place pair
 
 def difference(experiment: Experiment, chunk: Chunk, writer: Writer) -> Float[Tensor, "pair pos d_model"]:
     """What a writer writes, less what it has written in the run that is patched."""
-    if writer.layer < 0:
-        return chunk.source[INPUT] - chunk.base.activations[INPUT]
-    name = block_hook(writer.layer, "mlp_out" if writer.head is None else "z")
+    name = written_by(writer)
     source, base = chunk.source[name], chunk.base.activations[name]
     if writer.head is None:
         return source - base
@@ -328,8 +330,7 @@ class EdgeWork(Work):
 
     @property
     def starts(self) -> Int[Tensor, "change pair"]:
-        first = self.sent.first[torch.from_numpy(self.senders)]
-        return torch.where(first < self.chunk.lengths, first, self.chunk.lengths)
+        return torch.minimum(self.sent.first[torch.from_numpy(self.senders)], self.chunk.lengths)
 
     @property
     def order(self) -> Int[np.ndarray, "change 2"]:

@@ -24,7 +24,7 @@ from actpatch.core.edge_patches import EdgePatches, GraphPatches
 from actpatch.core.graph import Reader, Writer
 from actpatch.core.path_patches import HeadPaths, Path, PathPatches
 from actpatch.core.sites import Site, block_hook
-from actpatch.engine.edges import EdgeWork, Sent, difference, sent_by, written_at
+from actpatch.engine.edges import EdgeWork, Sent, difference, sent_by, written_at, written_by
 from actpatch.engine.entering import Rows, Work
 from actpatch.engine.exactness import Exactness
 from actpatch.engine.experiment import Chunk, Experiment
@@ -93,14 +93,11 @@ def _along(
     for hop in path.hops[:-1]:
         assert hop.writer is not None
         writer, kind = graph.writers[hop.writer], graph.readers[hop.reader].kind
-        read = change[:, readers.start :]
+        read, before = change[:, readers.start :], readers.recorded(written_by(writer), every)
         if writer.head is None:
-            name = block_hook(writer.layer, "mlp_out")
-            moved = readers.output_of_mlp(writer.layer, every, read) - readers.recorded(name, every)
+            moved = readers.output_of_mlp(writer.layer, every, read) - before
         else:
-            z = readers.outputs_of_heads(writer.layer, kind, every, read) - readers.recorded(
-                block_hook(writer.layer, "z"), every
-            )
+            z = readers.outputs_of_heads(writer.layer, kind, every, read) - before
             moved = z[:, :, writer.head] @ experiment.runner.model.blocks[writer.layer].attn.W_O[writer.head]
         change = torch.zeros_like(change)
         change[:, readers.start :] = moved * _from_change_on(read)
@@ -178,8 +175,7 @@ class ReceiverWork(Work):
 
     @property
     def starts(self) -> Int[Tensor, "sender pair"]:
-        first = torch.stack([sent.first for sent in self.read]).amin(dim=0)
-        return torch.where(first < self.chunk.lengths, first, self.chunk.lengths)
+        return torch.minimum(torch.stack([sent.first for sent in self.read]).amin(dim=0), self.chunk.lengths)
 
     @property
     def order(self) -> Int[np.ndarray, "sender 2"]:
