@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,10 +35,29 @@ from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.plan import Batch, Stage
 from actpatch.engine.readers import QUERIES_KEYS_VALUES, Readers, error_of_readers
 from actpatch.engine.writes import runs_of_equal
-from actpatch.models.runner import Runner
+from actpatch.models.runner import Hook, Runner
 
 INPUT = block_hook(0, "resid_pre")
 """Where what the embedding writes, of token and position, is read."""
+
+
+Made: TypeAlias = tuple[slice, "list[int] | None", Float[Tensor, "row pos ..."]]
+"""What readers made in some rows: which rows; of which heads, None for an MLP; what."""
+
+
+def hooks_that_write(runner: Runner, made: Mapping[str, Sequence[Made]]) -> list[Hook]:
+    """Hooks that write what readers made, by hook point."""
+
+    def writer(values: Sequence[Made]) -> Callable[..., Tensor]:
+        def write(now: Tensor, hook: Any) -> Tensor:
+            now = now.clone()
+            for rows, heads, value in values:
+                now[(rows,) if heads is None else (rows, slice(None), heads)] = value
+            return now
+
+        return write
+
+    return [hook for name, values in made.items() for hook in runner.writing_hooks(name, writer(values))]
 
 
 def entry_of(reader: Reader, n_layers: int, linear: bool) -> tuple[int, Stage]:
@@ -225,24 +244,11 @@ class EdgeRows(Rows):
 
     @contextlib.contextmanager
     def written(self) -> Iterator[None]:
-        by_name: dict[str, list[tuple[Reader, slice]]] = {}
+        by_name: dict[str, list[Made]] = {}
         for name, reader, rows in self._hooked:
-            by_name.setdefault(name, []).append((reader, rows))
-
-        def writer(name: str) -> Any:
-            def write(value: Tensor, hook: Any) -> Tensor:
-                value = value.clone()
-                for reader, rows in by_name[name]:
-                    if reader.kind == "mlp":
-                        value[rows] = self._made[rows.start]
-                    else:
-                        heads = value[rows]
-                        heads[:, :, self.graph.heads_of(reader)] = self._made[rows.start]
-                return value
-
-            return write
-
-        with self.runner.hooks([hook for name in by_name for hook in self.runner.writing_hooks(name, writer(name))]):
+            heads = None if reader.kind == "mlp" else self.graph.heads_of(reader)
+            by_name.setdefault(name, []).append((rows, heads, self._made[rows.start]))
+        with self.runner.hooks(hooks_that_write(self.runner, by_name)):
             yield
 
     def _made_by(self, reader: Reader, rows: slice) -> Float[Tensor, "row pos ..."]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from actpatch.core.edge_patches import EdgePatches, GraphPatches
 from actpatch.core.graph import Reader, Writer
 from actpatch.core.path_patches import HeadPaths, Path, PathPatches
 from actpatch.core.sites import Site, block_hook
-from actpatch.engine.edges import EdgeWork, Sent, difference, sent_by, written_at, written_by
+from actpatch.engine.edges import EdgeWork, Made, Sent, difference, hooks_that_write, sent_by, written_at, written_by
 from actpatch.engine.entering import Rows, Work
 from actpatch.engine.exactness import Exactness
 from actpatch.engine.experiment import Chunk, Experiment
@@ -193,18 +193,18 @@ class ReceiverRows(Rows):
     def __init__(self, work: ReceiverWork, batch: Batch, readers: Readers) -> None:
         super().__init__(work.runner, batch, work.chunk)
         self.orders = [tuple(order) for order in work.order[batch.patches].tolist()]
-        self._values: dict[str, list[tuple[int | None, Tensor]]] = {}
+        self._values: dict[str, list[Made]] = {}
         for receiver, sent in zip(work.receivers, work.read):
             change = sent.at(batch.patches, self.pairs, batch.start, batch.length)
             name = block_hook(receiver.layer, "mlp_out" if receiver.kind == "mlp" else receiver.kind)
             made = readers.read_by(receiver.layer, receiver.kind, self.pairs, change)
-            self._values.setdefault(name, []).append((receiver.head, made))
+            heads = None if receiver.head is None else [receiver.head]
+            self._values.setdefault(name, []).append((slice(None), heads, made if heads is None else made[:, :, heads]))
         self.hooked = [Site(name) for name in self._values]
 
     @contextlib.contextmanager
     def written(self) -> Iterator[None]:
-        hooks = [self.runner.writing_hooks(name, _writing(values)) for name, values in self._values.items()]
-        with self.runner.hooks([hook for of_name in hooks for hook in of_name]):
+        with self.runner.hooks(hooks_that_write(self.runner, self._values)):
             yield
 
     def before_block(self, layer: int, begin: int, end: int) -> Float[Tensor, "row pos d_model"]:
@@ -212,18 +212,3 @@ class ReceiverRows(Rows):
 
     def after_attention(self, layer: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
         raise AssertionError("rows with several receivers enter before a block")
-
-
-def _writing(values: Sequence[tuple[int | None, Tensor]]) -> Callable[..., Tensor]:
-    """Writes what receivers make of what they read: of a head its own part."""
-
-    def write(now: Tensor, hook: Any) -> Tensor:
-        now = now.clone()
-        for head, made in values:
-            if head is None:
-                now[:] = made
-            else:
-                now[:, :, head] = made[:, :, head]
-        return now
-
-    return write
