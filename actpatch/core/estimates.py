@@ -41,7 +41,7 @@ METHODS: dict[MethodName, Method] = {
     "atp": Method(("components",), "gradient in the run that is patched", "Nanda 2023"),
     "atp_star": Method(
         ("components",),
-        "gradient in the run that is patched with one layer dropped at a time, attention of queries and keys recomputed",
+        "gradient in the run that is patched, one layer dropped at a time, attention of queries and keys recomputed",
         "Kramár et al. 2024",
         is_absolute=True,
     ),
@@ -62,7 +62,9 @@ METHODS: dict[MethodName, Method] = {
     "clean_corrupted": Method(
         BOTH, "mean of the gradients in the clean and the corrupted run", "Hanna et al. 2024", any_source=False
     ),
-    "relp": Method(BOTH, "relevance in the run that is patched, by rules for each kind of layer", "Jafari et al. 2025"),
+    "relp": Method(
+        BOTH, "relevance in the run that is patched, by rules for each kind of layer", "Rezaei Jafari et al. 2025"
+    ),
     "gim": Method(BOTH, "gradient in the run that is patched, modified for interactions", "Edin et al. 2025"),
 }
 

@@ -361,7 +361,7 @@ def error_of_edges(
     Args:
         prefix: whether blocks may be run over recorded keys and values.
     """
-    if reason := _error_of_writers(experiment.runner, edges, chunk):
+    if reason := error_of_writers(experiment.runner, edges, chunk):
         return reason
     length = int(chunk.lengths[-1])
     start = min(max(int(chunk.first_change[-1]), 1), length - 1) if prefix else 0
@@ -370,7 +370,7 @@ def error_of_edges(
     return error_of_readers(readers, edges.graph, sorted(edges.layers_run))
 
 
-def _error_of_writers(runner: Runner, edges: GraphPatches, chunk: Chunk) -> str | None:
+def error_of_writers(runner: Runner, edges: GraphPatches, chunk: Chunk) -> str | None:
     """Whether the residual stream is what these writers add to it."""
     graph, at = edges.graph, chunk.base.activations
     writers = [graph.writers[number] for number in edges.used_writers]

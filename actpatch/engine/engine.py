@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from actpatch.core.direction import Direction, check_direction
 from actpatch.core.edge_patches import GraphPatches
+from actpatch.core.estimates import Estimate
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
@@ -66,14 +67,23 @@ class PatchingEngine:
         model: a `HookedTransformer` or a `TransformerBridge`.
         batch_size: most rows (a row is one patch on one pair) run together; None adapts it to the free memory.
         show_progress: whether a progress bar is drawn on stderr.
+        estimate: how effects are estimated from gradients; None runs the patches.
     """
 
-    def __init__(self, model: Any, *, batch_size: int | None = None, show_progress: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        batch_size: int | None = None,
+        show_progress: bool = True,
+        estimate: Estimate | None = None,
+    ) -> None:
         if batch_size is not None and (not is_integer(batch_size) or batch_size < 1):
             raise ValueError(f"batch_size is {batch_size!r}, expected at least 1, or None to adapt it to the memory")
         self.runner: Runner = make_runner(model)
         self.batch_size = batch_size
         self.show_progress = show_progress
+        self.estimate = estimate
         self.shortcuts: tuple[str, ...] | None = None
         """Names of the shortcuts that were exact in the last sweep; None before the first."""
 
@@ -228,7 +238,7 @@ class PatchingEngine:
             tqdm(
                 total=len(patches) * n_patches * n_runs,
                 unit="run",
-                desc="Patching",
+                desc="Patching" if self.estimate is None else "Estimating",
                 disable=None if self.show_progress and n_patches else True,  # None: not where stderr is no terminal
             ) as progress,
         ):
@@ -250,6 +260,14 @@ class PatchingEngine:
                         values_of_run[:, indices] = of_run.numpy()
                     values[:, :, indices] = (corrupted if is_denoising else clean)[:, None, indices]
                     done = 0
+                    if self.estimate is not None and n_patches:
+                        for rows, scores in runs.scores(experiment, chunk, measure):
+                            at = values[:, :, indices[rows.numpy()]]
+                            moved = np.where(np.isfinite(at), scores.cpu().numpy(), 0)
+                            values[:, :, indices[rows.numpy()]] = at + moved
+                            done += n_patches * len(rows)
+                            progress.update(n_patches * len(rows))
+                        continue
                     for batch, logits in runs.batches(experiment, chunk):
                         of_rows = measure(logits, rows=torch.from_numpy(batch.pairs), lengths=chunk.lengths)
                         values[:, batch.patches, indices[batch.pairs]] = of_rows.numpy()
@@ -305,7 +323,9 @@ class PatchingEngine:
         names = {name for of_direction in patches.values() for name in _written(of_direction)}
         if noise is None and references is None:
             checks.check_can_be_aligned(names, pairs)
-        with self.runner.as_found(names):
+        # Gradients are taken in whatever mode the caller is: what is recorded in inference mode has none.
+        mode = contextlib.nullcontext() if self.estimate is None else torch.inference_mode(False)
+        with mode, self.runner.as_found(names):
             placed = None
             if noise is not None:
                 placed = noise.placed(pairs, functools.partial(embedding_deviation, self.runner))
@@ -334,6 +354,7 @@ class PatchingEngine:
                     vocabulary,
                     references,
                     placed,
+                    self.estimate,
                 )
                 for direction, of_direction in patches.items()
             ]

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actpatch.core.direction import Direction
+from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Patch, block_hook
 from actpatch.engine.partners import first_change
 from actpatch.interventions.noise import PlacedNoise
@@ -40,6 +41,15 @@ class Experiment:
     """The prompts whose mean activations are written; None for the pair's other run."""
     noise: PlacedNoise | None = None
     """What makes the corrupted run out of the clean prompt's embeddings; None where the prompts differ."""
+    estimate: Estimate | None = None
+    """How patches are estimated from gradients; None where they are run."""
+
+    @functools.cached_property
+    def resumes(self) -> bool:
+        """Whether the model's blocks are run singly, if it lets them: to patch, or to compute attention anew."""
+        if self.estimate is None or self.estimate.method != "atp_star":
+            return self.estimate is None
+        return any(site.component in ("q", "k") for patch in self.patches for site in patch.sites)
 
     @functools.cached_property
     def first_change(self) -> Int[Tensor, " pair"]:

@@ -87,6 +87,19 @@ class Readers:
             return self.output_of_mlp(layer, pairs, change)
         return self._run(layer, pairs, change, block_hook(layer, kind))
 
+    def heads_with(
+        self, layer: int, kind: Kind, pairs: Int[Tensor, " row"], value: Float[Tensor, "row pos head d_head"]
+    ) -> Float[Tensor, "row pos head d_head"]:
+        """What each head of a layer gives (z) with these queries, keys or values, the other two held."""
+        held = [one for one in QUERIES_KEYS_VALUES if one != kind]
+
+        def hooks(rows: slice) -> list[Hook]:
+            written = self.runner.writing_hooks(block_hook(layer, kind), _writing(value[rows]))
+            return [*self._held(layer, held, pairs, rows), *written]
+
+        stream = self.recorded(resid_name(layer, self.runner.n_layers), pairs)
+        return self._run(layer, pairs, torch.zeros_like(stream), block_hook(layer, "z"), hooks)
+
     def recorded(self, name: str, pairs: Int[Tensor, " row"]) -> Float[Tensor, "row pos ..."]:
         """What was recorded of the run that is patched."""
         return self.chunk.base.activations[name][pairs, self.start : self.length]

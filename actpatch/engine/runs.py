@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from actpatch.core.direction import Direction
 from actpatch.core.edge_patches import EdgePatches, GraphPatches
+from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Site, block_hook, head_axis
 from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
@@ -29,8 +30,9 @@ from actpatch.engine.agreement import (
     run_alone,
     ways_to_agree,
 )
-from actpatch.engine.edges import error_of_edges, patches_that_enter_alike, recorded_for
+from actpatch.engine.edges import INPUT, error_of_edges, error_of_writers, patches_that_enter_alike, recorded_for
 from actpatch.engine.entering import PatchWork, Work
+from actpatch.engine.estimators import estimator_of, kept_for_recomputing, rows_with_gradients
 from actpatch.engine.exactness import (
     ONE_PROMPT,
     Exactness,
@@ -41,6 +43,7 @@ from actpatch.engine.exactness import (
 )
 from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.full import run_in_full
+from actpatch.engine.gradients import Measure
 from actpatch.engine.memory import pairs_that_fit, parts_that_fit, tokens_that_fit
 from actpatch.engine.paths import graph_work
 from actpatch.engine.plan import Batch, Route, plan, route
@@ -142,6 +145,27 @@ class Runs:
             for batch, logits in self._batches(replace(experiment, patches=edges.taken(numbers)), chunk):
                 yield replace(batch, patches=numbers[batch.patches]), logits
 
+    def scores(
+        self, experiment: Experiment, chunk: Chunk, measure: Measure
+    ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "metric patch row"]]]:
+        """Estimates: some pairs of the chunk at a time, and by how much each patch would move each metric of them."""
+        estimator = estimator_of(experiment, chunk, measure, self.exactness, self.max_tokens)
+        waiting = torch.arange(len(chunk.pairs))
+        most = rows_with_gradients(experiment, chunk, self.max_tokens) if self.exactness.together else 1
+        if self.batch_size is not None:
+            most = min(most, self.batch_size)
+        while len(waiting):
+            rows = waiting[:most]
+            try:
+                scores = estimator.scores(rows)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(rows) == 1:
+                    raise
+                most = len(rows) // 2
+                continue
+            waiting = waiting[len(rows) :]
+            yield rows, scores
+
     def _batches(self, experiment: Experiment, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
         """The batches of patches of which all that they share is held at once."""
         work = self._work(experiment, chunk)
@@ -203,6 +227,8 @@ class Runs:
         n_layers, hook_points = self.runner.n_layers, set(self.runner.hook_points)
         checked = self._checked[0]
         source = {site.hook_point for patch in checked.patches for site in patch.sites}
+        if (estimate := self.experiment.estimate) is not None:
+            return self._recorded_for_estimates(estimate, source)
         routes = self.routes(checked)  # the same hook points in each direction
         base = {resid_name(layer, n_layers) for layer in range(n_layers + 1)} if routes else set()
         for way in routes:
@@ -214,6 +240,20 @@ class Runs:
             of_edges, source = recorded_for(self.patches)
             base |= of_edges
         return base, source
+
+    def _recorded_for_estimates(self, estimate: Estimate, written: set[str]) -> tuple[set[str], set[str]]:
+        """The same where effects are estimated: both runs at what is written, and at what the method takes besides."""
+        base = written
+        if isinstance(self.patches, GraphPatches):
+            base, written = recorded_for(self.patches)
+        n_layers = self.runner.n_layers
+        if isinstance(self.patches, GraphPatches) or self.experiment.resumes:
+            base = base | {resid_name(layer, n_layers) for layer in range(n_layers + 1)}
+        if self.experiment.resumes:
+            base = base | kept_for_recomputing(written)
+        if estimate.method == "eap_ig":
+            base, written = base | {INPUT}, written | {INPUT}
+        return base | written, written
 
     def _first_try(self) -> Exactness:
         """All shortcuts but those that this experiment, or what is on the model, leaves out from the start."""
@@ -255,7 +295,7 @@ class Runs:
             self.exactness = self._left_out(self.exactness, without, "it keeps no keys and values")
         alone = run_alone(self.experiment, chunk)
         reason = error_of_recording(self.experiment, chunk, alone)
-        if reason is None and self.patches and not self.exactness.resume:
+        if reason is None and self.patches and self.experiment.resumes and not self.exactness.resume:
             reason = error_of_full_runs(self.experiment, chunk, self.exactness)
         if reason is not None:
             self._record_otherwise(reason)
@@ -263,12 +303,16 @@ class Runs:
         self._ways = None
         if not self._is_checked:
             check_causal(self.experiment, chunk)
-        if self.exactness.resume and (reason := next(filter(None, map(self._error, self._checked, chunks)), None)):
+        resumes = self.exactness.resume and self.experiment.resumes
+        if resumes and (reason := next(filter(None, map(self._error, self._checked, chunks)), None)):
             self.exactness = self._left_out(self.exactness, self.exactness.weakened(), reason)
             return False
         self._check_edges(chunks)
         if not self._is_checked:
             self._is_checked = True
+            if self.experiment.estimate is not None:
+                self._tell()
+                return True
             embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
             routes = self.routes(self._checked[0])
             hooked = [way.hooked for way in routes] or [patch.sites for patch in self.patches]
@@ -296,6 +340,10 @@ class Runs:
             self._check_blocks_are_run_singly()
             if self._is_checked:
                 continue
+            if experiment.estimate is not None:
+                if reason := error_of_writers(experiment.runner, edges, chunk):
+                    raise RuntimeError(f"single edges of this model cannot be estimated: {reason}")
+                continue
             try:
                 reason = error_of_edges(experiment, edges, chunk, self.exactness.prefix, self.max_tokens)
             except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
@@ -307,7 +355,7 @@ class Runs:
 
     def _check_blocks_are_run_singly(self) -> None:
         """Raises RuntimeError where edges are asked for and blocks are not."""
-        if isinstance(self.patches, GraphPatches) and not self.exactness.resume:
+        if isinstance(self.patches, GraphPatches) and self.experiment.resumes and not self.exactness.resume:
             reason = f"its blocks are not run singly ({self._reasons['resume']})"
             raise RuntimeError(f"single edges of this model cannot be patched: {reason}")
 

@@ -239,7 +239,7 @@ class ActivationPatcher:
     def run_neurons_experiment(
         self,
         dataset: PatchingDataset,
-        layer: int,
+        layer: int | Sequence[int] | None = None,
         neurons: Sequence[int] | None = None,
         *,
         direction: Literal["both"],
@@ -250,7 +250,7 @@ class ActivationPatcher:
     def run_neurons_experiment(
         self,
         dataset: PatchingDataset,
-        layer: int,
+        layer: int | Sequence[int] | None = None,
         neurons: Sequence[int] | None = None,
         *,
         direction: Direction | None = None,
@@ -261,7 +261,7 @@ class ActivationPatcher:
     def run_neurons_experiment(
         self,
         dataset: PatchingDataset,
-        layer: int,
+        layer: int | Sequence[int] | None = None,
         neurons: Sequence[int] | None = None,
         *,
         pair_indices: Sequence[int] | None = None,
@@ -271,27 +271,34 @@ class ActivationPatcher:
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
     ) -> NeuronResults | BothDirections[NeuronResults]:
-        """Patch each neuron of a layer's MLP (`mlp.hook_post`) on each pair.
+        """Patch each neuron of a layer's MLP (`mlp.hook_post`) on each pair, or of several layers'.
 
         Args:
-            layer: the layer, negative from the end.
-            neurons: which neurons, negative ones from the end; None for all.
+            layer: the layer, or several, negative from the end; None for all.
+            neurons: which neurons of each, negative ones from the end; None for all.
 
         The other arguments and the errors are those of `run_patching_experiment`.
 
         Returns:
-            A list of `NeuronPatchingResult`, one per neuron, in order.
+            A list of `NeuronPatchingResult`, one per neuron, in order of layer and neuron.
         """
-        at = check_index(layer, self.engine.n_layers, "layer")
-        name = self.engine.hook_points(block_hook(at, "mlp_post"))[0]
-        every = range(self.engine.n_neurons(at))
-        chosen = sorted(set(check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")))
+        n_layers = self.engine.n_layers
+        asked = range(n_layers) if layer is None else [layer] if isinstance(layer, int) else layer
+        chosen = []
+        for at in sorted(set(check_indices(asked, n_layers, "layer", "layer"))):
+            name = self.engine.hook_points(block_hook(at, "mlp_post"))[0]
+            every = range(self.engine.n_neurons(at))
+            of_layer = check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")
+            chosen += [(name, neuron) for neuron in sorted(set(of_layer))]
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
 
         def patches(pairs: EncodedPairs) -> list[Patch]:
             places = places_at(position, pairs)
-            return [Patch(tuple(replace(p, hook_point=name, neuron=neuron) for p in places)) for neuron in chosen]
+            return [
+                Patch(tuple(replace(place, hook_point=name, neuron=neuron) for place in places))
+                for name, neuron in chosen
+            ]
 
         return run_experiment(self.engine, NeuronResults, pairs, patches, settings)
 

@@ -18,6 +18,7 @@ from actpatch.interventions.settings import Settings
 from actpatch.metrics.base import AnswerMetric
 from actpatch.metrics.sequence import SequenceMetric
 from actpatch.patchers.answered import measured_answers
+from actpatch.patchers.estimates import check_can_be_estimated
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
@@ -61,6 +62,9 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
             "direction alone"
         )
     metrics = pairs.metrics(settings.metrics)
+    if engine.estimate is not None:
+        for direction, of_run in seen.items():
+            check_can_be_estimated(engine.estimate, settings, of_run, metrics, of_direction[direction])
     reads_answers = any(isinstance(metric, (AnswerMetric, SequenceMetric)) for metric in metrics)
     cut = pairs.first_token_alone if reads_answers else ""
     correct, incorrect = measured_answers(pairs, metrics)

@@ -25,6 +25,7 @@ from actpatch.core.components import patched_component
 from actpatch.core.direction import Direction
 from actpatch.core.indices import check_indices
 from actpatch.core.sites import Patch, block_hook
+from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import Columns, Position, named_columns, places_at
 from actpatch.interventions.settings import Options, Settings
@@ -78,7 +79,12 @@ class HeadPatcher:
         self.patcher = ActivationPatcher(model, batch_size=batch_size, show_progress=show_progress)
 
     def __repr__(self) -> str:
-        return f"HeadPatcher({self.patcher.engine!r})"
+        return f"HeadPatcher({self.engine!r})"
+
+    @property
+    def engine(self) -> PatchingEngine:
+        """What runs the model."""
+        return self.patcher.engine
 
     @overload
     def run_all_heads_experiment(
@@ -167,7 +173,7 @@ class HeadPatcher:
         Raises:
             ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
         """
-        engine = self.patcher.engine
+        engine = self.engine
         component = patched_component(patch_type)
         n_heads = engine.n_key_value_heads if component.per_key_value_head else engine.n_heads
         every = range(engine.n_layers)
@@ -248,7 +254,7 @@ class HeadPatcher:
             ValueError: before any run of the model, for no heads, one out of range or given twice, a key-value head,
                 for heads that were measured on different pairs, and for whatever of the dataset is wrong.
         """
-        engine = self.patcher.engine
+        engine = self.engine
         chosen = chosen_heads(heads, engine.n_layers, engine.n_heads)
         measured = measured_heads(heads)
         nearest = nearest_pair(measured) if measured and pair_index is None else None
@@ -318,7 +324,7 @@ class HeadPatcher:
             ValueError: before any run of the model, for no heads, one out of range or given twice, a key-value head,
                 and for whatever of the other arguments or the dataset is wrong.
         """
-        engine = self.patcher.engine
+        engine = self.engine
         return describe(
             engine,
             dataset,
@@ -335,11 +341,11 @@ class HeadPatcher:
         self, pairs: EncodedPairs, drawn: Sequence[int], heads: Sequence[tuple[int, int]]
     ) -> tuple[Float[np.ndarray, "head query key"], Float[np.ndarray, "head query key"]]:
         """The heads' patterns on the clean and the corrupted prompts, means over the pairs drawn."""
-        names = {layer: self.patcher.engine.hook_points(block_hook(layer, "pattern"))[0] for layer, _ in heads}
+        names = {layer: self.engine.hook_points(block_hook(layer, "pattern"))[0] for layer, _ in heads}
         total = np.zeros((2, len(heads), *(len(pairs.clean[drawn[0]]),) * 2))
         for number in drawn:
             both = torch.stack([pairs.clean[number], pairs.corrupted[number]])
-            recorded = self.patcher.engine.record(both, list(names.values())).activations
+            recorded = self.engine.record(both, list(names.values())).activations
             patterns = torch.stack([recorded[names[layer]][:, head] for layer, head in heads], dim=1)
             total += patterns.double().cpu().numpy()
         clean, corrupted = total / len(drawn)

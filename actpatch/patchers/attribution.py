@@ -1,0 +1,172 @@
+"""Estimates every experiment from gradients: a screen for what is worth running.
+
+    score = Σ (activation that a patch writes - activation that is there) · gradient of the metric there
+
+One run with gradients estimates all patches of an experiment at once (attribution patching, Nanda 2023; for edges Syed
+et al. 2023). The effect of an estimate is its score as a share of what the whole corruption does, on the scale of exact
+effects and with their signs: what helps is positive in either direction. It is as good as the metric is linear on the
+way: saturated attention, effects that cancel, and backup heads fool it (Kramár et al. 2024). So results say that they
+are estimates, by which method, and `verify` runs what they pick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, Unpack
+
+from actpatch.core.direction import Direction
+from actpatch.core.estimates import Estimate, Grid, MethodName
+from actpatch.core.node_names import Names
+from actpatch.interventions.places import Columns, HookPoints, Position
+from actpatch.interventions.settings import Options
+from actpatch.interventions.sources import Source
+from actpatch.patchers.activation import ActivationPatcher
+from actpatch.patchers.heads import HeadPatcher
+from actpatch.patchers.paths import PathPatcher
+from actpatch.results.both import BothDirections
+from actpatch.results.edges import EdgeResults
+from actpatch.results.head_positions import HeadPositionResults
+from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, PositionResults
+from actpatch.tasks.dataset import PatchingDataset
+
+Patcher = TypeVar("Patcher", ActivationPatcher, HeadPatcher, PathPatcher)
+
+
+class _Asked(Options, total=False):
+    """What every experiment takes besides its method, as the exact one does."""
+
+    direction: Direction | Literal["both"] | None
+    source: Source
+
+
+class _AtPosition(_Asked, total=False):
+    position: Position
+
+
+class _InWindow(_AtPosition, total=False):
+    window: int
+
+
+class _InColumns(_Asked, total=False):
+    positions: Columns | None
+    window: int
+
+
+class _OfHeads(_AtPosition, total=False):
+    layers: Sequence[int] | None
+    positions: Columns | None
+
+
+class _OfEdges(_Asked, total=False):
+    senders: Names | None
+    receivers: Names | None
+    positions: Columns | None
+
+
+class AttributionPatcher:
+    """Estimates patches on one model from gradients.
+
+    Every experiment is that of an exact patcher, with its arguments, its shape of results and its errors, and takes
+    besides:
+
+    - `method`: of components `atp`, `atp_star`, `eap_ig`, `ig_activations`, `clean_corrupted`, `relp` or `gim`; of
+      edges `eap`, `eap_ig`, `clean_corrupted`, `relp` or `gim` (`core.estimates.METHODS`);
+    - `steps`: at how many points gradients are taken, of `eap_ig` and `ig_activations`; None for 5;
+    - `grid`: where on each step: `left`, `midpoint` or `right`; None for `midpoint`.
+
+    Results say that they are estimates, and how they were made (`results.sweep.estimate`). What a method does not
+    estimate is refused before any run, with the reason.
+
+    Args:
+        model: a TransformerLens `HookedTransformer` or `TransformerBridge`.
+        batch_size: most prompts differentiated at once; None adapts it to the free memory.
+        show_progress: whether a progress bar is drawn on stderr.
+
+    Raises:
+        TypeError: for a model of another class.
+    """
+
+    def __init__(self, model: Any, *, batch_size: int | None = None, show_progress: bool = True) -> None:
+        self.model = model
+        self._batch_size, self._show_progress = batch_size, show_progress
+        self._shown = repr(ActivationPatcher(model, batch_size=batch_size).engine.model_name)
+
+    def __repr__(self) -> str:
+        return f"AttributionPatcher({self._shown})"
+
+    def run_patching_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: HookPoints,
+        *,
+        method: MethodName = "atp",
+        steps: int | None = None,
+        grid: Grid | None = None,
+        **options: Unpack[_InWindow],
+    ) -> LayerResults | BothDirections[LayerResults]:
+        """Estimate each hook point on each pair: `ActivationPatcher.run_patching_experiment`."""
+        patcher = self._estimating(ActivationPatcher, method, steps, grid)
+        return patcher.run_patching_experiment(dataset, hook_points, **options)  # type: ignore[arg-type]
+
+    def run_position_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: str | Sequence[str] = "resid_pre",
+        *,
+        method: MethodName = "atp",
+        steps: int | None = None,
+        grid: Grid | None = None,
+        **options: Unpack[_InColumns],
+    ) -> PositionResults | BothDirections[PositionResults]:
+        """Estimate each hook point at each position: `ActivationPatcher.run_position_experiment`."""
+        patcher = self._estimating(ActivationPatcher, method, steps, grid)
+        return patcher.run_position_experiment(dataset, hook_points, **options)  # type: ignore[arg-type]
+
+    def run_all_heads_experiment(
+        self,
+        dataset: PatchingDataset,
+        patch_type: str = "output",
+        *,
+        method: MethodName = "atp",
+        steps: int | None = None,
+        grid: Grid | None = None,
+        **options: Unpack[_OfHeads],
+    ) -> HeadResults | HeadPositionResults | BothDirections[HeadResults] | BothDirections[HeadPositionResults]:
+        """Estimate each head on each pair: `HeadPatcher.run_all_heads_experiment`."""
+        patcher = self._estimating(HeadPatcher, method, steps, grid)
+        return patcher.run_all_heads_experiment(dataset, patch_type, **options)  # type: ignore[arg-type]
+
+    def run_neurons_experiment(
+        self,
+        dataset: PatchingDataset,
+        layer: int | Sequence[int] | None = None,
+        neurons: Sequence[int] | None = None,
+        *,
+        method: MethodName = "atp",
+        steps: int | None = None,
+        grid: Grid | None = None,
+        **options: Unpack[_AtPosition],
+    ) -> NeuronResults | BothDirections[NeuronResults]:
+        """Estimate each neuron of a layer, of several or of all on each pair:
+        `ActivationPatcher.run_neurons_experiment`."""
+        patcher = self._estimating(ActivationPatcher, method, steps, grid)
+        return patcher.run_neurons_experiment(dataset, layer, neurons, **options)  # type: ignore[arg-type]
+
+    def run_all_edges_experiment(
+        self,
+        dataset: PatchingDataset,
+        *,
+        method: MethodName = "eap",
+        steps: int | None = None,
+        grid: Grid | None = None,
+        **options: Unpack[_OfEdges],
+    ) -> EdgeResults | BothDirections[EdgeResults]:
+        """Estimate each edge on each pair: `PathPatcher.run_all_edges_experiment`."""
+        patcher = self._estimating(PathPatcher, method, steps, grid)
+        return patcher.run_all_edges_experiment(dataset, **options)  # type: ignore[arg-type]
+
+    def _estimating(self, kind: type[Patcher], method: MethodName, steps: int | None, grid: Grid | None) -> Patcher:
+        """An exact patcher whose engine estimates."""
+        patcher = kind(self.model, batch_size=self._batch_size, show_progress=self._show_progress)
+        patcher.engine.estimate = Estimate(method, steps, grid)
+        return patcher
