@@ -16,6 +16,7 @@ A rule that a model does not compute with would change nothing, without a word: 
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from actpatch.engine.exactness import too_far
 from actpatch.models.forwards import replaced_forward
 from actpatch.models.runner import Hook, Runner
 
+_ACTIVATION = re.compile(r"elu|swish|act|tanh|sigmoid", re.IGNORECASE)
+"""What the classes of activation functions are called."""
 TEMPERATURE = 2.0
 """Of the softmax that GIM differentiates in the place of the model's."""
 
@@ -208,7 +211,8 @@ def _softened(rules: Rules, name: str, scores: list[Tensor]) -> Callable[..., Te
                 f"the backward rules cannot be set for this model: it does not show the scores behind {name}; use "
                 "another method"
             )
-        if reason := too_far("the softmax of its scores", scores[0].detach().softmax(-1), pattern.detach(), name):
+        found, expected = (values.detach().to(torch.float32) for values in (scores[0].softmax(-1), pattern))
+        if reason := too_far("the softmax of its scores", found, expected, f"values of {name}"):
             raise RuntimeError(f"the backward rules cannot be set for this model: {reason}; use another method")
         soft = TEMPERATURE * (scores[0] / TEMPERATURE).softmax(-1)
         rules.used[name] = pattern.detach() + (soft - soft.detach())
@@ -240,5 +244,5 @@ def _activations_in(mlp: nn.Module) -> list[nn.Module]:
         return [mlp]
     wrapped = mlp.__dict__.get("original_component")
     inside = [*mlp.modules(), *(wrapped.modules() if isinstance(wrapped, nn.Module) else ())]
-    of = ("transformers.activations", "torch.nn.modules.activation")
-    return [module for module in dict.fromkeys(inside) if type(module).__module__ in of]
+    leaves = [module for module in dict.fromkeys(inside) if not [*module.children(), *module.parameters()]]
+    return [module for module in leaves if _ACTIVATION.search(type(module).__name__)]

@@ -116,7 +116,7 @@ class EdgeEstimator:
         """Add one metric's scores at one point of the path."""
         readers_of = {layer: self._readers(layer) for layer in self.layers}
         at = [run.held[name] for name in self._names]
-        inputs = {layer: of.mlp for layer, of in seen.items() if of.mlp is not None}
+        inputs = {layer: self._read_by_mlp(layer, seen[layer]) for layer in self.layers if self._has_mlp(layer)}
         slopes = run.slopes_at(metric, [*at, *inputs.values()])
         by_name = dict(zip(self._names, slopes))
         of_mlps = dict(zip(inputs, slopes[len(at) :]))
@@ -129,8 +129,12 @@ class EdgeEstimator:
                     for kind in QUERIES_KEYS_VALUES
                     if kind in self.kinds and self.graph.heads[layer]
                 ]
-                if "mlp" in self.kinds and self.graph.mlps[layer]:
-                    parts.append(self._slope_of_mlp(seen[layer], layer, of_mlps[layer], span)[:, None])
+                if layer in of_mlps:
+                    # A model may hand on the positions of all rows as one axis.
+                    slope = of_mlps[layer].view_as(by_name[self._names[-1]])[:, None, span]
+                    parts.append(
+                        self._through_norm(seen[layer], self._norm_of(seen[layer], inputs[layer]), slope, span)
+                    )
                 if parts:
                     self._add(found, senders, readers_of[layer], torch.cat(parts, dim=1), times)
             if self.reads_logits:
@@ -203,20 +207,28 @@ class EdgeEstimator:
         self, run: Run, seen: Seen, name: str, layer: int, kind: Kind, slopes: Float[Tensor, "n row pos head d_head"]
     ) -> Float[Tensor, "n row pos d_model"]:
         """The same by the graph of the run, of all heads together."""
-        gave = [output for _, output in seen.norms[name][1]]
+        gave = list({id(output): output for _, output in seen.norms[name][1]}.values())
         made = run.held[block_hook(layer, kind)]
         found = torch.autograd.grad(made, gave, slopes, retain_graph=True, allow_unused=True, is_grads_batched=True)
         return torch.stack([one for one in found if one is not None]).sum(dim=0)
 
-    def _slope_of_mlp(
-        self, seen: Seen, layer: int, slope: Float[Tensor, "row pos d_model"], span: slice
-    ) -> Float[Tensor, "row pos d_model"]:
-        assert seen.mlp is not None
-        given = seen.mlp.detach()
+    def _has_mlp(self, layer: int) -> bool:
+        return "mlp" in self.kinds and self.graph.mlps[layer]
+
+    def _read_by_mlp(self, layer: int, seen: Seen) -> Float[Tensor, "row pos d_model"]:
+        """What the MLP of a layer was given, in the graph; of one that is no module, what its normalization gave."""
+        if seen.mlp is not None:
+            return seen.mlp
+        if "ln2" not in seen.norms:
+            raise RuntimeError(f"edges of this model cannot be estimated: it does not show what MLP {layer} reads")
+        return seen.norms["ln2"][1][-1][1]
+
+    def _norm_of(self, seen: Seen, given: Float[Tensor, "row pos d_model"]) -> str:
+        """The normalization that gave an MLP what it reads."""
         for name, (_, calls) in reversed(seen.norms.items()):
-            if any(gave.shape == given.shape and torch.equal(gave.detach(), given) for _, gave in calls):
-                return self._through_norm(seen, name, slope[:, None, span], span)[:, 0]
-        return slope[:, span]
+            if any(gave.shape == given.shape and torch.equal(gave, given) for _, gave in calls):
+                return name
+        raise RuntimeError("edges of this model cannot be estimated: an MLP reads what no normalization gave")
 
     def _through_norm(
         self, seen: Seen, name: str, slopes: Float[Tensor, "row reader pos d_model"], span: slice
@@ -225,7 +237,8 @@ class EdgeEstimator:
         if not name:
             return slopes
         module, calls = seen.norms[name]
-        given = calls[0][0].detach()[:, span]
+        given = calls[0][0].detach()
+        given = given.reshape(len(slopes), -1, given.shape[-1])[:, span]
         each = given[:, None].expand_as(slopes).flatten(0, 1).requires_grad_()
         with ExitStack() as stack:
             if self.rules is not None:

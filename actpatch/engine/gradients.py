@@ -115,7 +115,7 @@ class Differentiator:
                 logits = self.runner.run(recording.tokens[rows].clone(), read)
             if missing := [name for name in names if name not in run.held]:
                 raise RuntimeError(f"the hook point {missing[0]} did not fire, so it has no gradient")
-            if not writes and (reason := too_far("a run with gradients", logits.detach(), recording.logits[rows])):
+            if not writes and (reason := _error_of(logits.detach(), recording.logits[rows], rules)):
                 raise RuntimeError(f"effects cannot be estimated for this model: {reason}")
             run.values = self.measure(logits, rows=rows, lengths=self.chunk.lengths_of(recording))
             if not run.values.requires_grad:
@@ -127,19 +127,28 @@ class Differentiator:
             yield run
 
 
+def _error_of(logits: Tensor, recorded: Tensor, rules: Rules) -> str | None:
+    """How far a run is off the recorded one. Under rules, what a model computes in single precision may be so in
+    another way."""
+    if rules.expected or rules.before:
+        logits, recorded = (values.to(torch.float32) for values in (logits, recorded))
+    return too_far("a run with gradients", logits, recorded)
+
+
 def holding_hooks(names: Sequence[str], held: dict[str, Tensor], writes: Mapping[str, Tensor]) -> list[Hook]:
     """Hooks that keep activations with their graph, and put what is written into the place of others.
 
     The first activation that is met has no graph yet: it becomes the beginning of one.
     """
 
-    def keep(name: str) -> Callable[..., Tensor | None]:
-        def hold(value: Tensor, hook: Any) -> Tensor | None:
-            if name not in writes and value.requires_grad:
-                held[name] = value
-                return None
-            held[name] = writes.get(name, value).to(value).detach().clone().requires_grad_()
-            return held[name]
+    def keep(name: str) -> Callable[..., Tensor]:
+        def hold(value: Tensor, hook: Any) -> Tensor:
+            if name in writes or not value.requires_grad:
+                value = writes.get(name, value).to(value).detach().clone().requires_grad_()
+            held[name] = value
+            return value  # also as it is: a hook point may show another layout of what it passes on
+
+        return hold
 
         return hold
 

@@ -46,9 +46,12 @@ class DatasetMetric:
         clean: Float[Tensor, "row pos token"] | None = None,
     ) -> Float[Tensor, " row"]:
         values = [self._value(logits[i : i + 1], self.pair_indices[pair]) for i, pair in enumerate(pairs.tolist())]
+        if any(isinstance(value, Tensor) for value in values):
+            return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
         return torch.tensor(values, dtype=torch.float64)
 
-    def _value(self, logits: Float[Tensor, "1 pos d_vocab"], pair_index: int) -> float:
+    def _value(self, logits: Float[Tensor, "1 pos d_vocab"], pair_index: int) -> float | Tensor:
+        """The metric of a run; where gradients are asked for, as the tensor that was returned, if it has one."""
         returned = self.compute_metric(logits, pair_index)
         who = name_of(self.compute_metric)
         try:
@@ -63,6 +66,8 @@ class DatasetMetric:
                 f"{who} returned {value} for pair {pair_index}, expected a finite number: check the token ids and "
                 "positions it reads"
             )
+        if isinstance(returned, Tensor) and returned.requires_grad:
+            return returned.reshape(()).to("cpu", torch.float64)
         return value
 
 
