@@ -185,9 +185,7 @@ class EdgeEstimator:
         """The gradient at what each head's queries, keys or values read, before the normalization."""
         name = "ln1" if "ln1" in seen.norms else ""
         if (layer, kind) not in self._by_weights:
-            through_weights = self._through_weights(layer, kind, slope).sum(dim=1)
-            through_graph = self._through_graph(run, seen, name, layer, kind, slope[None])[0]
-            self._by_weights[layer, kind] = too_far("", through_weights, through_graph) is None
+            self._by_weights[layer, kind] = self._is_by_weights(run, seen, name, layer, kind)
         if self._by_weights[layer, kind]:
             each = self._through_weights(layer, kind, slope[:, span])
         else:  # whatever stands between what is normalized and a query
@@ -195,11 +193,26 @@ class EdgeEstimator:
             each = self._through_graph(run, seen, name, layer, kind, one_hot).transpose(0, 1)[:, :, span]
         return self._through_norm(seen, name, each, span)
 
+    def _is_by_weights(self, run: Run, seen: Seen, name: str, layer: int, kind: Kind) -> bool:
+        """Whether queries, keys or values are what their weights make of what the normalization gave.
+
+        From one position to another of one prompt, both change alike, whatever the biases.
+        """
+        weight = self._weight(layer, kind)
+        gave, made = seen.norms[name][1][0][1].detach(), run.held[block_hook(layer, kind)].detach()
+        if gave.shape[:2] != made.shape[:2] or made.shape[2] > len(weight):
+            return False
+        expected = torch.einsum("pm,hmd->phd", gave[0], weight[:: len(weight) // made.shape[2]].to(gave))
+        return too_far("", made[0] - made[0, :1], expected - expected[:1]) is None
+
+    def _weight(self, layer: int, kind: Kind) -> Float[Tensor, "head d_model d_head"]:
+        return getattr(self.runner.model.blocks[layer].attn, f"W_{kind.upper()}").detach()
+
     def _through_weights(
         self, layer: int, kind: Kind, slope: Float[Tensor, "row pos head d_head"]
     ) -> Float[Tensor, "row head pos d_model"]:
         """Gradients at each head's queries, keys or values, as gradients at what the projection reads."""
-        weight = getattr(self.runner.model.blocks[layer].attn, f"W_{kind.upper()}")
+        weight = self._weight(layer, kind)
         weight = weight[:: len(weight) // slope.shape[2]]  # one of each group, where keys are given once per query head
         return torch.einsum("bphd,hmd->bhpm", slope, weight.to(slope.dtype))
 
