@@ -81,9 +81,10 @@ class EdgeEstimator:
         for point in points:
             seen: dict[int, Seen] = {}
             with ExitStack() as stack:
-                for layer in self.layers:
-                    _watch(stack, self.runner.model.blocks[layer], seen.setdefault(layer, Seen()))
-                run = stack.enter_context(self.differentiator.running(point, rows, self._names, self.rules))
+                with ExitStack() as watching:
+                    for layer in self.layers:
+                        _watch(watching, self.runner.model.blocks[layer], seen.setdefault(layer, Seen()))
+                    run = stack.enter_context(self.differentiator.running(point, rows, self._names, self.rules))
                 stack.enter_context(torch.enable_grad())
                 for metric in range(len(run.values)):
                     if found is None:
@@ -181,7 +182,7 @@ class EdgeEstimator:
 
     def _slopes_of_heads(
         self, run: Run, seen: Seen, layer: int, kind: Kind, slope: Float[Tensor, "row pos head d_head"], span: slice
-    ) -> Float[Tensor, "row head pos d_model"]:
+    ) -> Float[Tensor, "row head span d_model"]:
         """The gradient at what each head's queries, keys or values read, before the normalization."""
         name = "ln1" if "ln1" in seen.norms else ""
         if (layer, kind) not in self._by_weights:
@@ -228,7 +229,7 @@ class EdgeEstimator:
     def _has_mlp(self, layer: int) -> bool:
         return "mlp" in self.kinds and self.graph.mlps[layer]
 
-    def _read_by_mlp(self, layer: int, seen: Seen) -> Float[Tensor, "row pos d_model"]:
+    def _read_by_mlp(self, layer: int, seen: Seen) -> Float[Tensor, "... d_model"]:
         """What the MLP of a layer was given, in the graph; of one that is no module, what its normalization gave."""
         if seen.mlp is not None:
             return seen.mlp
@@ -236,7 +237,7 @@ class EdgeEstimator:
             raise RuntimeError(f"edges of this model cannot be estimated: it does not show what MLP {layer} reads")
         return seen.norms["ln2"][1][-1][1]
 
-    def _norm_of(self, seen: Seen, given: Float[Tensor, "row pos d_model"]) -> str:
+    def _norm_of(self, seen: Seen, given: Float[Tensor, "... d_model"]) -> str:
         """The normalization that gave an MLP what it reads."""
         for name, (_, calls) in reversed(seen.norms.items()):
             if any(gave.shape == given.shape and torch.equal(gave, given) for _, gave in calls):

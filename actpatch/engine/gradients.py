@@ -28,13 +28,13 @@ Measure: TypeAlias = Callable[..., Float[Tensor, "metric row"]]
 """Metrics of logits, of the runs of a chunk."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """A run of some pairs, whose metrics can be differentiated."""
 
     values: Float[Tensor, "metric row"]
     """The metrics, with the graph of how they were computed."""
-    held: dict[str, Tensor] = field(default_factory=dict)
+    held: dict[str, Tensor]
     """Hook point -> its activation, in that graph."""
 
     def slopes(self, metric: int, names: Sequence[str]) -> dict[str, Float[Tensor, "row ..."]]:
@@ -103,28 +103,28 @@ class Differentiator:
             RuntimeError: where the run is not the recorded one, and where a rule has no effect.
         """
         rules = rules or Rules()
-        run = Run(torch.empty(0))
+        held: dict[str, Tensor] = {}
         recording, writes = point.run, {name: value[rows] for name, value in point.writes.items()}
         length = recording.tokens.shape[1]
         hooks = [] if point.noise is None else [noise_hook(point.noise[rows, :length])]
-        hooks += [*rules.before, *holding_hooks(names, run.held, writes), *rules.behind]
+        hooks += [*rules.before, *holding_hooks(names, held, writes), *rules.behind]
         reads = self.chunk.reads_of(recording)
         read = Read(None if reads is None else reads[rows], self.experiment.vocabulary, self.alone)
         with torch.enable_grad(), weights_without_gradients(self.runner):
             with self.runner.hooks(hooks), rules.modules():
                 logits = self.runner.run(recording.tokens[rows].clone(), read)
-            if missing := [name for name in names if name not in run.held]:
+            if missing := [name for name in names if name not in held]:
                 raise RuntimeError(f"the hook point {missing[0]} did not fire, so it has no gradient")
             if not writes and (reason := _error_of(logits.detach(), recording.logits[rows], rules)):
                 raise RuntimeError(f"effects cannot be estimated for this model: {reason}")
-            run.values = self.measure(logits, rows=rows, lengths=self.chunk.lengths_of(recording))
-            if not run.values.requires_grad:
+            values = self.measure(logits, rows=rows, lengths=self.chunk.lengths_of(recording))
+            if not values.requires_grad:
                 raise ValueError(
                     "the metric has no gradient: expected a tensor that torch computes from the logits, without "
                     ".item() and float(); or run the patches themselves"
                 )
-            rules.check_in_use(run.values)
-            yield run
+            rules.check_in_use(values)
+            yield Run(values, held)
 
 
 def _error_of(logits: Tensor, recorded: Tensor, rules: Rules) -> str | None:
