@@ -3,6 +3,7 @@
 from .core.direction import Direction as Direction
 from .core.edge_patches import EdgePatches as EdgePatches
 from .core.edge_patches import edge_patches as edge_patches
+from .core.estimates import Estimate as Estimate
 from .core.graph import Graph as Graph
 from .core.sites import Patch as Patch
 from .core.sites import Site as Site
@@ -40,6 +41,7 @@ from .models.load import can_be_loaded as can_be_loaded
 from .models.load import load_model as load_model
 from .patchers.activation import ActivationPatcher as ActivationPatcher
 from .patchers.activation import summarize_results as summarize_results
+from .patchers.attribution import AttributionPatcher as AttributionPatcher
 from .patchers.check import check_dataset as check_dataset
 from .patchers.heads import HeadPatcher as HeadPatcher
 from .patchers.heads import print_head_results as print_head_results

@@ -257,6 +257,7 @@ class EdgeEstimator:
         with ExitStack() as stack:
             if self.rules is not None:
                 stack.enter_context(self.runner.hooks(self.rules.before))
+                stack.enter_context(self.rules.modules())
             gave = module(each)
         return torch.autograd.grad(gave, each, slopes.flatten(0, 1).to(gave.dtype))[0].view_as(slopes)
 

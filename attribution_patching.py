@@ -1,0 +1,9 @@
+"""What would patches do, by their gradients? The door to `AttributionPatcher`: a screen whose picks are then run.
+
+The library is the package `actpatch`; this module re-exports what attribution patching needs.
+"""
+
+from __future__ import annotations
+
+from actpatch import AttributionPatcher as AttributionPatcher
+from actpatch import Estimate as Estimate
