@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from actpatch.core.direction import Direction, check_direction
 from actpatch.core.edge_patches import GraphPatches
+from actpatch.core.estimates import Estimate
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
@@ -66,14 +67,23 @@ class PatchingEngine:
         model: a `HookedTransformer` or a `TransformerBridge`.
         batch_size: most rows (a row is one patch on one pair) run together; None adapts it to the free memory.
         show_progress: whether a progress bar is drawn on stderr.
+        estimate: how metrics of patched runs are estimated from gradients; None runs them.
     """
 
-    def __init__(self, model: Any, *, batch_size: int | None = None, show_progress: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        batch_size: int | None = None,
+        show_progress: bool = True,
+        estimate: Estimate | None = None,
+    ) -> None:
         if batch_size is not None and (not is_integer(batch_size) or batch_size < 1):
             raise ValueError(f"batch_size is {batch_size!r}, expected at least 1, or None to adapt it to the memory")
         self.runner: Runner = make_runner(model)
         self.batch_size = batch_size
         self.show_progress = show_progress
+        self.estimate = estimate
         self.shortcuts: tuple[str, ...] | None = None
         """Names of the shortcuts that were exact in the last sweep; None before the first."""
 
