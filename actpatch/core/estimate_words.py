@@ -25,6 +25,13 @@ def estimated_from(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"estimated by {estimate.described}"
 
 
+def gradient_of(estimate: Estimate | None) -> str:
+    """Which gradient is taken, at which point; empty for exact effects."""
+    if estimate is None:
+        return ""
+    return f"{estimate.what.gradient}{', sizes without sign' if estimate.what.is_absolute else ''}"
+
+
 def exact_or_estimated(estimate: Estimate | None) -> str:
     """`exact`, or by which method it is estimated, where both kinds stand beside each other."""
     return estimated_by(estimate) or "exact"
@@ -61,3 +68,9 @@ def untested(estimate: Estimate | None) -> str:
     if estimate is None or not estimate.what.is_absolute:
         return ""
     return f"{estimate.method} estimates sizes without sign, which are above 0 whether a patch matters or not"
+
+
+def named_with_method(estimate: Estimate | None, what: str = "effect", more: str = "") -> str:
+    """What an axis shows, and in brackets the method and what else is told: `estimated effect (atp; 0 = corrupted)`."""
+    in_brackets = "; ".join(filter(None, ["" if estimate is None else estimate.method, more]))
+    return f"{named(estimate, what)} ({in_brackets})" if in_brackets else what
