@@ -7,6 +7,7 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
+from actpatch.core.graph import Graph
 from test_suite.helpers.estimates import ATP, IG, results_of, says_estimated, speaks_of_effects
 from test_suite.helpers.pages import shown_text
 from visualize import create_full_report
@@ -19,9 +20,16 @@ KINDS = {
     "edge_results": "EdgeResults",
 }
 
+OF_ONE_MODEL = {
+    "position_results": {"n_layers": 4},
+    "edge_results": {"graph": Graph("made-up", (3,) * 4, (3,) * 4, (True,) * 4)},
+}
+
 
 def report_of(folder: Path, **estimates) -> str:
-    given = {name: results_of(kind, estimates.get(name)) for name, kind in KINDS.items() if name in estimates}
+    given = {
+        name: results_of(KINDS[name], estimate, **OF_ONE_MODEL.get(name, {})) for name, estimate in estimates.items()
+    }
     written = create_full_report(save_dir=folder, **given)
     return written[0].read_text(encoding="utf-8").replace(get_plotlyjs(), "plotly.js")
 
@@ -65,4 +73,7 @@ def test_exact_and_estimated_results_of_one_report_are_told_apart(tmp_path: Path
     settings = page.partition("<summary>Settings")[2].partition("</details>")[0]
     cells = re.search(r"Effects\s*</th>(.*?)</tr>", settings, re.DOTALL)
     assert cells and "exact: every patch was run" in cells[1] and "3 steps, right grid" in cells[1]
-    assert "restores" in page and "estimated by eap_ig (3 steps, right grid), L" in page
+    assert (
+        "restores" in page
+        and "estimated by eap_ig (3 steps, right grid), attention of layer 3 alone would restore" in page
+    )
