@@ -59,7 +59,8 @@ def cells_figure(
 
 def show_scale(figure: go.Figure, limit: float, title: str) -> None:
     """Show the colour bar with this title (`figures.words.scale_title`), at the first of a figure's maps."""
-    figure.data[0].update(showscale=True, colorbar={"title": {"text": title}, "tickvals": colour_ticks(limit)})
+    most = 1 if "<br>" in title else 2  # the bar is the shorter, the more lines stand above it
+    figure.data[0].update(showscale=True, colorbar={"title": {"text": title}, "tickvals": colour_ticks(limit, most)})
 
 
 def cells(

@@ -6,13 +6,12 @@ Knows maps of any results (`figures.places`); it knows nothing of what the colum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from actpatch.core.estimate_words import exact_or_estimated, named
-from actpatch.core.estimates import Estimate
+from actpatch.core.estimate_words import exact_or_estimated
 from actpatch.core.heavy import go
 from actpatch.core.text import count, signed, with_minus
 from actpatch.figures.captions import in_lines
@@ -30,8 +29,9 @@ from actpatch.figures.certainty import Certainty, certainties, certainty_of, unk
 from actpatch.figures.checks import check_effects, checked_sweep
 from actpatch.figures.colours import GRID
 from actpatch.figures.frame import finish
+from actpatch.figures.kinds import Kinds
 from actpatch.figures.places import Cell, EffectMap, effect_map
-from actpatch.figures.words import context, escaped, hovers, labels_of, scale_title
+from actpatch.figures.words import context, escaped, hovers, labels_of
 from actpatch.results.differences import difference_statistics
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
 from actpatch.results.sweep import Sweep
@@ -133,41 +133,14 @@ def compared(
         for trace in cells(effects, hover, starred, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
     show_scale(figure, limit, kinds.of_scale)
-    shared += [*_notes([*names, difference], evidence), _agreement(first.effects, second.effects, kinds)]
+    shared += [
+        *kinds.told(names),
+        *_notes([*names, difference], evidence),
+        _agreement(first.effects, second.effects, kinds),
+    ]
     title = title or f"{escaped(names[0])} against {escaped(names[1])}"
     around = figure.layout.width - across, figure.layout.height - high
     return finish(figure, title, shared, **_sizes(figure, first, beside), around=around)
-
-
-@dataclass(frozen=True)
-class Kinds:
-    """Whether the effects of two maps are exact or estimates, in words."""
-
-    first: Estimate | None
-    second: Estimate | None
-
-    @property
-    def of_scale(self) -> str:
-        """The title of their colours."""
-        if self.first == self.second:
-            return scale_title(self.first)
-        return "effect, exact<br>or estimated" if self.are_mixed else "estimated<br>effect"
-
-    @property
-    def of_effects(self) -> str:
-        """Both together."""
-        if self.first == self.second:
-            return f"the {named(self.first, 'effects')}"
-        return "exact and estimated effects" if self.are_mixed else "the two estimates"
-
-    @property
-    def of_difference(self) -> str:
-        """What is said of their difference; nothing of that of exact effects."""
-        return "" if self.first is self.second is None else f"difference of {self.of_effects}"
-
-    @property
-    def are_mixed(self) -> bool:
-        return (self.first is None) != (self.second is None)
 
 
 def _of_cells(change: Certainty, matched: Mapping[Cell, tuple[int, int]]) -> Certainty:
@@ -266,6 +239,7 @@ def _described(sweeps: list[Sweep], maps: list[EffectMap]) -> tuple[list[str], l
     if sweeps[0].estimate != sweeps[1].estimate:
         for part, sweep in zip(parts, sweeps):
             part["estimate"] = exact_or_estimated(sweep.estimate)
+            part |= {"scale": context(replace(sweep, estimate=None))["scale"], "gradient": ""}
     differ = [part for part in parts[0] if parts[0][part] != parts[1][part]]
     shared = [text for part, text in parts[0].items() if part not in differ]
     return shared, [[each[part] for part in differ] for each in parts]

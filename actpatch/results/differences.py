@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from actpatch.core.estimate_words import exact_or_estimated
+from actpatch.core.estimate_words import exact_or_estimated, untested
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics, site_statistics
 
@@ -49,7 +49,7 @@ def difference_statistics(
         sites=[labels[patch] for patch in firsts],
         **like.options,
     )
-    if first.estimate == second.estimate:
+    if first.estimate == second.estimate and not untested(first.estimate):
         return found.of_estimates(first.estimate)
     kinds = (
         f"the first effects are {exact_or_estimated(first.estimate)}, the second {exact_or_estimated(second.estimate)}"

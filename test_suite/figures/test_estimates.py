@@ -106,7 +106,9 @@ def test_beside_each_other_exact_and_estimated_effects_are_named() -> None:
     figure = visualize.create_comparison(exact, estimated, names=("run", "screen"))
     first, second, change = (annotation.text.replace("<br>", " ") for annotation in figure.layout.annotations)
     assert "exact" in first and not says_estimated(first)
-    assert "estimated by atp" in second and METHODS["atp"].gradient in second
+    assert "estimated by atp" in second
+    assert f"screen: {METHODS['atp'].gradient}" in figure_caption(figure)
+    assert figure_caption(figure).count("effect 0 = corrupted, 1 = clean") == 1
     assert "difference of exact and estimated effects" in change
     assert "estimated by" not in subtitle(figure)
     assert figure.data[0].colorbar.title.text == "effect, exact<br>or estimated"

@@ -270,6 +270,8 @@ def test_differences_say_what_is_compared() -> None:
         return "; ".join(found.notes)
 
     assert not says_estimated(notes(exact, exact))
+    sizes = results_of("HeadResults", Estimate("atp_star"))
+    assert "second estimated by atp_star: what is tested is how far" in notes(sizes, sizes)
     assert "about the estimate by atp" in notes(estimated, estimated)
     assert "the first effects are exact, the second estimated by atp: what is tested is how far" in notes(
         exact, estimated
