@@ -67,7 +67,7 @@ class PatchingEngine:
         model: a `HookedTransformer` or a `TransformerBridge`.
         batch_size: most rows (a row is one patch on one pair) run together; None adapts it to the free memory.
         show_progress: whether a progress bar is drawn on stderr.
-        estimate: how effects are estimated from gradients; None runs the patches.
+        estimate: how metrics of patched runs are estimated from gradients; None runs them.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actpatch.core.estimate_words import estimated_from, named
 from actpatch.core.heavy import go
 from actpatch.core.text import signed
 from actpatch.figures.cells import SMALLEST_COLOUR_RANGE
@@ -63,6 +64,7 @@ def create_attention_patterns(patterns: AttentionPatterns, *, title: str | None 
         patterns.model,
         patterns.task,
         f"{patterns.pairs}{f': {patterns.why}' if patterns.why else ''}",
+        f"effects {estimated_from(patterns.estimate)}" if patterns.estimate else "",
         "tokens that differ in bold" if differing else "same tokens in both",
         "rows: the token that looks",
         "columns: the token looked at",
@@ -81,7 +83,8 @@ def _title(patterns: AttentionPatterns) -> str:
     if not patterns.effects:
         return title
     here, over_all = (signed(float(np.mean(effects)), 2) for effects in (patterns.effects, patterns.mean_effects))
-    return f"{title}: effect {'' if len(patterns.heads) == 1 else 'of these heads '}{here} (over all pairs {over_all})"
+    whose = "" if len(patterns.heads) == 1 else " of these heads"
+    return f"{title}: {named(patterns.estimate)}{whose} {here} (over all pairs {over_all})"
 
 
 def _grid(patterns: AttentionPatterns, names: list[str], room: int) -> go.Figure:
@@ -131,7 +134,8 @@ def _headings(patterns: AttentionPatterns) -> list[str]:
     """Each head, with its effect on the pair where there are several heads: of one the title has it."""
     if len(patterns.effects) < 2:
         return patterns.labels
-    return [f"{label} ({signed(effect, 2)})" for label, effect in zip(patterns.labels, patterns.effects)]
+    sign = "est. " if patterns.estimate else ""
+    return [f"{label} ({sign}{signed(effect, 2)})" for label, effect in zip(patterns.labels, patterns.effects)]
 
 
 def _panel(values: np.ndarray, head: str, tokens: tuple[Sequence[str], Sequence[str]], axis: str) -> go.Heatmap:

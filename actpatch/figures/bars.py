@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actpatch.core.estimate_words import named_with_method, titled
+from actpatch.core.estimates import Estimate
 from actpatch.core.heavy import go
 from actpatch.core.sites import block_hook
-from actpatch.core.text import plural, signed
+from actpatch.core.text import plural
 from actpatch.figures.cells import STARS
 from actpatch.figures.certainty import Certainty, certainty
 from actpatch.figures.checks import Heads, check_effects, check_top_k, checked_layers, checked_sweep, known_heads
@@ -21,7 +23,7 @@ from actpatch.figures.colours import BLUE, BLUE_AREA, INK, ORANGE, RED
 from actpatch.figures.frame import finish, height, step, thinned_note, thinned_pairs, width
 from actpatch.figures.heads import drawn_heads
 from actpatch.figures.ranking import largest, rows_axis, starred, strip
-from actpatch.figures.words import effect_name, escaped, hovers, labels_of, told
+from actpatch.figures.words import effect_line, effect_name, escaped, hovers, labels_of, told
 from actpatch.results.edges import EdgeResults
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.statistics.sites import SiteStatistics
@@ -75,11 +77,12 @@ def create_top_heads_bar(
         Bar(head.label, head.effect, list(zip(drawn.pair_indices, head.pair_effects)), drawn.texts[i])
         for head, i in zip(top, patches)
     ]
-    figure = _bars(bars, patches, drawn.certainty)
-    figure.update_xaxes(title=effect_name(drawn.sweep))
+    figure = _bars(bars, patches, drawn.certainty, drawn.estimate)
+    figure.update_xaxes(title=drawn.effect_name)
     figure.update_yaxes(title=drawn.kind)
     parts = [*drawn.told(drawn.certainty.bar_note(patches)), thinned_note(drawn.n_usable)]
-    return finish(figure, title or f"Largest effects, {drawn.kind}s: {drawn.patch_type}", parts)
+    title = title or titled(drawn.estimate, f"Largest effects, {drawn.kind}s: {drawn.patch_type}")
+    return finish(figure, title, parts)
 
 
 def create_top_edges_bar(
@@ -113,13 +116,13 @@ def create_top_edges_bar(
             part.labels, part.sweep.effects.tolist(), part.sweep.pair_effects.tolist(), texts
         )
     ]
-    figure = _bars(bars, patches, evidence)
+    figure = _bars(bars, patches, evidence, sweep.estimate)
     figure.update_xaxes(title=effect_name(sweep))
     figure.update_yaxes(title="edge")
     left_out = len(results) - len(patches)
     note = f"{left_out:,} more with smaller effects not drawn" if left_out else ""
     parts = [*told(sweep, evidence.bar_note(patches)), note, thinned_note(int(sweep.usable.sum()))]
-    return finish(figure, title or "Largest effects, edges", parts)
+    return finish(figure, title or titled(sweep.estimate, "Largest effects, edges"), parts)
 
 
 def create_component_comparison(
@@ -176,7 +179,7 @@ def create_component_comparison(
             showlegend=False,
         )
     figure.update_xaxes(title="layer", dtick=step(sweep.n_layers, 16), range=[-0.6, sweep.n_layers - 0.4])
-    figure.update_yaxes(title="effect")
+    figure.update_yaxes(title=named_with_method(sweep.estimate))
     figure.update_layout(barmode="group", bargap=0.2, width=width(sweep.n_layers, 36), height=380, showlegend=True)
     parts = told(sweep, evidence.bar_note(drawn), scale=True)
     return finish(figure, title or "Attention against MLP in each layer", parts)
@@ -231,7 +234,7 @@ def create_effect_distribution(
         mode="markers",
         marker=DOT,
         hovertext=[
-            f"<b>{names[i]}</b>, pair {pair}<br>effect {signed(effects[row, j])}"
+            f"<b>{names[i]}</b>, pair {pair}<br>{effect_line(effects[row, j], sweep.estimate)}"
             for row, i in enumerate(top)
             for j, pair in zip(shown, pairs)
         ],
@@ -253,10 +256,10 @@ def create_effect_distribution(
     figure.update_yaxes(title=results.kind, **rows_axis([names[i] for i in top]))
     figure.update_layout(width=760, height=height(len(top), 34), showlegend=True)
     parts = [*told(sweep, evidence.note), thinned_note(len(usable))]
-    return finish(figure, title or f"Effects over pairs, {plural(results.kind)}", parts)
+    return finish(figure, title or titled(sweep.estimate, f"Effects over pairs, {plural(results.kind)}"), parts)
 
 
-def _bars(bars: Sequence[Bar], patches: Sequence[int], evidence: Certainty) -> go.Figure:
+def _bars(bars: Sequence[Bar], patches: Sequence[int], evidence: Certainty, estimate: Estimate | None) -> go.Figure:
     """Bars in rows, the first on top, of these patches of a sweep; each with its interval, points, and star."""
     below, above = evidence.whiskers(patches)
     figure = go.Figure()
@@ -277,7 +280,7 @@ def _bars(bars: Sequence[Bar], patches: Sequence[int], evidence: Certainty) -> g
         for at, (pair, effect) in zip(strip(len(shown), STRIP), (usable[j] for j in shown)):
             xs.append(effect)
             ys.append(row + at)
-            texts.append(f"<b>{escaped(bar.label)}</b>, pair {pair}<br>effect {signed(effect)}")
+            texts.append(f"<b>{escaped(bar.label)}</b>, pair {pair}<br>{effect_line(effect, estimate)}")
     figure.add_scatter(name="one pair each", x=xs, y=ys, mode="markers", marker=DOT, hovertext=texts)
     labels = [starred(escaped(bar.label), evidence.significant[i]) for bar, i in zip(bars, patches)]
     figure.update_yaxes(**rows_axis(labels))

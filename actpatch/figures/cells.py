@@ -44,12 +44,12 @@ def colour_limit(effects: Float[np.ndarray, "row column"], colour_range: float |
 
 
 def cells_figure(
-    effects: Float[np.ndarray, "row column"], hover: Mapping[Cell, str], starred: set[Cell], limit: float
+    effects: Float[np.ndarray, "row column"], hover: Mapping[Cell, str], starred: set[Cell], limit: float, scale: str
 ) -> go.Figure:
-    """A figure of one map; layers are its rows, 0 at the top."""
+    """A figure of one map; layers are its rows, 0 at the top. `scale` is the title of its colours."""
     n_rows, n_columns = effects.shape
     figure = go.Figure(cells(effects, hover, starred, limit, with_numbers=n_columns <= MOST_COLUMNS_WITH_NUMBERS))
-    show_scale(figure, limit)
+    show_scale(figure, limit, scale)
     figure.update_xaxes(**column_axis(n_columns))
     figure.update_yaxes(title="layer", **row_axis(n_rows))
     figure.update_layout(width=width(n_columns, 44), height=height(n_rows, 24 if n_rows <= 24 else 18))
@@ -57,9 +57,10 @@ def cells_figure(
     return figure
 
 
-def show_scale(figure: go.Figure, limit: float) -> None:
-    """Show the colour bar, at the first of a figure's maps."""
-    figure.data[0].update(showscale=True, colorbar={"title": {"text": "effect"}, "tickvals": colour_ticks(limit)})
+def show_scale(figure: go.Figure, limit: float, title: str) -> None:
+    """Show the colour bar with this title (`figures.words.scale_title`), at the first of a figure's maps."""
+    most = 1 if "<br>" in title else 2  # the bar is the shorter, the more lines stand above it
+    figure.data[0].update(showscale=True, colorbar={"title": {"text": title}, "tickvals": colour_ticks(limit, most)})
 
 
 def cells(

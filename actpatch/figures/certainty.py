@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from actpatch.core.estimate_words import untested
 from actpatch.core.text import count, signed, with_minus
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
@@ -44,6 +45,8 @@ class Certainty:
             low, high = statistics.low[patch], statistics.high[patch]
             interval = "none" if np.isnan(low) else f"{signed(low)} to {signed(high)}"
             lines.append(f"{statistics.level * 100:g}% interval {interval}")
+        if untested(statistics.estimate):
+            return lines
         p, corrected = (with_minus(f"{p[patch]:.2g}") for p in (statistics.p, statistics.p_corrected))
         lines.append(f"p {p}, corrected {corrected}")
         if self.could_be and not self.significant[patch]:
@@ -125,6 +128,8 @@ def unknown(n_patches: int, why: str) -> Certainty:
 def certainty_of(statistics: SiteStatistics, kind: str, *, mark: str = STAR) -> Certainty:
     """What these statistics say; `certainty` explains the arguments."""
     n_pairs, n_sites = statistics.n_pairs, statistics.n_corrected
+    if why := untested(statistics.estimate):
+        return Certainty(statistics, np.zeros(len(statistics.sites), dtype=bool), f"not tested: {why}")
     if not statistics.tells_significance:
         few = "" if n_pairs >= FEWEST_PAIRS else ", or for intervals"
         return Certainty(
@@ -134,12 +139,15 @@ def certainty_of(statistics: SiteStatistics, kind: str, *, mark: str = STAR) -> 
     alpha = with_minus(f"{statistics.alpha:g}")
     test = f"p\xa0≤\xa0{alpha}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
     found = f"{mark}\xa0significant" if significant.any() else "none significant"
+    if statistics.estimate is not None:
+        test += f", of {statistics.estimate.method}'s estimates, not of exact effects"
     return Certainty(statistics, significant, f"{found}: {test}", could_be=True)
 
 
 def _check_belongs(statistics: SiteStatistics, sweep: Sweep) -> None:
     labels = tuple(sweep.labels)
-    if statistics.sites != labels or not np.allclose(statistics.effect, sweep.effects, equal_nan=True):
+    is_other = statistics.sites != labels or statistics.estimate != sweep.estimate
+    if is_other or not np.allclose(statistics.effect, sweep.effects, equal_nan=True):
         raise ValueError(
             f"these statistics of {len(statistics.sites)} sites are not those of these results ({len(labels)} sites, "
             f"{sweep.metric}): pass results.statistics(...) of the same results"

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from actpatch.core.estimate_words import exact_or_estimated
 from actpatch.core.text import plain
 from actpatch.results.edges import EdgeResults
 from actpatch.results.head_positions import HeadPositionResults
@@ -81,6 +82,8 @@ def checked_heads(results: Heads, caller: str) -> tuple[list[HeadPatchingResult]
         raise ValueError("the list of head results is empty: give at least one head")
     if len(types := sorted({head.patch_type for head in heads})) > 1:
         raise ValueError(f"the list mixes the patch types {', '.join(types)}: draw one type at a time")
+    if len(kinds := dict.fromkeys(exact_or_estimated(head.estimate) for head in heads)) > 1:
+        raise ValueError(f"the list mixes effects that are {' and '.join(kinds)}: draw one kind at a time")
     if len(heads) > len({head.label for head in heads}):
         raise ValueError("the list holds a head more than once: give each head once")
     check_effects(np.array([head.effect for head in heads]), sweep)

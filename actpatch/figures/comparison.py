@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from actpatch.core.estimate_words import exact_or_estimated
 from actpatch.core.heavy import go
 from actpatch.core.text import count, signed, with_minus
 from actpatch.figures.captions import in_lines
@@ -28,6 +29,7 @@ from actpatch.figures.certainty import Certainty, certainties, certainty_of, unk
 from actpatch.figures.checks import check_effects, checked_sweep
 from actpatch.figures.colours import GRID
 from actpatch.figures.frame import finish
+from actpatch.figures.kinds import Kinds
 from actpatch.figures.places import Cell, EffectMap, effect_map
 from actpatch.figures.words import context, escaped, hovers, labels_of
 from actpatch.results.differences import difference_statistics
@@ -124,13 +126,18 @@ def compared(
     headings = [_heading(name, parts) for name, parts in zip(names, apart)]
     beside = first.effects.shape[1] <= MOST_COLUMNS_WITH_NUMBERS
     difference = f"{names[1]} − {names[0]}"
-    headings.append(_heading(difference, [_tested(evidence[2])]))
+    kinds = Kinds(both[0].sweep.estimate, both[1].sweep.estimate)
+    headings.append(_heading(difference, [kinds.of_difference, _tested(evidence[2])]))
     figure, (across, high), with_numbers = _panels([first, second, first], headings, beside)
     for number, (effects, hover, starred) in enumerate(panels):
         for trace in cells(effects, hover, starred, limit, with_numbers=with_numbers):
             figure.add_trace(trace, **_place(number, beside))
-    show_scale(figure, limit)
-    shared += [*_notes([*names, difference], evidence), _agreement(first.effects, second.effects)]
+    show_scale(figure, limit, kinds.of_scale)
+    shared += [
+        *kinds.told(names),
+        *_notes([*names, difference], evidence),
+        _agreement(first.effects, second.effects, kinds),
+    ]
     title = title or f"{escaped(names[0])} against {escaped(names[1])}"
     around = figure.layout.width - across, figure.layout.height - high
     return finish(figure, title, shared, **_sizes(figure, first, beside), around=around)
@@ -229,6 +236,10 @@ def _described(sweeps: list[Sweep], maps: list[EffectMap]) -> tuple[list[str], l
     """What both experiments share, and what each is where they differ."""
     patched = [f"patched: {drawn.patched}" if drawn.patched else "" for drawn in maps]
     parts = [{**context(sweep), "patched": described} for sweep, described in zip(sweeps, patched)]
+    if sweeps[0].estimate != sweeps[1].estimate:
+        for part, sweep in zip(parts, sweeps):
+            part["estimate"] = exact_or_estimated(sweep.estimate)
+            part |= {"scale": context(replace(sweep, estimate=None))["scale"], "gradient": ""}
     differ = [part for part in parts[0] if parts[0][part] != parts[1][part]]
     shared = [text for part, text in parts[0].items() if part not in differ]
     return shared, [[each[part] for part in differ] for each in parts]
@@ -238,12 +249,12 @@ def _heading(name: str, parts: list[str]) -> str:
     return "<br>".join([f"<b>{escaped(name)}</b>", *filter(None, [in_lines(parts, PANEL_LINE)])])
 
 
-def _agreement(first: np.ndarray, second: np.ndarray) -> str:
+def _agreement(first: np.ndarray, second: np.ndarray, kinds: Kinds) -> str:
     both = ~np.isnan(first) & ~np.isnan(second)
     if both.sum() < 3 or np.ptp(first[both]) == 0 or np.ptp(second[both]) == 0:
         return ""
     r = np.corrcoef(first[both], second[both])[0, 1]
-    return f"correlation of the effects {with_minus(f'{r:.2f}')}"
+    return f"correlation of {kinds.of_effects} {with_minus(f'{r:.2f}')}"
 
 
 def _change(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from actpatch.core.estimate_words import named_with_method, titled
 from actpatch.core.graph import Graph, Reader
 from actpatch.core.heavy import go
 from actpatch.core.text import count
@@ -25,6 +26,7 @@ from actpatch.figures.layered import curve
 from actpatch.figures.ranking import largest
 from actpatch.figures.words import hovers, told
 from actpatch.results.edges import EdgeResults
+from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics
 
 MOST_EDGES = 200
@@ -92,7 +94,7 @@ def create_edge_graph(
     figure = go.Figure([*_lines(part, readers, curves, texts), *_boxes(ends, places, half_high, part.graph)])
     if starred := [at for at, i in enumerate(chosen) if evidence.significant[i]]:
         figure.add_trace(_stars([curves[at] for at in starred], places))
-    _legend(figure, readers, part.sweep.effects)
+    _legend(figure, readers, part.sweep)
     ticks = [_row_name(layer, part.graph) for layer in layers]
     figure.update_yaxes(title="layer", tickvals=list(range(len(layers))), ticktext=ticks, gridcolor=GRID)
     low, high = (of(y for _, y in places.values()) for of in (min, max))
@@ -103,7 +105,8 @@ def create_edge_graph(
     figure.update_layout(height=round(ABOVE + row * (high - low + 0.8)))
     share = f"of |effect| ≥ {threshold:g}" if threshold is not None else "of largest |effect|"
     note = f"{count(len(chosen), 'edge')} {share}, of {len(results):,}; the wider, the larger"
-    title, parts = title or "Largest effects, edges as a graph", [note, *told(part.sweep, evidence.note, scale=True)]
+    title = title or titled(sweep.estimate, "Largest effects, edges as a graph")
+    parts = [note, *told(part.sweep, evidence.note, scale=True)]
     least = round(BESIDE + LEAST_COLUMN * wide)
     return finish(figure, title, parts, least_width=least, around=(BESIDE, ABOVE))
 
@@ -235,7 +238,7 @@ def _stars(curves: Sequence[Float[np.ndarray, "point 2"]], places: dict[Node, tu
     )
 
 
-def _legend(figure: go.Figure, readers: Sequence[Reader], effects: Float[np.ndarray, " edge"]) -> None:
+def _legend(figure: go.Figure, readers: Sequence[Reader], sweep: Sweep) -> None:
     """What dashes and colours mean, of those that are there."""
     kinds = {reader.kind for reader in readers}
     entries = [
@@ -243,8 +246,9 @@ def _legend(figure: go.Figure, readers: Sequence[Reader], effects: Float[np.ndar
         for dash in ("solid", "dash", "dot")
         if (name := ", ".join(INTO.get(kind, kind) for kind, own in DASHES.items() if own == dash and kind in kinds))
     ]
-    entries += [("effect above 0", BLUE, "solid")] if (effects > 0).any() else []
-    entries += [("effect below 0", RED, "solid")] if (effects < 0).any() else []
+    effects, effect = sweep.effects, named_with_method(sweep.estimate)
+    entries += [(f"{effect} above 0", BLUE, "solid")] if (effects > 0).any() else []
+    entries += [(f"{effect} below 0", RED, "solid")] if (effects < 0).any() else []
     for name, colour, dash in entries:
         figure.add_scatter(
             name=name, x=[None], y=[None], mode="lines", line={"color": colour, "width": 2, "dash": dash}

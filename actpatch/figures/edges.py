@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from actpatch.core.estimate_words import titled
 from actpatch.core.graph import Names
 from actpatch.core.heavy import go
 from actpatch.core.text import count
@@ -26,7 +27,7 @@ from actpatch.figures.colours import GRID, LINE
 from actpatch.figures.edge_cells import Detail, EdgeCells, Side, edge_cells
 from actpatch.figures.frame import finish, height, room_for, thin_out, width
 from actpatch.figures.places import Cell
-from actpatch.figures.words import hovers, told
+from actpatch.figures.words import hovers, scale_title, told
 from actpatch.results.edges import EdgeResults
 from actpatch.statistics.sites import SiteStatistics
 
@@ -84,12 +85,13 @@ def create_edge_heatmap(
     limit = colour_limit(shown, colour_range)
     hover = _hover(drawn, found, evidence, chosen, significant)
     figure = go.Figure(cells(shown, hover, starred, limit, with_numbers=with_numbers, exists=found.exists))
-    show_scale(figure, limit)
+    show_scale(figure, limit, scale_title(sweep.estimate))
     room = _axes(figure, found)
     n_rows, n_columns = shown.shape
     figure.update_layout(plot_bgcolor=GRID, width=width(n_columns, 44 if with_numbers else COLUMN))
     figure.update_layout(height=height(n_rows, ROW if n_rows <= MOST_LABELS else LOW_ROW) + room)
-    title = title or ("Effects of edges, by layer" if found.is_by_layer else "Effect of each edge")
+    what = "Effects of edges, by layer" if found.is_by_layer else "Effect of each edge"
+    title = title or titled(sweep.estimate, what)
     sizes = {"narrowest": narrowest(n_columns, min(n_columns, MOST_LABELS)), "room_for_numbers": 0}
     if with_numbers:
         sizes["room_for_numbers"] = room_for_numbers(n_columns)

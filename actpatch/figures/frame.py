@@ -129,11 +129,11 @@ def width(columns: int, per_column: int) -> int:
     return min(max(480, 190 + columns * per_column), 1150)
 
 
-def colour_ticks(limit: float) -> list[float]:
-    """Round values for a colour bar of ± this effect, at most two on either side, none where the bar's title stands."""
+def colour_ticks(limit: float, most: int = 2) -> list[float]:
+    """Round values for a colour bar of ± this effect, at most so many on either side, none where its title stands."""
     reach = 0.9 * limit
     sizes = (digit * 10.0**power for power in range(math.floor(math.log10(reach)) - 1, 20) for digit in (1, 2, 5))
-    size = next(size for size in sizes if reach / size < 3)
+    size = next(size for size in sizes if reach / size < most + 1)
     count = int(reach / size)
     return [round(number * size, 12) for number in range(-count, count + 1)]
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from actpatch.core.estimate_words import of_estimates
 from actpatch.core.heavy import go
 from actpatch.core.text import count, with_minus
 from actpatch.figures.certainty import STAR, Certainty, unknown
@@ -94,4 +95,5 @@ def _evidence(sweep: Sweep, names: tuple[str, str], alpha: float) -> Certainty:
         return unknown(len(sweep.patches), f"not tested: {FEWEST_OF_A_GROUP} usable pairs of each group are needed")
     told = f"{STAR if found.significant.any() else 'none'} significant"
     test = f"p\xa0≤\xa0{with_minus(f'{alpha:g}')}, dealing {sum(found.n_pairs)} pairs anew to the groups"
-    return Certainty(None, found.significant, f"{told}: {test}", could_be=True)
+    about = f", {of_estimates(sweep.estimate)}" if sweep.estimate else ""
+    return Certainty(None, found.significant, f"{told}: {test}{about}", could_be=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from actpatch.core.estimate_words import titled
 from actpatch.core.heavy import go
 from actpatch.core.text import count
 from actpatch.figures.cells import MARGINS, cells_figure, colour_limit, narrowest, room_for_numbers
@@ -18,7 +19,7 @@ from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, k
 from actpatch.figures.colours import ZERO_LINE
 from actpatch.figures.frame import finish
 from actpatch.figures.ranking import largest, rows_axis
-from actpatch.figures.words import escaped, hovers, labels_of, told
+from actpatch.figures.words import escaped, hovers, labels_of, scale_title, told
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.items import HeadPositionPatchingResult, head_label
 from actpatch.statistics.sites import SiteStatistics
@@ -68,7 +69,7 @@ def create_head_position_heatmap(
         effects[cell], hover[cell] = effect, texts[number]
         if evidence.significant[number]:
             starred.add(cell)
-    figure = cells_figure(effects, hover, starred, colour_limit(effects, colour_range))
+    figure = cells_figure(effects, hover, starred, colour_limit(effects, colour_range), scale_title(sweep.estimate))
     names = [escaped(str(position)) for position in positions]
     figure.update_xaxes(title="position", tickvals=list(range(len(names))), ticktext=names)
     kind = "key-value head" if shown.counts_key_value_heads else "head"
@@ -77,7 +78,7 @@ def create_head_position_heatmap(
     for row in range(1, len(heads)):
         if heads[row][0] != heads[row - 1][0]:
             figure.add_hline(y=row - 0.5, line={"color": ZERO_LINE, "width": 1})
-    title = title or f"Effect of each {kind} at each position: {escaped(shown.patch_type)}"
+    title = title or titled(sweep.estimate, f"Effect of each {kind} at each position: {escaped(shown.patch_type)}")
     note = f"{count(left_out, 'more ' + kind)} with smaller effects not drawn" if left_out else ""
     sizes = {"narrowest": narrowest(len(names)), "room_for_numbers": room_for_numbers(len(names))}
     parts = [note, *told(sweep, evidence.note, scale=True)]

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
+from actpatch.core.estimate_words import estimated_from, named_with_method
+from actpatch.core.estimates import Estimate
 from actpatch.core.text import escaped
 from actpatch.figures.certainty import Certainty, certainty, unknown
 from actpatch.figures.checks import checked_heads
-from actpatch.figures.words import head_hover, head_kind, hovers, labels_of, told
+from actpatch.figures.words import effect_name, head_hover, head_kind, hovers, labels_of, told
 from actpatch.results.items import HeadPatchingResult
 from actpatch.results.shapes import HeadResults
 from actpatch.results.sweep import Sweep
@@ -42,6 +44,16 @@ class DrawnHeads:
         return escaped(self.heads[0].patch_type)
 
     @property
+    def estimate(self) -> Estimate | None:
+        """How the effects are estimated."""
+        return self.heads[0].estimate
+
+    @property
+    def effect_name(self) -> str:
+        """What an axis of effects shows."""
+        return effect_name(self.sweep) if self.sweep else named_with_method(self.estimate)
+
+    @property
     def pair_indices(self) -> Sequence[int]:
         return self.sweep.pair_indices if self.sweep else range(max(len(head.pair_effects) for head in self.heads))
 
@@ -51,8 +63,8 @@ class DrawnHeads:
         return int(self.sweep.usable.sum()) if self.sweep else 0
 
     def told(self, significance: str, *, scale: bool = False) -> list[str]:
-        """What the numbers rest on (`figures.words.told`); nothing where that is not known."""
-        return told(self.sweep, significance, scale=scale) if self.sweep else []
+        """What the numbers rest on (`figures.words.told`); hardly anything where that is not known."""
+        return told(self.sweep, significance, scale=scale) if self.sweep else [estimated_from(self.estimate)]
 
 
 @singledispatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from actpatch.core.estimate_words import titled
 from actpatch.core.heavy import go
 from actpatch.figures.cells import MARGINS, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.certainty import Certainty, certainty
@@ -9,7 +10,7 @@ from actpatch.figures.checks import Heads, checked_layers, checked_sweep, known_
 from actpatch.figures.frame import finish
 from actpatch.figures.heads import drawn_heads
 from actpatch.figures.places import EffectMap, effect_map
-from actpatch.figures.words import escaped, hovers, labels_of, told
+from actpatch.figures.words import escaped, hovers, labels_of, scale_title, told
 from actpatch.results.shapes import (
     LayerResults,
     PositionResults,
@@ -51,9 +52,10 @@ def create_head_heatmap(
     results = known_heads(results)
     drawn = drawn_heads(results, "create_head_heatmap", statistics)
     effects = effect_map(results, size=(n_layers, n_heads))
-    title = title or f"Effect of each {drawn.kind}: {drawn.patch_type}"
+    title = title or titled(drawn.estimate, f"Effect of each {drawn.kind}: {drawn.patch_type}")
     parts = drawn.told(drawn.certainty.note, scale=True)
-    return _map_figure(effects, drawn.texts, drawn.certainty, title, parts, colour_range)
+    scale = scale_title(drawn.estimate)
+    return _map_figure(effects, drawn.texts, drawn.certainty, title, parts, colour_range, scale)
 
 
 def create_layer_heatmap(
@@ -76,7 +78,7 @@ def create_layer_heatmap(
     drawn = effect_map(results)
     outside = [patch_key(patch) for patch, place in zip(sweep.patches, drawn.places) if place is None]
     note = f"in no one layer, not drawn: {', '.join(outside)}" if outside else ""
-    title = title or "Effect of each layer's components"
+    title = title or titled(sweep.estimate, "Effect of each layer's components")
     return _results_figure(results, drawn, title, colour_range, statistics, note)
 
 
@@ -99,10 +101,10 @@ def create_position_heatmap(
         ValueError: where `results` are no position results, are empty, hold no usable pair, or lack the component;
             where `statistics` are those of other results.
     """
-    checked_sweep(results, PositionResults, "create_position_heatmap")
+    sweep = checked_sweep(results, PositionResults, "create_position_heatmap")
     component = component or results.components[0]
     together = ", all heads together," if component in results.of_all_heads else ""
-    title = title or f"Effect of {escaped(component)}{together} at each position"
+    title = title or titled(sweep.estimate, f"Effect of {escaped(component)}{together} at each position")
     return _results_figure(results, effect_map(results, component), title, colour_range, statistics)
 
 
@@ -117,14 +119,20 @@ def _results_figure(
     evidence = certainty(results.sweep, results.kind, statistics)
     texts = hovers(labels_of(results), results.sweep, evidence.lines)
     parts = [*told(results.sweep, evidence.note, scale=True), note]
-    return _map_figure(drawn, texts, evidence, title, parts, colour_range)
+    return _map_figure(drawn, texts, evidence, title, parts, colour_range, scale_title(results.sweep.estimate))
 
 
 def _map_figure(
-    drawn: EffectMap, texts: list[str], evidence: Certainty, title: str, parts: list[str], colour_range: float | None
+    drawn: EffectMap,
+    texts: list[str],
+    evidence: Certainty,
+    title: str,
+    parts: list[str],
+    colour_range: float | None,
+    scale: str,
 ) -> go.Figure:
     limit = colour_limit(drawn.effects, colour_range)
-    figure = cells_figure(drawn.effects, drawn.texts(texts), drawn.cells_of(evidence.significant), limit)
+    figure = cells_figure(drawn.effects, drawn.texts(texts), drawn.cells_of(evidence.significant), limit, scale)
     figure.update_xaxes(**drawn.axis)
     figure.layout.height += drawn.room
     n_columns, n_labels = drawn.effects.shape[1], len(drawn.axis["ticktext"]) if drawn.room else 0

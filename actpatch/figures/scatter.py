@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from actpatch.core.direction import DIRECTIONS
+from actpatch.core.estimate_words import estimated_by, named, named_with_method
 from actpatch.core.heavy import go
 from actpatch.core.text import count, plural, signed
 from actpatch.figures.certainty import Certainty, certainties
@@ -17,7 +18,7 @@ from actpatch.figures.checks import check_effects, check_top_k, checked_sweep, w
 from actpatch.figures.colours import BLUE, GREY, GRID, INK, LINE, ORANGE, RED, VIOLET, ZERO_LINE
 from actpatch.figures.frame import NARROW, Box, finish, height, label_points, thinned_note, thinned_pairs
 from actpatch.figures.ranking import largest, rows_axis
-from actpatch.figures.words import context, escaped, hovers, labels_of, metric_name, metric_unit, told
+from actpatch.figures.words import context, escaped, hovers, labels_of, metric_name, metric_unit, patched_name, told
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
@@ -72,10 +73,11 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
     )
     indices = [sweep.pair_indices[j] for j in shown]
     pairs = [f"<b>{escaped(names[i])}</b>, pair {pair}" for i in top for pair in indices]
+    patched, about = patched_name(sweep.estimate), f"patched: {estimated_by(sweep.estimate)}" if sweep.estimate else ""
     for run, x, symbol, colour in (
         ("corrupted", corrupted, "circle-open", RED),
         ("clean", clean, "diamond-open", BLUE),
-        ("patched", sweep.patched[np.ix_(top, shown)].ravel(), "circle", INK),
+        (patched, sweep.patched[np.ix_(top, shown)].ravel(), "circle", INK),
     ):
         figure.add_scatter(
             name=run,
@@ -85,13 +87,13 @@ def create_metric_scatter(results: SweepResults, *, top_k: int = 8, title: str |
             marker={"symbol": symbol, "color": colour, "size": 7 if n_pairs <= 12 else 5},
             hovertext=[f"{pair}<br>{run} {signed(value)}{metric_unit(sweep)}" for pair, value in zip(pairs, x)],
         )
-    figure.update_xaxes(title=escaped(metric_name(sweep)), zerolinecolor=LINE)
+    figure.update_xaxes(title=escaped(", ".join(filter(None, [metric_name(sweep), about]))), zerolinecolor=LINE)
     figure.update_yaxes(title=results.kind, **rows_axis([escaped(names[i]) for i in top]))
     for edge in range(1, len(top)):
         figure.add_hline(y=edge - 0.5, line={"color": GRID, "width": 1})
     figure.update_layout(width=760, height=height(len(top), min(max(30, 7 * n_pairs), 90)), showlegend=True)
     parts = [*told(sweep), thinned_note(len(sweep.pair_indices), MOST_LINES)]
-    return finish(figure, title or "Clean, corrupted and patched metric", parts)
+    return finish(figure, title or f"Clean, corrupted and {named(sweep.estimate, 'patched metric')}", parts)
 
 
 def create_direction_quadrant(
@@ -153,10 +155,17 @@ def create_direction_quadrant(
         )
     _label(figure, points, names, threshold, top_k, ends)
     _quadrants(figure, threshold, ends)
-    figure.update_xaxes(title="denoising effect (sufficient)", range=ends, zerolinecolor=LINE)
-    figure.update_yaxes(title="noising effect (necessary)", range=ends, zerolinecolor=LINE)
+    estimate = sweeps[0].estimate
+    across, up = (
+        named_with_method(estimate, f"{direction} effect", meaning)
+        for direction, meaning in (("denoising", "sufficient"), ("noising", "necessary"))
+    )
+    figure.update_xaxes(title=across, range=ends, zerolinecolor=LINE)
+    figure.update_yaxes(title=up, range=ends, zerolinecolor=LINE)
     figure.update_layout(width=680, height=580, showlegend=True)
-    title = title or f"Sufficient, necessary, or both: {plural(both.denoising.kind)}"
+    if title is None:
+        by = f", as {estimate.method} estimates" if estimate else ""
+        title = f"Sufficient, necessary, or both{by}: {plural(both.denoising.kind)}"
     return finish(figure, title, _told_of_both(sweeps, evidence, threshold), around=(90, 130))
 
 
@@ -192,7 +201,7 @@ def _told_of_both(sweeps: tuple[Sweep, Sweep], evidence: list[Certainty], thresh
     shared = {part: text for part, text in first.items() if part not in ("direction", "scale")}
     if first["pairs"] != second["pairs"]:
         shared["pairs"] = f"{first['pairs']} (noising: {second['pairs']})"
-    leading = [shared.pop(part) for part in ("model", "task", "metric", "pairs")]
+    leading = [shared.pop(part) for part in ("estimate", "model", "task", "metric", "pairs")]
     notes = dict.fromkeys(one.note for one in evidence)
     return [*leading, *notes, f"threshold {threshold:g}", *shared.values()]
 

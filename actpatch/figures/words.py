@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from actpatch.core.estimate_words import estimated_by, gradient_of, named, named_with_method
+from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Patch, Site
 from actpatch.core.text import count, escaped, signed
 from actpatch.results.items import HeadPatchingResult
@@ -54,8 +56,24 @@ def _scale(sweep: Sweep) -> str:
     return "0 = corrupted, 1 = clean" if sweep.direction == "denoising" else "0 = clean, 1 = corrupted"
 
 
-def effect_name(sweep: Sweep | None) -> str:
-    return f"effect ({_scale(sweep)})" if sweep else "effect"
+def effect_name(sweep: Sweep) -> str:
+    """What an axis of effects shows."""
+    return named_with_method(sweep.estimate, more=_scale(sweep))
+
+
+def effect_line(effect: float, estimate: Estimate | None) -> str:
+    """The line of a hover text with an effect."""
+    return f"{named(estimate)} {signed(effect)}{f' ({estimate.method})' if estimate else ''}"
+
+
+def scale_title(estimate: Estimate | None) -> str:
+    """What stands above a colour bar, in short lines."""
+    return "effect" if estimate is None else f"estimated<br>effect<br>({estimate.method})"
+
+
+def patched_name(estimate: Estimate | None) -> str:
+    """What the metric of a patched run is called."""
+    return "patched" if estimate is None else "patched, estimated"
 
 
 def context(sweep: Sweep) -> dict[str, str]:
@@ -64,13 +82,15 @@ def context(sweep: Sweep) -> dict[str, str]:
     places = {tuple(dict.fromkeys(map(_place, known[number]))) for number in set(of_patches.tolist())}
     where = places.pop() if len(places) == 1 else ("",)
     return {
+        "estimate": estimated_by(sweep.estimate),
         "model": sweep.model,
         "task": sweep.task,
         "direction": f"{sweep.direction}: {sweep.intervention}",
         "path": sweep.path,
-        "scale": f"effect {_scale(sweep)}",
+        "scale": f"{named(sweep.estimate)} {_scale(sweep)}",
         "metric": metric_name(sweep),
         "pairs": pairs_used(sweep.usable),
+        "gradient": gradient_of(sweep.estimate),
         "noise": f"corrupted by {sweep.noise}" if sweep.noise else "",
         "window": f"windows of {sweep.window} layers" if sweep.window > 1 else "",
         "place": " and ".join(where),
@@ -88,7 +108,7 @@ def told(sweep: Sweep, significance: str = "", *, scale: bool = False) -> list[s
     parts = context(sweep)
     if not scale:
         del parts["scale"]
-    first = [parts.pop(name) for name in ("model", "task", "direction", "path", "metric", "pairs")]
+    first = [parts.pop(name) for name in ("estimate", "model", "task", "direction", "path", "metric", "pairs")]
     return [part for part in [*first, significance, *parts.values()] if part]
 
 
@@ -106,11 +126,11 @@ def hovers(labels: Sequence[str], sweep: Sweep, lines_of: Callable[[int], list[s
     usable = sweep.usable
     clean, corrupted = sweep.clean[usable].mean(), sweep.corrupted[usable].mean()
     rows = zip(labels, sweep.effects, sweep.patched[:, usable].mean(axis=1))
-    unmatched = sweep.unmatched
+    unmatched, unit, estimate, pairs = sweep.unmatched, metric_unit(sweep), sweep.estimate, pairs_used(usable)
     return [
         f"<b>{escaped(label)}</b><br>{NOT_MATCHED}: no partner in the other run"
         if unmatched[i]
-        else _hover(label, effect, lines_of(i), (clean, corrupted, patched), metric_unit(sweep), pairs_used(usable))
+        else _hover(label, (effect, estimate), lines_of(i), (clean, corrupted, patched), unit, pairs)
         for i, (label, effect, patched) in enumerate(rows)
     ]
 
@@ -118,12 +138,21 @@ def hovers(labels: Sequence[str], sweep: Sweep, lines_of: Callable[[int], list[s
 def head_hover(head: HeadPatchingResult) -> str:
     """The text of a head of which nothing else is known."""
     metrics = (head.clean_metric, head.corrupted_metric, head.patched_metric)
-    return _hover(head.label, head.effect, [], metrics, "", pairs_used(~np.isnan(head.pair_effects)))
+    pairs = pairs_used(~np.isnan(head.pair_effects))
+    return _hover(head.label, (head.effect, head.estimate), [], metrics, "", pairs)
 
 
-def _hover(label: str, effect: float, lines: list[str], metrics: Sequence[float], unit: str, pairs: str) -> str:
-    raw = [f"{name} {signed(value)}{unit}" for name, value in zip(("clean", "corrupted", "patched"), metrics)]
-    return "<br>".join([f"<b>{escaped(label)}</b>", f"effect {signed(effect)}", *lines, *raw, pairs])
+def _hover(
+    label: str,
+    effect: tuple[float, Estimate | None],
+    lines: list[str],
+    metrics: Sequence[float],
+    unit: str,
+    pairs: str,
+) -> str:
+    names = ("clean", "corrupted", patched_name(effect[1]))
+    raw = [f"{name} {signed(value)}{unit}" for name, value in zip(names, metrics)]
+    return "<br>".join([f"<b>{escaped(label)}</b>", effect_line(*effect), *lines, *raw, pairs])
 
 
 def token_labels(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from numbers import Real
 
 from actpatch.core.alignment import identity
+from actpatch.core.estimate_words import estimated_by
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
 from actpatch.metrics.base import Metric
@@ -44,6 +45,10 @@ def describe(
     """Cards of these heads; what `HeadPatcher.describe_heads` says of its arguments."""
     if not isinstance(alpha, Real) or not 0 < alpha <= LARGEST_ALPHA:
         raise ValueError(f"alpha is {alpha!r}, expected a level of significance above 0, at most {LARGEST_ALPHA}")
+    if engine.estimate is not None:
+        raise ValueError(
+            f"cards have exact effects, these would be {estimated_by(engine.estimate)}: use HeadPatcher(model)"
+        )
     model = engine.runner.model
     settings = Settings(pair_indices=pair_indices, direction="both", metrics=metric)
     pairs = encode_pairs(model, dataset, pair_indices)

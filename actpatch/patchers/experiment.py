@@ -109,6 +109,7 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
             dataset_seed=pairs.seed,
             dtype=engine.dtype,
             shortcuts=runs.shortcuts,
+            estimate=engine.estimate,
             notes=(*filter(None, [*told[direction], *left_alone[direction], cut]), *runs.notes),
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )

@@ -285,6 +285,7 @@ class HeadPatcher:
             why=why,
             effects=effects,
             mean_effects=tuple(head.effect for head in measured) if effects else (),
+            estimate=measured[0].estimate if effects else None,
         )
 
     def describe_heads(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+from actpatch.core.estimate_words import exact_or_estimated, of_estimates
 from actpatch.core.text import count
 from actpatch.core.warn import warn_user
 from actpatch.results.both import check_kind
@@ -25,6 +26,8 @@ def important_heads(results: Sequence[Any], threshold: float | None, alpha: floa
     kinds = (HeadPatchingResult, HeadPositionPatchingResult)
     if wrong := [entry for entry in results if not isinstance(entry, kinds)]:
         raise ValueError(f"results holds a {type(wrong[0]).__name__}, expected HeadPatchingResult")
+    if len(kinds_of := dict.fromkeys(exact_or_estimated(entry.estimate) for entry in results)) > 1:
+        raise ValueError(f"results holds effects that are {' and '.join(kinds_of)}: choose from those of one kind")
     important = [r for r in results if abs(r.effect) >= (threshold or 0)]
     sweep = sweep_of_items(results) if len(results) else None
     if alpha is None:
@@ -55,7 +58,9 @@ def _warn_of_insignificant(results: Sequence[Any], important: Sequence[Any], swe
     lacking = [head.label for head in important if not significant[id(head)]]
     if lacking:
         more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
+        about = f"; {of_estimates(statistics.estimate)}" if statistics.estimate else ""
         warn_user(
             f"{len(lacking)} of these {count(len(important), 'head')} are not significant (p > {statistics.alpha:g} "
-            f"after correction): {', '.join(lacking[:MOST_NAMED])}{more}; alpha={statistics.alpha:g} leaves them out"
+            f"after correction): {', '.join(lacking[:MOST_NAMED])}{more}; alpha={statistics.alpha:g} leaves "
+            f"them out{about}"
         )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actpatch.core.estimate_words import estimated_from
 from actpatch.core.heavy import go
 from actpatch.core.text import with_minus
 from actpatch.figures.page import figure_page, figures_html, page_values
@@ -104,7 +105,8 @@ def report_page(
         )
     if cards is not None:
         sections["What these heads do"] = cards_section(cards)
-    how_to_read = REPORT.render("how_to_read.html")
+    estimates = _estimates(shown)
+    how_to_read = REPORT.render("how_to_read.html", has_estimates=bool(estimates))
     title = "Activation patching report"
     if shown:
         sweeps = {name: results.sweep for name, results in shown.items()}
@@ -133,4 +135,14 @@ def report_page(
     else:
         unknown = REPORT.render("plain_list.html")
         sections = {"What was run": unknown, **sections, "How to read a score": how_to_read}
-    return REPORT.render("report.html", title=title, sections=sections, page=page_values(widest=SIDE_BY_SIDE))
+    page = page_values(widest=SIDE_BY_SIDE)
+    return REPORT.render("report.html", title=title, estimates=estimates, sections=sections, page=page)
+
+
+def _estimates(shown: Mapping[str, SweepResults]) -> list[str]:
+    """A line for each method by which some of the results are estimated; none where all patches were run."""
+    of_method: dict[str, list[str]] = {}
+    for name, results in shown.items():
+        if results.sweep.estimate is not None:
+            of_method.setdefault(estimated_from(results.sweep.estimate), []).append(name)
+    return [f"{', '.join(names)}: effects are {method}; no patch was run." for method, names in of_method.items()]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.estimate_words import estimated_by, estimated_from, named
 from actpatch.core.text import count, signed, with_minus
-from actpatch.figures.words import metric_name, pairs_used
+from actpatch.figures.words import metric_name, pairs_used, patched_name
 from actpatch.report.rendering import REPORT
 from actpatch.results.files import csv_columns
 from actpatch.results.shapes import OfHeads, SweepResults
@@ -36,10 +37,14 @@ TEXTS = ("Template", "Clean prompt", "Corrupted prompt")
 
 def settings_section(shown: Mapping[str, SweepResults], statistics: Mapping[str, SiteStatistics | str]) -> Markup:
     """What was run, folded away; a column for each sweep, and one cell across all that have the same setting."""
+    is_any_estimated = any(results.sweep.estimate for results in shown.values())
     rows: dict[str, Callable[[str, Sweep], str]] = {
         "Model": lambda _, sweep: f"{sweep.model}, {sweep.n_layers} layers × {_heads(sweep)}",
         "Task": lambda _, sweep: sweep.task,
         "Direction": lambda _, sweep: f"{sweep.direction} ({sweep.question})",
+        "Effects": lambda _, sweep: (
+            estimated_from(sweep.estimate) or ("exact: every patch was run" if is_any_estimated else "")
+        ),
         "Patched": _patched,
         "Path": lambda _, sweep: sweep.path,
         "Corrupted by": _corruption,
@@ -65,7 +70,7 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
     """The patches of largest |effect|, with intervals and corrected p-values as far as there are any."""
     sweep = results.sweep
     order = np.argsort(-np.nan_to_num(np.abs(sweep.effects), nan=-1.0), kind="stable")[:TOP_ROWS]
-    heads = ["Patched", "Effect"]
+    heads = ["Patched", "Effect" if sweep.estimate is None else "Estimated effect"]
     columns = [_labels(results), [NOT_MATCHED if no else signed(e) for e, no in zip(sweep.effects, sweep.unmatched)]]
     if isinstance(statistics, SiteStatistics) and not np.isnan(statistics.low).all():
         heads.append(f"{statistics.level * 100:g} % interval")
@@ -79,10 +84,11 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
                 for p in statistics.p_corrected
             ]
         )
-    heads.append(f"{metric_name(sweep)}, patched")
+    heads.append(f"{metric_name(sweep)}, {patched_name(sweep.estimate)}")
     usable = sweep.usable
     columns.append(["" if no else signed(row[usable].mean()) for row, no in zip(sweep.patched, sweep.unmatched)])
-    caption = f"{name}: the largest {len(order)} of {len(sweep.patches):,} effects"
+    caption = f"{name}: the largest {len(order)} of {len(sweep.patches):,} {named(sweep.estimate, 'effects')}"
+    caption += f", {estimated_by(sweep.estimate)}" if sweep.estimate else ""
     rows = [[column[i] for column in columns] for i in order]
     return REPORT.render(
         "effects.html",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actpatch.core.alignment import span_of
+from actpatch.core.estimate_words import estimated_by, named
 from actpatch.core.text import signed
 from actpatch.figures.words import NO_PARTNER, short_token
 from actpatch.report.rendering import REPORT
@@ -81,6 +82,8 @@ def _strips(sweep: Sweep, positions: PositionResults | None, component: str | No
         "strips.html",
         noise=sweep.noise,
         component=component,
+        effect=named(sweep.estimate),
+        method=estimated_by(sweep.estimate),
         limit=f"{limit:.2f}",
         n_pairs=len(sweep.pair_indices),
         at_once=STRIPS_AT_ONCE,
@@ -90,15 +93,17 @@ def _strips(sweep: Sweep, positions: PositionResults | None, component: str | No
 
 def _strip(sweep: Sweep, pair: int, effects: dict[int, PositionEffect], limit: float) -> dict[str, Any]:
     clean, corrupted = ([NO_PARTNER if token is None else token for token in side] for side in sweep.tokens_at[pair])
-    tokens = list(zip(clean, corrupted))
+    tokens, effect = list(zip(clean, corrupted)), named(sweep.estimate)
     return {
         "pair": sweep.pair_indices[pair],
-        "tokens": [_token(at, *both, effects.get(at), limit) for at, both in enumerate(tokens[:MOST_TOKENS])],
+        "tokens": [_token(at, *both, effects.get(at), limit, effect) for at, both in enumerate(tokens[:MOST_TOKENS])],
         "left_out": max(len(tokens) - MOST_TOKENS, 0),
     }
 
 
-def _token(at: int, clean: str, corrupted: str, position: PositionEffect | None, limit: float) -> dict[str, str]:
+def _token(
+    at: int, clean: str, corrupted: str, position: PositionEffect | None, limit: float, effect: str
+) -> dict[str, str]:
     differs = clean != corrupted
     description = f"position {at}: {clean!r}" + (f", corrupted {corrupted!r}" if differs else "")
     kinds = ["differs"] if differs else []
@@ -107,7 +112,7 @@ def _token(at: int, clean: str, corrupted: str, position: PositionEffect | None,
         kinds.append("positive" if position.effect > 0 else "negative")
         share = f"{STRONGEST_TINT * min(abs(position.effect) / limit, 1):.0f}%"
         number = _signed(position.effect)
-        description += f"; effect {signed(position.effect)} in layer {position.layer}"
+        description += f"; {effect} {signed(position.effect)} in layer {position.layer}"
     return {
         "kinds": " ".join(kinds),
         "share": share,

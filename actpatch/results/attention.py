@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from actpatch.core.estimate_words import exact_or_estimated
+from actpatch.core.estimates import Estimate
 from actpatch.core.indices import check_index
 from actpatch.results.items import HeadPatchingResult
 
@@ -44,6 +46,8 @@ class AttentionPatterns:
     """Effect of patching each head on this pair, where that was measured; else empty."""
     mean_effects: tuple[float, ...] = ()
     """Effect of patching each head over all pairs that it was measured on; empty as `effects` is."""
+    estimate: Estimate | None = None
+    """How these effects are estimated; None where patches were run, or where there are none."""
 
     def __post_init__(self) -> None:
         expected = (len(self.heads), len(self.clean_tokens), len(self.clean_tokens))
@@ -130,10 +134,14 @@ def nearest_pair(heads: Sequence[HeadPatchingResult]) -> int | None:
     None where no pair was usable.
 
     Raises:
-        ValueError: where the heads were measured on different pairs.
+        ValueError: where the heads were measured on different pairs, or their effects are not all exact, or estimated
+            by one method.
     """
     if len({head.pair_indices for head in heads}) > 1:
         raise ValueError("the heads were measured on different pairs, so none stands for all: give pair_index")
+    if len({head.estimate for head in heads}) > 1:
+        kinds = " and ".join(dict.fromkeys(exact_or_estimated(head.estimate) for head in heads))
+        raise ValueError(f"the heads' effects are {kinds}, which have no mean: give pair_index, or heads of one kind")
     each = np.mean([head.pair_effects for head in heads], axis=0)
     if np.isnan(each).all():
         return None
@@ -141,8 +149,8 @@ def nearest_pair(heads: Sequence[HeadPatchingResult]) -> int | None:
 
 
 def effects_on(heads: Sequence[HeadPatchingResult], pair_index: int) -> tuple[float, ...]:
-    """Each head's effect on a pair of the dataset; nothing where it was not measured on it."""
-    if not all(pair_index in head.pair_indices for head in heads):
+    """Each head's effect on a pair of the dataset; nothing where it was not measured on it, or not all alike."""
+    if len({head.estimate for head in heads}) > 1 or not all(pair_index in head.pair_indices for head in heads):
         return ()
     return tuple(head.pair_effects[head.pair_indices.index(pair_index)] for head in heads)
 

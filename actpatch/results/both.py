@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from actpatch.core.estimate_words import exact_or_estimated, method_of
 from actpatch.core.heavy import pd
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.patches import table_columns
@@ -39,6 +40,14 @@ class BothDirections(Generic[Results]):
     """Clean into corrupted."""
     noising: Results
     """Corrupted into clean."""
+
+    def __post_init__(self) -> None:
+        first, second = self.denoising.sweep.estimate, self.noising.sweep.estimate
+        if first != second:
+            raise ValueError(
+                f"denoising is {exact_or_estimated(first)}, noising {exact_or_estimated(second)}, expected both of one "
+                "kind: run the experiment with direction='both'"
+            )
 
     def by_metric(self, name: str) -> BothDirections[Results]:
         """The same results with another metric selected, in both directions."""
@@ -80,7 +89,8 @@ class BothDirections(Generic[Results]):
             `site` (label), `layer`, `head`, `neuron` and `position` (or its name) of each patch, where it has one;
             `denoising` and `noising`, the effects over the usable pairs; with `alpha` their corrected p-values as
             `denoising_p` and `noising_p`; and `reading`: `both`, `sufficient`, `necessary` or `neither`, and None where
-            no pair is usable.
+            no pair is usable. `estimate` names the method where effects are estimated, and is empty where patches
+            were run.
 
         Raises:
             ValueError: for a threshold that is not above 0, where neither is given, and for an `alpha` that is no level
@@ -110,7 +120,8 @@ class BothDirections(Generic[Results]):
             READINGS[bool(suffices), bool(needed)] if is_known else None
             for suffices, needed, is_known in zip(*counts, known)
         ]
-        return table.assign(**p_values, reading=pd.Series(readings, dtype=object))
+        method = method_of(self.denoising.sweep.estimate)
+        return table.assign(**p_values, reading=pd.Series(readings, dtype=object), estimate=method)
 
 
 def check_kind(results: object, kind: type, made_by: str, otherwise: str = "") -> None:

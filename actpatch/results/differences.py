@@ -10,10 +10,12 @@ are tested as the changes of one experiment are (`statistics.sites`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
+from actpatch.core.estimate_words import exact_or_estimated, untested
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics, site_statistics
 
@@ -40,13 +42,19 @@ def difference_statistics(
     firsts, seconds = ([match[side] for match in matched] for side in (0, 1))
     labels = first.labels
     difference = _contributions(second, seconds, usable) - _contributions(first, firsts, usable)
-    return site_statistics(
+    found = site_statistics(
         difference,
         np.zeros(difference.shape[1]),
         np.ones(difference.shape[1]),
         sites=[labels[patch] for patch in firsts],
         **like.options,
     )
+    if first.estimate == second.estimate and not untested(first.estimate):
+        return found.of_estimates(first.estimate)
+    kinds = (
+        f"the first effects are {exact_or_estimated(first.estimate)}, the second {exact_or_estimated(second.estimate)}"
+    )
+    return replace(found, notes=(*found.notes, f"{kinds}: what is tested is how far these numbers lie apart"))
 
 
 def same_pairs(first: Sweep, second: Sweep) -> bool:

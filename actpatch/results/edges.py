@@ -180,6 +180,7 @@ class EdgeResults(SweepResults, Sequence[EdgePatchingResult]):
             effect=_number(effects[number]),
             pair_effects=tuple(map(_number, ((patched - base) / gaps).tolist())),
             pair_indices=sweep.pair_indices,
+            estimate=sweep.estimate,
         )
         return item.taken_from(sweep.entire, sweep.numbers[number] if sweep.numbers else number)
 

@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 
 from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.estimates import Estimate
 from actpatch.core.graph import Graph
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.answers import AnswerSet
 from actpatch.results.sweep import MetricValues, Sweep
 
-FILE_FORMAT = 9
+FILE_FORMAT = 10
 """Raised whenever what is stored changes."""
-READ_FORMATS = (8, 9)
-"""Of these, 8 knows no edges and no paths."""
+READ_FORMATS = (8, 9, 10)
+"""Of these, 8 knows no edges and no paths, and 8 and 9 no estimates."""
 _SIDES = ("correct", "incorrect")
 _OF_EDGES = ("writers", "readers", "columns")
 """The arrays of `EdgePatches`, each of numbers in the graph's writers, in its readers and in the places."""
@@ -103,7 +104,7 @@ def read_sweeps(path: str | Path) -> tuple[str, list[Sweep]]:
     """
     stored = read_stored(path)
     try:
-        sweeps = [_from_json(fields) for fields in stored["sweeps"]]
+        sweeps = [_from_json(_with_estimate(fields, stored["format"])) for fields in stored["sweeps"]]
         if len(sweeps) not in (1, 2):
             raise ValueError(f"{len(sweeps)} sweeps, expected one, or one of each direction")
         return stored["kind"], sweeps
@@ -125,7 +126,7 @@ def read_stored(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds no saved patching results: expected a file written by .save()") from error
     if found not in READ_FORMATS:
         raise ValueError(
-            f"{path} has result format {found}, this version reads formats {' and '.join(map(str, READ_FORMATS))}: "
+            f"{path} has result format {found}, this version reads formats {_listed(READ_FORMATS)}: "
             "read it with the version that wrote it, or run the experiment again"
         )
     return stored
@@ -199,6 +200,7 @@ def _to_json(shown: Sweep) -> dict[str, Any]:
         {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)} for values in sweep.measured
     ]
     fields["versions"] = dict(sweep.versions)
+    fields["estimate"] = None if sweep.estimate is None else dataclasses.asdict(sweep.estimate)
     # Many pairs may have the same long list of answers: each is stored once.
     distinct = list(dict.fromkeys((*sweep.correct, *sweep.incorrect)))
     places = {answers: place for place, answers in enumerate(distinct)}
@@ -228,6 +230,20 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
     return sweep.of_patches(numbers) if numbers else sweep
 
 
+def _with_estimate(fields: dict[str, Any], file_format: int) -> dict[str, Any]:
+    """The fields of a sweep with its estimate as a value: without one, numbers of a file that knows estimates are not
+    taken for exact ones."""
+    if file_format < 10:
+        if "estimate" in fields:
+            raise ValueError(f"files of format {file_format} know no estimates, and this one has one")
+        return {**fields, "estimate": None}
+    stored = fields["estimate"]
+    found = None if stored is None else Estimate(**stored)
+    if found is not None and dataclasses.asdict(found) != stored:
+        raise ValueError(f"estimate {stored!r} lacks the steps and the grid of {found.method!r}")
+    return {**fields, "estimate": found}
+
+
 def _stored_patches(patches: Sequence[Patch]) -> Any:
     """Patches one by one; edges as arrays of numbers, with the graph that these count in."""
     if not isinstance(patches, EdgePatches):
@@ -249,6 +265,10 @@ def _patches(stored: Any) -> Sequence[Patch]:
         if len(numbers) != len(arrays["writers"]) or (numbers < 0).any() or (numbers >= len(known)).any():
             raise ValueError(f"{name} of the edges are no numbers of its {len(known)}, one per edge")
     return EdgePatches(graph, **arrays, places=places)
+
+
+def _listed(formats: Sequence[int]) -> str:
+    return f"{', '.join(map(str, formats[:-1]))} and {formats[-1]}"
 
 
 def _patch(stored: dict[str, Any]) -> Patch:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
 
 from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.estimate_words import estimated_by, untested
 from actpatch.core.text import count, number
 from actpatch.results.baselines import baseline_findings
 from actpatch.results.both import BothDirections
@@ -34,8 +36,9 @@ def headline(*results: SweepResults | BothDirections) -> str:
     """What these results say, in one sentence: how many sites matter, and how much the largest of them restores.
 
     "8 of 16 heads matter (corrected p ≤ 0.05, 30 pairs): L1H0 restores 0.61 [0.55, 0.67] of the difference". Only sites
-    that are significant after correction over their map are said to matter. Where effects of a site differ between
-    groups of pairs, both are given in the place of its mean. Where the pairs carry no conclusion, that is what is said.
+    that are significant after correction over their map are said to matter. Of estimates it says what patches
+    would do: "estimated by atp, 8 of 16 heads would matter (…)". Where effects of a site differ between groups of
+    pairs, both are given in the place of its mean. Where the pairs carry no conclusion, that is what is said.
 
     Args:
         results: of one experiment or of several, for instance heads and layers; of both directions each is told.
@@ -78,26 +81,31 @@ def _told(results: SweepResults, counts: bool) -> Iterator[str]:
         yield f"nothing can be said of {kind}s: {error}"
         return
     sites, pairs = count(len(sweep.patches), kind), count(statistics.n_pairs, "pair")
-    if not statistics.tells_significance:
-        yield f"{pairs} cannot tell which of {sites} matter{'s' if len(sweep.patches) == 1 else ''}"
+    words = _Words.of(sweep)
+    if untested(sweep.estimate):
+        everything = np.ones(len(sweep.patches), dtype=bool)
+        yield f"{words.start}of {sites}, {_largest(results, everything, statistics)} of the difference"
         return
-    level = f"corrected p ≤ {statistics.alpha:g}, {pairs}"
+    if not statistics.tells_significance:
+        yield f"{words.start}{pairs} cannot tell which of {sites} {words.verb('matter', len(sweep.patches))}"
+        return
+    level = f"{words.test} ≤ {statistics.alpha:g}, {pairs}"
     differing = _differing(statistics.differences, len(sweep.patches))
     if statistics.differences is not None and differing.any():
         site = int(np.argmax(np.where(differing, statistics.differences.spread, -1)))
         yield (
-            f"{differing.sum()} of {sites} {'act' if differing.sum() > 1 else 'acts'} otherwise in one group of pairs "
-            f"than in another: {_by_group(results, site, statistics.differences)}"
+            f"{words.start}{differing.sum()} of {sites} {words.verb('act', differing.sum())} otherwise in one group of "
+            f"pairs than in another: {_by_group(results, site, statistics.differences)}"
         )
     alike = statistics.significant & ~differing
     if not statistics.significant.any():
-        yield f"none of {sites} has a significant mean effect ({level})"
+        yield f"{words.start}none of {sites} has a significant mean effect ({level})"
     elif alike.any():
         others = f"{'other ' if differing.any() else ''}{kind}"
-        matter = f"{alike.sum()} of {count(len(alike) - differing.sum(), others)}"
-        matter += f" matter{'s' if alike.sum() == 1 else ''} ({level}): "
+        matter = f"{words.start}{alike.sum()} of {count(len(alike) - differing.sum(), others)}"
+        matter += f" {words.verb('matter', alike.sum())} ({level}): "
         largest = _largest(results, alike, statistics)
-        yield f"{matter}{largest} of the difference" if counts else largest
+        yield f"{matter}{largest} of the difference" if counts else f"{words.start}{largest}"
 
 
 def _differing(differences: GroupDifferences | None, n_sites: int) -> Bool[np.ndarray, " site"]:
@@ -113,7 +121,7 @@ def _by_group(results: SweepResults, site: int, differences: GroupDifferences) -
         for effect, group, n in zip(differences.effects[site], differences.groups, differences.n_pairs)
     ]
     each = f"{', '.join(told[:-1])} and {told[-1]}"
-    return f"{_name(results, site)} {_verb(results.sweep)} {each} of the difference"
+    return f"{_name(results, site)} {_Words.of(results.sweep).moves} {each} of the difference"
 
 
 def _largest(results: SweepResults, among: Bool[np.ndarray, " site"], statistics: SiteStatistics) -> str:
@@ -125,9 +133,10 @@ def _largest(results: SweepResults, among: Bool[np.ndarray, " site"], statistics
     interval = f" [{number(low)}, {number(high)}]" if np.isfinite([low, high]).all() else ""
     share = f"{number(effect)}{interval}"
     alone = " alone" if isinstance(results, LayerResults) else ""
+    words = _Words.of(results.sweep)
     if effect < 0:
-        return f"{_name(results, site)}{alone} works the other way, {share}"
-    return f"{_name(results, site)}{alone} {_verb(results.sweep)} {share}"
+        return f"{_name(results, site)}{alone} {words.verb('work', 1)} the other way, {share}"
+    return f"{_name(results, site)}{alone} {words.moves} {share}"
 
 
 def _name(results: SweepResults, site: int) -> str:
@@ -153,7 +162,29 @@ def _component(sweep: Sweep, site: int) -> str | None:
     return common(sweep.patches[site], lambda one: one.component)
 
 
-def _verb(sweep: Sweep) -> str:
-    if sweep.direction == "denoising":
-        return "restores"
-    return "takes away" if sweep.source_kind == "other run" else "when ablated takes away"
+@dataclass(frozen=True)
+class _Words:
+    """How a sentence says what was measured, or what patches would do by an estimate."""
+
+    start: str
+    """What it begins with."""
+    test: str
+    """What is compared with a level."""
+    moves: str
+    """What a component does to the behaviour."""
+    is_estimate: bool
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> _Words:
+        ablated = "" if sweep.direction == "denoising" or sweep.source_kind == "other run" else "when ablated "
+        if sweep.estimate is None:
+            moves = "restores" if sweep.direction == "denoising" else "takes away"
+            return cls("", "corrected p", f"{ablated}{moves}", False)
+        moves = "would restore" if sweep.direction == "denoising" else "would take away"
+        if sweep.estimate.what.is_absolute:
+            moves = "would move the metric most, either way, by"
+        return cls(f"{estimated_by(sweep.estimate)}, ", "corrected p of the estimate", f"{ablated}{moves}", True)
+
+    def verb(self, verb: str, n: int | np.integer) -> str:
+        """A verb of so many components: `matters`, or `would matter`."""
+        return f"would {verb}" if self.is_estimate else f"{verb}{'s' if n == 1 else ''}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actpatch.core.estimate_words import estimated_from, named_shortly
 from actpatch.core.templates import Templates
 from actpatch.core.text import escaped, signed, with_minus
 from actpatch.results.sweep import NOT_MATCHED, Sweep, largest
@@ -37,7 +38,7 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
     statistics, note = _statistics(sweep)
     unmatched = sweep.unmatched
     cells = [NOT_MATCHED if unmatched[i] else signed(effects[i]) for i in top]
-    columns = {kind: [labels[i] for i in top], "effect": cells}
+    columns = {kind: [labels[i] for i in top], named_shortly(sweep.estimate): cells}
     if statistics is not None and statistics.n_pairs >= FEWEST_PAIRS:
         intervals = [(statistics.low[i], statistics.high[i]) for i in top]
         columns[f"{statistics.level * 100:g}% interval"] = [
@@ -47,7 +48,8 @@ def results_html(sweep: Sweep, labels: Sequence[str], kind: str) -> str:
     if statistics is not None and statistics.tells_significance:
         columns[""] = ["" if statistics.significant[i] or unmatched[i] else "n.s." for i in top]
     if sweep.usable.any():
-        columns[sweep.metric] = ["" if unmatched[i] else signed(sweep.patched[i, sweep.usable].mean()) for i in top]
+        heading = named_shortly(sweep.estimate, sweep.metric)
+        columns[heading] = ["" if unmatched[i] else signed(sweep.patched[i, sweep.usable].mean()) for i in top]
     if len(effects) > ROWS:
         note = " ".join([f"{len(effects) - ROWS} more with smaller effects.", note])
     return TABLES.render(
@@ -66,6 +68,7 @@ def _caption(sweep: Sweep) -> list[str]:
     lines = [
         f"{sweep.task} on {sweep.model}",
         f"{sweep.direction}: {sweep.question}",
+        f"effects are {estimated_from(sweep.estimate)}: no patch was run" if sweep.estimate else "",
         f"path: {sweep.path}" if sweep.path else "",
         f"corrupted: the clean prompt with {sweep.noise}" if sweep.noise else "",
         f"{n_pairs} pair{'' if n_pairs == 1 else 's'}" + (f", {excluded} left out of the effects" if excluded else ""),

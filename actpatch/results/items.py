@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from actpatch.core.estimate_words import named
+from actpatch.core.estimates import Estimate
 from actpatch.core.text import count, plain
 
 if TYPE_CHECKING:
@@ -27,10 +29,13 @@ class PatchingResult:
     """Share of the behaviour that the patch moved (`results.sweep`); NaN where the baselines barely differ."""
     position: int | tuple[int, ...] | None = None
     """The position that was patched, or several that were patched together; None for all."""
+    estimate: Estimate | None = None
+    """How `patched_metric` is estimated from gradients; None where the patch was run."""
 
     def __repr__(self) -> str:
         at = "" if self.position is None else f" @{self.position}"
-        return f"PatchingResult({self.hook_point}{at}, pair {self.pair_index}, effect {plain(self.effect)})"
+        effect = f"{named(self.estimate)} {plain(self.effect)}"
+        return f"PatchingResult({self.hook_point}{at}, pair {self.pair_index}, {effect})"
 
 
 class OverPairs(ABC):
@@ -38,6 +43,7 @@ class OverPairs(ABC):
 
     effect: float
     pair_effects: tuple[float, ...]
+    estimate: Estimate | None = None
     place: ClassVar[tuple[Sweep, int] | None] = None
     """The sweep that it is of and its number there; None for one that was made otherwise. It is no field: tables and
     copies of an item's fields are without it."""
@@ -55,7 +61,7 @@ class OverPairs(ABC):
     def __repr__(self) -> str:
         """One line, without the effects on single pairs."""
         pairs = count(len(self.pair_effects), "pair")
-        return f"{type(self).__name__}({self.label}, effect {plain(self.effect)} on {pairs})"
+        return f"{type(self).__name__}({self.label}, {named(self.estimate)} {plain(self.effect)} on {pairs})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,6 +83,8 @@ class HeadPatchingResult(OverPairs):
     """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
     pair_indices: tuple[int, ...] = ()
     """Index of each of these pairs in the dataset; empty where that is not known."""
+    estimate: Estimate | None = None
+    """How `patched_metric` is estimated from gradients; None where the patch was run."""
 
     @property
     def label(self) -> str:
@@ -102,6 +110,8 @@ class HeadPositionPatchingResult(OverPairs):
     """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
     is_key_value_head: bool = False
     """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
+    estimate: Estimate | None = None
+    """How `patched_metric` is estimated from gradients; None where the patch was run."""
 
     @property
     def label(self) -> str:
@@ -121,6 +131,8 @@ class NeuronPatchingResult(OverPairs):
     """Ratio of means over the usable pairs."""
     pair_effects: tuple[float, ...]
     """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    estimate: Estimate | None = None
+    """How `patched_metric` is estimated from gradients; None where the patch was run."""
 
     @property
     def label(self) -> str:
@@ -149,6 +161,8 @@ class EdgePatchingResult(OverPairs):
     """Effect on each pair, in the order of `pair_indices`; NaN for pairs that are not usable."""
     pair_indices: tuple[int, ...] = ()
     """Index of each of these pairs in the dataset; empty where that is not known."""
+    estimate: Estimate | None = None
+    """How `patched_metric` is estimated from gradients; None where the patch was run."""
 
     @property
     def label(self) -> str:
@@ -170,6 +184,8 @@ class PathPatchingResult(OverPairs):
     """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
     pair_indices: tuple[int, ...] = ()
     """Index of each of these pairs in the dataset; empty where that is not known."""
+    estimate: Estimate | None = None
+    """How `patched_metric` is estimated from gradients; None where the patch was run."""
 
     @property
     def label(self) -> str:

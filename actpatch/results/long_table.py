@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from actpatch.core.alignment import Span, span_of
+from actpatch.core.estimate_words import method_of
 from actpatch.core.heavy import pd
 from actpatch.results.patches import table_columns
 
@@ -49,6 +50,7 @@ def long_table(sweep: Sweep) -> pd.DataFrame:
         "noise": _text([sweep.noise], np.zeros_like(patch)),
         "path": _text([sweep.path], np.zeros_like(patch)),
         "window": _integers(of_patch["window"].values, of_patch["window"].which[patch]),
+        "estimate": _text([method_of(sweep.estimate)], np.zeros_like(patch)),
         "clean": _stacked([s.clean for s in sweeps])[pair, metric],
         "corrupted": _stacked([s.corrupted for s in sweeps])[pair, metric],
         "patched": _stacked([s.patched for s in sweeps]).ravel(),

@@ -40,7 +40,8 @@ def to_mib_json(
 
     An edge that has no score, or is not among `edges`, is left out: it is read as one of score 0 outside the circuit.
     Keys and values that heads share are written once for each of these heads, with one score. A node is in the circuit
-    where an edge that goes into it is kept and one that goes out of it.
+    where an edge that goes into it is kept and one that goes out of it. Scores may be exact effects or estimates; such
+    files do not say which.
 
     Args:
         edges: edges at all positions.

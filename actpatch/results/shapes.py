@@ -169,6 +169,7 @@ class LayerResults(SweepResults, dict[str, list[PatchingResult]]):
                         patched_metric=float(sweep.patched[i, j]),
                         effect=float(effects[i, j]),
                         position=_position_of(patch, j),
+                        estimate=sweep.estimate,
                     )
                     for j, pair in enumerate(sweep.pair_indices)
                 ]
@@ -245,6 +246,7 @@ class RowResults(SweepResults, list[Row], Generic[Row], ABC, saved=False):
                 patched_metric=_mean(sweep.patched[i, usable]),
                 effect=float(effect),
                 pair_effects=tuple(effects[i].tolist()),
+                estimate=sweep.estimate,
             )
             yield item.taken_from(entire, sweep.numbers[i] if sweep.numbers else i)
 

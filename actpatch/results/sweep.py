@@ -24,6 +24,8 @@ from jaxtyping import Bool, Float
 
 from actpatch.core.alignment import Matches, span_of
 from actpatch.core.direction import DIRECTIONS, Direction
+from actpatch.core.estimate_words import estimated_by
+from actpatch.core.estimates import Estimate
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
@@ -142,6 +144,8 @@ class Sweep:
     """The type that the model computes in, for instance `float32`."""
     shortcuts: tuple[str, ...] = ()
     """The shortcuts that it was run with, each of which was found to be exact (`engine.exactness`)."""
+    estimate: Estimate | None = None
+    """How `patched` is estimated from gradients; None where every patch was run."""
     notes: tuple[str, ...] = ()
     """What a reader should know of how it was run: shortcuts that do not hold for this model, what rounding does."""
     selected: int = 0
@@ -171,9 +175,12 @@ class Sweep:
                 f"source_kind {self.source_kind!r} is unknown: expected one of {', '.join(get_args(SourceKind))}"
             )
         if self.whole is not None and (
-            self.whole.pair_indices != self.pair_indices or taken(self.whole.patches, self.numbers) != self.patches
+            (self.whole.pair_indices, self.whole.estimate) != (self.pair_indices, self.estimate)
+            or taken(self.whole.patches, self.numbers) != self.patches
         ):
-            raise ValueError("the patches or pairs are not those of the whole experiment: change whole.entire instead")
+            raise ValueError(
+                "patches, pairs or estimate are not those of the whole experiment: change whole.entire instead"
+            )
         if not 0 <= self.selected < len(self.measured):
             raise ValueError(f"metric number {self.selected} of {len(self.measured)} cannot be selected")
 
@@ -186,8 +193,9 @@ class Sweep:
         others = f" and {count(len(self.metrics) - 1, 'more metric')}" if len(self.metrics) > 1 else ""
         path = f" {self.path}" if self.path else ""
         size = f"{count(len(self.patches), kind)}{path}{of} × {count(len(self.pair_indices), 'pair')}"
+        how = f"{self.direction}, {estimated_by(self.estimate)}" if self.estimate else self.direction
         runs = f"{self.metric} clean {plain(_mean(self.clean), 2)}, corrupted {plain(_mean(self.corrupted), 2)}"
-        return f"{size}, {self.task}, {self.direction}, {runs}{others}"
+        return f"{size}, {self.task}, {how}, {runs}{others}"
 
     @property
     def labels(self) -> list[str]:
@@ -430,6 +438,7 @@ class Sweep:
             groups=[group for group, kept in zip(self.groups, usable) if kept],
             **options,
         )
+        found = found if self.estimate is None else found.of_estimates(self.estimate)
         return found if len(measured) == len(labels) else found.among(labels, measured)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -439,12 +448,12 @@ class Sweep:
         `position_name`, each missing where the patch has none or several, and those of its middle for a window of
         layers; of an edge all but `sender` (its id in the graph) are those of what receives; `token` and
         `corrupted_token` at that position, of a name that stands for several tokens their text; `pair` (index in the
-        dataset), its `template` and `group`; its `correct` and `incorrect` answers, of several the first ones, with
-        `|` between them, and how many more; `metric`, `unit`, `direction`; `source` (what was written), `noise`,
-        `path` and `window`; the metric of the `clean`, the `corrupted` and the `patched` run, in `unit`; the `effect`,
-        NaN where the pair is not `usable`, and where the position has no partner. Positions count from the start of the
-        prompt that is patched; where prompts have other lengths, the other one's token is that which stands for it,
-        missing where there is none.
+        dataset), its `template` and `group`; its `correct` and `incorrect` answers, of several the first ones, with `|`
+        between them, and how many more; `metric`, `unit`, `direction`; `source` (what was written), `noise`, `path`,
+        `window` and `estimate` (the method, where `patched` is estimated); the metric of the `clean`, the `corrupted`
+        and the `patched` run, in `unit`; the `effect`, NaN where the pair is not `usable`, and where the position has
+        no partner. Positions count from the start of the prompt that is patched; where prompts have other lengths, the
+        other one's token is that which stands for it, missing where there is none.
         """
         return long_table(self)
 

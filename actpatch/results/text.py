@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from actpatch.core.estimate_words import estimated_from, named, named_shortly
 from actpatch.core.text import plain
 from actpatch.results.sweep import NOT_MATCHED, Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
@@ -43,6 +44,8 @@ def results_text(sweep: Sweep, rows: Sequence[tuple[str, int]], *, kind: str, of
 def describe_experiment(sweep: Sweep) -> str:
     """What was run, and the baselines of every metric."""
     lines = [f"{sweep.task} on {sweep.model}", f"{sweep.direction}: {sweep.question}"]
+    if sweep.estimate:
+        lines.append(f"effects are {estimated_from(sweep.estimate)}: no patch was run")
     if sweep.path:
         lines.append(f"path: {sweep.path}")
     if sweep.noise:
@@ -96,11 +99,11 @@ def effects_table(
         effects = sweep.effects[patches]
         values = [sweep.patched[i, sweep.usable].mean() if sweep.usable.any() else np.nan for i in patches]
         shown = ["" if sweep.unmatched[i] else cell for i, cell in zip(patches, _signed(values))]
-        columns = [first, _column("effect", effect_cells(sweep, patches))]
+        columns = [first, _column(named_shortly(sweep.estimate), effect_cells(sweep, patches))]
         columns += [
             _column(name, cells) for name, cells in _statistics_cells(statistics[sweep.metric], patches).items()
         ]
-        columns.append(_column(sweep.metric, shown))
+        columns.append(_column(named_shortly(sweep.estimate, sweep.metric), shown))
         room = WIDTH - sum(len(column[-1]) + 2 for column in columns)
         columns.append(["", *(effect_bar(effect, min(BAR_WIDTH, room)) for effect in effects)])
         return _beside([columns[0], *map(beside_labels, columns[1:])])
@@ -110,14 +113,15 @@ def effects_table(
             effect_cells(sweep.by_metric(name), patches),
             *_statistics_cells(statistics[name], patches).values(),
         ]
-        columns.append(_column(name, ["  ".join(cells) for cells in zip(*(_column("", part) for part in parts))]))
+        heading = named_shortly(sweep.estimate, name)
+        columns.append(_column(heading, ["  ".join(cells) for cells in zip(*(_column("", part) for part in parts))]))
     room = WIDTH - max(map(len, first))
     tables: list[list[list[str]]] = [[]]
     for column in columns:
         if tables[-1] and sum(2 + len(c[-1]) for c in [*tables[-1], column]) > room:
             tables.append([])
         tables[-1].append(beside_labels(column))
-    message = f"effect on each metric; the largest on {sweep.metric} first"
+    message = f"{named(sweep.estimate)} on each metric; the largest on {sweep.metric} first"
     return "\n\n".join([message, *(_beside([first, *table]) for table in tables)])
 
 

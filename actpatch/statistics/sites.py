@@ -33,6 +33,8 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from jaxtyping import Bool, Float
 
+from actpatch.core.estimate_words import estimated_by, method_of, of_estimates, untested
+from actpatch.core.estimates import Estimate
 from actpatch.core.heavy import pd, stats
 from actpatch.core.text import count
 from actpatch.core.warn import warn_user
@@ -122,6 +124,8 @@ class SiteStatistics:
     """What could not be computed or is weak, and why; first, whether effects differ between groups of pairs."""
     n_corrected: int
     """Number of sites that the correction counts: all of the map, also where these are some of them."""
+    estimate: Estimate | None = None
+    """How the effects are estimated, which all of this is then about; None where patches were run."""
 
     @property
     def options(self) -> StatisticsOptions:
@@ -150,9 +154,14 @@ class SiteStatistics:
         differences = self.differences.among(sites, numbers) if self.differences else None
         return replace(self, sites=tuple(sites), differences=differences, **entries)
 
+    def of_estimates(self, estimate: Estimate | None) -> SiteStatistics:
+        """These statistics, which say that they are about estimates. Of sizes without sign none is significant."""
+        notes = (*self.notes, *filter(None, [of_estimates(estimate)]))
+        return replace(self, estimate=estimate, notes=notes, too_few=untested(estimate) or self.too_few)
+
     @property
     def significant(self) -> Bool[np.ndarray, " site"]:
-        return self.p_corrected <= self.alpha
+        return (self.p_corrected <= self.alpha) & self.tells_significance
 
     @property
     def tells_significance(self) -> bool:
@@ -166,9 +175,13 @@ class SiteStatistics:
         return interval_alone | test_alone
 
     def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
-        """`significant`, with a warning where no site is, and a single one could not be whatever its effect."""
-        if not self.significant.any() and math.isnan(self.detectable_effect):
+        """`significant`, with a warning where no site is, and a single one could not be whatever its effect; and where
+        it is estimates that are significant."""
+        untold = math.isnan(self.detectable_effect) or not self.tells_significance
+        if not self.significant.any() and untold:
             warn_user(f"nothing is significant at {self.alpha:g}: {self.too_few or '; '.join(self.notes)}")
+        elif self.estimate is not None:
+            warn_user(of_estimates(self.estimate))
         return self.significant
 
     @property
@@ -191,13 +204,14 @@ class SiteStatistics:
         """A row per site."""
         columns = ("effect", "low", "high", "p", "p_corrected", "significant", "too_skewed", "in_doubt", "detectable")
         table = pd.DataFrame({"site": self.sites, **{name: getattr(self, name) for name in columns}})
-        return table.assign(n_pairs=self.n_pairs)
+        return table.assign(n_pairs=self.n_pairs, estimate=method_of(self.estimate))
 
     def __repr__(self) -> str:
         return (
             f"SiteStatistics({count(len(self.sites), 'site')} × {count(self.n_pairs, 'pair')}, "
             f"{int(self.significant.sum())} significant at {self.alpha:g} ({CORRECTIONS[self.correction]}), "
-            f"split-half {self.split_half:.2f}, detectable effect {self.detectable_effect:.3f})"
+            f"split-half {self.split_half:.2f}, detectable effect {self.detectable_effect:.3f}"
+            f"{', ' if self.estimate else ''}{estimated_by(self.estimate)})"
         )
 
 

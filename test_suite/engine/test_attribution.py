@@ -16,9 +16,7 @@ from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.own import DatasetMetric
 from actpatch.models.graph import graph_of
 from test_suite.engine.test_left_as_found import assert_same_state, state_of
-from test_suite.helpers.closeness import EXACT
-from test_suite.helpers.edges import BRIDGE_EDGE_MODELS, HOOKED_EDGE_MODELS, edge_model, some_edges
-from test_suite.helpers.estimates import (
+from test_suite.helpers.attribution import (
     EDGE_METHODS,
     METHODS,
     SAME_GRADIENT,
@@ -26,6 +24,8 @@ from test_suite.helpers.estimates import (
     patches_of_writers,
     scores,
 )
+from test_suite.helpers.closeness import EXACT
+from test_suite.helpers.edges import BRIDGE_EDGE_MODELS, HOOKED_EDGE_MODELS, edge_model, some_edges
 from test_suite.helpers.models import (
     HAS_HOOKED,
     encoded,

@@ -1,61 +1,79 @@
-"""Estimates on small models: of every writer as a component, of every edge, and what has to be true of both."""
+"""Results of every kind as exact ones and as estimates, and what of a figure or a page speaks of effects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from actpatch.core.edge_patches import edge_patches
 from actpatch.core.estimates import Estimate
-from actpatch.core.graph import Graph, Writer
 from actpatch.core.sites import Patch, Site, block_hook
-from actpatch.engine.engine import PatchingEngine
-from actpatch.models.graph import graph_of
-from test_suite.helpers.models import last_position_metric
+from actpatch.results.paths import PathResults
+from actpatch.results.shapes import NeuronResults, SweepResults
+from test_suite.helpers.results import (
+    clear,
+    made_up_edges,
+    made_up_head_positions,
+    made_up_heads,
+    made_up_layers,
+    made_up_positions,
+    made_up_sweep,
+)
 
-SAME_GRADIENT = {"eap": "atp"}
-"""Methods of edges -> those of components that take the same gradients, where their names are not the same."""
-EDGE_METHODS = ("eap", "eap_ig", "clean_corrupted", "relp", "gim")
-METHODS = ("atp", "eap_ig", "ig_activations", "clean_corrupted", "relp", "gim", "atp_star")
-
-
-def scores(
-    model: Any,
-    pairs: Any,
-    patches: Sequence[Patch],
-    method: str,
-    direction: Any = "denoising",
-    *,
-    steps: int | None = None,
-    grid: Any = None,
-    batch_size: int | None = None,
-    metric: Any = None,
-    **options: Any,
-) -> np.ndarray:
-    """By how much each patch is estimated to move the metric of each pair."""
-    estimate = Estimate(method, steps, grid)  # type: ignore[arg-type]
-    engine = PatchingEngine(model, show_progress=False, batch_size=batch_size, estimate=estimate)
-    metric = metric or last_position_metric(len(pairs))
-    found = engine.sweep(pairs, patches, [metric], direction, **options)
-    base = found.corrupted if direction == "denoising" else found.clean
-    return found.patched[0] - base[0][None]
+ATP = Estimate("atp")
+IG = Estimate("eap_ig", 3, "right")
 
 
-def edge_scores(model: Any, pairs: Any, method: str, direction: Any = "denoising", **options: Any) -> np.ndarray:
-    """The same of every edge, in the order of the graph."""
-    return scores(model, pairs, edge_patches(graph_of(model)), method, direction, **options)
+def made_up_neurons(**changes: Any) -> NeuronResults:
+    return NeuronResults(made_up_sweep([Site(block_hook(1, "mlp_post"), neuron=n) for n in range(6)], 4, 3, **changes))
 
 
-def site_of(writer: Writer) -> Site:
-    """Where what a writer writes is patched as a component."""
-    if writer.kind == "input":
-        return Site("blocks.0.hook_resid_pre")
-    if writer.head is None:
-        return Site(block_hook(writer.layer, "mlp_out"))
-    return Site(block_hook(writer.layer, "z"), head=writer.head)
+def made_up_paths(**changes: Any) -> PathResults:
+    sweep = made_up_heads(**changes).sweep
+    named = tuple(Patch(patch.sites, name=f"{patch.label} → logits") for patch in sweep.patches)
+    return PathResults(made_up_sweep([patch.sites[0] for patch in named], 4, 3, **{**changes, "patches": named}))
 
 
-def patches_of_writers(graph: Graph) -> list[Patch]:
-    return [Patch((site_of(writer),)) for writer in graph.writers]
+def made_up_sweeps(**changes: Any) -> SweepResults:
+    return SweepResults(made_up_heads(**changes).sweep)
+
+
+MAKERS = {
+    "SweepResults": made_up_sweeps,
+    "LayerResults": made_up_layers,
+    "HeadResults": made_up_heads,
+    "HeadPositionResults": made_up_head_positions,
+    "NeuronResults": made_up_neurons,
+    "PositionResults": made_up_positions,
+    "EdgeResults": made_up_edges,
+    "PathResults": made_up_paths,
+}
+"""Name of each shape of results -> what makes some."""
+
+
+def results_of(kind: str, estimate: Estimate | None = ATP, **changes: Any) -> Any:
+    """Results of 12 pairs of which every third patch has a clear effect."""
+    return clear(MAKERS[kind], estimate=estimate, **changes)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in a figure, as it is drawn or shown by pointing at it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            is_unseen = name == "meta" or (name == "name" and value.get("showlegend") is False)
+            if not is_unseen and name != "template":
+                yield from texts_of(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from texts_of(part)
+
+
+def speaks_of_effects(text: str) -> bool:
+    """Whether it is about an effect, or the metric of a patched run."""
+    return re.search(r"\b(effects?|patched)\b", text, re.IGNORECASE) is not None
+
+
+def says_estimated(text: str) -> bool:
+    return re.search(r"\bestimate[sd]?\b|\best\.", text, re.IGNORECASE) is not None

@@ -223,6 +223,7 @@ def rows_by_hand(sweep: Sweep) -> Iterator[dict[str, Any]]:
                     "noise": "",
                     "path": "",
                     "window": 1,
+                    "estimate": "",
                     "clean": shown.clean[j],
                     "corrupted": shown.corrupted[j],
                     "patched": shown.patched[i, j],
@@ -411,10 +412,10 @@ def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
     path = SweepResults(sweep_of()).save(tmp_path / "results.json")
     stored = json.loads(path.read_text())
     (sweep,) = stored["sweeps"]
-    assert stored["format"] == 9
+    assert stored["format"] == 10
     for changes, message in (
-        ({"format": 4}, "has result format 4, this version reads formats 8 and 9: read it with the version that"),
-        ({"format": 10}, "has result format 10, this version reads formats 8 and 9"),
+        ({"format": 4}, "has result format 4, this version reads formats 8, 9 and 10: read it with the version that"),
+        ({"format": 11}, "has result format 11, this version reads formats 8, 9 and 10"),
         (
             {"kind": "CircuitResults"},
             "holds 'CircuitResults', expected one of LayerResults, .*: read it with the version",

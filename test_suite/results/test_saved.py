@@ -58,7 +58,7 @@ def test_a_file_that_holds_no_results_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"other\.json holds no saved patching results"):
             load_results(path)
     path.write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="has result format 99, this version reads formats 8 and 9"):
+    with pytest.raises(ValueError, match="has result format 99, this version reads formats 8, 9 and 10"):
         load_results(path)
 
 

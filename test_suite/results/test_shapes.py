@@ -148,7 +148,7 @@ def test_a_part_shows_another_metric():
 def test_a_part_that_contradicts_its_whole_is_refused():
     part = made_up_heads()[:3].sweep
     for changes in ({"patches": part.patches[::-1]}, {"pair_indices": tuple(range(5))}):
-        with pytest.raises(ValueError, match="the patches or pairs are not those of the whole experiment"):
+        with pytest.raises(ValueError, match="patches, pairs or estimate are not those of the whole experiment"):
             dataclasses.replace(part, **changes)
 
 
