@@ -74,7 +74,7 @@ def table(exact: np.ndarray, estimated: Callable[[Any], Any], methods: tuple[str
         spearman = stats.spearmanr(scores[found], truth[found])[0]
         top = [set(np.argsort(-np.abs(values))[:K].tolist()) for values in (scores, exact)]
         sizes = " (of sizes)" if is_size else ""
-        recall = len(top[0] & top[1]) / K
+        recall = len(top[0] & top[1]) / min(K, len(exact))
         lines.append(f"| `{method}`{sizes} | {pearson:.2f} | {spearman:.2f} | {recall:.2f} | {took:.1f} |")
     return "\n".join(lines)
 
