@@ -123,6 +123,11 @@ class Verification:
         return found
 
     @property
+    def is_of_edges(self) -> bool:
+        """Whether sites are edges between components."""
+        return isinstance(self.estimated.patches, EdgePatches)
+
+    @property
     def n_unverified(self) -> int:
         """Sites that have an estimate alone."""
         return self.sites.n_rest - self.sites.n_sample
@@ -180,11 +185,12 @@ class Verification:
         return [n for n in largest(self.exact_effects, k) if not np.isnan(self.exact_effects[n])]
 
     def by_layer_and_kind(self) -> pd.DataFrame:
-        """How well estimates agree in each layer, for each kind of site: a row for each that holds a verified one.
+        """How well estimates agree in each layer, for each kind of site: a row for each.
 
         Columns: `layer` and `kind` (of an edge those of its receiver: `q`, `k`, `v`, `mlp`, `logits`; else the
-        component), `n_sites`, `n_verified`; `error`, the mean |estimate - exact|; and `spearman`, NaN for fewer than
-        `FEWEST_OF_A_KIND`. In both, a site of the sample stands for as many sites as in the whole.
+        component), `n_sites`, `n_verified`; `error`, the mean |estimate - exact|, NaN where none was verified; and
+        `spearman`, NaN for fewer than `FEWEST_OF_A_KIND`. In both, a site of the sample stands for as many sites as in
+        the whole.
         """
         layers, kinds = _layers_and_kinds(self.estimated.patches)
         table = pd.DataFrame({"layer": layers, "kind": kinds, "known": self._known}).query("known")
@@ -193,11 +199,9 @@ class Verification:
         for (layer, kind), group in table.groupby(["layer", "kind"], dropna=False, sort=False):
             numbers = group.index.to_numpy()
             chosen = numbers[weights[numbers] > 0]
-            if not len(chosen):
-                continue
             estimates, exact, of = self.estimates[chosen], self.compared[chosen], weights[chosen]
             agree = rank_correlation(estimates, exact, of) if len(chosen) >= FEWEST_OF_A_KIND else float("nan")
-            error = float(np.average(np.abs(estimates - exact), weights=of))
+            error = float(np.average(np.abs(estimates - exact), weights=of)) if len(chosen) else float("nan")
             rows.append((layer, kind, len(numbers), len(chosen), error, agree))
         return pd.DataFrame(rows, columns=["layer", "kind", "n_sites", "n_verified", "error", "spearman"])
 

@@ -53,8 +53,10 @@ def verification_html(v: Verification) -> str:
 
 
 def agreement(found: Agreement, places: int = 2) -> str:
-    """`0.83 [0.71, 0.90]`, and in words where there is no interval, or no value."""
+    """`0.83 [0.71, 0.90]`, a number alone where it is sure, and in words where there is no interval, or no value."""
     value, low, high = found
+    if value == low == high:
+        return number(value, places)
     if np.isnan(value):
         return "not known" if np.isnan(low) else f"not known [{number(low, places)}, {number(high, places)}]"
     if np.isnan(low):
@@ -116,7 +118,9 @@ def _missed(v: Verification) -> list[str]:
     labels = v.labels
     named = ", ".join(f"{labels[i]} ({plain(v.exact_effects[i])})" for i in v.missed[:MOST_NAMED])
     more = f" and {n - MOST_NAMED:,} more" if n > MOST_NAMED else ""
-    said = f"Of the sample, {n:,} would have been in the top had the estimate been right{f': {named}{more}' if n else ''}."
+    said = (
+        f"Of the sample, {n:,} would have been in the top had the estimate been right{f': {named}{more}' if n else ''}."
+    )
     most = v.most_above(v.cutoff)
     return [
         said,

@@ -45,5 +45,7 @@ def mean_rank(scores: Sequence[Float[np.ndarray, " site"]]) -> Float[np.ndarray,
 def _checked(scores: Sequence[Float[np.ndarray, " site"]]) -> Float[np.ndarray, "method site"]:
     shapes = [np.shape(one) for one in scores]
     if not shapes or set(shapes) != {shapes[0]} or len(shapes[0]) != 1 or not shapes[0][0]:
-        raise ValueError(f"scores have the shapes {shapes}, expected a score per site, of the same sites by each method")
+        raise ValueError(
+            f"scores have the shapes {shapes}, expected a score per site, of the same sites by each method"
+        )
     return np.array(scores, dtype=float)

@@ -96,9 +96,7 @@ class VerifiedSites:
         return np.where(self.is_top, 1.0, np.where(self.is_sample, of_sample, 0.0))
 
 
-def pearson(
-    sites: VerifiedSites, *, level: float = 0.95, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> Agreement:
+def pearson(sites: VerifiedSites, *, level: float = 0.95, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Agreement:
     """Pearson's correlation of estimates and exact effects over all sites (module docstring).
 
     NaN where a part of the sites has no sample, or all estimates or effects are one number; no interval (NaN) where
@@ -107,9 +105,7 @@ def pearson(
     return _correlation(sites, level, n_resamples, seed, by_rank=False)
 
 
-def spearman(
-    sites: VerifiedSites, *, level: float = 0.95, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> Agreement:
+def spearman(sites: VerifiedSites, *, level: float = 0.95, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Agreement:
     """Spearman's rank correlation of estimates and exact effects over all sites, as `pearson` has it."""
     return _correlation(sites, level, n_resamples, seed, by_rank=True)
 

@@ -69,9 +69,9 @@ class Stability:
     def __repr__(self) -> str:
         sure = int((self.same_sign >= self.level).sum())
         return (
-            f"Stability({count(len(self.sites), 'site')} × {count(self.n_pairs, 'pair')}, "
-            f"{sure:,} of one sign in at least {self.level:.0%} of {self.n_resamples:,} resamples, Jaccard index of the "
-            f"top {self.top_k} {number(self.jaccard)} between resamples, {number(self.jaccard_with_all)} with all pairs)"
+            f"Stability({count(len(self.sites), 'site')} × {count(self.n_pairs, 'pair')}, {sure:,} of one sign in at "
+            f"least {self.level:.0%} of {self.n_resamples:,} resamples, Jaccard index of the top {self.top_k} "
+            f"{number(self.jaccard)} between resamples, {number(self.jaccard_with_all)} with all pairs)"
         )
 
 
@@ -193,7 +193,9 @@ def _check(
             "and a gap per pair"
         )
     if changes.shape[1] < FEWEST_PAIRS:
-        raise ValueError(f"stability needs at least {FEWEST_PAIRS} pairs, got {changes.shape[1]}: there is nothing to draw")
+        raise ValueError(
+            f"stability needs at least {FEWEST_PAIRS} pairs, got {changes.shape[1]}: there is nothing to draw"
+        )
     if not np.isfinite(changes).all() or not np.isfinite(gaps).all():
         raise ValueError("changes or gaps are not finite: leave out the sites and pairs that were not measured")
     if gaps_cancel(gaps):

@@ -2,7 +2,7 @@
 
 Kramár et al. 2024 ("AtP*: An efficient and scalable method for localizing LLM behaviour to components", the section on
 diagnostics). Each set holds each site with the same chance, all independently, and is run exactly. For one site the
-sets with it and the sets without it differ, on average, by what the site does beside a random set of the others; Welch's
+sets with it and those without it differ, on average, by what the site does beside a random set of the others; Welch's
 t (1947) bounds that difference. Where effects add up on average, it is the effect of the site patched alone; sites that
 stand in for each other, or need each other, are not seen by this test any more than by single patches.
 """
