@@ -13,12 +13,12 @@ from actpatch.core.heavy import go
 from actpatch.core.text import count, plural, signed, with_minus
 from actpatch.figures.cells import MARGINS, NUMBERS, cells_figure, colour_limit, narrowest, room_for_numbers
 from actpatch.figures.checks import check_top_k
-from actpatch.figures.colours import BLUE, DIVERGING, INK, LINE, ORANGE, ZERO_LINE
+from actpatch.figures.colours import BLUE, DIVERGING, INK, LINE, ORANGE
 from actpatch.figures.frame import NARROW, finish, label_points
 from actpatch.figures.places import Cell
 from actpatch.figures.words import effect_name, escaped, told
 from actpatch.results.verification import FEWEST_OF_A_KIND, Verification, check_verification
-from actpatch.results.verification_text import agreement
+from actpatch.results.verification_text import agreement, listed
 
 Measure = Literal["error", "spearman"]
 PARTS = {"top": (BLUE, "circle", "largest estimates"), "sample": (ORANGE, "diamond", "random sample of the others")}
@@ -50,7 +50,7 @@ def create_estimate_comparison(verification: Verification, *, top_k: int = 12, t
     figure = go.Figure()
     figure.add_shape(type="line", x0=ends[0], y0=ends[0], x1=ends[1], y1=ends[1], line={"color": LINE, "width": 1})
     for at in _cutoffs(v):
-        figure.add_hline(at, line={"color": ZERO_LINE, "width": 1, "dash": "dash"})
+        figure.add_hline(at, line={"color": LINE, "width": 1, "dash": "dash"})
     for part, (colour, symbol, called) in PARTS.items():
         chosen = [n for n in numbers if v.is_top[n] == (part == "top")]
         figure.add_scatter(
@@ -167,8 +167,7 @@ def _name_missed(
     order = [*missed, *(n for n in numbers if n not in set(missed))]
     named = [escaped(labels[n]) for n in missed[:top_k]]
     points = [(float(v.estimates[n]), float(v.compared[n])) for n in order]
-    lines = [(cutoff - ends[0]) / (ends[1] - ends[0]) * AREA[1] for cutoff in _cutoffs(v)]
-    at = label_points(points, named, ends, ends, AREA, [(0, line - 1, AREA[0], line + 1) for line in lines])
+    at = label_points(points, named, ends, ends, AREA)
     at = [*at, *[None] * (len(missed) - len(at))]
     figure.add_scatter(
         name=f"missed ({len(missed):,})",
@@ -196,4 +195,7 @@ def _told(v: Verification) -> list[str]:
         parts.append(
             f"at most {most:,} of {v.n_unverified:,} unverified above {v.cutoff:.2g} ({v.level:.0%} confidence)"
         )
+    if v.missed:
+        labels = v.labels
+        parts.append(f"missed: {listed([escaped(labels[n]) for n in v.missed])}")
     return [*parts, *told(v.estimated)]

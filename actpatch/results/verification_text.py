@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +65,12 @@ def agreement(found: Agreement, places: int = 2) -> str:
     return f"{number(value, places)} [{number(low, places)}, {number(high, places)}]"
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def _verified(v: Verification) -> str:
     return f"{len(v.numbers):,} of {_many(len(v.estimates), v.kind)}"
 
@@ -116,11 +123,8 @@ def _missed(v: Verification) -> list[str]:
         return [f"Nothing is known of how many of the {left} that were not verified exceed {cutoff} in size."]
     n = len(v.missed)
     labels = v.labels
-    named = ", ".join(f"{labels[i]} ({plain(v.exact_effects[i])})" for i in v.missed[:MOST_NAMED])
-    more = f" and {n - MOST_NAMED:,} more" if n > MOST_NAMED else ""
-    said = (
-        f"Of the sample, {n:,} would have been in the top had the estimate been right{f': {named}{more}' if n else ''}."
-    )
+    named = f": {listed([f'{labels[i]} ({plain(v.exact_effects[i])})' for i in v.missed])}" if n else ""
+    said = f"Of the sample, {n:,} would have been in the top had the estimate been right{named}."
     most = v.most_above(v.cutoff)
     return [
         said,
