@@ -10,6 +10,7 @@ too few pairs to tell, nothing is marked and the subtitle says so.
 
 from __future__ import annotations
 
+from actpatch import create_agreement_map as create_agreement_map
 from actpatch import create_attention_patterns as create_attention_patterns
 from actpatch import create_comparison as create_comparison
 from actpatch import create_component_comparison as create_component_comparison
@@ -17,6 +18,7 @@ from actpatch import create_direction_quadrant as create_direction_quadrant
 from actpatch import create_edge_graph as create_edge_graph
 from actpatch import create_edge_heatmap as create_edge_heatmap
 from actpatch import create_effect_distribution as create_effect_distribution
+from actpatch import create_estimate_comparison as create_estimate_comparison
 from actpatch import create_full_report as create_full_report
 from actpatch import create_group_comparison as create_group_comparison
 from actpatch import create_head_cards as create_head_cards

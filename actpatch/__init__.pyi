@@ -27,6 +27,8 @@ from .figures.maps import create_layer_heatmap as create_layer_heatmap
 from .figures.maps import create_position_heatmap as create_position_heatmap
 from .figures.scatter import create_direction_quadrant as create_direction_quadrant
 from .figures.scatter import create_metric_scatter as create_metric_scatter
+from .figures.verification import create_agreement_map as create_agreement_map
+from .figures.verification import create_estimate_comparison as create_estimate_comparison
 from .interventions.noise import GaussianNoise as GaussianNoise
 from .interventions.sources import Mean as Mean
 from .interventions.sources import OtherRun as OtherRun
@@ -75,9 +77,12 @@ from .results.shapes import LayerResults as LayerResults
 from .results.shapes import NeuronResults as NeuronResults
 from .results.shapes import PositionResults as PositionResults
 from .results.shapes import SweepResults as SweepResults
+from .results.stability import stability_of as stability_of
 from .results.sweep import MetricValues as MetricValues
 from .results.sweep import Sweep as Sweep
+from .results.verification import Verification as Verification
 from .statistics.sites import SiteStatistics as SiteStatistics
+from .statistics.stability import Stability as Stability
 from .tasks.columns import PromptPair as PromptPair
 from .tasks.dataset import PatchingDataset as PatchingDataset
 from .tasks.generated import GeneratedTask as GeneratedTask

@@ -37,7 +37,7 @@ _ON_DARK = (
     "rgb(46,46,46)",
     *("rgb(38,58,78)", "rgb(36,78,118)", "rgb(40,106,164)", "rgb(46,122,183)", "rgb(92,168,232)", "rgb(184,221,255)"),
 )
-DIVERGING = [[(stop + 1) / 2, colour] for stop, colour in zip(_STOPS, _ON_LIGHT)]
+DIVERGING: list[list[Any]] = [[(stop + 1) / 2, colour] for stop, colour in zip(_STOPS, _ON_LIGHT)]
 """For effects: red below 0, blue above."""
 SEQUENTIAL: list[list[Any]] = [
     [0, "rgb(247,251,255)"],

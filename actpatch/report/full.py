@@ -24,6 +24,7 @@ from actpatch.figures.head_positions import create_head_position_heatmap
 from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap
 from actpatch.figures.scatter import create_metric_scatter
 from actpatch.report.page import write_report
+from actpatch.report.verification import verification_figures
 from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
 from actpatch.results.edges import EdgeResults
@@ -31,6 +32,7 @@ from actpatch.results.files import writable_folder
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import LayerResults, PositionResults, SweepResults
 from actpatch.results.sweep import Sweep
+from actpatch.results.verification import Verification, check_verification
 from actpatch.statistics.sites import SiteStatistics
 
 
@@ -46,6 +48,7 @@ def create_full_report(
     edge_results: EdgeResults | None = None,
     check: DatasetCheck | None = None,
     head_cards: HeadCards | None = None,
+    verification: Verification | None = None,
 ) -> list[Path]:
     """Write `report.html`, which carries everything and can be sent alone, and a page for each figure.
 
@@ -62,6 +65,7 @@ def create_full_report(
         edge_results: edges between components, which have a section of their own beside other results.
         check: what a linter says of the dataset; None lets the report judge by the runs' baselines alone.
         head_cards: what single heads do (`HeadPatcher.describe_heads`), which have a section of their own.
+        verification: what exact runs say of estimated effects, which has a section of its own.
 
     Returns:
         The written paths, `report.html` first.
@@ -79,9 +83,12 @@ def create_full_report(
         "head_position_results": known_heads(head_position_results),
         "edge_results": known_heads(edge_results),
     }
-    if all(results is None for results in (*given.values(), head_cards)):
+    if all(results is None for results in (*given.values(), head_cards, verification)):
         raise ValueError(f"neither {' nor '.join(given)} was given: pass at least one of them")
     known_runs = {name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)}
+    if verification is not None:
+        check_verification(verification, "create_full_report")
+        known_runs["verification"] = verification.estimated
     _check_one_model(known_runs)
     _check_cards(head_cards, known_runs)
     folder = _writable_folder(Path(save_dir))
@@ -104,7 +111,9 @@ def create_full_report(
             own[section.name] = tuple(drawn)
     if head_cards is not None:
         figures["head_cards"] = create_head_cards(head_cards)
-    return write_report(folder, figures, sweeps, statistics, check, head_cards, own)
+    if verification is not None:
+        figures |= verification_figures(verification)
+    return write_report(folder, figures, sweeps, statistics, check, head_cards, own, verification)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from actpatch.report.parts import data_section, effects_section, pairs_section, 
 from actpatch.report.rendering import REPORT
 from actpatch.report.tokens import strips_section
 from actpatch.report.verdict import apart, verdict_section
+from actpatch.report.verification import HEADING, NAMES, verification_section
 from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
 from actpatch.results.files import write_files
 from actpatch.results.headline import headline
 from actpatch.results.shapes import PositionResults, SweepResults
+from actpatch.results.verification import Verification
 from actpatch.statistics.sites import SiteStatistics
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def write_report(
     check: DatasetCheck | None,
     cards: HeadCards | None = None,
     own: Mapping[str, Sequence[str]] | None = None,
+    verification: Verification | None = None,
 ) -> list[Path]:
     """Write the report and the figures, all of them or, where that fails, none.
 
@@ -58,6 +61,7 @@ def write_report(
         check: what a linter says of the dataset.
         cards: what single heads do.
         own: results that have a section of their own beside others -> the names of their figures.
+        verification: what exact runs say of estimates, whose figures stand in its section.
 
     Returns:
         The written paths, the report's first.
@@ -67,7 +71,7 @@ def write_report(
     """
     from plotly.offline import get_plotlyjs
 
-    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, statistics, check, cards, own)}
+    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, statistics, check, cards, own, verification)}
     for name, figure in figures.items():
         pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, report=REPORT_FILE)
     pages[PLOTLY_FILE] = get_plotlyjs()
@@ -81,11 +85,14 @@ def report_page(
     check: DatasetCheck | None,
     cards: HeadCards | None = None,
     own: Mapping[str, Sequence[str]] | None = None,
+    verification: Verification | None = None,
 ) -> Markup:
     """The report as one HTML page; what `write_report` says of its arguments."""
     from markupsafe import Markup
 
     sections = {}
+    of_estimates = {name: figure for name, figure in figures.items() if name in NAMES}
+    figures = {name: figure for name, figure in figures.items() if name not in NAMES}
     together = {name: results for name, results in shown.items() if name not in (own or {})}
     apart_figures = {kind: {name: figures[name] for name in names} for kind, names in (own or {}).items()}
     if not together:
@@ -103,6 +110,8 @@ def report_page(
                 effects_section(shown[kind], statistics[kind], kind),
             ]
         )
+    if verification is not None:
+        sections[HEADING] = verification_section(verification, of_estimates)
     if cards is not None:
         sections["What these heads do"] = cards_section(cards)
     estimates = _estimates(shown)
@@ -129,9 +138,9 @@ def report_page(
             "Data": data_section(shown),
         }
         title = f"Activation patching: {first.task} on {first.model}"
-    elif cards is not None:
+    elif of := cards or (verification and verification.estimated):
         sections["How to read a score"] = how_to_read
-        title = f"Activation patching: {cards.task} on {cards.model}"
+        title = f"Activation patching: {of.task} on {of.model}"
     else:
         unknown = REPORT.render("plain_list.html")
         sections = {"What was run": unknown, **sections, "How to read a score": how_to_read}
