@@ -58,6 +58,7 @@ from .results.check import Change as Change
 from .results.check import DatasetCheck as DatasetCheck
 from .results.check import PairCheck as PairCheck
 from .results.edges import EdgeResults as EdgeResults
+from .results.ensembles import ensemble as ensemble
 from .results.generation import Continuation as Continuation
 from .results.generation import Generation as Generation
 from .results.head_positions import HeadPositionResults as HeadPositionResults

@@ -87,6 +87,10 @@ class PatchingEngine:
         self.shortcuts: tuple[str, ...] | None = None
         """Names of the shortcuts that were exact in the last sweep; None before the first."""
 
+    def exact(self) -> PatchingEngine:
+        """An engine on the same model, made alike, that runs patches."""
+        return PatchingEngine(self.runner.model, batch_size=self.batch_size, show_progress=self.show_progress)
+
     def __repr__(self) -> str:
         held = "found by the first sweep" if self.shortcuts is None else ", ".join(self.shortcuts) or "none"
         return f"{self.model_name}, {count(self.n_layers, 'layer')} × {count(self.n_heads, 'head')}, shortcuts: {held}"

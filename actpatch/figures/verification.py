@@ -105,9 +105,8 @@ def create_agreement_map(
         hover[cell] = _cell_text(row, verification.kind)
     widest = 1.0 if by == "spearman" else float(np.nanmax(values)) or None
     limit = colour_limit(values, widest if colour_range is None else colour_range)
-    figure = cells_figure(values, hover, set(), limit)
     what = "rank correlation" if by == "spearman" else "mean |error|"
-    figure.data[0].colorbar.title.text = what
+    figure = cells_figure(values, hover, set(), limit, what)
     if by == "error":
         _from_zero(figure, values)
     names = [escaped(kind) for kind in kinds]

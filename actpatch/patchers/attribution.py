@@ -12,14 +12,15 @@ are estimates, by which method, and `verify` runs what they pick.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack, get_args
 
 from actpatch.core.direction import Direction
 from actpatch.core.estimates import Estimate, Grid, MethodName
+from actpatch.core.indices import is_integer
 from actpatch.core.node_names import Names
 from actpatch.interventions.places import Columns, HookPoints, Position
 from actpatch.interventions.settings import Options
-from actpatch.interventions.sources import Source
+from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.patchers.activation import ActivationPatcher
 from actpatch.patchers.heads import HeadPatcher
 from actpatch.patchers.paths import PathPatcher
@@ -27,9 +28,13 @@ from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, PositionResults
+from actpatch.results.verification import Verification
 from actpatch.tasks.dataset import PatchingDataset
 
 Patcher = TypeVar("Patcher", ActivationPatcher, HeadPatcher, PathPatcher)
+
+
+ScreenKind = Literal["edges", "heads", "neurons"]
 
 
 class _Asked(Options, total=False):
@@ -164,6 +169,65 @@ class AttributionPatcher:
         """Estimate each edge on each pair: `PathPatcher.run_all_edges_experiment`."""
         patcher = self._estimating(PathPatcher, method, steps, grid)
         return patcher.run_all_edges_experiment(dataset, **options)  # type: ignore[arg-type]
+
+    def screen_and_verify(
+        self,
+        dataset: PatchingDataset,
+        kind: ScreenKind,
+        budget: int,
+        *,
+        method: MethodName | None = None,
+        steps: int | None = None,
+        grid: Grid | None = None,
+        top: int | None = None,
+        seed: int = 0,
+        **options: Unpack[_Asked],
+    ) -> Verification:
+        """Estimate all edges, heads or neurons, and spend a given number of exact runs on what the estimates pick.
+
+        Seven tenths of the runs go to the largest estimates, the rest to a random sample of the others, which is what
+        tells how much may have been missed: without it nothing is known of the sites that no estimate picked. Where
+        the budget is enough for all, all are run.
+
+        Args:
+            dataset: prompt pairs and metric.
+            kind: `edges`, `heads` (their outputs) or `neurons` (of all layers).
+            budget: how many sites are run exactly, each on every pair.
+            method: None for integrated gradients (`eap_ig`), and for `atp` or `eap` where what is written is of neither
+                run, or prompts have other lengths.
+            steps: of methods with steps.
+            grid: likewise.
+            top: how many of the largest are run, the rest of the budget being the sample; None for seven tenths.
+            seed: of the sample.
+
+        The other arguments are those of the experiments.
+
+        Raises:
+            ValueError: before any run of the model, for a budget below `top` or below 2, an unknown kind, and as the
+                experiments.
+        """
+        if kind not in get_args(ScreenKind):
+            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(map(repr, get_args(ScreenKind)))}")
+        if not is_integer(budget) or budget < 2:
+            raise ValueError(f"budget is {budget!r}, expected at least 2 exact runs: one of the top, one of the sample")
+        if top is not None and (not is_integer(top) or not 0 <= top <= budget):
+            raise ValueError(f"top is {top!r}, expected from 0 to the budget of {budget}")
+        if options.get("direction") == "both":
+            raise ValueError("direction 'both' gives two screens, expected 'denoising' or 'noising': run each")
+        if method is None:
+            gradient_there: MethodName = "eap" if kind == "edges" else "atp"
+            is_ablation = options.get("source", OTHER_RUN).is_ablation
+            method = gradient_there if is_ablation or dataset.align is not None else "eap_ig"
+        asked: Any = {"method": method, "steps": steps, "grid": grid, **options}
+        run: Any = {
+            "edges": self.run_all_edges_experiment,
+            "heads": self.run_all_heads_experiment,
+            "neurons": self.run_neurons_experiment,
+        }[kind]
+        scores: Any = run(dataset, **asked)
+        chosen = max(1, round(0.7 * budget)) if top is None else top
+        chosen = budget if len(scores.sweep.patches) <= budget else chosen
+        return scores.verify(top=chosen, sample=budget - chosen, seed=seed)  # type: ignore[no-any-return]
 
     def _estimating(self, kind: type[Patcher], method: MethodName, steps: int | None, grid: Grid | None) -> Patcher:
         """An exact patcher whose engine estimates."""

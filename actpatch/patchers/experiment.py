@@ -19,6 +19,7 @@ from actpatch.metrics.base import AnswerMetric
 from actpatch.metrics.sequence import SequenceMetric
 from actpatch.patchers.answered import measured_answers
 from actpatch.patchers.estimates import check_can_be_estimated
+from actpatch.patchers.verification import ExactRuns
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
 from actpatch.results.shapes import SweepResults
@@ -110,6 +111,7 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
             dtype=engine.dtype,
             shortcuts=runs.shortcuts,
             estimate=engine.estimate,
+            run_exactly=None if engine.estimate is None else ExactRuns(engine, pairs, settings, direction),
             notes=(*filter(None, [*told[direction], *left_alone[direction], cut]), *runs.notes),
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )

@@ -193,7 +193,9 @@ def _write_beside(target: Path, beside: Path, content: bytes) -> None:
 def _to_json(shown: Sweep) -> dict[str, Any]:
     """The whole experiment, and which of its patches are shown, where these are some of them."""
     sweep = shown.entire
-    fields = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep) if f.name != "whole"}
+    fields = {
+        f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep) if f.name not in ("whole", "run_exactly")
+    }
     fields["numbers"] = shown.numbers
     fields["patches"] = _stored_patches(sweep.patches)
     fields["measured"] = [

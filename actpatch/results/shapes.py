@@ -22,8 +22,11 @@ from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.items import HeadPatchingResult, NeuronPatchingResult, OverPairs, PatchingResult, head_label
 from actpatch.results.patches import column_of
+from actpatch.results.stability import StabilityOptions, stability_of
 from actpatch.results.sweep import Sweep, largest
+from actpatch.results.verification import Verification, verify
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
+from actpatch.statistics.stability import Stability
 
 Results = TypeVar("Results", bound="SweepResults")
 Row = TypeVar("Row", bound="OverPairs")
@@ -133,6 +136,24 @@ class SweepResults:
         Where these are some of an experiment's patches, p-values are corrected over all of its patches.
         """
         return self.sweep.statistics(**options)
+
+    def verify(self, *, top: int = 50, sample: int = 200, seed: int = 0) -> Verification:
+        """Estimates beside exact effects: the sites of largest |estimate| are run, and a random sample of the rest.
+
+        Args:
+            top: how many of the largest are run; fewer where there are no more.
+            sample: how many of the others are drawn, each set of so many being equally likely, and run.
+            seed: of the draw.
+
+        Raises:
+            ValueError: for effects that are exact, for results that do not know their model any more (read from a
+                file, or of some pairs alone), and for numbers that are none, or both 0.
+        """
+        return verify(self.sweep, self.kind, top, sample, seed)
+
+    def stability(self, **options: Unpack[StabilityOptions]) -> Stability:
+        """Whether other pairs would give the same signs and the same order (`results.stability.stability_of`)."""
+        return stability_of(self.sweep, **options)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the long table as CSV (`results.files.write_csv`)."""

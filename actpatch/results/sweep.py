@@ -14,7 +14,7 @@ with a small denominator (Miller et al. 2024, "Transformer Circuit Faithfulness 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, Unpack, get_args
@@ -148,6 +148,8 @@ class Sweep:
     """How `patched` is estimated from gradients; None where every patch was run."""
     notes: tuple[str, ...] = ()
     """What a reader should know of how it was run: shortcuts that do not hold for this model, what rounding does."""
+    run_exactly: Callable[[Sequence[Patch]], Sweep] | None = field(default=None, compare=False)
+    """Of estimates, what runs patches on the same pairs in the same way; None where the model is not at hand."""
     selected: int = 0
     """Which of `measured` is shown."""
     whole: Sweep | None = None
@@ -265,7 +267,7 @@ class Sweep:
         patches = of_pairs(self.patches, kept)
         per_pair: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in kept) for name in PER_PAIR}
         per_pair["matches"] = tuple(self.matches[i] for i in kept) if self.matches else ()
-        return replace(self, patches=patches, measured=measured, **per_pair)
+        return replace(self, patches=patches, measured=measured, run_exactly=None, **per_pair)
 
     def by_group(self) -> dict[str, Sweep]:
         """Group -> the sweep of its pairs alone, the group of the first pair first; an empty name for pairs of none."""

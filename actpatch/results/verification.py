@@ -6,7 +6,7 @@ concluded from these two). A value: it runs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.heavy import pd
+from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
 from actpatch.core.text import count, described
 from actpatch.results.patches import Column, common, table_columns, taken
@@ -28,6 +29,7 @@ from actpatch.statistics.screening import (
     recall,
     spearman,
 )
+from actpatch.statistics.subsets import SubsetBounds, subset_bounds
 from actpatch.statistics.unverified import BoundCurve, bound_curve, check_confidence, most_above
 
 FEWEST_OF_A_KIND = 5
@@ -180,6 +182,35 @@ class Verification:
         """`most_above` at the |effect| of every site of the sample: at each size a statement of its own."""
         return bound_curve(self._of_sample, self.sites.n_rest, self.level)
 
+    def subset_bounds(self, n_sets: int = 100, *, seed: int = 0) -> SubsetBounds:
+        """Bounds on the effect of any unverified site, from random halves of them that are patched together and run.
+
+        The diagnostic of AtP* (Kramár et al. 2024; `statistics.subsets` says what it rests on).
+
+        Args:
+            n_sets: how many sets are drawn and run.
+            seed: of the draw.
+
+        Raises:
+            ValueError: for edges, which are not patched together; where no site is left, or the model is not at hand.
+        """
+        if self.is_of_edges:
+            raise ValueError("edges are patched one at a time, so that random sets of them cannot be run: see `bounds`")
+        if not is_integer(n_sets) or n_sets < 4:
+            raise ValueError(f"n_sets is {n_sets!r}, expected at least 4")
+        left = [number for number in np.flatnonzero(self._known).tolist() if number not in {*self.numbers}]
+        if not left:
+            raise ValueError("every site was run: there is none whose effect is to be bounded")
+        run_exactly = _runs_of(self.estimated)
+        included = np.random.default_rng(seed).random((n_sets, len(left))) < 0.5
+        included = included[included.any(axis=1)]
+        patches = [
+            Patch(tuple(site for at in np.flatnonzero(held) for site in self.estimated.patches[left[at]].sites), name)
+            for held, name in zip(included, (f"set {number}" for number in range(len(included))))
+        ]
+        effects = run_exactly(patches).by_metric(self.estimated.metric).effects
+        return subset_bounds(included, effects, self.level)
+
     def top_effects(self, k: int = 10) -> list[int]:
         """Numbers of the k verified sites of largest exact |effect|, largest first."""
         return [n for n in largest(self.exact_effects, k) if not np.isnan(self.exact_effects[n])]
@@ -262,6 +293,55 @@ class Verification:
         found = np.zeros(len(self.estimates))
         found[self._known] = values
         return found
+
+
+def verify(sweep: Sweep, kind: str, top: int, sample: int, seed: int) -> Verification:
+    """Run the patches of largest |estimate|, and a random sample of the others (`SweepResults.verify`).
+
+    Args:
+        sweep: estimates, with what runs them.
+        kind: what each patch is, in a word.
+        top: how many of the largest are run.
+        sample: how many of the others.
+        seed: of the draw.
+
+    Raises:
+        ValueError: for effects that are exact, for a sweep that cannot run its patches, and for numbers that are none.
+    """
+    for name, given in (("top", top), ("sample", sample)):
+        if not is_integer(given) or given < 0:
+            raise ValueError(f"{name} is {given!r}, expected a whole number from 0 on")
+    if not top + sample:
+        raise ValueError("top and sample are both 0: nothing is run, so nothing is verified; give at least one")
+    run_exactly = _runs_of(sweep)
+    known = np.flatnonzero(~np.isnan(sweep.effects))
+    best = [number for number in largest(sweep.effects, top) if number in {*known.tolist()}]
+    others = np.setdiff1d(known, best)
+    drawn = np.random.default_rng(seed).choice(others, min(sample, len(others)), replace=False)
+    numbers = [*best, *drawn.tolist()]
+    assert sweep.estimate is not None
+    return Verification(
+        sweep,
+        run_exactly(taken(sweep.patches, numbers)).by_metric(sweep.metric),
+        tuple(best),
+        tuple(drawn.tolist()),
+        sweep.estimate.described,
+        seed,
+        kind,
+        sweep.estimate.what.is_absolute,
+    )
+
+
+def _runs_of(sweep: Sweep) -> Callable[[Sequence[Patch]], Sweep]:
+    """What runs the patches that a sweep estimates."""
+    if sweep.estimate is None:
+        raise ValueError("these effects were measured, not estimated: there is nothing to verify")
+    if sweep.run_exactly is None:
+        raise ValueError(
+            "these estimates do not know their model (they were read from a file, or are of some pairs alone): verify "
+            "what AttributionPatcher returned"
+        )
+    return sweep.run_exactly
 
 
 def _layers_and_kinds(patches: Sequence[Patch]) -> tuple[list[int | None], list[str]]:
