@@ -7,7 +7,9 @@ import ctypes
 import gc
 import multiprocessing
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import psutil
 import torch
@@ -18,13 +20,19 @@ from benchmarks.rows import Row, loaded, task
 SAMPLING_SECONDS = 0.002
 
 
-def peak_extra_memory(row: Row) -> int:
-    """Bytes by which the resident memory of a fresh process rises at most during the row's sweep."""
+def peak_extra_memory(row: Row, work: Callable[[Row, Any], None] | None = None) -> int:
+    """Bytes by which the resident memory of a fresh process rises at most during the row's sweep, or other work with
+    its model."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(_measure, row).result()
+        return fresh.submit(_measure, row, work or _sweep).result()
 
 
-def _measure(row: Row) -> int:
+def _sweep(row: Row, model: Any) -> None:
+    todo = task(row, model)
+    PatchingEngine(model, show_progress=False).sweep(todo.pairs, todo.patches, [todo.metric])
+
+
+def _measure(row: Row, work: Callable[[Row, Any], None]) -> int:
     model = loaded(row)
     todo = task(row, model)
     with torch.no_grad():  # brings every weight into memory, which a loader may put off
@@ -42,7 +50,7 @@ def _measure(row: Row) -> int:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        PatchingEngine(model, show_progress=False).sweep(todo.pairs, todo.patches, [todo.metric])
+        work(row, model)
     finally:
         over.set()
         watching.join()
