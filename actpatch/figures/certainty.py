@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from actpatch.core.estimate_words import untested
+from actpatch.core.estimate_words import of_estimates, untested
 from actpatch.core.text import count, signed, with_minus
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
@@ -140,7 +140,7 @@ def certainty_of(statistics: SiteStatistics, kind: str, *, mark: str = STAR) -> 
     test = f"p\xa0≤\xa0{alpha}, {CORRECTIONS[statistics.correction]} over {count(n_sites, kind)}"
     found = f"{mark}\xa0significant" if significant.any() else "none significant"
     if statistics.estimate is not None:
-        test += f", of {statistics.estimate.method}'s estimates, not of exact effects"
+        test += f", of estimates · {of_estimates(statistics.estimate)}"
     return Certainty(statistics, significant, f"{found}: {test}", could_be=True)
 
 

@@ -202,7 +202,9 @@ def _change_evidence(
         statistics = difference_statistics(first.sweep, second.sweep, list(matched.values()), like=like.statistics)
     except ValueError as error:
         return unknown(len(matched), f"not tested: {error}")
-    return certainty_of(statistics, first.kind)
+    found = certainty_of(statistics, first.kind)
+    about = Kinds(first.sweep.estimate, second.sweep.estimate).of_difference
+    return replace(found, note=f"{found.note}, about the {about}") if about and statistics.estimate is None else found
 
 
 def _tested(evidence: Certainty) -> str:

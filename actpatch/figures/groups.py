@@ -95,5 +95,5 @@ def _evidence(sweep: Sweep, names: tuple[str, str], alpha: float) -> Certainty:
         return unknown(len(sweep.patches), f"not tested: {FEWEST_OF_A_GROUP} usable pairs of each group are needed")
     told = f"{STAR if found.significant.any() else 'none'} significant"
     test = f"p\xa0≤\xa0{with_minus(f'{alpha:g}')}, dealing {sum(found.n_pairs)} pairs anew to the groups"
-    about = f", {of_estimates(sweep.estimate)}" if sweep.estimate else ""
+    about = f", of estimates · {of_estimates(sweep.estimate)}" if sweep.estimate else ""
     return Certainty(None, found.significant, f"{told}: {test}{about}", could_be=True)

@@ -77,6 +77,9 @@ def test_all_that_a_figure_says_of_effects_says_that_they_are_estimated(name: st
         drawn = [text for text in texts_of(bare.to_plotly_json()) if says_estimated(text)]
         assert drawn, "nothing but the caption says it"
     assert f"estimated by {estimate.method}" in figure_caption(figure)
+    if "p\xa0≤\xa0" in figure_caption(figure):
+        about = f"about the estimate by {estimate.method}", "about the difference of the estimated effects"
+        assert any(words in figure_caption(figure) for words in about)
     if name not in MORE:
         assert estimate.what.gradient in figure_caption(figure)
 
@@ -116,6 +119,7 @@ def test_beside_each_other_exact_and_estimated_effects_are_named() -> None:
     assert "<br>effect " in hovers[0] and "<br>estimated effect " in hovers[1]
     assert "<br>effect " in hovers[2] and "<br>estimated effect " in hovers[2]
     assert "correlation of exact and estimated effects 1.00" in figure_caption(figure)
+    assert "about the difference of exact and estimated effects" in figure_caption(figure)
     both = visualize.create_comparison(estimated, results_of("HeadResults", IG))
     assert "difference of the two estimates" in both.layout.annotations[2].text.replace("<br>", " ")
 
