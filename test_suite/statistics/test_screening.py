@@ -78,8 +78,8 @@ def test_a_site_of_the_sample_counts_as_so_many_sites():
 
 
 def held_and_found(seed: int, n_missed: int, n_draws: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of Pearson's and Spearman's correlation and of recall at 20: how often intervals hold those of all sites, the mean
-    of the values, and those of all sites."""
+    """How often intervals hold the numbers of all sites, the mean of the values, and those numbers: of Pearson's and of
+    Spearman's correlation, and of recall at 20."""
     estimates, exact = population(seed, n_missed=n_missed)
     truth = np.array(
         [
