@@ -185,7 +185,7 @@ def _told(v: Verification) -> list[str]:
     """What the numbers rest on: how effects were estimated, what was run, and how well they agree."""
     kinds = plural(v.kind)
     parts = [
-        f"estimates: {escaped(v.method)}",
+        f"estimates: {v.method}",
         f"{len(v.numbers):,} of {len(v.estimates):,} {kinds} run exactly",
         f"over all {kinds}: Spearman {with_minus(agreement(v.spearman))}, Pearson {with_minus(agreement(v.pearson))}",
     ]
@@ -196,5 +196,5 @@ def _told(v: Verification) -> list[str]:
         )
     if v.missed:
         labels = v.labels
-        parts.append(f"missed: {listed([escaped(labels[n]) for n in v.missed])}")
+        parts.append(f"missed: {listed([labels[n] for n in v.missed])}")
     return [*parts, *told(v.estimated)]

@@ -69,7 +69,7 @@ class Verification:
     def __post_init__(self) -> None:
         for name in ("top", "sample"):
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
-        check_confidence(self.level)
+        check_confidence(self.level, "level")
         numbers, n_sites = self.numbers, len(self.estimated.patches)
         if len(set(numbers)) < len(numbers) or any(not 0 <= n < n_sites for n in numbers):
             raise ValueError(

@@ -100,6 +100,10 @@ def _agreements(v: Verification) -> list[str]:
         f"Over all {plural(v.kind)}{stands}, estimated and exact {signs} have a rank correlation (Spearman) of "
         f"{agreement(v.spearman)} and a linear one (Pearson) of {agreement(v.pearson)}."
     ]
+    if not v.sites.is_complete:
+        said.append(
+            "Neither interval reckons with rare large errors that the sample lacks, which would lower the linear one."
+        )
     k = min(RECALL_AT, len(v.sites.estimates) if v.sites.is_complete else int(v.sites.is_top.sum()))
     if k:
         said.append(f"Recall at {k} is {agreement(v.recall(k))}.")

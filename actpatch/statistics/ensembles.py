@@ -13,7 +13,7 @@ from jaxtyping import Float
 from actpatch.core.heavy import stats
 
 
-def normalised_mean(scores: Sequence[Float[np.ndarray, " site"]]) -> Float[np.ndarray, " site"]:
+def normalised_mean(scores: Sequence[np.ndarray]) -> Float[np.ndarray, " site"]:
     """Mean over methods of score / largest |score| of the method; NaN for a site that any method has no score of.
 
     Signs are kept, so that methods which disagree about a site's sign cancel there. Give sizes, `np.abs(scores)`, where
@@ -30,7 +30,7 @@ def normalised_mean(scores: Sequence[Float[np.ndarray, " site"]]) -> Float[np.nd
     return (checked / largest).mean(axis=0)
 
 
-def mean_rank(scores: Sequence[Float[np.ndarray, " site"]]) -> Float[np.ndarray, " site"]:
+def mean_rank(scores: Sequence[np.ndarray]) -> Float[np.ndarray, " site"]:
     """Mean over methods of the rank by |score|: 1 for the largest, ties sharing the mean of their ranks.
 
     NaN for a site that any method has no score of; it takes no rank from others.
@@ -42,7 +42,7 @@ def mean_rank(scores: Sequence[Float[np.ndarray, " site"]]) -> Float[np.ndarray,
     return stats.rankdata(-np.abs(checked), axis=1, nan_policy="omit").mean(axis=0)
 
 
-def _checked(scores: Sequence[Float[np.ndarray, " site"]]) -> Float[np.ndarray, "method site"]:
+def _checked(scores: Sequence[np.ndarray]) -> Float[np.ndarray, "method site"]:
     shapes = [np.shape(one) for one in scores]
     if not shapes or set(shapes) != {shapes[0]} or len(shapes[0]) != 1 or not shapes[0][0]:
         raise ValueError(

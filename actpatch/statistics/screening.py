@@ -7,14 +7,17 @@ verified all weights are 1 and the numbers are those of all sites.
 
 - *Pearson's and Spearman's correlation* are the weighted ones; a rank is the weight below a value, and half of that at
   it. Their intervals are a percentile bootstrap over sites, resampled within the top and within the sample. They take
-  the sample to show what the rest is like: an effect so rare that the sample holds none is in no resample either.
+  the sample to show what the rest is like: an effect so rare that the sample holds none is in no resample either. Ranks
+  hardly feel it, Pearson's correlation does: where six of 570 sites had large effects and an estimate of almost 0, 95 %
+  intervals from samples of 100 held Pearson's correlation of all sites in 7 of 10 simulations, Spearman's in 94 %.
 - *Recall at k*, the share of the k largest |exact| that are among the k largest |estimate|, hangs on just such rare
   sites. A bootstrap of a sample that found none would call it certain, so its interval is exact instead: how many of
   the rest exceed a size is bounded by the hypergeometric distribution (`statistics.unverified`), and the limits are the
   recalls that the bounds on either side allow. It is wide where the sample is small: 200 of 30,000 sites leave room for
   hundreds of larger effects.
 
-How often the intervals held the value of all sites in simulations stands in `test_suite/statistics/test_screening.py`.
+Where errors are spread over many sites, intervals held the numbers of all sites in 92 to 99 % of 300 simulations with
+populations of 2,000 sites, recall's in all but a few.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from actpatch.core.indices import is_integer
 from actpatch.statistics.unverified import check_confidence, counts_above
@@ -52,10 +55,11 @@ class VerifiedSites:
             effect.
     """
 
-    estimates: Float[np.ndarray, " site"]
-    exact: Float[np.ndarray, " site"]
+    estimates: Float[np.ndarray, "..."]
+    """One of each site."""
+    exact: Float[np.ndarray, "..."]
     """NaN where not verified."""
-    is_top: Bool[np.ndarray, " site"]
+    is_top: Bool[np.ndarray, "..."]
     """Verified because of its estimate; other verified sites are a random sample of all others."""
 
     def __post_init__(self) -> None:
@@ -124,7 +128,7 @@ def recall(sites: VerifiedSites, k: int, *, level: float = 0.95) -> Agreement:
         ValueError: where k is no whole number from 1 to the number of sites, or one of the k largest estimates was not
             verified for certain, as part of the top.
     """
-    check_confidence(level)
+    check_confidence(level, "level")
     n_sites = len(sites.estimates)
     if not is_integer(k) or not 1 <= k <= n_sites:
         raise ValueError(f"k is {k!r}, expected a whole number from 1 to the number of sites, {n_sites}")
@@ -162,14 +166,14 @@ def rank_correlation(
     return float(_rank_correlations(estimates, exact, weights[None])[0])
 
 
-def _reached(others_above: Float[np.ndarray, " place"]) -> int:
+def _reached(others_above: Int[np.ndarray, " place"] | Float[np.ndarray, " place"]) -> int:
     """The largest j of which a(j) has at most k - j others above it; 0 where there is none."""
     places = np.arange(1, len(others_above) + 1)
     return int(places[others_above <= len(places) - places].max(initial=0))
 
 
 def _correlation(sites: VerifiedSites, level: float, n_resamples: int, seed: int, *, by_rank: bool) -> Agreement:
-    check_confidence(level)
+    check_confidence(level, "level")
     nan = float("nan")
     if not sites.verified.any() or (sites.n_rest and not sites.n_sample):
         return Agreement(nan, nan, nan)

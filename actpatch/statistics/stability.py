@@ -76,8 +76,8 @@ class Stability:
 
 
 def stability(
-    changes: Float[np.ndarray, "site pair"],
-    gaps: Float[np.ndarray, " pair"] | None = None,
+    changes: np.ndarray,
+    gaps: np.ndarray | None = None,
     *,
     top_k: int = 20,
     sites: Sequence[str] | None = None,
@@ -89,8 +89,8 @@ def stability(
     """The bootstrap over pairs of every score (module docstring).
 
     Args:
-        changes: of each site and pair: a score, or what a patch changes.
-        gaps: what changes are divided by, mean by mean; None for scores that are so already.
+        changes: (site, pair), a score, or what a patch changes.
+        gaps: (pair), what changes are divided by, mean by mean; None for scores that are so already.
         top_k: how many of the largest are compared between resamples; no more than there are sites.
         sites: labels; None numbers them.
         absolute: `outside` ranks sites by |mean over pairs|, `inside` by the mean of |change| (over |mean gap|).
@@ -104,7 +104,7 @@ def stability(
     changes = np.asarray(changes, dtype=float)
     gaps = np.ones(changes.shape[-1]) if gaps is None else np.asarray(gaps, dtype=float)
     _check(changes, gaps, top_k, absolute, n_resamples)
-    check_confidence(level)
+    check_confidence(level, "level")
     n_sites, n_pairs = changes.shape
     top_k = min(top_k, n_sites)
     draws = np.random.default_rng(seed).multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), n_resamples).T
@@ -184,9 +184,7 @@ def _portions(n: int, width: int) -> list[slice]:
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
-def _check(
-    changes: Float[np.ndarray, "..."], gaps: Float[np.ndarray, "..."], top_k: int, absolute: str, n_resamples: int
-) -> None:
+def _check(changes: np.ndarray, gaps: np.ndarray, top_k: int, absolute: str, n_resamples: int) -> None:
     if changes.ndim != 2 or not len(changes) or gaps.shape != changes.shape[1:]:
         raise ValueError(
             f"changes has shape {changes.shape} and gaps {gaps.shape}, expected (sites, pairs) with at least one site, "

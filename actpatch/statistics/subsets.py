@@ -37,9 +37,7 @@ class SubsetBounds:
     confidence: float
 
 
-def subset_bounds(
-    included: Bool[np.ndarray, "subset site"], effects: Float[np.ndarray, " subset"], confidence: float = 0.95
-) -> SubsetBounds:
+def subset_bounds(included: np.ndarray, effects: Float[np.ndarray, "..."], confidence: float = 0.95) -> SubsetBounds:
     """Upper bounds on |effect| of each site from the effects of random sets of sites.
 
     With d the difference of means and s its standard error, the bound is |d| + t·s, t being the quantile of Student's
@@ -48,7 +46,7 @@ def subset_bounds(
     sums of many do.
 
     Args:
-        included: which sites each set holds, each drawn with the same chance, independently of all others.
+        included: (subset, site), which sites each set holds, each drawn with the same chance, independently of others.
         effects: of each set, patched together.
         confidence: with which each bound is meant to hold.
 

@@ -106,6 +106,6 @@ def check_counts(n_rest: int, n_sample: int, n_found: int) -> None:
         )
 
 
-def check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float, name: str = "confidence") -> None:
     if isinstance(confidence, bool) or not isinstance(confidence, Real) or not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence!r}, expected a share between 0 and 1, for instance 0.95")
+        raise ValueError(f"{name} is {confidence!r}, expected a share between 0 and 1, for instance 0.95")
