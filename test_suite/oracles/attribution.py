@@ -9,6 +9,7 @@ noising; the *source* is the other one, or zeros. Nothing of the engine is used.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from actpatch.core.graph import Reader, Writer
 from test_suite.oracles.backward_rules import PLAIN, RULES, Hook, Rules
-from test_suite.oracles.edges import EMBEDDED, activations, adding, change_of, is_parallel, made_at, noted, writing
+from test_suite.oracles.edges import EMBEDDED, activations, adding, change_of, is_parallel, made_at, noted
 
 MetricOfLogits = Callable[[Tensor], Tensor]
 """A metric of one prompt's logits, [pos, d_vocab], as a scalar."""
@@ -93,7 +94,7 @@ def gradients_of_readers(
     """The metric's gradient at what each reader alone reads, before its normalization, [pos, d_model]."""
     like = noted(model, tokens, [EMBEDDED], hooks)[EMBEDDED]
     nudges = {reader: torch.zeros_like(like, requires_grad=True) for reader in readers}
-    carried = [_carrying(model, tokens, reader, nudge, hooks, rules) for reader, nudge in nudges.items()]
+    carried = _carrying(model, tokens, nudges, hooks, rules)
     moved = metric(_logits(model, tokens, [*hooks, *carried], rules))
     return dict(zip(nudges, torch.autograd.grad(moved, [*nudges.values()])))
 
@@ -126,7 +127,7 @@ def component_products(
         return _dropped_products(model, base, metric, hook_point, held, written).numpy()
     if method == "ig_activations":
         shares = _shares(steps, grid)
-        runs = [(base, [writing(hook_point, held + share * (written - held))]) for share in shares]
+        runs = [(base, [_writing(hook_point, held + share * (written - held))]) for share in shares]
     else:
         runs = _runs_with_gradients(model, clean, corrupted, base, method, steps, grid)
     rules = RULES.get(method, PLAIN)
@@ -183,8 +184,7 @@ def _dropped_products(
         """How far z moves where one head's queries or keys are replaced at these positions alone."""
         replaced = held.clone()
         replaced[list(positions), head] = written[list(positions), head]
-        write = (hook_point, lambda value, hook: replaced[None].expand_as(value).clone())
-        return noted(model, base, [z], [write])[z] - before
+        return noted(model, base, [z], [_writing(hook_point, replaced)])[z] - before
 
     n_positions, n_heads = held.shape[:2]
     if name == "q":
@@ -197,34 +197,71 @@ def _dropped_products(
     return products
 
 
-def _carrying(model: Any, tokens: Tensor, reader: Reader, nudge: Tensor, hooks: Sequence[Hook], rules: Rules) -> Hook:
-    """A hook that changes no value and lets the gradient flow into what this reader alone reads.
+def _carrying(
+    model: Any, tokens: Tensor, nudges: dict[Reader, Tensor], hooks: Sequence[Hook], rules: Rules
+) -> list[Hook]:
+    """Hooks that change no value and let the gradient flow into what each of these readers alone reads.
 
-    What the reader makes of the nudged stream is made in a run in which all its block reads that one; in the run of the
-    metric it is added less itself to what the reader makes there.
+    What a reader makes of the nudged stream is made in a run in which all its block reads that one, a row for each
+    reader; in the run of the metric it is added less itself to what the reader makes there.
     """
-    if reader.kind == "logits":
-        return adding(f"blocks.{reader.layer}.hook_resid_post", nudge)
-    name, made = made_at(reader), []
-    through = "hook_attn_out" if reader.kind == "mlp" and not is_parallel(model, reader.layer) else "hook_resid_pre"
-    nudged = adding(f"blocks.{reader.layer}.{through}", nudge)
-    _logits(model, tokens, [*hooks, nudged, (name, lambda value, hook: made.append(value))], rules)
+    carried, rows = [], defaultdict(list)
+    mlps = [reader.layer for reader in nudges if reader.kind == "mlp"]
+    between = "hook_resid_pre" if mlps and is_parallel(model, mlps[0]) else "hook_attn_out"
+    for reader, nudge in nudges.items():
+        if reader.kind == "logits":
+            carried.append(adding(f"blocks.{reader.layer}.hook_resid_post", nudge))
+        else:
+            rows[f"blocks.{reader.layer}.{between if reader.kind == 'mlp' else 'hook_resid_pre'}"].append(reader)
+    for read_at, readers in rows.items():
+        made = _made(model, tokens, read_at, {reader: nudges[reader] for reader in readers}, hooks, rules)
+        carried += [_adding_nothing(made_at(reader), part, reader.head) for reader, part in made.items()]
+    return carried
 
-    def carry(value: Tensor, hook: Any) -> Tensor:
-        zero = made[0] - made[0].detach()
-        if reader.head is None:
-            return value + zero
-        value = value.clone()
-        value[:, :, reader.head] += zero[:, :, reader.head]
+
+def _made(
+    model: Any, tokens: Tensor, read_at: str, nudges: dict[Reader, Tensor], hooks: Sequence[Hook], rules: Rules
+) -> dict[Reader, Tensor]:
+    """What each reader makes where all that is read here is nudged by its nudge, [pos, ...]; of heads, its own."""
+    seen: dict[str, Tensor] = {}
+
+    def keeping(name: str) -> Callable[..., None]:
+        return lambda value, hook: seen.update({name: value})
+
+    all_nudged = (read_at, lambda value, hook: value + torch.stack([*nudges.values()]))
+    notes = [(name, keeping(name)) for name in dict.fromkeys(map(made_at, nudges))]
+    _run(model, tokens.expand(len(nudges), -1), [*hooks, all_nudged, *notes], rules)
+    rows = {reader: seen[made_at(reader)][row] for row, reader in enumerate(nudges)}
+    return {reader: part if reader.head is None else part[:, reader.head] for reader, part in rows.items()}
+
+
+def _adding_nothing(name: str, made: Tensor, head: int | None) -> Hook:
+    """Adds to one head, or to all, what is made less itself."""
+
+    def add(value: Tensor, hook: Any) -> Tensor:
+        value, zero = value.clone(), made - made.detach()
+        if head is None:
+            value += zero
+        else:
+            value[:, :, head] += zero
         return value
 
-    return name, carry
+    return name, add
 
 
 def _logits(model: Any, tokens: Tensor, hooks: Sequence[Hook], rules: Rules) -> Tensor:
     """Logits of one prompt, [pos, d_vocab], from which gradients flow back by the rules."""
+    return _run(model, tokens[None], hooks, rules)[0]
+
+
+def _run(model: Any, tokens: Tensor, hooks: Sequence[Hook], rules: Rules) -> Tensor:
     with torch.enable_grad(), rules.on(model) as of_rules:
-        return model.run_with_hooks(tokens[None], fwd_hooks=[*hooks, *of_rules])[0]
+        return model.run_with_hooks(tokens, fwd_hooks=[*hooks, *of_rules])
+
+
+def _writing(name: str, other: Tensor) -> Hook:
+    """Writes this, without a batch axis, into every row."""
+    return name, lambda value, hook: other.expand_as(value).clone()
 
 
 def _dropping(model: Any, layer: int | None) -> list[Hook]:
@@ -241,7 +278,7 @@ def _runs_with_gradients(
     if method != "eap_ig":
         return [(base, [])]
     ends = [noted(model, tokens, [EMBEDDED])[EMBEDDED] for tokens in (corrupted, clean)]
-    return [(base, [writing(EMBEDDED, ends[0] + share * (ends[1] - ends[0]))]) for share in _shares(steps, grid)]
+    return [(base, [_writing(EMBEDDED, ends[0] + share * (ends[1] - ends[0]))]) for share in _shares(steps, grid)]
 
 
 def _shares(steps: int, grid: str) -> list[float]:
