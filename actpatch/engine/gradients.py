@@ -107,7 +107,7 @@ class Differentiator:
         recording, writes = point.run, {name: value[rows] for name, value in point.writes.items()}
         length = recording.tokens.shape[1]
         hooks = [] if point.noise is None else [noise_hook(point.noise[rows, :length])]
-        hooks += [*rules.before, *holding_hooks(names, held, writes), *rules.behind]
+        hooks += [*rules.before, *holding_hooks(self.runner, names, held, writes), *rules.behind]
         reads = self.chunk.reads_of(recording)
         read = Read(None if reads is None else reads[rows], self.experiment.vocabulary, self.alone)
         with torch.enable_grad(), weights_without_gradients(self.runner):
@@ -135,7 +135,9 @@ def _error_of(logits: Tensor, recorded: Tensor, rules: Rules) -> str | None:
     return too_far("a run with gradients", logits, recorded)
 
 
-def holding_hooks(names: Sequence[str], held: dict[str, Tensor], writes: Mapping[str, Tensor]) -> list[Hook]:
+def holding_hooks(
+    runner: Runner, names: Sequence[str], held: dict[str, Tensor], writes: Mapping[str, Tensor]
+) -> list[Hook]:
     """Hooks that keep activations with their graph, and put what is written into the place of others.
 
     The first activation that is met has no graph yet: it becomes the beginning of one.
@@ -152,7 +154,10 @@ def holding_hooks(names: Sequence[str], held: dict[str, Tensor], writes: Mapping
 
         return hold
 
-    return [(name, keep(name)) for name in dict.fromkeys((*names, *writes, INPUT))]
+    hooks: list[Hook] = []
+    for name in dict.fromkeys((*names, *writes, INPUT)):
+        hooks += runner.writing_hooks(name, keep(name))
+    return hooks
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ class Readers:
         return self._run(layer, pairs, change, block_hook(layer, kind))
 
     def heads_with(
-        self, layer: int, kind: Kind, pairs: Int[Tensor, " row"], value: Float[Tensor, "row pos head d_head"]
+        self, layer: int, kind: Kind, pairs: Int[Tensor, " row"], value: Float[Tensor, "row pos own_head d_head"]
     ) -> Float[Tensor, "row pos head d_head"]:
         """What each head of a layer gives (z) with these queries, keys or values, the other two held."""
         held = [one for one in QUERIES_KEYS_VALUES if one != kind]

@@ -157,10 +157,11 @@ def test_integrated_gradients_of_the_embeddings_add_up(name: str) -> None:
     assert np.abs(ends[0] - ends[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2", slow=("hooked:grouped",)))
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("component", ["z", "mlp_out", "resid_mid", "k"])
-def test_integrated_gradients_of_an_activation_add_up_to_patching_it(component: str, direction: Any) -> None:
-    model, pairs = edge_model(PLAIN), some_pairs()
+def test_integrated_gradients_of_an_activation_add_up_to_patching_it(component: str, direction: Any, name: str) -> None:
+    model, pairs = edge_model(name), some_pairs()
     patch = [Patch((Site(block_hook(1, component)),))]
     engine = PatchingEngine(model, show_progress=False)
     measured = engine.sweep(pairs, patch, [last_position_metric(3)], direction)
@@ -171,6 +172,8 @@ def test_integrated_gradients_of_an_activation_add_up_to_patching_it(component: 
     ]
     assert errors[1] < 0.01 * np.abs(exact).max()
     assert errors[1] < 0.2 * errors[0]
+    at_base = scores(model, pairs, patch, "ig_activations", direction, steps=1, grid="left")
+    assert_near(at_base, scores(model, pairs, patch, "atp", direction))
 
 
 @pytest.mark.parametrize("method", METHODS)
