@@ -89,8 +89,7 @@ class BothDirections(Generic[Results]):
             `site` (label), `layer`, `head`, `neuron` and `position` (or its name) of each patch, where it has one;
             `denoising` and `noising`, the effects over the usable pairs; with `alpha` their corrected p-values as
             `denoising_p` and `noising_p`; and `reading`: `both`, `sufficient`, `necessary` or `neither`, and None where
-            no pair is usable. `estimate` names the method where effects are estimated, and is empty where patches
-            were run.
+            no pair is usable. Where effects are estimated, `estimate` names the method.
 
         Raises:
             ValueError: for a threshold that is not above 0, where neither is given, and for an `alpha` that is no level
@@ -120,8 +119,9 @@ class BothDirections(Generic[Results]):
             READINGS[bool(suffices), bool(needed)] if is_known else None
             for suffices, needed, is_known in zip(*counts, known)
         ]
-        method = method_of(self.denoising.sweep.estimate)
-        return table.assign(**p_values, reading=pd.Series(readings, dtype=object), estimate=method)
+        estimate = self.denoising.sweep.estimate
+        how = {} if estimate is None else {"estimate": method_of(estimate)}
+        return table.assign(**p_values, reading=pd.Series(readings, dtype=object), **how)
 
 
 def check_kind(results: object, kind: type, made_by: str, otherwise: str = "") -> None:

@@ -201,10 +201,11 @@ class SiteStatistics:
         return 2 * self.split_half / (1 + abs(self.split_half))
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row per site."""
+        """A row per site; where effects are estimated, `estimate` names the method."""
         columns = ("effect", "low", "high", "p", "p_corrected", "significant", "too_skewed", "in_doubt", "detectable")
         table = pd.DataFrame({"site": self.sites, **{name: getattr(self, name) for name in columns}})
-        return table.assign(n_pairs=self.n_pairs, estimate=method_of(self.estimate))
+        how = {} if self.estimate is None else {"estimate": method_of(self.estimate)}
+        return table.assign(n_pairs=self.n_pairs, **how)
 
     def __repr__(self) -> str:
         return (
