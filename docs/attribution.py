@@ -39,29 +39,28 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(args.model, device="cpu")
     estimates = AttributionPatcher(model, show_progress=False)
     dataset = IOIDataset(model, args.pairs, corruption="flip_subject", seed=SEED)
-    for direction in ("denoising", "noising"):
-        for part in ("output", "q"):
-            began = time.perf_counter()
-            patcher = HeadPatcher(model, show_progress=False)
-            exact = patcher.run_all_heads_experiment(dataset, part, direction=direction)
-            what = f"Heads, {part}, {direction}, {len(dataset)} pairs"
-            tell(f"\n## {what}\n\n{len(exact)} heads, run exactly in {time.perf_counter() - began:.0f} s\n")
+    for part, direction in (("output", "denoising"), ("output", "noising"), ("q", "denoising")):
+        began = time.perf_counter()
+        patcher = HeadPatcher(model, show_progress=False)
+        exact = patcher.run_all_heads_experiment(dataset, part, direction=direction)
+        what = f"Heads, {part}, {direction}, {len(dataset)} pairs"
+        tell(f"\n## {what}\n\n{len(exact)} heads, run exactly in {time.perf_counter() - began:.0f} s\n")
 
-            def estimate(method: Any, part: str = part, direction: Any = direction) -> Any:
-                return estimates.run_all_heads_experiment(dataset, part, method=method, direction=direction)
+        def estimate(method: Any, part: str = part, direction: Any = direction) -> Any:
+            return estimates.run_all_heads_experiment(dataset, part, method=method, direction=direction)
 
-            tell(table(exact.sweep.effects, estimate, OF_HEADS))
+        table(exact.sweep.effects, estimate, OF_HEADS)
     few = IOIDataset(model, args.edge_pairs, corruption="flip_subject", seed=SEED)
     began = time.perf_counter()
     edges = PathPatcher(model, show_progress=False).run_all_edges_experiment(few)
     took = time.perf_counter() - began
     tell(f"\n## Edges, denoising, {len(few)} pairs\n\n{len(edges):,} edges, run exactly in {took:.0f} s\n")
-    tell(table(edges.sweep.effects, lambda method: estimates.run_all_edges_experiment(few, method=method), OF_EDGES))
+    table(edges.sweep.effects, lambda method: estimates.run_all_edges_experiment(few, method=method), OF_EDGES)
 
 
-def table(exact: np.ndarray, estimated: Callable[[Any], Any], methods: tuple[str, ...]) -> str:
-    """A row for each method: correlations with the exact effects, and the share of the largest that it finds."""
-    lines = ["| method | Pearson | Spearman | recall at 20 | seconds |", "|---|---|---|---|---|"]
+def table(exact: np.ndarray, estimated: Callable[[Any], Any], methods: tuple[str, ...]) -> None:
+    """Print a row for each method: correlations with the exact effects, and the share of the largest that it finds."""
+    tell("| method | Pearson | Spearman | recall at 20 | seconds |\n|---|---|---|---|---|")
     found = np.isfinite(exact)
     for method in methods:
         began = time.perf_counter()
@@ -75,8 +74,7 @@ def table(exact: np.ndarray, estimated: Callable[[Any], Any], methods: tuple[str
         top = [set(np.argsort(-np.abs(values))[:K].tolist()) for values in (scores, exact)]
         sizes = " (of sizes)" if is_size else ""
         recall = len(top[0] & top[1]) / min(K, len(exact))
-        lines.append(f"| `{method}`{sizes} | {pearson:.2f} | {spearman:.2f} | {recall:.2f} | {took:.1f} |")
-    return "\n".join(lines)
+        tell(f"| `{method}`{sizes} | {pearson:.2f} | {spearman:.2f} | {recall:.2f} | {took:.1f} |")
 
 
 def tell(text: str) -> None:

@@ -11,6 +11,7 @@ import torch
 
 import activation_patching
 import actpatch
+import attribution_patching
 import head_patching
 import model_loading
 import path_patching
@@ -127,7 +128,7 @@ def test_modules_offer_what_their_readers_import():
 
 
 def test_module_docstrings_exist():
-    for module in (activation_patching, head_patching, model_loading, path_patching, visualize):
+    for module in (activation_patching, attribution_patching, head_patching, model_loading, path_patching, visualize):
         assert module.__doc__ and module.__doc__.splitlines()[0].endswith((".", "?"))
 
 
@@ -143,3 +144,5 @@ def test_what_results_are_made_of_are_public_names():
     assert visualize.create_head_position_heatmap is actpatch.create_head_position_heatmap
     for name in ("PathPatcher", "EdgeResults", "EdgePatchingResult", "PathResults", "PathPatchingResult", "graph_of"):
         assert getattr(path_patching, name) is getattr(actpatch, name)
+    for name in ("AttributionPatcher", "Estimate", "Verification", "Stability", "ensemble"):
+        assert getattr(attribution_patching, name) is getattr(actpatch, name)

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOORS = {"activation_patching.py", "head_patching.py", "model_loading.py", "path_patching.py", "visualize.py"}
+DOORS = {
+    "activation_patching.py",
+    "attribution_patching.py",
+    "head_patching.py",
+    "model_loading.py",
+    "path_patching.py",
+    "visualize.py",
+}
 HEAVY = ("pandas", "scipy", "plotly", "transformers", "transformer_lens", "jinja2")
 USE = """
 import actpatch
