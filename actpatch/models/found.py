@@ -16,8 +16,10 @@ from torch import nn
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _LOCKS_CHANGE = threading.Lock()
+COMPILED = "_compiled_call_impl"
+"""Where `module.compile()` puts what runs in the place of the module's own code, which hooks may not reach."""
 _TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_OF_INSTANCE = ("forward", "act_fn")
+_OF_INSTANCE = ("forward", "act_fn", COMPILED)
 """What is replaced in a module's own dictionary."""
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from actpatch.core.sites import kind_of
 from actpatch.models.foreign import foreign_code
 from actpatch.models.forwards import at_positions, fused_gelu, reading, unembedding_only
-from actpatch.models.found import as_found, modules_of
+from actpatch.models.found import COMPILED, as_found, modules_of
 
 KeysValues = tuple[Tensor, Tensor]
 Hook = tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]
@@ -266,6 +266,8 @@ class Runner(ABC):
                 switch(True)
             for module in modules_of(self.model):
                 module.training = False
+                if module.__dict__.get(COMPILED) is not None:
+                    module.__dict__[COMPILED] = None
             stack.enter_context(torch.no_grad())
             stack.enter_context(fused_gelu(self.model))
             yield
@@ -289,6 +291,11 @@ def make_runner(model: Any) -> Runner:
         from actpatch.models.hooked import HookedRunner
 
         return HookedRunner(model)
+    if "OptimizedModule" in classes:
+        raise TypeError(
+            "model was compiled by torch.compile, which hooks do not reach: give the model itself, "
+            "compiled._orig_mod, or use model.compile(), which is left out while it is patched"
+        )
     raise TypeError(
         f"model is a {type(model).__name__}, expected a TransformerLens HookedTransformer or TransformerBridge: "
         "load one with load_model(...), HookedTransformer.from_pretrained(...) or "
