@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from actpatch.statistics.evidence import WEIGHTS
 from actpatch.statistics.resampling import detectable_size, sign_flip_p_values
-from actpatch.statistics.sites import WEIGHTS
 from actpatch.statistics.skewness import careful_p_values, skewness_weight
 
 N_SITES, N_REAL, ALPHA = 40, 5, 0.05

@@ -125,6 +125,11 @@ def check_causal(experiment: Experiment, chunk: Chunk) -> None:
     moved = _moved_before_the_change(experiment, chunk)
     if moved is None:
         moved = _moved_by_a_later_token(experiment, chunk)
+    if moved and experiment.runner.quantizes_activations:
+        raise ValueError(
+            "this model's quantized layers scale by what all positions hold (another token at the end changes what "
+            "stands before it): load it without quantized activations"
+        )
     if moved:
         raise ValueError(
             "this model attends to later positions (another token at the end changes what stands before it): only "

@@ -263,6 +263,9 @@ class Runs:
             exactness = exactness.without_resuming()
         if any(site.hook_point.startswith("unembed.") for site in sites):
             exactness = replace(exactness, logits=False)
+        if not self.runner.unembedding_has_weights:
+            reason = "the weights of its unembedding cannot be read"
+            exactness = self._left_out(exactness, replace(exactness, logits=False), reason)
         has_keys = any(head_axis(site.hook_point) == 1 for site in sites)
         if has_keys and self.experiment.references is not None:  # what is written has a meaning for padding too
             exactness = replace(exactness, padded=False)

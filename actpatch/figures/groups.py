@@ -73,7 +73,7 @@ def _two_groups(sweep: Sweep, groups: Sequence[str] | None) -> tuple[str, str]:
         differences = sweep.statistics().differences if sweep.usable.any() else None
         if differences is None:
             return known[0], known[1]
-        site = int(differences.spread.argmax())
+        site = int(np.nanargmax(differences.spread))
         ends = sorted((int(differences.effects[site].argmin()), int(differences.effects[site].argmax())))
         return differences.groups[ends[0]], differences.groups[ends[1]]
     if isinstance(groups, str) or len(groups) != 2 or groups[0] == groups[1] or not set(groups) <= set(known):
@@ -84,13 +84,16 @@ def _two_groups(sweep: Sweep, groups: Sequence[str] | None) -> tuple[str, str]:
 def _evidence(sweep: Sweep, names: tuple[str, str], alpha: float) -> Certainty:
     """How sure the differences between the two groups are, an entry per patch."""
     usable = sweep.usable & np.isin(np.array(sweep.groups, dtype=object), names)
+    labels = sweep.labels
+    whole = np.flatnonzero(sweep.written[:, usable].all(axis=1)).tolist()  # others have other pairs
     found: GroupDifferences | None = group_differences(
-        (sweep.patched - sweep.base)[:, usable],
+        (sweep.patched - sweep.base)[whole][:, usable],
         (sweep.source - sweep.base)[usable],
         [group for group, kept in zip(sweep.groups, usable) if kept],
-        sites=sweep.labels,
+        sites=[labels[i] for i in whole],
         alpha=alpha,
     )
+    found = found and found.among(labels, whole)
     if found is None or found.smallest_p > alpha:
         return unknown(len(sweep.patches), f"not tested: {FEWEST_OF_A_GROUP} usable pairs of each group are needed")
     told = f"{STAR if found.significant.any() else 'none'} significant"

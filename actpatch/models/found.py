@@ -16,8 +16,10 @@ from torch import nn
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _LOCKS_CHANGE = threading.Lock()
+_COMPILED = "_compiled_call_impl"
+"""Where `module.compile()` puts what runs in the place of the module's own code."""
 _TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_OF_INSTANCE = ("forward", "act_fn")
+_OF_INSTANCE = ("forward", "act_fn", _COMPILED)
 """What is replaced in a module's own dictionary."""
 
 
@@ -26,6 +28,16 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     wrapped = model.__dict__.get("original_model")
     both = [*model.modules(), *(wrapped.modules() if isinstance(wrapped, nn.Module) else ())]
     return list(dict.fromkeys(both))
+
+
+def run_as_written(module: nn.Module) -> None:
+    """Take away what `torch.compile` put in the place of a module's own code, which hooks need not reach."""
+    own = module.__dict__
+    if own.get(_COMPILED) is not None:
+        own[_COMPILED] = None
+    written = getattr(own.get("forward"), "_torchdynamo_orig_callable", None)
+    if written is not None:
+        own["forward"] = written
 
 
 @contextlib.contextmanager

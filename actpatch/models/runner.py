@@ -20,7 +20,7 @@ from torch import Tensor
 from actpatch.core.sites import kind_of
 from actpatch.models.foreign import foreign_code
 from actpatch.models.forwards import at_positions, fused_gelu, reading, unembedding_only
-from actpatch.models.found import as_found, modules_of
+from actpatch.models.found import as_found, modules_of, run_as_written
 
 KeysValues = tuple[Tensor, Tensor]
 Hook = tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]
@@ -173,6 +173,19 @@ class Runner(ABC):
         wrapped = getattr(unembed, "original_component", None)
         return not self.foreign and is_known and type(wrapped) in (type(None), torch.nn.Linear)
 
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether it has layers that torch's dynamic quantization put in the place of others."""
+        return any(".quantized.dynamic" in type(module).__module__ for module in modules_of(self.model))
+
+    @property
+    def unembedding_has_weights(self) -> bool:
+        """Whether the weights that logits are a product with can be had: quantized ones are packed away."""
+        try:
+            return all(isinstance(weight, Tensor) for weight in (self.model.unembed.W_U, self.model.unembed.b_U))
+        except (AssertionError, AttributeError, RuntimeError, TypeError):
+            return False
+
     def blocks_are_called_alike(self, recording: Recording, start: int, length: int) -> bool:
         """Whether the blocks are called with the same for each of the prompts, beside the residual stream."""
         return True
@@ -266,6 +279,7 @@ class Runner(ABC):
                 switch(True)
             for module in modules_of(self.model):
                 module.training = False
+                run_as_written(module)
             stack.enter_context(torch.no_grad())
             stack.enter_context(fused_gelu(self.model))
             yield
@@ -289,6 +303,11 @@ def make_runner(model: Any) -> Runner:
         from actpatch.models.hooked import HookedRunner
 
         return HookedRunner(model)
+    if "OptimizedModule" in classes:
+        raise TypeError(
+            "model was compiled by torch.compile, which hooks do not reach: give the model itself, "
+            "compiled._orig_mod, or use model.compile(), which is left out while it is patched"
+        )
     raise TypeError(
         f"model is a {type(model).__name__}, expected a TransformerLens HookedTransformer or TransformerBridge: "
         "load one with load_model(...), HookedTransformer.from_pretrained(...) or "

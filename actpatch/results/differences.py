@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from actpatch.core.estimate_words import exact_or_estimated, untested
 from actpatch.results.sweep import Sweep
@@ -23,7 +23,8 @@ from actpatch.statistics.sites import SiteStatistics, site_statistics
 def difference_statistics(
     first: Sweep, second: Sweep, matched: Sequence[tuple[int, int]], *, like: SiteStatistics
 ) -> SiteStatistics:
-    """Second minus first: statistics of the difference of the effects, from the pairs usable in both.
+    """Second minus first: statistics of the difference of the effects, from the pairs usable in both, and
+    of those from the ones in which both patches write anything.
 
     Args:
         first, second: the sweeps.
@@ -39,16 +40,21 @@ def difference_statistics(
     if not same_pairs(first, second):
         raise ValueError("the experiments have other pairs, so their effects cannot be compared pair by pair")
     usable = first.usable & second.usable
-    firsts, seconds = ([match[side] for match in matched] for side in (0, 1))
-    labels = first.labels
-    difference = _contributions(second, seconds, usable) - _contributions(first, firsts, usable)
+    both = first.written[[one for one, _ in matched]] & second.written[[other for _, other in matched]]
+    known = np.flatnonzero(both[:, usable].any(axis=1) | ~usable.any()).tolist()
+    firsts, seconds = ([matched[i][side] for i in known] for side in (0, 1))
+    written = both[known][:, usable]
+    difference = _contributions(second, seconds, usable, written) - _contributions(first, firsts, usable, written)
+    labels = [first.labels[one] for one, _ in matched]
     found = site_statistics(
         difference,
         np.zeros(difference.shape[1]),
         np.ones(difference.shape[1]),
-        sites=[labels[patch] for patch in firsts],
+        sites=[labels[i] for i in known],
+        written=written,
         **like.options,
     )
+    found = found if len(known) == len(labels) else found.among(labels, known)
     if first.estimate == second.estimate and not untested(first.estimate):
         return found.of_estimates(first.estimate)
     kinds = (
@@ -63,8 +69,14 @@ def same_pairs(first: Sweep, second: Sweep) -> bool:
     return first.pair_indices == second.pair_indices and prompts[0] == prompts[1]
 
 
-def _contributions(sweep: Sweep, patches: Sequence[int], usable: np.ndarray) -> Float[np.ndarray, "patch pair"]:
-    """What each pair says of each effect; their mean is the effect over these pairs."""
+def _contributions(
+    sweep: Sweep, patches: Sequence[int], usable: np.ndarray, written: Bool[np.ndarray, "patch pair"]
+) -> Float[np.ndarray, "patch pair"]:
+    """What each pair says of each effect; their mean over the pairs in which it is patched is the effect over these."""
     changes, gaps = (sweep.patched[patches] - sweep.base)[:, usable], (sweep.source - sweep.base)[usable]
-    effects = changes.mean(axis=1, keepdims=True) / gaps.mean()
-    return effects + (changes - effects * gaps) / gaps.mean()
+    if written.all():
+        effects, gap = changes.mean(axis=1, keepdims=True) / gaps.mean(), gaps.mean()
+    else:
+        gap = np.mean(np.broadcast_to(gaps, changes.shape), axis=1, keepdims=True, where=written)
+        effects = np.mean(changes, axis=1, keepdims=True, where=written) / gap
+    return effects + (changes - effects * gaps) / gap

@@ -393,8 +393,8 @@ class Sweep:
     @property
     def effects(self) -> Float[np.ndarray, " patch"]:
         """Effect of each patch over the usable pairs, as a ratio of means; NaN where no pair is usable, where their
-        gaps cancel, and for patches that write nothing in any (`unmatched`). A pair in which one of the others writes
-        nothing counts as unchanged."""
+        gaps cancel, and for patches that write nothing in any (`unmatched`). Pairs in which a patch writes nothing are
+        left out of its effect."""
         usable = self.usable
         if not usable.any():
             return np.full(len(self.patches), np.nan)
@@ -402,7 +402,10 @@ class Sweep:
         # The gaps can cancel although no pair's is 0: accuracies turn around both ways.
         gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
         effects = (self.patched[:, usable].mean(axis=1) - base.mean()) / gap
-        return np.where(self.unmatched, np.nan, effects)
+        written = self.written[:, usable]
+        for i in np.flatnonzero(~written.all(axis=1)):
+            effects[i] = _ratio_of_means((self.patched[i, usable] - base)[written[i]], (source - base)[written[i]])
+        return effects
 
     def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
         """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
@@ -412,7 +415,8 @@ class Sweep:
 
         Options (seed, level, alpha, correction, power, n_resamples) and errors are those of
         `statistics.sites.site_statistics`. Where the pairs are of several groups, effects are compared between them.
-        Patches that write nothing (`unmatched`) are none of its sites: their entries are NaN.
+        Entries of a patch rest on the pairs in which it writes anything; of one that writes nothing (`unmatched`), which
+        is none of the sites, they are NaN.
         """
         if self.whole is not None:
             return self.entire.statistics(**options).of_sites(self.numbers)
@@ -438,6 +442,7 @@ class Sweep:
             self.source[usable],
             sites=[labels[i] for i in measured],
             groups=[group for group, kept in zip(self.groups, usable) if kept],
+            written=self.written[measured][:, usable],
             **options,
         )
         found = found if self.estimate is None else found.of_estimates(self.estimate)
@@ -491,6 +496,11 @@ def _is_matched(at: Any, pair: int, matched: set[int], length: int) -> bool:
 
 def _taken(tokens: Tokens, partners: Mapping[int, int], length: int) -> Tokens:
     return tuple(tokens[partners[at]] if at in partners else None for at in range(length))
+
+
+def _ratio_of_means(changes: Float[np.ndarray, " pair"], gaps: Float[np.ndarray, " pair"]) -> float:
+    """NaN for no pairs, and where the gaps cancel."""
+    return float("nan") if not len(gaps) or gaps_cancel(gaps) else float(changes.mean() / gaps.mean())
 
 
 def _mean(values: Float[np.ndarray, " pair"]) -> float:

@@ -109,8 +109,8 @@ class GroupDifferences:
 
 
 def placed(values: np.ndarray, n_sites: int, numbers: Sequence[int]) -> np.ndarray:
-    """The values as those with these numbers among so many; NaN, or False, in all other places."""
-    whole = np.full((n_sites, *values.shape[1:]), False if values.dtype == bool else np.nan, dtype=values.dtype)
+    """The values as those with these numbers among so many; NaN, False or 0 in all other places."""
+    whole = np.full((n_sites, *values.shape[1:]), np.nan if values.dtype.kind == "f" else 0, dtype=values.dtype)
     whole[list(numbers)] = values
     return whole
 

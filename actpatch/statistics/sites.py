@@ -31,25 +31,16 @@ from numbers import Real
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from actpatch.core.estimate_words import estimated_by, method_of, of_estimates, untested
 from actpatch.core.estimates import Estimate
 from actpatch.core.heavy import pd, stats
 from actpatch.core.text import count
 from actpatch.core.warn import warn_user
+from actpatch.statistics.evidence import Tests, evidence_of
 from actpatch.statistics.groups import FEWEST_OF_A_GROUP, GroupDifferences, group_differences, placed
-from actpatch.statistics.resampling import (
-    FEWEST_PAIRS,
-    N_FLIPS,
-    detectable_size,
-    gaps_cancel,
-    ratio_intervals,
-    sign_flip_p_values,
-    smallest_p_value,
-    split_half_agreement,
-)
-from actpatch.statistics.skewness import careful_p_values, skewness_weight
+from actpatch.statistics.resampling import FEWEST_PAIRS, N_FLIPS, gaps_cancel, smallest_p_value, split_half_agreement
 
 Correction = Literal["bh", "by"]
 
@@ -59,12 +50,13 @@ ROUGH_BELOW = 10
 """With fewer pairs intervals are wide, and of skewed changes they hold the true effect less often than they claim."""
 FLIPS_AT_LEVEL = 20
 """How many random sign flips may reach a site's change while it alone is significant: with few, chance decides."""
-WEIGHTS = 20
-"""In how many steps the skewness' weight counts for the detectable effect."""
 MOST_NAMED = 5
 """Most sites that a note names."""
 MOST_FLIPS = 99_999
 """Most sign flips, for maps of many sites."""
+
+
+_PER_SITE = ("effect", "low", "high", "p", "p_corrected", "too_skewed", "detectable", "pairs_at")
 
 
 class StatisticsOptions(TypedDict, total=False):
@@ -124,6 +116,8 @@ class SiteStatistics:
     """What could not be computed or is weak, and why; first, whether effects differ between groups of pairs."""
     n_corrected: int
     """Number of sites that the correction counts: all of the map, also where these are some of them."""
+    pairs_at: Int[np.ndarray, " site"]
+    """Pairs that the entries of each site rest on: those in which it was patched."""
     estimate: Estimate | None = None
     """How the effects are estimated, which all of this is then about; None where patches were run."""
 
@@ -142,15 +136,13 @@ class SiteStatistics:
     def of_sites(self, numbers: Sequence[int]) -> SiteStatistics:
         """The entries of these sites. Whatever is of the map stays the whole map's: correction, agreement, notes."""
         chosen = list(numbers)
-        arrays = ("effect", "low", "high", "p", "p_corrected", "too_skewed", "detectable")
-        entries = {name: getattr(self, name)[chosen] for name in arrays}
+        entries = {name: getattr(self, name)[chosen] for name in _PER_SITE}
         differences = self.differences.of_sites(chosen) if self.differences else None
         return replace(self, sites=tuple(self.sites[i] for i in chosen), differences=differences, **entries)
 
     def among(self, sites: Sequence[str], numbers: Sequence[int]) -> SiteStatistics:
         """These entries as those with these numbers among more sites, of which nothing was measured: theirs are NaN."""
-        arrays = ("effect", "low", "high", "p", "p_corrected", "too_skewed", "detectable")
-        entries: dict[str, Any] = {name: placed(getattr(self, name), len(sites), numbers) for name in arrays}
+        entries: dict[str, Any] = {name: placed(getattr(self, name), len(sites), numbers) for name in _PER_SITE}
         differences = self.differences.among(sites, numbers) if self.differences else None
         return replace(self, sites=tuple(sites), differences=differences, **entries)
 
@@ -205,7 +197,7 @@ class SiteStatistics:
         columns = ("effect", "low", "high", "p", "p_corrected", "significant", "too_skewed", "in_doubt", "detectable")
         table = pd.DataFrame({"site": self.sites, **{name: getattr(self, name) for name in columns}})
         how = {} if self.estimate is None else {"estimate": method_of(self.estimate)}
-        return table.assign(n_pairs=self.n_pairs, **how)
+        return table.assign(n_pairs=self.pairs_at, **how)
 
     def __repr__(self) -> str:
         return (
@@ -223,6 +215,7 @@ def site_statistics(
     *,
     sites: Sequence[str] | None = None,
     groups: Sequence[str] = (),
+    written: Bool[np.ndarray, "site pair"] | None = None,
     seed: int = 0,
     level: float = 0.95,
     alpha: float = 0.05,
@@ -238,6 +231,8 @@ def site_statistics(
         source: metric of the runs whose activations were copied.
         sites: labels; None numbers the sites.
         groups: the group of each pair, whose effects are compared (`statistics.groups`); none compares nothing.
+        written: in which pairs each site was patched: a site's numbers are those of its pairs alone, and what compares
+            sites, or groups of pairs, rests on the sites that were patched in all. None for all pairs.
         seed: seed of everything that is drawn. The same seed gives the same numbers, bit for bit.
         level: share of intervals meant to hold the true effect.
         alpha: sites are significant where their corrected p-value is at most this.
@@ -246,13 +241,16 @@ def site_statistics(
         n_resamples: resamples of the pairs for the intervals.
 
     Raises:
-        ValueError: for no pairs, for values that are not finite, and for settings out of range.
+        ValueError: for no pairs, a site that was patched in none, values that are not finite, and settings out of range.
     """
     labels = tuple(map(str, range(len(patched)))) if sites is None else tuple(sites)
     _check_settings(seed, level, alpha, correction, power, n_resamples)
     _check_values(patched, base, source, labels)
     if groups and len(groups) != len(base):
         raise ValueError(f"groups has {len(groups)} entries, expected one per pair ({len(base)})")
+    written = np.ones(patched.shape, dtype=bool) if written is None else written
+    if not written.any(axis=1).all():
+        raise ValueError(f"{labels[int(written.any(axis=1).argmin())]} was patched in no pair: leave that site out")
     # Sums over pairs round by where the numbers lie in memory: selected pairs and loaded files lie differently.
     changes, gaps = np.ascontiguousarray(patched - base), source - base
     exponent = np.frexp(np.abs(gaps).max())[1]  # whatever the metric's unit: a power of two changes no digit
@@ -261,29 +259,28 @@ def site_statistics(
     lone = _level_of_a_lone_site(alpha, len(labels), correction)
     n_flips = min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
     for_intervals, for_flips, for_splits = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-    low, high = ratio_intervals(changes, gaps, level=level, n_resamples=n_resamples, seed=for_intervals)
-    flips, weight = sign_flip_p_values(changes, n_flips=n_flips, seed=for_flips), skewness_weight(changes)
-    p = np.maximum(flips, careful_p_values(changes, weight))
-    p_corrected, flips_corrected = (stats.false_discovery_control(values, method=correction) for values in (p, flips))
+    tests = Tests(level, n_resamples, lone, n_flips, power, for_intervals, for_flips)
+    found = evidence_of(changes, gaps, written, tests)
+    low, high, p = found.low, found.high, found.p
+    p_corrected, flips_corrected = (stats.false_discovery_control(of, method=correction) for of in (p, found.flips))
     too_skewed = (flips_corrected <= alpha) & (p_corrected > alpha)
-    # The size is found once for each weight: one that differs by less hardly shows in it.
-    size = detectable_size(n_pairs, lone, power=power, n_flips=n_flips, weight=round(weight * WEIGHTS) / WEIGHTS)
-    spread = changes.std(axis=1, ddof=1) if n_pairs > 1 else np.full(len(labels), np.nan)
-    reach = size * spread / np.sqrt(n_pairs) / abs(gaps.mean())
+    whole = np.flatnonzero(written.all(axis=1)).tolist()
+    in_all = changes if len(whole) == len(changes) else np.ascontiguousarray(changes[whole])
     for_deals = int(np.random.SeedSequence(seed).generate_state(4)[3])
-    differences = group_differences(changes, gaps, groups, sites=labels, alpha=alpha, seed=for_deals)
-    split_half = split_half_agreement(changes, gaps, seed=for_splits)
+    of_whole = [labels[i] for i in whole]
+    differences = group_differences(in_all, gaps, groups, sites=of_whole, alpha=alpha, seed=for_deals) if whole else None
+    split_half = split_half_agreement(in_all, gaps, seed=for_splits)
     step = smallest_p_value(n_pairs, n_flips)
     too_few = _too_few(n_pairs, len(labels), lone, step)
     return SiteStatistics(
         sites=labels,
-        effect=changes.mean(axis=1) / gaps.mean(),
+        effect=found.effect,
         low=low,
         high=high,
         p=p,
         p_corrected=p_corrected,
         too_skewed=too_skewed,
-        detectable=np.where(changes.any(axis=1), reach, np.nan),
+        detectable=found.reach,
         split_half=split_half,
         n_pairs=n_pairs,
         level=level,
@@ -294,14 +291,15 @@ def site_statistics(
         seed=seed,
         n_resamples=n_resamples,
         too_few="" if (p_corrected <= alpha).any() else too_few,
-        differences=differences,
+        differences=differences and differences.among(labels, whole),
         notes=(
             *filter(None, [differences.sentence if differences else _too_small(groups), too_few]),
-            *_notes(low, high, changes, split_half),
-            *_notes_on_skewness(labels, changes, too_skewed, size, lone >= step, power),
+            *_notes(low, high, changes, split_half, found.n_pairs),
+            *_notes_on_skewness(labels, changes, too_skewed, found.size, lone >= step, power),
             *(() if too_few else _notes_on_disagreement(labels, low, high, p, level)),
         ),
         n_corrected=len(labels),
+        pairs_at=found.n_pairs,
     )
 
 
@@ -341,6 +339,7 @@ def _notes(
     high: Float[np.ndarray, " site"],
     changes: Float[np.ndarray, "site pair"],
     split_half: float,
+    pairs_at: Int[np.ndarray, " site"],
 ) -> Iterator[str]:
     n_pairs = changes.shape[1]
     if n_pairs == 1:
@@ -349,7 +348,9 @@ def _notes(
         yield f"{n_pairs} pairs are too few for intervals: use at least {FEWEST_PAIRS}"
     elif n_pairs < ROUGH_BELOW:
         yield f"below {ROUGH_BELOW} pairs intervals are rough, and too short where a few pairs change the most"
-    if n_pairs >= FEWEST_PAIRS and (agreeing := int(np.isnan(low).sum())):
+    if n_pairs >= FEWEST_PAIRS and (few := int((pairs_at < FEWEST_PAIRS).sum())):
+        yield f"no interval for {count(few, 'site')} patched in fewer than {FEWEST_PAIRS} of {n_pairs} pairs"
+    if agreeing := int((np.isnan(low) & (pairs_at >= FEWEST_PAIRS)).sum()):
         yield f"no interval for {count(agreeing, 'site')} with exactly one effect on all pairs"
     if unbounded := int((np.isinf(low) | np.isinf(high)).sum()):
         yield f"{count(unbounded, 'interval')} without an end: too few pairs change, or gaps are near 0"

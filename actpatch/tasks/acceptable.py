@@ -5,11 +5,10 @@ Knows neither pairs nor rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
-
-import torch
 
 from actpatch.core.text import shortened
 from actpatch.metrics.base import Whole
@@ -17,7 +16,7 @@ from actpatch.tasks.answers import n_answers, same_tokens, same_wholes
 from actpatch.tasks.batches import tokens_of_all
 from actpatch.tasks.columns import Answer
 from actpatch.tasks.files import ANSWER_SEPARATOR
-from actpatch.tasks.tokens import check_known, has_tokenizer, token_strings, unknown_token
+from actpatch.tasks.tokens import has_tokenizer, token_strings, unknown_token, unknown_words
 from actpatch.tasks.unfit import Fault
 
 Meaning = Literal["text", "ids"] | None
@@ -69,18 +68,23 @@ class Acceptable:
         if texts and meanings.answers != "ids":
             self.tokens = self._tokens(list(texts))
         self.ids = {side: self._resolved(answers) for side, answers in meant.items()}
-        """Answers as they are given -> their ids, and the kind of fault and the reason where there is one."""
-        self._shared: dict[tuple[tuple[Whole, ...], tuple[Whole, ...]], str] = {}
+        """Answers as they are given -> their ids, or none and why they cannot be used."""
+        self._shared: dict[tuple[int, int], Fault | None] = {}
 
-    def shared(self, correct: tuple[Whole, ...], incorrect: tuple[Whole, ...]) -> str:
-        """A sentence on the answers that are on both sides; empty where none is."""
+    def shared(self, correct: tuple[Whole, ...], incorrect: tuple[Whole, ...]) -> Fault | None:
+        """That some of the answers are on both sides; None where none is. Sides are those that `ids` has."""
         if not correct or not incorrect:
-            return ""
-        if (correct, incorrect) not in self._shared:
-            self._shared[correct, incorrect] = self._same(correct, incorrect)
-        return self._shared[correct, incorrect]
+            return None
+        sides = id(correct), id(incorrect)
+        if sides not in self._shared:
+            first = 1 if self.meanings.first_token else None
+            both = {answer[:first] for answer in correct} & {answer[:first] for answer in incorrect}
+            told = functools.partial(self._same, correct, incorrect)
+            self._shared[sides] = Fault("sides", told) if both else None
+        return self._shared[sides]
 
     def _same(self, correct: tuple[Whole, ...], incorrect: tuple[Whole, ...]) -> str:
+        """A sentence on the answers that are on both sides."""
         if not self.meanings.first_token:
             return same_wholes(self.model, correct, incorrect)
         are_cut = any(len(answer) > 1 for answer in (*correct, *incorrect))
@@ -99,20 +103,14 @@ class Acceptable:
             return f" {answer}"
         return answer
 
-    def _resolved(self, answers: Sequence[Answer]) -> tuple[tuple[Whole, ...], str, str]:
-        ids: list[Whole] = []
-        faults, kind = [], "answers"
-        for answer in answers:
-            found = self._resolved_one(answer)
-            if isinstance(found, Fault):
-                kind = found.kind
-                faults.append(str(found))
-            else:
-                ids.append(found)
+    def _resolved(self, answers: Sequence[Answer]) -> tuple[tuple[Whole, ...], Fault | None]:
+        found = [self._resolved_one(answer) for answer in answers]
+        faults = [tokens for tokens in found if isinstance(tokens, Fault)]
         if not faults:
-            return tuple(dict.fromkeys(ids)), "", ""
-        told, more = ", ".join(faults[:_MOST_ANSWERS]), len(faults) - _MOST_ANSWERS
-        return (), kind, f"{told}, and {more} more of its {len(answers)} answers" if more > 0 else told
+            return tuple(dict.fromkeys(found)), None
+        if len(faults) == 1:
+            return (), faults[0]
+        return (), Fault(faults[-1].kind, functools.partial(_told, faults, len(answers)))
 
     def _resolved_one(self, answer: Answer) -> Whole | Fault:
         said = self.meanings.answers
@@ -121,9 +119,7 @@ class Acceptable:
                 return Fault("cells", f"holds {shortened(answer)}, expected a token id, a whole number from 0 on")
             return self.tokens[answer]
         if said != "ids" and not self.meanings.ids_unasked:
-            as_id = f" for {self._as_id(answer)}" if self._as_id(answer) else ""
-            meant = f"say answers='text' for {str(answer)!r}, or 'ids'{as_id}"
-            return Fault("cells", f"holds {answer}, expected text: {meant}")
+            return Fault("cells", functools.partial(self._number, answer))
         if not 0 <= answer < self.size:
             return Fault("answers", f"the token id {answer} is outside the vocabulary of {self.size}")
         if answer == self.unknown:
@@ -132,29 +128,28 @@ class Acceptable:
 
     def _tokens(self, texts: list[str]) -> dict[str, Whole | Fault]:
         found: dict[str, Whole | Fault] = {}
+        single, unknown, size = self.meanings.single_token, self.unknown, self.size
         for text, ids in tokens_of_all(self.model, texts, prepend_bos=False).items():
-            try:
-                check_known(self.model, torch.tensor(ids, dtype=torch.long), text)
-            except ValueError as error:
-                found[text] = Fault("answers", str(error))
-                continue
-            found[text] = ids
-            if len(ids) > 1 and (self.meanings.single_token or ANSWER_SEPARATOR in text or _ends_in_a_space(text)):
-                kind = "tokens" if self.meanings.single_token else "answers"
-                parts = " + ".join(repr(part) for part in token_strings(self.model, ids))
-                found[text] = Fault(kind, f"{text!r} is {len(ids)} tokens for this model ({parts})")
-            if outside := [token for token in ids if token >= self.size]:
-                found[text] = Fault(
-                    "answers", f"{text!r} has the token {outside[0]}, outside the vocabulary of {self.size}"
-                )
-            if not ids:
-                found[text] = Fault("answers", f"{text!r} has no tokens")
-        faulty = [text for text, tokens in found.items() if isinstance(tokens, Fault)]
-        spaced = self.with_space(faulty)
-        return {
-            text: replace(tokens, detail=f"{tokens}{self._hint(text, spaced)}") if isinstance(tokens, Fault) else tokens
-            for text, tokens in found.items()
-        }
+            kind = ""
+            if not ids or unknown in ids or max(ids) >= size:
+                kind = "answers"
+            elif len(ids) > 1 and (single or ANSWER_SEPARATOR in text or _ends_in_a_space(text)):
+                kind = "tokens" if single else "answers"
+            found[text] = Fault(kind, functools.partial(self._refused, text, ids)) if kind else ids
+        return found
+
+    def _refused(self, text: str, ids: Whole) -> str:
+        """Why these tokens of an answer cannot be used, and what may have been meant."""
+        if not ids:
+            why = f"{text!r} has no tokens"
+        elif self.unknown in ids:
+            why = unknown_words(self.model, text)
+        elif outside := [token for token in ids if token >= self.size]:
+            why = f"{text!r} has the token {outside[0]}, outside the vocabulary of {self.size}"
+        else:
+            parts = " + ".join(map(repr, token_strings(self.model, ids)))
+            why = f"{text!r} is {len(ids)} tokens for this model ({parts})"
+        return f"{why}{self._hint(text)}"
 
     def with_space(self, texts: Iterable[str]) -> set[str]:
         """Those texts that are one token with a space before them, which they do not have."""
@@ -164,9 +159,14 @@ class Acceptable:
         tokens = tokens_of_all(self.model, spaced, prepend_bos=False).items()
         return {text[1:] for text, ids in tokens if len(ids) == 1 and ids[0] != self.unknown}
 
-    def _hint(self, text: str, spaced: set[str]) -> str:
+    @functools.cached_property
+    def _better_spaced(self) -> set[str]:
+        """Those of the texts that cannot be used that are one token with a space before them."""
+        return self.with_space(text for text, tokens in self.tokens.items() if isinstance(tokens, Fault))
+
+    def _hint(self, text: str) -> str:
         """What may have been meant by a text that is not one token."""
-        if text in spaced:
+        if text in self._better_spaced:
             return f", or write it with the space: {' ' + text!r} is one token"
         if ANSWER_SEPARATOR in text:
             return f". Several answers are a list here: {shortened(text.split(ANSWER_SEPARATOR))}"
@@ -175,6 +175,11 @@ class Acceptable:
         if text != text.rstrip():
             return f"; it ends in white space: write {text.rstrip()!r}"
         return ""
+
+    def _number(self, answer: int) -> str:
+        """What to say of a number where nothing was said of what numbers are."""
+        as_id = f" for {self._as_id(answer)}" if self._as_id(answer) else ""
+        return f"holds {answer}, expected text: say answers='text' for {str(answer)!r}, or 'ids'{as_id}"
 
     def digits(self) -> dict[str, str]:
         """Answers of digits only that are taken as text -> the token of that id."""
@@ -188,6 +193,12 @@ class Acceptable:
         if not has_tokenizer(self.model) or not 0 <= number < self.size:
             return ""
         return repr(token_strings(self.model, [number])[0])
+
+
+def _told(faults: Sequence[Fault], n_answers: int) -> str:
+    """The first few of a row's answers that cannot be used, and how many more there are."""
+    told, more = ", ".join(map(str, faults[:_MOST_ANSWERS])), len(faults) - _MOST_ANSWERS
+    return f"{told}, and {more} more of its {n_answers} answers" if more > 0 else told
 
 
 def _ends_in_a_space(text: str) -> bool:

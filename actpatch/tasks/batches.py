@@ -6,7 +6,8 @@ or takes from them, is found on a few of the texts, and the same is done to all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from actpatch.tasks.tokens import encode_prompt, text_tokens, token_strings, unk
 
 FEWEST = 8
 """Fewer texts than these are made into tokens one by one."""
+AT_ONCE = 4096
+"""So many texts are handed to the tokenizer at once: what it says of each takes memory."""
 _PLAIN = {"return_attention_mask": False}
 
 
@@ -57,18 +60,22 @@ def tokens_of_all(model: Any, texts: Iterable[str], **options: bool) -> dict[str
     }
 
 
-def prompts_of_all(model: Any, texts: Iterable[str]) -> dict[str, tuple[int, ...] | str]:
-    """Each prompt's token ids as `encode_prompt` gives them, or the reason why there are none."""
+def prompts_of_all(model: Any, texts: Iterable[str]) -> dict[str, tuple[int, ...] | Callable[[], str]]:
+    """Each prompt's token ids as `encode_prompt` gives them, or what says the reason why there are none."""
     unknown, longest = unknown_token(model), model.cfg.n_ctx
-    found: dict[str, tuple[int, ...] | str] = {}
-    for text, ids in tokens_of_all(model, texts).items():
-        found[text] = ids
-        if len(ids) > longest or (unknown is not None and unknown in ids):
-            try:
-                encode_prompt(model, text)
-            except ValueError as error:
-                found[text] = str(error)
-    return found
+    return {
+        text: functools.partial(_refusal, model, text) if len(ids) > longest or unknown in ids else ids
+        for text, ids in tokens_of_all(model, texts).items()
+    }
+
+
+def _refusal(model: Any, text: str) -> str:
+    """What `encode_prompt` says of a prompt that it refuses."""
+    try:
+        encode_prompt(model, text)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def spans_of_all(
@@ -137,4 +144,10 @@ def _rule(model: Any, texts: Sequence[str], options: Mapping[str, bool]) -> _Rul
 
 
 def _raw(model: Any, texts: list[str]) -> list[list[int]]:
-    return model.tokenizer(texts, **_PLAIN)["input_ids"]
+    tokenizer = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if len(texts) < FEWEST or not hasattr(backend, "encode_batch_fast"):
+        return tokenizer(texts, **_PLAIN)["input_ids"]
+    tokenizer(texts[0], **_PLAIN)  # after which the tokenizer pads and cuts nothing
+    portions = (texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE))
+    return [encoded.ids for portion in portions for encoded in backend.encode_batch_fast(portion)]

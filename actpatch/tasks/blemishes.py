@@ -65,7 +65,7 @@ def _doubled_bos(
         "care",
         f"The BOS token {name} begins the prompts twice in",
         f"Leave {name} out of the prompts: the model puts one before them" if written else f"Leave one {name} out",
-        tuple(any(list(prompt[:2]) == [bos, bos] for prompt in pair) for pair in ids),
+        tuple(any(len(prompt) > 1 and prompt[0] == prompt[1] == bos for prompt in pair) for pair in ids),
     )
 
 

@@ -29,7 +29,10 @@ Places: TypeAlias = int | Sequence[int]
 """A position, or several that belong together."""
 
 
-@dataclass(frozen=True)
+_ANSWERS = frozenset((str, int))
+
+
+@dataclass(frozen=True, slots=True)
 class PromptPair:
     """One pair of one's own."""
 
@@ -59,22 +62,22 @@ class PromptPair:
 
     def __post_init__(self) -> None:
         for which, prompt in (("clean", self.clean), ("corrupted", self.corrupted)):
-            if prompt is None and which == "corrupted":
+            if (isinstance(prompt, str) and prompt.strip()) or (prompt is None and which == "corrupted"):
                 continue
-            if not (prompt.strip() if isinstance(prompt, str) else _holds_prompt(prompt)):
+            if isinstance(prompt, str) or not _holds_prompt(prompt):
                 given = shortened(prompt)
                 raise ValueError(f"the {which} prompt is {given}, expected a text, messages of a chat or token ids")
         for side, answers in (("correct", self.correct), ("incorrect", self.incorrect)):
             if isinstance(answers, str) or is_integer(answers):
                 raise ValueError(f"{side} is {answers!r}, expected a tuple of answers: ({answers!r},)")
             # Which types there are is asked first: answers may be thousands.
-            if {*map(type, answers)} <= {str, int}:
+            if _ANSWERS.issuperset(map(type, answers)):
                 continue
             if wrong := [answer for answer in answers if not isinstance(answer, str) and not is_integer(answer)]:
                 raise ValueError(f"{side} holds {wrong[0]!r}, expected texts or token ids")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnreadableRow:
     """A row that is no pair, and why."""
 
@@ -152,19 +155,26 @@ class _RowReader:
         self.read_before: dict[Any, tuple[Any, tuple[Answer, ...]]] = {}
 
     def read(self, i: int) -> PromptPair | UnreadableRow:
-        cells = {name: find(self.table.cells[i]) for name, find in self.find.items() if find}
-        prompts = [_short(cells.get(name or "")) for name in (self.columns.clean, self.columns.corrupted)]
-        faults = [Fault("overfull", self.table.faults[i])] if i in self.table.faults else []
-        if self.table.separator is not None:
-            faults += [Fault("cells", _unquoted(name, cell)) for name, cell in cells.items() if _is_unquoted(cell)]
-        if missing := [name for name, value in cells.items() if _is_empty(value)]:
-            faults.append(Fault("empty", ", ".join(missing)))
+        row = self.table.cells[i]
+        cells = {name: find(row) for name, find in self.find.items() if find}
+        faults = [self.table.faults[i]] if i in self.table.faults else []
+        if not faults or faults[0].kind == "overfull":
+            faults += self._faults(cells)
         if not faults:
             try:
-                return self._pair(cells, self.table.cells[i], self.table.rows[i])
+                return self._pair(cells, row, self.table.rows[i])
             except ValueError as error:
                 faults.append(Fault("cells", str(error)))
+        prompts = [_short(cells.get(name or "")) for name in (self.columns.clean, self.columns.corrupted)]
         return UnreadableRow(self.table.rows[i], tuple(faults), *prompts)
+
+    def _faults(self, cells: Mapping[str, Any]) -> list[Fault]:
+        faults = []
+        if self.table.separator is not None:
+            faults += [Fault("cells", _unquoted(name, cell)) for name, cell in cells.items() if _is_unquoted(cell)]
+        if missing := [name for name, value in cells.items() if is_empty(value)]:
+            faults.append(Fault("empty", ", ".join(missing)))
+        return faults
 
     def _pair(self, cells: Mapping[str, Any], row: Sequence[Any], name: str) -> PromptPair:
         columns = self.columns
@@ -324,14 +334,15 @@ def _inside(value: Any, column: str, argument: str) -> str:
     return f": name what is meant in it, for instance {argument}='{column}.{inside}'"
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: no text but white space, no value, no entry."""
     if isinstance(value, str):
         return not value.strip()
     return bool(pd.isna(value)) if pd.api.types.is_scalar(value) else len(value) == 0
 
 
 def _key(value: Any) -> str:
-    return "" if _is_empty(value) else str(value)
+    return "" if is_empty(value) else str(value)
 
 
 def _short(value: Any) -> str:
@@ -360,8 +371,10 @@ def _holds_prompt(given: Any) -> bool:
 
 def _positions(columns: Mapping[str, _Finder | None], row: Sequence[Any], prefix: str) -> dict[str, Places]:
     """What a row has in such columns; it may have nothing in some."""
+    if not columns:
+        return {}
     values = {label: find(row) for label, find in columns.items() if find}
-    return {label: _position(value, prefix + label) for label, value in values.items() if not _is_empty(value)}
+    return {label: _position(value, prefix + label) for label, value in values.items() if not is_empty(value)}
 
 
 def _position(value: Any, column: str) -> Places:

@@ -11,9 +11,10 @@ from typing import Any, TextIO
 
 from actpatch.core.text import shortened
 from actpatch.tasks.chat import is_chat
+from actpatch.tasks.unfit import Fault
 
-Read = tuple[tuple[str, ...], list[list[Any]], list[str]]
-"""Names of the columns, the cells of each row, and the name of each row for messages."""
+Read = tuple[tuple[str, ...], list[list[Any]], list[str], dict[int, Fault]]
+"""Names of the columns, the cells of each row, the name of each row for messages, and which rows are no records."""
 
 
 def json_documents(file: TextIO, source: str, key: str | None = None) -> Read:
@@ -22,7 +23,7 @@ def json_documents(file: TextIO, source: str, key: str | None = None) -> Read:
     Raises:
         ValueError: where it is neither, or a document that holds no table, or several.
     """
-    if key is None and (lines := _lines(file, source)) is not None:
+    if key is None and (lines := _lines(file)) is not None:
         return lines
     text = file.read()
     try:
@@ -49,30 +50,31 @@ def cell(record: Any, name: str) -> Any:
     return record
 
 
-def _lines(file: TextIO, source: str) -> Read | None:
+def _lines(file: TextIO) -> Read | None:
     """One record per line; None where the first line is no record, so that it is a document. The file is put back.
 
     pandas' own reader names no line in its errors, and turns texts into numbers and dates.
     """
     records: list[Mapping[str, Any]] = []
     rows: list[str] = []
+    faults: dict[int, Fault] = {}
     known: dict[Any, Any] = {}
     first: Mapping[str, Any] = {}
     for number, line in enumerate(iter(file.readline, ""), start=1):
         if not line.strip():
             continue
+        fault = ""
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            if not records:
-                file.seek(0)
-                return None
-            raise ValueError(f"{source}, row {number} is not JSON ({error}): give one object per line") from None
+            record, fault = {}, f"not JSON ({error})"
         if not isinstance(record, Mapping):
-            if not records:
-                file.seek(0)
-                return None
-            raise ValueError(f"{source}, row {number} is {line.strip()[:40]}, expected an object {{...}} per line")
+            record, fault = {}, line.strip()[:40]
+        if fault and not records:
+            file.seek(0)
+            return None
+        if fault:
+            faults[len(records)] = Fault("records", fault)
         if not records:
             first = record
         records.append({name: _shared(value, known) for name, value in record.items()})
@@ -80,7 +82,7 @@ def _lines(file: TextIO, source: str) -> Read | None:
     if len(records) == 1 and _holds_tables(first):
         file.seek(0)
         return None
-    return _of_records(records, rows)
+    return _of_records(records, rows, faults)
 
 
 def _table(document: Any, source: str, key: str | None) -> Read:
@@ -118,10 +120,13 @@ def _table(document: Any, source: str, key: str | None) -> Read:
 def _array(document: list[Any], source: str) -> Read:
     if not document:
         raise ValueError(f"{source} is empty: expected an array of objects")
-    for i, record in enumerate(document, start=1):
-        if not isinstance(record, Mapping):
-            raise ValueError(f"{source}, record {i} is {shortened(record)}, expected an object {{...}}")
-    return _of_records(document, [f"row {i}" for i in range(1, len(document) + 1)])
+    faults = {
+        i: Fault("records", shortened(record)) for i, record in enumerate(document) if not isinstance(record, Mapping)
+    }
+    if len(faults) == len(document):
+        raise ValueError(f"{source}, record 1 is {shortened(document[0])}, expected an object {{...}}")
+    records = [{} if i in faults else record for i, record in enumerate(document)]
+    return _of_records(records, [f"row {i}" for i in range(1, len(document) + 1)], faults)
 
 
 def _columns(document: Mapping[str, Any]) -> Read | None:
@@ -129,22 +134,26 @@ def _columns(document: Mapping[str, Any]) -> Read | None:
     names = list(document)
     if set(names) == {"columns", "index", "data"} and isinstance(document["data"], list):
         rows = [f"row {label}" for label in document["index"]]
-        return tuple(map(str, document["columns"])), [list(cells) for cells in document["data"]], rows
+        return tuple(map(str, document["columns"])), [list(cells) for cells in document["data"]], rows, {}
     values = list(document.values())
     if any(map(_is_messages, values)):
         return None
     if values and all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
-        return tuple(names), [list(cells) for cells in zip(*values)], [f"row {i + 1}" for i in range(len(values[0]))]
+        rows = [f"row {i + 1}" for i in range(len(values[0]))]
+        return tuple(names), [list(cells) for cells in zip(*values)], rows, {}
     by_index = values and all(isinstance(value, Mapping) and value for value in values)
     if by_index and all(str(label).isdecimal() for value in values for label in value):
         labels = list(dict.fromkeys(label for value in values for label in value))
-        return tuple(names), [[value.get(label) for value in values] for label in labels], [f"row {i}" for i in labels]
+        rows = [f"row {label}" for label in labels]
+        return tuple(names), [[value.get(label) for value in values] for label in labels], rows, {}
     return None
 
 
-def _of_records(records: Sequence[Mapping[str, Any]], rows: list[str]) -> Read:
+def _of_records(
+    records: Sequence[Mapping[str, Any]], rows: list[str], faults: dict[int, Fault] | None = None
+) -> Read:
     names = tuple(dict.fromkeys(name for record in records for name in record))
-    return names, [[record.get(name) for name in names] for record in records], rows
+    return names, [[record.get(name) for name in names] for record in records], rows, faults or {}
 
 
 def _is_records(value: Any) -> bool:

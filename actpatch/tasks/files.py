@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from actpatch.core.heavy import pd
 from actpatch.core.text import MOST_LISTED
 from actpatch.tasks.documents import json_documents
+from actpatch.tasks.unfit import Fault
 
 ANSWER_SEPARATOR = "|"
 """What stands between several acceptable answers in a cell of a file of separated cells."""
@@ -46,8 +47,8 @@ class Table:
     """Name of each row, for instance `row 3`."""
     separator: str | None = None
     """What stands between several answers in one cell; None where they are a list."""
-    faults: Mapping[int, str] = field(default_factory=dict)
-    """Index of a row -> why its cells could not be told apart."""
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+    """Index of a row -> why it holds no cells that can be used."""
 
 
 def read_file(path: Path, wanted: Sequence[str] = (), key: str | None = None) -> Table:
@@ -66,13 +67,13 @@ def read_file(path: Path, wanted: Sequence[str] = (), key: str | None = None) ->
     if path.is_dir():
         within = ", ".join(sorted(one.name for one in path.iterdir() if one.is_file())[:MOST_LISTED]) or "nothing"
         raise IsADirectoryError(f"{path} is a directory, expected a file; in it there is {within}")
-    encoding = _encoding(path)
+    encoding = encoding_of(path)
     with path.open(encoding=encoding, newline="") as file:
         try:
             begins = _first_character(file)
             if begins in ("[", "{"):
-                columns, cells, rows = json_documents(file, path.name, key)
-                return Table(path.name, columns, cells, rows)
+                columns, cells, rows, faults = json_documents(file, path.name, key)
+                return Table(path.name, columns, cells, rows, faults=faults)
             if not begins:
                 raise ValueError(f"{path.name} is empty: its first line names the columns, or it holds JSON objects")
             if key is not None:
@@ -96,7 +97,7 @@ def name_key(name: str) -> str:
     return str(name).strip().casefold()
 
 
-def _encoding(path: Path) -> str:
+def encoding_of(path: Path) -> str:
     """UTF-8 unless the file begins with the mark of UTF-16, or has zeros where UTF-16 has them."""
     with path.open("rb") as file:
         head = file.read(256)
@@ -132,7 +133,7 @@ def _separated(file: TextIO, source: str, wanted: Sequence[str]) -> Table:
     header: list[str] | None = None
     cells: list[list[str]] = []
     rows: list[str] = []
-    faults: dict[int, str] = {}
+    faults: dict[int, Fault] = {}
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     try:
         for row in reader:
@@ -144,9 +145,8 @@ def _separated(file: TextIO, source: str, wanted: Sequence[str]) -> Table:
                 continue
             if len(row) > len(header):
                 if any(cell.strip() for cell in row[len(header) :]):
-                    faults[len(rows)] = (
-                        f"{len(row)} cells, with {_DELIMITERS[delimiter]} between them, under {len(header)} columns"
-                    )
+                    under = f"{_DELIMITERS[delimiter]} between them, under {len(header)} columns"
+                    faults[len(rows)] = Fault("overfull", f"{len(row)} cells, with {under}")
                 row = row[: len(header)]
             cells.append([known.setdefault(cell, cell) for cell in row] + [""] * (len(header) - len(row)))
             rows.append(name)

@@ -7,6 +7,7 @@ positions and a subject. Everything that is wrong with a file is found when it i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -25,6 +26,7 @@ from actpatch.tasks.files import Table, frame_table, read_file
 from actpatch.tasks.labels import TokenLabels, check_labels
 from actpatch.tasks.resolved import Resolver
 from actpatch.tasks.tokens import Prompt, as_list
+from actpatch.tasks.unfit import UnfitRows
 
 
 class Reading(TypedDict, total=False):
@@ -112,9 +114,6 @@ class PromptPairs(PatchingDataset):
         token_labels: what tokens are shown as (`PatchingDataset.token_labels`); None for what the tokenizer says.
         align: which positions stand for each other in prompts of different lengths (`PatchingDataset.align`).
 
-    Attributes:
-        left_out: a DataFrame of the rows that were left out: `row`, `reason`, and both prompts.
-
     Raises:
         ValueError: for texts and a model without a tokenizer, a chat and a tokenizer without a chat template, no pairs,
             and rows that do not fit: unreadable cells, answers that the tokenizer does not know, or on both sides (or
@@ -164,7 +163,8 @@ class PromptPairs(PatchingDataset):
         self._name, self._varies = name, varies
         self.chat, self.token_labels, self.first_token = chat, token_labels, first_token
         resolved = Resolver(model, rows, meanings)
-        self.left_out = self._left_out(rows, resolved, skip_unfit)
+        self._unfit = resolved.unfit
+        self._unfit_rows = self._left_out(rows, resolved.unfit, skip_unfit)
         self._read = [read for _, read in sorted(resolved.read.items())]
         self.align = _of_rows(align, len(rows), sorted(resolved.read))
         self.pairs = tuple(read.pair for read in self._read)
@@ -312,21 +312,27 @@ class PromptPairs(PatchingDataset):
     def _as_asked(self, prompt: Prompt) -> Prompt:
         return one_message(prompt) if self.chat and isinstance(prompt, str) else prompt
 
+    @functools.cached_property
+    def left_out(self) -> pd.DataFrame:
+        """The rows that were left out (`skip_unfit`): `row`, `reason`, and both prompts."""
+        return self._unfit.table(self._unfit_rows)
+
     def _left_out(
-        self, rows: tuple[PromptPair | UnreadableRow, ...], resolved: Resolver, skip_unfit: bool
-    ) -> pd.DataFrame:
-        """The table of the rows that do not fit; raises where there are any that are not to be left out."""
-        unfit, names = resolved.unfit, [row.row or f"pair {i}" for i, row in enumerate(rows)]
+        self, rows: tuple[PromptPair | UnreadableRow, ...], unfit: UnfitRows, skip_unfit: bool
+    ) -> dict[int, tuple[str, str, str]]:
+        """The name and both prompts of each row that does not fit; raises where these are not to be left out."""
+        if not unfit.faults:
+            return {}
+        names = [row.row or f"pair {i}" for i, row in enumerate(rows)]
         if not skip_unfit:
             unfit.refuse(names, self.name, "skip_unfit=True leaves such rows out")
-        elif len(unfit) == len(rows):
+        if len(unfit) == len(rows):
             unfit.refuse(names, self.name, "No row is left")
-        elif unfit.faults:
-            warn_user(
-                f"{self.name}: {len(unfit)} of {len(rows)} rows are left out: {unfit.counts()}. The attribute left_out "
-                "of the dataset tells which, and why"
-            )
-        return unfit.table(names, [(_shown(row.clean), _shown(row.corrupted)) for row in rows])
+        warn_user(
+            f"{self.name}: {len(unfit)} of {len(rows)} rows are left out: {unfit.counts()}. The attribute left_out "
+            "of the dataset tells which, and why"
+        )
+        return {i: (names[i], _shown(rows[i].clean), _shown(rows[i].corrupted)) for i in unfit.faults}
 
     def _warn(self, resolved: Resolver) -> None:
         """Of what can be read and is rarely meant. Only the user knows."""

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actpatch.core.heavy import pd
 from actpatch.core.text import shortened
-from actpatch.tasks.columns import POSITION_PREFIX
+from actpatch.tasks.columns import POSITION_PREFIX, is_empty
 from actpatch.tasks.documents import cell
-from actpatch.tasks.files import Table, frame_table, name_key, read_file
+from actpatch.tasks.files import Table, encoding_of, frame_table, name_key, read_file
+from actpatch.tasks.unfit import Fault
 
 if TYPE_CHECKING:
     from actpatch.tasks.own import Reading
@@ -31,6 +32,11 @@ EAP_ANSWERS = (
 """Columns of right and wrong answers, as the tasks of the EAP-IG circuits call them."""
 GREATER_THAN = re.compile(r".*(?<!\d)(\d\d)(\d\d)(?!\d).*(?<!\d)\1", re.DOTALL)
 """A prompt of greater-than: the last number of four digits, and at the end the first two of them again."""
+_YEARS = [
+    tuple(tuple(f"{year:02d}" for year in years) for years in (range(start + 1, 100), range(start + 1)))
+    for start in range(100)
+]
+"""Of each two digits those above them, and all others."""
 MIB_COUNTERFACTUALS = {
     "ioi": "s2_io_flip_counterfactual",
     "choice": "symbol_counterfactual",
@@ -80,26 +86,51 @@ def greater_than(table: Table, reading: Reading) -> tuple[Table, Reading]:
     texts `33` to `99`, wrong ones `00` to `32`. The paper's measure is `metrics="probability_difference"`.
 
     Raises:
-        ValueError: where `correct_idx` is not what the clean prompt says.
+        ValueError: where no row is of greater-than. Single ones that are not do not fit (`Table.faults`).
     """
     names = [name_key(name) for name in table.columns]
-    clean, number = names.index(name_key(str(reading.get("clean", "clean")))), names.index("correct_idx")
-    digits = [f"{value:02d}" for value in range(100)]
-    sides = {value: (tuple(digits[value + 1 :]), tuple(digits[: value + 1])) for value in range(100)}
+    prompts = name_key(str(reading.get("clean", "clean")))
+    answers: Reading = {"answers": "text", "correct": "greater", "incorrect": "not greater", **reading}
+    if prompts not in names:
+        return table, {"correct": None, "incorrect": None, **reading}
+    clean, number = names.index(prompts), names.index("correct_idx")
+    faults: dict[int, Fault] = {}
     cells: list[Sequence[Any]] = []
-    for row, of_row in zip(table.rows, table.cells):
-        said = GREATER_THAN.fullmatch(str(of_row[clean]).rstrip())
-        if said is None or str(of_row[number]).strip().removesuffix(".0") not in (said[2], str(int(said[2]))):
-            raise ValueError(
-                f"{table.source} has the column 'correct_idx' and no wrong answers, and {row} is not of greater-than, "
-                "whose prompts end in 'CC' after 'CCYY', with YY in correct_idx: it has "
-                f"{shortened(of_row[clean])} and {shortened(of_row[number])}. For token ids use "
-                "from_file(..., correct='correct_idx', incorrect=None, answers='ids')"
-            )
-        cells.append([*of_row, *sides[int(said[2])]])
+    for i, row in enumerate(table.cells):
+        years = _YEARS[2]
+        if i not in table.faults:
+            found = _years(row[clean], row[number])
+            if isinstance(found, Fault):
+                faults[i] = found
+            else:
+                years = found
+        cells.append([*row, *years])
+    if cells and len(faults) == len(cells):
+        row = table.cells[0]
+        raise ValueError(
+            f"{table.source} has the column 'correct_idx' and no wrong answers, and {table.rows[0]} is not of "
+            "greater-than, whose prompts end in 'CC' after 'CCYY', with YY in correct_idx: it has "
+            f"{shortened(row[clean])} and {shortened(row[number])}. For token ids use "
+            "from_file(..., correct='correct_idx', incorrect=None, answers='ids')"
+        )
     columns = (*table.columns, "greater", "not greater")
-    answers: Reading = {"answers": "text", "correct": "greater", "incorrect": "not greater"}
-    return replace(table, columns=columns, cells=cells), {**answers, **reading}
+    return replace(table, columns=columns, cells=cells, faults={**faults, **table.faults}), answers
+
+
+def _years(prompt: Any, number: Any) -> tuple[tuple[str, ...], tuple[str, ...]] | Fault:
+    """The right and the wrong answers to a prompt of greater-than, or why it is none."""
+    if is_empty(prompt):
+        return _YEARS[2]  # what is told of as such
+    if is_empty(number):
+        return Fault("empty", "correct_idx")
+    said, number = GREATER_THAN.fullmatch(str(prompt).rstrip()), str(number).strip().removesuffix(".0")
+    if said is None:
+        return Fault("cells", f"{shortened(prompt)} does not end in 'CC' after 'CCYY'")
+    if number not in (said[2], str(int(said[2]))):
+        return Fault("cells", f"correct_idx holds {shortened(number)}, where the prompt says {said[2]}")
+    if said[2] == "99":
+        return Fault("answers", "no two digits are above 99")
+    return _YEARS[int(said[2])]
 
 
 def auto_circuit_json(path: Path, reading: Reading) -> tuple[Table, Reading]:
@@ -112,13 +143,14 @@ def auto_circuit_json(path: Path, reading: Reading) -> tuple[Table, Reading]:
         ValueError: where it is no such file.
     """
     table = read_file(path, key="prompts")
-    document = json.loads(path.read_text(encoding="utf-8-sig"))
+    document = json.loads(path.read_text(encoding_of(path)))
     named = document.get("word_idxs") or {}
     columns = table.columns + tuple(f"{POSITION_PREFIX}{name}" for name in named)
     cells = [[*row, *named.values()] for row in table.cells]
     said: Reading = {"corrupted": "corrupt", "correct": "answers", "positions_count_bos": False}
     said["incorrect"] = "wrong_answers" if "wrong_answers" in table.columns else None
-    if cells and not isinstance(cells[0][table.columns.index("clean")] if "clean" in table.columns else "", str):
+    prompts = [row[table.columns.index("clean")] for row in table.cells if "clean" in table.columns]
+    if sum(is_ids := [isinstance(prompt, (list, tuple)) for prompt in prompts]) * 2 > len(is_ids):
         said["prompts"] = said["answers"] = "ids"
     return replace(table, columns=columns, cells=cells), {**said, **reading}
 
@@ -154,12 +186,11 @@ def mib(rows: str | Path | pd.DataFrame, counterfactual: str | None, reading: Re
     if {name_key(name) for name in table.columns} >= {"clean", "corrupted", "correct_idx"}:
         return greater_than(table, {"name": "MIB greater-than", **reading})
     records = [dict(zip(table.columns, row)) for row in table.cells]
-    first: Mapping[str, Any] = records[0] if records else {}
-    if cell(first, "metadata.indirect_object") is not None:
+    if any(cell(record, "metadata.indirect_object") is not None for record in records):
         kind, right, wrong = "ioi", "metadata.indirect_object", "metadata.subject"
-    elif cell(first, "choices.label") is not None:
+    elif any(cell(record, "choices.label") is not None for record in records):
         kind, right, wrong = "choice", "", ""
-    elif "label" in first and "operator" in first:
+    elif {"label", "operator"} <= {*table.columns}:
         kind, right, wrong = "arithmetic", "label", ""
     else:
         has = ", ".join(map(repr, table.columns)) or "none"
@@ -168,8 +199,8 @@ def mib(rows: str | Path | pd.DataFrame, counterfactual: str | None, reading: Re
             "greater-than: read it with from_file or from_dataframe"
         )
     column = counterfactual or MIB_COUNTERFACTUALS[kind]
-    if column not in first:
-        others = ", ".join(repr(name) for name in first if name.endswith("_counterfactual")) or "none"
+    if column not in table.columns:
+        others = ", ".join(repr(name) for name in table.columns if name.endswith("_counterfactual")) or "none"
         raise ValueError(f"{table.source} has no column {column!r}: choose counterfactual among {others}")
     cells: list[Sequence[Any]] = []
     for record in records:
@@ -181,7 +212,7 @@ def mib(rows: str | Path | pd.DataFrame, counterfactual: str | None, reading: Re
         )
         cells.append((record.get("prompt"), cell(other, "prompt"), *answers))
     said: Reading = {"answers": "text", "leading_space": kind == "ioi", "name": f"MIB {kind}"}
-    made = Table(table.source, ("clean", "corrupted", "correct", "incorrect"), cells, table.rows)
+    made = Table(table.source, ("clean", "corrupted", "correct", "incorrect"), cells, table.rows, faults=table.faults)
     return made, {**said, **reading}
 
 

@@ -28,7 +28,7 @@ _SLOT = "{}"
 """Where the subject stands in a prompt that leaves it out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ReadPair:
     """One pair as tokens."""
 
@@ -76,16 +76,16 @@ class Resolver:
             self._read(i, pair, spans.get(i, ()), others.get(i, ()))
 
     def _read(self, i: int, pair: PromptPair, span: tuple[int, ...], other_span: tuple[int, ...]) -> None:
-        corrupted = pair.clean if pair.corrupted is None else pair.corrupted
-        encoded = [self.prompts[_key(prompt)] for prompt in (pair.clean, corrupted)]
-        for fault in dict.fromkeys(prompt for prompt in encoded if isinstance(prompt, Fault)):
+        clean = self.prompts[_key(pair.clean)]
+        corrupted = clean if pair.corrupted is None else self.prompts[_key(pair.corrupted)]
+        for fault in dict.fromkeys(prompt for prompt in (clean, corrupted) if isinstance(prompt, Fault)):
             self.unfit.add(i, fault)
-        targets = [self._targets(i, which, side) for which, side in zip(("correct", "incorrect"), _sides(pair))]
-        if same := self.answers.shared(*targets):
-            self.unfit.add(i, Fault("sides", same))
-        ids = [prompt for prompt in encoded if not isinstance(prompt, Fault)]
-        if len(ids) < 2:
+        correct, incorrect = self._targets(i, "correct", pair.correct), self._targets(i, "incorrect", pair.incorrect)
+        if same := self.answers.shared(correct, incorrect):
+            self.unfit.add(i, same)
+        if isinstance(clean, Fault) or isinstance(corrupted, Fault):
             return
+        ids = clean, corrupted
         if len(ids[0]) != len(ids[1]) and not self.meanings.any_length:
             self.unfit.add(i, Fault("lengths", functools.partial(_compared, self.model, *ids)))
         positions = self._positions(i, pair.positions, ids[0], "")
@@ -101,12 +101,12 @@ class Resolver:
             else:
                 positions[SUBJECT] = span
         if i not in self.unfit:
-            self.read[i] = ReadPair(
-                pair, (ids[0], ids[1]), (targets[0], targets[1]), positions, corrupted_positions, other_span
-            )
+            self.read[i] = ReadPair(pair, ids, (correct, incorrect), positions, corrupted_positions, other_span)
 
     def _with_subject(self, i: int, pair: PromptPair) -> PromptPair:
         """The pair with its prompts as they are encoded, its subject in the place that is left for it."""
+        if not pair.subject and self.meanings.prompts != "ids" and type(pair.clean) is type(pair.corrupted) is str:
+            return pair
         prompts = {which: _as_meant(getattr(pair, which), self.meanings.prompts) for which in ("clean", "corrupted")}
         if pair.subject and isinstance(prompts["clean"], str):
             self.subjects[i] = _place_of(pair.subject, prompts["clean"])
@@ -126,15 +126,15 @@ class Resolver:
     def _check_tokenizer(self) -> None:
         """Token ids need no tokenizer; texts and chats do, and chats its template besides."""
         pairs = [(i, prompt) for i, pair in self.pairs.items() for prompt in (pair.clean, pair.corrupted)]
-        given = [(i, prompt) for i, prompt in pairs if prompt is not None]
-        are_texts = any(isinstance(prompt, str) for _, prompt in given) and self.meanings.prompts != "ids"
-        are_chats = any(is_chat(prompt) for _, prompt in given) or (self.meanings.chat and are_texts)
-        answers = (side for pair in self.pairs.values() for side in _sides(pair))
-        if self.meanings.answers != "ids":
-            are_texts |= any(isinstance(answer, str) for side in dict.fromkeys(answers) for answer in side)
+        no_texts = [(i, prompt) for i, prompt in pairs if prompt is not None and not isinstance(prompt, str)]
+        are_texts = any(isinstance(prompt, str) for _, prompt in pairs) and self.meanings.prompts != "ids"
+        are_chats = any(is_chat(prompt) for _, prompt in no_texts) or (self.meanings.chat and are_texts)
+        if self.meanings.answers != "ids" and not are_texts:
+            answers = dict.fromkeys(side for pair in self.pairs.values() for side in _sides(pair))
+            are_texts = any(isinstance(answer, str) for side in answers for answer in side)
         if are_texts or are_chats:
             need_tokenizer(self.model, "PromptPairs of texts need")
-        are_ids = [i for i, prompt in given if not isinstance(prompt, str) and not is_chat(prompt)]
+        are_ids = [i for i, prompt in no_texts if not is_chat(prompt)]
         if self.meanings.chat and are_ids:
             row = self.pairs[are_ids[0]].row or f"pair {are_ids[0]}"
             raise ValueError(
@@ -167,7 +167,7 @@ class Resolver:
                 given = shortened(list(prompt))
                 found[key] = Fault("cells", f"a prompt is {given}, expected text: for token ids say prompts='ids'")
         for text, ids in prompts_of_all(self.model, texts).items() if texts else ():
-            found[text] = Fault("unreadable", ids) if isinstance(ids, str) else ids
+            found[text] = Fault("unreadable", ids) if callable(ids) else ids
         return found
 
     def _encoded(self, prompt: Prompt) -> tuple[int, ...] | Fault:
@@ -184,9 +184,10 @@ class Resolver:
         return [text for text in texts if all(map(is_integer, listed_in(text) or [None]))]
 
     def _targets(self, i: int, which: str, side: tuple[Answer, ...]) -> tuple[Whole, ...]:
-        ids, kind, reason = self.answers.ids[side]
-        if reason:
-            self.unfit.add(i, Fault(kind, f"{which} {reason}" if kind == "cells" else reason))
+        ids, fault = self.answers.ids[tuple(side)]
+        if fault:
+            of_side = functools.partial("{} {}".format, which, fault)
+            self.unfit.add(i, Fault(fault.kind, of_side) if fault.kind == "cells" else fault)
         return ids
 
     def _spans(self, which: str, places: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, ...]]:
@@ -202,6 +203,8 @@ class Resolver:
         return dict(zip(rows, spans_of_all(self.model, wanted, ids))) if wanted else {}
 
     def _positions(self, i: int, named: Mapping[str, Places], ids: Sequence[int], whose: str) -> dict[str, Places]:
+        if not named:
+            return {}
         bos = getattr(getattr(self.model, "tokenizer", None), "bos_token_id", None)
         shift = int(not self.meanings.positions_count_bos and bos is not None and ids[0] == bos)
         found: dict[str, Places] = {}
@@ -229,6 +232,8 @@ def _sides(pair: PromptPair) -> tuple[tuple[Answer, ...], tuple[Answer, ...]]:
 
 def _key(prompt: Any) -> Hashable:
     """By what a prompt is known from others; messages cannot be hashed."""
+    if isinstance(prompt, str):
+        return prompt
     return ("chat", repr(list(prompt))) if is_chat(prompt) else prompt
 
 

@@ -253,13 +253,17 @@ def _decoded(tokenizer: Any, token: int) -> str:
 def check_known(model: Any, tokens: Int[Tensor, " pos"], text: str) -> None:
     """Raises ValueError where one of the tokens of a text stands for words that the tokenizer does not know."""
     unknown = unknown_token(model)
-    if unknown is None or not bool((tokens == unknown).any()):
-        return
-    words = ", ".join(map(repr, _unknown_words(model.tokenizer, text, unknown))) or "a word"
-    raise ValueError(f"the model's tokenizer does not know {words} in {text!r}: use words it was trained on")
+    if unknown is not None and bool((tokens == unknown).any()):
+        raise ValueError(unknown_words(model, text))
 
 
-def _unknown_words(tokenizer: Any, text: str, unknown: int) -> list[str]:
+def unknown_words(model: Any, text: str) -> str:
+    """A sentence on the words of a text that the tokenizer does not know, of which there is one at least."""
+    words = ", ".join(map(repr, _unknown_words(model.tokenizer, text, unknown_token(model)))) or "a word"
+    return f"the model's tokenizer does not know {words} in {text!r}: use words it was trained on"
+
+
+def _unknown_words(tokenizer: Any, text: str, unknown: int | None) -> list[str]:
     if getattr(tokenizer, "is_fast", False):
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         spans = [span for token, span in zip(encoding["input_ids"], encoding["offset_mapping"]) if token == unknown]

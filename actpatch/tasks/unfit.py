@@ -30,6 +30,7 @@ KINDS: Mapping[str, Kind] = {
         "A cell with what stands between cells, or with a line break, stands in double quotes, with no space before "
         'them, and a quote inside such a cell is doubled ("")',
     ),
+    "records": Kind("no JSON object", "Each row is one object {...}"),
     "empty": Kind("empty cells", "Fill them, or take the rows out"),
     "cells": Kind("cells that cannot be read"),
     "answers": Kind("answers that cannot be read"),
@@ -43,7 +44,7 @@ KINDS: Mapping[str, Kind] = {
 """Every kind of fault, in the order in which they are told."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """What is wrong with a row."""
 
@@ -62,7 +63,6 @@ class UnfitRows:
     def __init__(self) -> None:
         self.faults: dict[int, list[Fault]] = {}
         """Index of a row -> what is wrong with it."""
-        self._of_kind: dict[str, dict[int, list[Fault]]] = {kind: {} for kind in KINDS}
 
     def __contains__(self, row: int) -> bool:
         return row in self.faults
@@ -72,11 +72,18 @@ class UnfitRows:
 
     def add(self, row: int, fault: Fault) -> None:
         self.faults.setdefault(row, []).append(fault)
-        self._of_kind[fault.kind].setdefault(row, []).append(fault)
+
+    def _of_kind(self) -> dict[str, dict[int, list[Fault]]]:
+        """Kind -> index of a row -> its faults of that kind, in the order in which kinds and rows are told."""
+        found: dict[str, dict[int, list[Fault]]] = {kind: {} for kind in KINDS}
+        for row, faults in sorted(self.faults.items()):
+            for fault in faults:
+                found[fault.kind].setdefault(row, []).append(fault)
+        return found
 
     def counts(self) -> str:
         """How many rows have what, in words: `3 have empty cells`."""
-        found = {KINDS[name].what: len(rows) for name, rows in self._of_kind.items()}
+        found = {KINDS[name].what: len(rows) for name, rows in self._of_kind().items()}
         return ", ".join(f"{n} {'has' if n == 1 else 'have'} {what}" for what, n in found.items() if n)
 
     def refuse(self, rows: Sequence[str], source: str, remedy: str) -> None:
@@ -89,7 +96,7 @@ class UnfitRows:
         """
         if not self.faults:
             return
-        first = {kind: [(row, of_kind[row]) for row in sorted(of_kind)] for kind, of_kind in self._of_kind.items()}
+        first = {kind: list(of_kind.items()) for kind, of_kind in self._of_kind().items()}
         message = ""
         for most, longest in ((MOST_LISTED, 400), (MOST_LISTED, 200), (3, 200), (2, 150), (1, 100), (1, 60)):
             told = [_told(KINDS[kind], rows, of_kind, most, longest) for kind, of_kind in first.items() if of_kind]
@@ -99,16 +106,15 @@ class UnfitRows:
                 break
         raise ValueError(message)
 
-    def table(self, rows: Sequence[str], prompts: Sequence[tuple[str, str]]) -> pd.DataFrame:
-        """A row for each that is left out: its name, the reason, and its prompts.
+    def table(self, rows: Mapping[int, tuple[str, str, str]]) -> pd.DataFrame:
+        """A row for each that does not fit: its name, the reason, and its prompts.
 
         Args:
-            rows: the name of each row, of all that there are.
-            prompts: the clean and the corrupted prompt of each.
+            rows: index of each such row -> its name, its clean and its corrupted prompt.
         """
         columns = ["row", "reason", "clean", "corrupted"]
         left_out = [
-            (rows[row], "; ".join(f"{KINDS[fault.kind].what} ({fault})" for fault in faults), *prompts[row])
+            (rows[row][0], "; ".join(f"{KINDS[fault.kind].what} ({fault})" for fault in faults), *rows[row][1:])
             for row, faults in sorted(self.faults.items())
         ]
         return pd.DataFrame(left_out, columns=columns)

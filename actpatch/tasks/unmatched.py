@@ -73,8 +73,8 @@ def sometimes_written_sentence(pairs: EncodedPairs, patches: Sequence[Patch]) ->
     (label, n_written), more = found[0], len(found) - 1
     others = f" (and {count(more, 'more patch')} in some alone)" if more else ""
     return (
-        f"{label} has a partner in {n_written} of {len(pairs)} pairs{others}: in the others nothing is written, and "
-        "they count as unchanged"
+        f"{label} has a partner in {n_written} of {len(pairs)} pairs{others}: its effect is that of these, and the "
+        "others are left out"
     )
 
 

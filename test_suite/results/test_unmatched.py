@@ -111,7 +111,7 @@ def test_a_position_matched_in_some_pairs_is_counted_and_told() -> None:
         Ids(PAIRS, mapped), "resid_pre", positions=[3, -1], metrics="kl_divergence"
     )
     note = next(note for note in found.sweep.notes if "has a partner in" in note)
-    assert note.startswith("L0 resid_pre @3 has a partner in 2 of 6 pairs (and 2 more patches in some alone): in the")
+    assert note.startswith("L0 resid_pre @3 has a partner in 2 of 6 pairs (and 2 more patches in some alone): its eff")
     assert not found.sweep.unmatched.any()
     np.testing.assert_array_equal(np.isnan(found.sweep.pair_effects[0]), [False] * 2 + [True] * 4)
     last = found.sweep.of_pairs([3, 4])
@@ -137,3 +137,57 @@ def test_a_map_of_nothing_but_unmatched_positions_cannot_be_drawn(capsys: pytest
             refusing(found)
     summarize_results(found)
     assert capsys.readouterr().out.count("not matched") == 6
+
+
+def test_of_a_position_matched_in_some_pairs_only_these_count() -> None:
+    """Its effect, interval and p-value are those of a sweep of these pairs alone; sites of all pairs stay as they are."""
+    kept = [0, 1, 2, 3, 5, 6]
+    pairs = [([1, 5, 6, 20 + i, 7, 8], [1, 5, 6, 30 - i, 12 + i, 7, 8]) for i in range(8)]
+    mapped = [{0: 0, 5: 6, **({3: 3} if i in kept else {})} for i in range(len(pairs))]
+    model, dataset = small_model(PLAIN), Ids(pairs, mapped)
+    sweep = patcher_on(model).run_position_experiment(
+        dataset, "resid_pre", positions=[3, -1], metrics="kl_divergence"
+    ).sweep
+    assert sweep.usable.all()
+    encoded, partly = encode_pairs(model, dataset), [i for i, at in enumerate(sweep.labels) if "@3" in at]
+    alone = sweep.of_pairs(kept)
+    alone = dataclasses.replace(
+        alone,
+        patches=tuple(alone.patches[i] for i in partly),
+        measured=tuple(dataclasses.replace(m, patched=m.patched[partly]) for m in alone.measured),
+    )
+    known, expected = sweep.statistics(), alone.statistics()
+    for number, patch in enumerate(sweep.patches):
+        n_pairs = len(kept) if number in partly else len(pairs)
+        assert known.pairs_at[number] == sweep.written[number].sum() == n_pairs
+        if number not in partly:
+            continue
+        change, gap = [], []
+        for i in kept:
+            clean, base = run(model, encoded.clean[i])[-1], run(model, encoded.corrupted[i])[-1]
+            partners = partners_of(encoded.matches[i], "denoising")
+            written = patched_run(model, encoded.corrupted[i], encoded.clean[i], patch, partners, i)[-1]
+            share = clean.log_softmax(-1)
+            away = [float((share.exp() * (share - one.log_softmax(-1))).sum()) for one in (written, base)]
+            change.append(away[0] - away[1])
+            gap.append(-away[1])
+        assert sweep.effects[number] == pytest.approx(np.mean(change) / np.mean(gap), rel=0, abs=EXACT)
+        for name in ("effect", "low", "high", "p"):
+            of_pairs = getattr(expected, name)[partly.index(number)]
+            assert getattr(known, name)[number] == pytest.approx(of_pairs, rel=1e-9, nan_ok=True), name
+    frame = known.to_dataframe()
+    assert frame["n_pairs"].tolist() == known.pairs_at.tolist()
+
+
+def test_too_few_matched_pairs_have_no_interval_and_are_told() -> None:
+    mapped = [{0: 0, 5: 6, **({3: 3} if i < 3 else {})} for i in range(len(PAIRS))]
+    sweep = (
+        patcher_on(small_model(PLAIN))
+        .run_position_experiment(Ids(PAIRS, mapped), "resid_pre", positions=[3, -1], metrics="kl_divergence")
+        .sweep
+    )
+    known = sweep.statistics()
+    few = known.pairs_at == 3
+    assert few.sum() == 3 and np.isnan(known.low[few]).all() and np.isfinite(known.effect[few]).all()
+    assert (known.p[few] >= 0.25).all()  # three signs, of which a pattern and its opposite are one
+    assert "no interval for 3 sites patched in fewer than 5 of 6 pairs" in known.notes

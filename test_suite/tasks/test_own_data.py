@@ -310,8 +310,8 @@ GOOD = json.dumps(dict(zip(HEADER, (CAT, DOG, " cat", " dog"))))
     ("lines", "message"),
     [
         ([], "bad.jsonl is empty: its first line names the columns, or it holds JSON objects"),
-        ([GOOD, "", "{clean: 1}"], r"bad.jsonl, row 3 is not JSON \(Expecting property name"),
-        ([GOOD, "[1, 2]"], r"bad.jsonl, row 2 is \[1, 2\], expected an object \{...\} per line"),
+        ([GOOD, "", "{clean: 1}"], r"1 of 2 rows have no JSON object. row 3: not JSON \(Expecting property name"),
+        ([GOOD, "[1, 2]"], r"row 2: \[1, 2\]. Each row is one object \{...\}. skip_unfit=True leaves such rows out"),
         (['{"clean": "a"}'], "bad.jsonl has no column 'corrupted', 'correct', 'incorrect'; it has 'clean'"),
         ([GOOD, "", '{"clean": "The cat"}'], "1 of 2 rows have empty cells. row 3: corrupted, correct, incorrect"),
         ([GOOD, GOOD.replace('" cat"', "[]")], "1 of 2 rows have empty cells. row 2: correct"),

@@ -88,6 +88,9 @@ def test_what_the_prompt_of_greater_than_does_not_say_is_refused(tmp_path: Path)
     path.write_text(f"clean,corrupted,correct_idx\n{YEARS.format('1732')},{YEARS.format('1701')},33\n")
     with pytest.raises(ValueError, match=r"row 2 is not of greater-than, .*'The war .* and '33'. For token ids"):
         PromptPairs.from_mib(bundled(), path)
+    path.write_text(f"prompt,corrupted,correct_idx\n{YEARS.format('1732')},{YEARS.format('1701')},32\n")
+    with pytest.raises(ValueError, match="gt.csv has no column 'clean'; it has 'prompt', 'corrupted', 'correct_idx'"):
+        PromptPairs.from_eap_csv(bundled(), path)
 
 
 def test_auto_circuit_files(tmp_path: Path) -> None:
@@ -165,3 +168,97 @@ def test_a_published_shape_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "known.json").write_text(json.dumps(rows))
     with pytest.warns(UserWarning, match="1 of 2 rows are left out: 1 has a subject that is not found in the prompt"):
         assert len(PromptPairs.from_known_facts(bundled(), tmp_path / "known.json", skip_unfit=True)) == 1
+
+
+FAULTY_YEARS = {
+    f"{YEARS.format('1732')},{YEARS.format('1701')},33": r"cells that cannot be read.* holds '33', where .* says 32",
+    f"{CAT},{DOG},32": r"cells that cannot be read.* row 3: 'The cat .* does not end in 'CC' after 'CCYY'",
+    f"{YEARS.format('1732')},{YEARS.format('1701')},": "empty cells.* row 3: correct_idx",
+    f",{YEARS.format('1701')},32": "empty cells.* row 3: clean",
+    f"{YEARS.format('1799')},{YEARS.format('1701')},99": "answers that cannot be read.* row 3: no two digits are above",
+    f"{YEARS.format('1732')},{YEARS.format('1701')},32,x": "more cells than the header.* row 3: 4 cells",
+    f"The {YEARS.format('1732')},{YEARS.format('1701')},32": "prompts of different token lengths.* row 3",
+}
+
+
+def one_left_out(loader: str, source: Any, message: str) -> Any:
+    """Of three rows the second does not fit: refused, or left out."""
+    load = getattr(PromptPairs, loader)
+    with pytest.raises(ValueError, match=f"(?s)1 of 3 rows have {message}") as refused:
+        load(bundled(), source)
+    assert str(refused.value).endswith("skip_unfit=True leaves such rows out")
+    with pytest.warns(UserWarning, match="1 of 3 rows are left out: 1 has"):
+        dataset = load(bundled(), source, skip_unfit=True)
+    assert len(dataset) == 2 and len(dataset.left_out) == 1
+    return dataset
+
+
+@pytest.mark.parametrize("loader", ["from_eap_csv", "from_mib"])
+@pytest.mark.parametrize("row", FAULTY_YEARS)
+def test_a_faulty_row_of_greater_than_is_left_out(tmp_path: Path, loader: str, row: str) -> None:
+    path, good = tmp_path / "gt.csv", f"{YEARS.format('1732')},{YEARS.format('1701')},32"
+    path.write_text(f"clean,corrupted,correct_idx\n{good}\n{row}\n{good}\n")
+    dataset = one_left_out(loader, path, FAULTY_YEARS[row])
+    assert list(dataset.left_out["row"]) == ["row 3"] and answers_of(dataset, 1)[0] >= {"33", "99"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{cat},x", "cells that cannot be read.* row 3: incorrect holds 'x', expected a token id"),
+        (",{dog}", "empty cells.* row 3: correct_idx"),
+        ("{cat},{cat}", "answers that do not go together.* row 3"),
+        ("99999999,{dog}", "answers that cannot be read.* row 3: the token id 99999999 is outside"),
+    ],
+)
+def test_a_faulty_row_of_token_ids_is_left_out(tmp_path: Path, row: str, message: str) -> None:
+    (cat, dog), path = ids_of(" cat", " dog"), tmp_path / "eap.csv"
+    rows = [f"{CAT},{DOG},{cells.format(cat=cat, dog=dog)}" for cells in ("{cat},{dog}", row, "{cat},{dog}")]
+    path.write_text("\n".join(["clean,corrupted,correct_idx,incorrect_idx", *rows]) + "\n")
+    one_left_out("from_eap_csv", path, message)
+
+
+AC = {"clean": CAT, "corrupt": DOG, "answers": [" cat"], "wrong_answers": [" dog"]}
+FACT = {"subject": "The cat", "attribute": "mat", "prompt": "The cat sat on the"}
+FAULTY_RECORDS: list[tuple[str, dict[str, Any], Any, str]] = [
+    ("from_auto_circuit_json", AC, {**AC, "clean": ""}, "empty cells.* row 2: clean"),
+    ("from_auto_circuit_json", AC, {**AC, "answers": []}, "empty cells.* row 2: answers"),
+    ("from_auto_circuit_json", AC, {**AC, "clean": [3, 4]}, "cells that cannot be read.* row 2: a prompt is"),
+    ("from_auto_circuit_json", AC, {**AC, "corrupt": "The small dog sat"}, "prompts of different token lengths"),
+    ("from_auto_circuit_json", AC, {"clean": CAT}, "empty cells.* row 2: corrupt, answers, wrong_answers"),
+    ("from_auto_circuit_json", AC, "nothing", "no JSON object.* row 2: 'nothing'"),
+    ("from_known_facts", FACT, {**FACT, "subject": "Norway"}, "a subject that is not found in the prompt.* row 2"),
+    ("from_known_facts", FACT, {**FACT, "attribute": None}, "empty cells.* row 2: attribute"),
+    ("from_known_facts", FACT, ["The cat"], r"no JSON object.* row 2: \['The cat'\]"),
+    *((f"from_mib:{kind}", rows[0], {"prompt": CAT}, "empty cells.* row 2: corrupted") for kind, rows in MIB.items()),
+    *((f"from_mib:{kind}", rows[0], {**rows[0], "prompt": None}, "empty.* row 2: clean") for kind, rows in MIB.items()),
+]
+
+
+@pytest.mark.parametrize(("loader", "good", "faulty", "message"), FAULTY_RECORDS)
+def test_a_faulty_record_is_left_out(
+    tmp_path: Path, loader: str, good: dict[str, Any], faulty: Any, message: str
+) -> None:
+    path, rows = tmp_path / "rows.json", [good, faulty, good]
+    path.write_text(json.dumps({"word_idxs": {"end": -1}, "prompts": rows} if "auto" in loader else rows))
+    one_left_out(loader.partition(":")[0], path, message)
+
+
+@pytest.mark.parametrize("kind", MIB)
+def test_what_task_of_the_benchmark_it_is_does_not_hang_on_the_first_row(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": CAT}, *MIB[kind] * 2]))
+    with pytest.warns(UserWarning, match="1 of 3 rows are left out"):
+        dataset = PromptPairs.from_mib(bundled(), path, skip_unfit=True)
+    assert dataset.name == f"MIB {kind}" and list(dataset.left_out["row"]) == ["row 1"]
+
+
+def test_lines_that_are_no_records_are_left_out(tmp_path: Path) -> None:
+    path, line = tmp_path / "rows.jsonl", json.dumps({**AC, "answers": " cat"})
+    path.write_text(f"{line}\n{line[:40]}\n{line}\n")
+    columns = {"corrupted": "corrupt", "correct": "answers", "incorrect": "wrong_answers"}
+    with pytest.raises(ValueError, match="1 of 3 rows have no JSON object. row 2: not JSON"):
+        PromptPairs.from_file(bundled(), path, **columns)
+    with pytest.warns(UserWarning, match="1 of 3 rows are left out: 1 has no JSON object"):
+        dataset = PromptPairs.from_file(bundled(), path, skip_unfit=True, **columns)
+    assert len(dataset) == 2 and dataset.left_out.loc[0, "reason"].startswith("no JSON object (not JSON (")
