@@ -50,7 +50,7 @@ ATTENDED = {"S2": ("S1", "S1+1"), "S1+1": ("S1",), "END": ("IO", "S1", "S2")}
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint's directory, or a name that load_model knows")
-    parser.add_argument("--pairs", type=int, default=24, help="pairs of each dataset (default: 24)")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of each dataset (default: 16)")
     parser.add_argument("--figure", type=Path, default=Path("four_corruptions.html"), help="where the figure goes")
     args = parser.parse_args(argv)
     model = load_model(args.model, device="cpu")

@@ -1,6 +1,7 @@
 """From heads to edges on IOI: which heads write the answer, which heads feed their queries, and through which edges.
 
-Prints, as Markdown, what docs/which-edges.md is made of:
+Heads are chosen by some pairs; what is between the chosen ones is measured on as many others. Prints, as Markdown, what
+docs/which-edges.md is made of:
 
     python -m docs.which_edges MODEL > numbers.md
 
@@ -35,36 +36,43 @@ ATTENDED = ("IO", "S1", "S2")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint's directory, or a name that load_model knows")
-    parser.add_argument("--pairs", type=int, default=10, help="pairs of the dataset (default: 10)")
+    parser.add_argument("--pairs", type=int, default=10, help="pairs to choose by, and others to measure on (10)")
     args = parser.parse_args(argv)
     model = load_model(args.model, device="cpu")
-    dataset = IOIDataset(model, args.pairs, corruption="flip_subject", seed=SEED)
+    dataset = IOIDataset(model, 2 * args.pairs, corruption="flip_subject", seed=SEED)
+    chosen_by, held_out = range(args.pairs), range(args.pairs, 2 * args.pairs)
     patcher = PathPatcher(model, show_progress=False)
     graph = patcher.graph
-    tell(f"{len(dataset)} pairs, {graph!r}")
+    tell(f"{args.pairs} pairs to choose by, as many others to measure on; {graph!r}")
 
-    heads = HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset)
+    heads = HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset, pair_indices=chosen_by)
     tell(f"\n## Heads\n\n{of_heads(heads)}")
 
-    to_logits = patcher.run_all_edges_experiment(dataset, senders="heads", receivers="logits")
+    to_logits = patcher.run_all_edges_experiment(dataset, senders="heads", receivers="logits", pair_indices=chosen_by)
     tell(f"\n## Edges into the logits\n\n{of_edges(to_logits)}")
     late = [edge.sender for edge in to_logits if edge.effect > 0]
     late = [edge.sender for edge in to_logits.top(len(to_logits)) if edge.sender in late][:LATE]
-    tell(f"\nWrite the answer: {', '.join(late)}\n\n{attention(model, dataset, late)}")
+    tell(f"\nWrite the answer: {', '.join(late)}\n\n{attention(model, dataset, late, chosen_by)}")
 
-    to_queries = patcher.run_all_heads_experiment(dataset, [f"{label} q" for label in late], "mlps")
+    late_queries = [f"{label} q" for label in late]
+    to_queries = patcher.run_all_heads_experiment(dataset, late_queries, "mlps", pair_indices=chosen_by)
     tell(f"\n## Heads that feed their queries: {to_queries.sweep.path}\n\n{of_heads(to_queries)}")
     before = [head.label for head in to_queries.top(BEFORE)]
-    tell(f"\nFeed their queries: {', '.join(before)}\n\n{attention(model, dataset, before)}")
+    tell(f"\nFeed their queries: {', '.join(before)}\n\n{attention(model, dataset, before, chosen_by)}")
     earlier = largest_before(heads, before)
     tell(f"\nThe largest heads before these: {', '.join(earlier)}")
 
+    senders = [*earlier, *before, *late]
+    first = min(place(label)[0] for label in senders)
     ends: dict[str, Any] = {
-        "senders": [*earlier, *before, *late],
-        "receivers": [name for label in (*before, *late) for name in readers(graph, label)] + ["logits"],
+        "senders": senders,
+        "receivers": [name for label in senders if place(label)[0] > first for name in readers(graph, label)]
+        + ["logits"],
+        "pair_indices": held_out,
     }
     blind = patcher.run_all_edges_experiment(dataset, **ends)
-    tell(f"\n## Edges among them\n\n{summary(blind)}\n\n{of_edges(blind, 2 * TOP)}")
+    tell(f"\n## Edges among them, on the other pairs\n\n{summary(blind)}\n\n{of_edges(blind, 2 * TOP)}")
+    tell(f"\n## By which they were chosen, and on the others\n\n{both_times(to_logits, blind, late)}")
     placed = patcher.run_all_edges_experiment(dataset, positions=POSITIONS, **ends)
     tell(f"\n## By position\n\n{summary(placed)}\n\n{of_edges(placed, 2 * TOP)}")
     tell(f"\n## What one number for all positions hides\n\n{apart(blind, placed)}")
@@ -72,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     later = [label for label in late if place(label)[0] > place(before[0])[0]]
     way = [*earlier[:1], f"{before[0]} v"] if earlier else before[:1]
     chains = [" → ".join([*way, f"{label} q", "logits"]) for label in later]
-    paths = patcher.run_path_experiment(dataset, chains)
+    paths = patcher.run_path_experiment(dataset, chains, pair_indices=held_out)
     tell(f"\n## Paths of several steps\n\n{_table('path', chains, paths, TOP)}")
 
 
@@ -126,17 +134,26 @@ def apart(blind: EdgeResults, placed: EdgeResults, most: int = TOP) -> str:
     return "\n".join(lines)
 
 
-def attention(model: Any, dataset: IOIDataset, labels: Sequence[str]) -> str:
-    """How much these heads attend from END, mean over the clean prompts."""
+def both_times(chosen_by: EdgeResults, held_out: EdgeResults, labels: Sequence[str]) -> str:
+    """The edges from these heads into the logits, on the pairs by which they were chosen and on the others."""
+    lines = ["| edge | pairs chosen by | other pairs |", "|---" * 3 + "|"]
+    for label in (f"{label} → logits" for label in labels):
+        lines.append(f"| {label} | {chosen_by[label].effect:+.3f} | {held_out[label].effect:+.3f} |")
+    return "\n".join(lines)
+
+
+def attention(model: Any, dataset: IOIDataset, labels: Sequence[str], pairs: Sequence[int]) -> str:
+    """How much these heads attend from END, mean over the clean prompts of these pairs."""
     cells = [place(label) for label in labels]
     seen = np.zeros((len(labels), len(ATTENDED)))
     patcher = ActivationPatcher(model, show_progress=False)
-    for i, (clean, _) in enumerate(dataset.get_clean_corrupt_pairs()):
+    prompts = dataset.get_clean_corrupt_pairs()
+    for i in pairs:
         at = dataset.get_positions(i)
-        patterns = list(patcher.run_with_cache(clean, "pattern")[1].values())
+        patterns = list(patcher.run_with_cache(prompts[i][0], "pattern")[1].values())
         for row, (layer, head) in enumerate(cells):
             looks = patterns[layer][0, head, at["END"]].numpy()
-            seen[row] += [looks[at[key]] / len(dataset) for key in ATTENDED]
+            seen[row] += [looks[at[key]] / len(pairs) for key in ATTENDED]
     lines = [f"| head | {' | '.join(f'END to {key}' for key in ATTENDED)} |", "|---" * (1 + len(ATTENDED)) + "|"]
     lines += [f"| {label} | {' | '.join(f'{value:.2f}' for value in row)} |" for label, row in zip(labels, seen)]
     return "\n".join(lines)

@@ -52,6 +52,11 @@ class GraphPatches(Sequence[Patch], ABC):
         readers = (self.graph.readers[number] for number in self.used_readers)
         return {reader.layer for reader in readers if reader.kind != "logits"}
 
+    @property
+    def layers_written(self) -> set[int]:
+        """Layers of which what a head or an MLP gives is taken to be added to the residual stream as it is."""
+        return {self.graph.writers[number].layer for number in self.used_writers} - {-1}
+
     def at(self, column: int) -> str:
         """The position of a place, to go behind a label: ` @S2`; empty for all positions."""
         names = [
@@ -162,14 +167,13 @@ def edge_patches(
     They are ordered by receiver, then sender, then place. What writes behind a receiver has no edge to it.
 
     Raises:
-        ValueError: for a name that the graph has not, and where no edge goes from any of the senders to any of the
-            receivers.
+        ValueError: for a name that the graph has not, and for one that stands for nothing with an edge among these; of
+            those of many (`heads`, `L5`) a part may have none.
     """
     writers, readers = graph.writers_named(senders), graph.readers_named(receivers)
     before = graph.n_writers_before[readers]
     of_reader = np.searchsorted(writers, before)  # the writers of a reader are the first so many
-    if senders is not None or receivers is not None:
-        _check_reached(graph, writers, readers, before)
+    check_reached(graph, writers, readers, sender_names=senders, receiver_names=receivers)
     each = np.repeat(readers, of_reader)
     within = np.arange(len(each)) - np.repeat(np.cumsum(of_reader) - of_reader, of_reader)
     n_places = len(places)
@@ -182,15 +186,42 @@ def edge_patches(
     )
 
 
-def _check_reached(
+def check_reached(
     graph: Graph,
-    writers: Int[np.ndarray, " sender"],
-    readers: Int[np.ndarray, " receiver"],
-    before: Int[np.ndarray, " receiver"],
+    senders: Int[np.ndarray, " sender"],
+    receivers: Int[np.ndarray, " receiver"],
+    *,
+    sender_names: Names | None = None,
+    receiver_names: Names | None = None,
 ) -> None:
-    if not (before > writers[0]).any():
-        first, last = graph.writers[writers[0]].label, graph.readers[readers[before.argmax()]].label
-        raise ValueError(
-            f"no edge goes from the senders to the receivers: the first sender, {first}, does not write before the "
-            f"last receiver, {last}, reads; give earlier senders or later receivers"
-        )
+    """Check that of all that a name stands for something sends, or is sent to.
+
+    Args:
+        graph: of the model.
+        senders: numbers of the writers, ascending.
+        receivers: numbers of the readers, ascending.
+        sender_names: as what the writers were asked for; None where they were not.
+        receiver_names: the same of the readers.
+
+    Raises:
+        ValueError: for a name of which nothing does.
+    """
+    before = graph.n_writers_before
+    first, last = int(senders[0]), int(receivers[before[receivers].argmax()])
+    for name, numbers in {} if sender_names is None else graph.writers_by_name(sender_names).items():
+        if min(numbers) >= before[last]:
+            nearest = graph.readers[int((before > min(numbers)).argmax())]
+            behind = nearest.label + " or later" * (nearest.kind != "logits")
+            raise ValueError(
+                f"the sender {name!r} has no edge to any receiver: the last of these, {graph.readers[last].label}, "
+                f"reads before it writes; leave it out, or give a receiver behind it, {behind}"
+            )
+    for name, numbers in {} if receiver_names is None else graph.readers_by_name(receiver_names).items():
+        n_before = int(before[numbers].max())
+        if n_before <= first:
+            nearest_writer = graph.writers[n_before - 1]
+            ahead = nearest_writer.label + " or earlier" * (nearest_writer.kind != "input")
+            raise ValueError(
+                f"the receiver {name!r} has no edge from any sender: the first of these, {graph.writers[first].label}, "
+                f"writes behind it; leave it out, or give a sender before it, {ahead}"
+            )

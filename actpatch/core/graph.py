@@ -210,6 +210,14 @@ class Graph:
         """
         return self._reader_names.numbers(names, argument, self._shared_by_heads)
 
+    def writers_by_name(self, names: Names) -> dict[str, list[int]]:
+        """Numbers of the writers that each of these names stands for; names and errors as of `writers_named`."""
+        return self._writer_names.by_name(names, "senders")
+
+    def readers_by_name(self, names: Names) -> dict[str, list[int]]:
+        """Numbers of the readers that each of these names stands for; names and errors as of `readers_named`."""
+        return self._reader_names.by_name(names, "receivers", self._shared_by_heads)
+
     @cached_property
     def _shape(self) -> str:
         heads = [0, *self.heads]

@@ -57,13 +57,21 @@ class NodeNames:
         """
         if names is None:
             return np.arange(len(self.labels))
+        found = self.by_name(names, argument, explained)
+        return np.array(sorted({number for numbers in found.values() for number in numbers}))
+
+    def by_name(
+        self, names: Names, argument: str = "", explained: Callable[[str], str | None] = lambda name: None
+    ) -> dict[str, list[int]]:
+        """The numbers that each of the names stands for, by the name as it was given. Arguments and errors are those of
+        `numbers`."""
         if isinstance(names, str) or _is_layer_and_head(names) or not isinstance(names, Iterable):
             given: list[Any] = [names]
         else:
             given = list(names)
-        found: set[int] = set()
         if not given:
             raise ValueError(f"{argument} is empty: give at least one name, for instance 'L5H3', or None for all")
+        found: dict[str, list[int]] = {}
         for name in given:
             text = f"L{name[0]}H{name[1]}" if not isinstance(name, str) and _is_layer_and_head(name) else name
             if not isinstance(text, str) or _key(text) not in self._numbers:
@@ -72,8 +80,8 @@ class NodeNames:
                 raise ValueError(
                     f"no {self.what} is called {shortened(name)}{given_as}: {reason or self._nearest(str(text))}"
                 )
-            found.update(self._numbers[_key(text)])
-        return np.array(sorted(found))
+            found[text] = self._numbers[_key(text)]
+        return found
 
     def number(self, name: str | tuple[int, int], explained: Callable[[str], str | None] = lambda name: None) -> int:
         """Number of the one node with this name.

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Int
 
-from actpatch.core.edge_patches import ALL_POSITIONS, GraphPatches
+from actpatch.core.edge_patches import ALL_POSITIONS, GraphPatches, check_reached
 from actpatch.core.graph import Graph
 from actpatch.core.node_names import Names
 from actpatch.core.sites import Patch, Site, block_hook
@@ -118,6 +118,14 @@ class HeadPaths(GraphPatches):
         return {*range(first, max(self.graph.readers[number].layer for number in self.receivers) + 1)}
 
     @property
+    def layers_written(self) -> set[int]:
+        if self.through == "nothing":
+            return super().layers_written
+        readers = [self.graph.readers[number] for number in self.receivers]
+        end = max(reader.layer + (reader.kind == "logits") for reader in readers)
+        return super().layers_written | {*range(self.graph.writers[min(self.senders)].layer, end)}
+
+    @property
     def described(self) -> str:
         """`to L9H9 q and L9H6 q, all other heads frozen, MLPs recomputed`."""
         labels = [self.graph.readers[number].label for number in self.receivers]
@@ -135,8 +143,8 @@ def head_paths(
     """Every head, or every one of some layers, as the sender to these receivers.
 
     Raises:
-        ValueError: for a name that the graph has not, for receivers that no head writes before, for the logits beside
-            others, and for a word that `through` does not take.
+        ValueError: for a name that the graph has not, for layers without heads, for a receiver that none of the heads
+            writes before, for the logits beside others, and for a word that `through` does not take.
     """
     if through not in get_args(Through):
         raise ValueError(f"through is {through!r}, expected one of {', '.join(map(repr, get_args(Through)))}")
@@ -152,9 +160,9 @@ def head_paths(
         for number, writer in enumerate(graph.writers)
         if writer.kind == "head" and (layers is None or writer.layer in layers)
     ]
-    last = int(graph.n_writers_before[readers].max())
-    if not any(number < last for number in heads):
-        raise ValueError(f"no head writes before {graph.readers[readers[-1]].label} reads: give later receivers")
+    if not heads:
+        raise ValueError(f"no head is in layers {', '.join(map(str, layers or ()))}: give one that has attention")
+    check_reached(graph, np.array(heads), readers, receiver_names=receivers)
     return HeadPaths(graph, tuple(heads), tuple(readers.tolist()), through, tuple(map(tuple, places)))  # type: ignore[arg-type]
 
 

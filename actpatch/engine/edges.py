@@ -371,10 +371,9 @@ def error_of_edges(
 
 
 def error_of_writers(runner: Runner, edges: GraphPatches, chunk: Chunk) -> str | None:
-    """Whether the residual stream is what these writers add to it."""
+    """Whether the residual stream is what is added to it in the layers whose outputs are passed on."""
     graph, at = edges.graph, chunk.base.activations
-    writers = [graph.writers[number] for number in edges.used_writers]
-    for layer in sorted({writer.layer for writer in writers if writer.layer >= 0}):
+    for layer in sorted(edges.layers_written):
         before, after = (at[resid_name(index, graph.n_layers)] for index in (layer, layer + 1))
         outputs = [at[name] for name in _outputs_of(graph, layer)]
         if graph.heads[layer]:

@@ -53,6 +53,10 @@ from actpatch.models.runner import is_out_of_memory
 
 HALF = (torch.float16, torch.bfloat16)
 """Types in which rounding is told of."""
+FIRST_FEW = 2
+"""Most pairs of the first chunk where edges are patched, so that a model whose graph is another is refused at once."""
+CHECKED_CHUNKS = 2
+"""So many chunks are looked at for edges: the first few pairs, and the first chunk of as many as fit."""
 
 
 class Runs:
@@ -86,6 +90,7 @@ class Runs:
         self._routes: dict[tuple[Direction, bool], list[Route]] = {}
         self._ways: Iterator[tuple[Exactness, str]] | None = None
         self._is_checked = False
+        self._chunks_of_edges = 0
         self._nan: set[int] | None = set()
         """The first pairs, as long as no logits are numbers; None from where some are."""
 
@@ -101,8 +106,9 @@ class Runs:
     def chunks(self) -> Iterator[tuple[Chunk, ...]]:
         """The pairs, recorded a few at a time, as seen in each direction.
 
-        Those of like length, references and first change are recorded together. Each chunk is checked before it is
-        handed out; where a shortcut does not hold it is left out from there on, and the chunk recorded again.
+        Those of like length, references and first change are recorded together, where edges are patched a few before
+        all others. Each chunk is checked before it is handed out; where a shortcut does not hold it is left out from
+        there on, and the chunk recorded again.
 
         Raises:
             ValueError: where the model is not causal, or its logits are all NaN.
@@ -113,7 +119,8 @@ class Runs:
         waiting = sorted(range(len(self.pairs)), key=lambda i: (lengths[i], group[i], int(first[i])))
         most = self._pairs_at_once()
         while waiting:
-            indices = self._next(waiting, most)
+            is_first = isinstance(self.patches, GraphPatches) and not self._is_checked
+            indices = self._next(waiting, min(most, FIRST_FEW) if is_first else most)
             try:
                 chunks = self._recorder.record(torch.tensor(indices), *self._recorded_names(), exactness=self.exactness)
                 if not self._settled(chunks):
@@ -336,13 +343,15 @@ class Runs:
             RuntimeError: where this model's blocks cannot be resumed, what it writes does not add up, or its heads and
                 MLPs read something else.
         """
+        if not isinstance(self.patches, GraphPatches):
+            return
+        self._check_blocks_are_run_singly()
+        if self._chunks_of_edges == CHECKED_CHUNKS:
+            return
+        self._chunks_of_edges += 1
         for experiment, chunk in zip(self.experiments, chunks):
             edges = experiment.patches
-            if not isinstance(edges, GraphPatches):
-                return
-            self._check_blocks_are_run_singly()
-            if self._is_checked:
-                continue
+            assert isinstance(edges, GraphPatches)
             if experiment.estimate is not None:
                 if reason := error_of_writers(experiment.runner, edges, chunk):
                     raise RuntimeError(f"single edges of this model cannot be estimated: {reason}")

@@ -31,8 +31,8 @@ from actpatch.statistics.sites import SiteStatistics
 
 MOST_EDGES = 200
 """Most edges that are drawn: of more none can be followed."""
-COLUMN, LEAST_COLUMN = 72, 52
-"""Pixels of a column as designed, and at least, so that labels do not lie on each other."""
+COLUMN = 72
+"""Pixels of a column as designed."""
 ROW, HIGH_ROW, HIGH = 54, 100, 700
 """Pixels of a row: of many, of few, and of all together where that lies between."""
 NARROWEST = 560
@@ -48,6 +48,8 @@ INTO = {"mlp": "MLPs"}
 THIN, THICK = 1.0, 6.0
 """Pixels of the line of the smallest and of the largest effect."""
 LABEL_SIZE = 11
+LETTER = 6.6
+"""Pixels of a letter of a label, most of which are capitals and digits."""
 
 
 def create_edge_graph(
@@ -107,8 +109,8 @@ def create_edge_graph(
     note = f"{count(len(chosen), 'edge')} {share}, of {len(results):,}; the wider, the larger"
     title = title or titled(sweep.estimate, "Largest effects, edges as a graph")
     parts = [note, *told(part.sweep, evidence.note, scale=True)]
-    least = round(BESIDE + LEAST_COLUMN * wide)
-    return finish(figure, title, parts, least_width=least, around=(BESIDE, ABOVE))
+    least = math.ceil(BESIDE + wide * max((LETTER * len(node.label) + 2) / (2 * node.half_wide) for node in nodes))
+    return finish(figure, title, parts, narrowest=least, least_width=least, around=(BESIDE, ABOVE))
 
 
 def _chosen(effects: Float[np.ndarray, " edge"], top_k: int, threshold: float | None) -> list[int]:

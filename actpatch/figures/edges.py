@@ -92,11 +92,12 @@ def create_edge_heatmap(
     figure.update_layout(height=height(n_rows, ROW if n_rows <= MOST_LABELS else LOW_ROW) + room)
     what = "Effects of edges, by layer" if found.is_by_layer else "Effect of each edge"
     title = title or titled(sweep.estimate, what)
-    sizes = {"narrowest": narrowest(n_columns, min(n_columns, MOST_LABELS)), "room_for_numbers": 0}
+    labels = room_for(found.rows.labels)
+    sizes = {"narrowest": labels + narrowest(n_columns, min(n_columns, MOST_LABELS)), "room_for_numbers": 0}
     if with_numbers:
-        sizes["room_for_numbers"] = room_for_numbers(n_columns)
+        sizes["room_for_numbers"] = labels + room_for_numbers(n_columns)
     parts = [_note(found, evidence, len(chosen)), *told(drawn.sweep, evidence.note, scale=True)]
-    return finish(figure, title, parts, **sizes, around=(MARGINS + room_for(found.rows.labels), 90 + room))
+    return finish(figure, title, parts, **sizes, around=(MARGINS + labels, 90 + room))
 
 
 def _part(

@@ -111,10 +111,10 @@ class PathPatcher:
         Args:
             dataset: prompt pairs and metric.
             senders: which writers: ids (`a5.h3`, `m0`, `input`), labels (`L5H3`, `L0 MLP`), (layer, head), `heads`,
-                `mlps`, or whole layers (`L5`); None for all.
+                `mlps`, or whole layers (`L5`); None for all. A name with no edge to any receiver is refused.
             receivers: which readers: `L9H9 q`, `L9H9` for its queries, keys and values, `q`, `L9 q`, `L9 MLP`, `mlps`,
                 `heads`, `logits`, or whole layers; None for all. Under grouped-query attention keys and values are
-                those of key-value heads (`L9KV1 k`).
+                those of key-value heads (`L9KV1 k`). A name with no edge from any sender is refused.
             positions: patch each edge at each of these positions, one at a time, as
                 `ActivationPatcher.run_position_experiment` takes them: `["S2", "END"]`; it is then the part of what is
                 read *there* that changes. None for all positions at once, over which effects may cancel.
@@ -131,7 +131,7 @@ class PathPatcher:
         Raises:
             ValueError: before any run of the model, for a model whose heads' outputs do not add up, and for whatever of
                 the arguments or the dataset is wrong.
-            RuntimeError: where the model computes otherwise than its graph says.
+            RuntimeError: once the first pairs have been run, where the model computes otherwise than its graph says.
         """
         graph = self.graph
         edge_patches(graph, senders, receivers)  # wrong names are told before prompts are looked at

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,12 +38,15 @@ def test_chosen_edges_are_those_of_all_that_go_from_one_of_them_to_one_of_them(o
     for edge in naive_edges(of):
         sender, receiver = edge.split("->")
         expected += [(edge, place) for place in range(n_places) if sender in senders and receiver in receivers]
-    if expected:
+    sending, reading = ({edge.split("->")[end] for edge, _ in expected} for end in (0, 1))
+    if sending == senders and reading == receivers:
         edges = edge_patches(of, list(senders), list(receivers), PLACES[:n_places])
         assert list(zip(edges.ids, edges.columns.tolist())) == expected
     else:
-        with pytest.raises(ValueError, match="no edge goes from the senders to the receivers"):
+        with pytest.raises(ValueError, match=r"has no edge (to|from) any") as failure:
             edge_patches(of, list(senders), list(receivers), PLACES[:n_places])
+        ((what, named),) = re.findall(r"the (sender|receiver) '(.+?)' has no", str(failure.value))
+        assert named in (senders - sending if what == "sender" else receivers - reading)
 
 
 def test_an_edge_is_a_patch_of_its_receiver_by_its_sender() -> None:
@@ -107,18 +112,41 @@ def test_receivers_before_senders_are_refused() -> None:
     of = graph(12, 12)
     with pytest.raises(
         ValueError,
-        match=r"the first sender, L9H0, does not write before the last receiver, L9H3 v, reads; give earlier senders",
+        match=r"the sender 'L10H0' has no edge to any receiver: the last of these, L9H3 v, reads before it writes; "
+        "leave it out, or give a receiver behind it, L10 MLP or later$",
     ):
-        edge_patches(of, ["L10H0", "L9H0"], ["L2H1 q", "L9H3 v"])
-    with pytest.raises(ValueError, match="first sender, L11 MLP, does not write before the last receiver, L11 MLP"):
+        edge_patches(of, ["L10H0", "L1H0"], ["L2H1 q", "L9H3 v"])
+    with pytest.raises(
+        ValueError,
+        match=r"the receiver 'a2.h1<q>' has no edge from any sender: the first of these, L5H0, writes behind it; "
+        "leave it out, or give a sender before it, L1 MLP or earlier$",
+    ):
+        edge_patches(of, ["L7", "L5H0"], ["a2.h1<q>", "L9H3 v"])
+    with pytest.raises(ValueError, match=r"'m11' has no edge .* L11 MLP, reads .* give a receiver behind it, logits$"):
         edge_patches(of, "m11", "mlps")
-    with pytest.raises(ValueError, match="L0H0, does not write before the last receiver, L0 MLP"):
+    with pytest.raises(ValueError, match="'heads' has no edge to any receiver: the last of these, L0 MLP, reads"):
         edge_patches(graph(1, 4, is_parallel=True), "heads", "mlps")
-    assert len(edge_patches(of, ["L9H9", "L1H1"], ["L9H9 q"])) == 1  # what cannot be reached is left out
+    with pytest.raises(ValueError, match=r"the receiver 'L0H1' has no edge .* give a sender before it, input$"):
+        edge_patches(of, "heads", ["L0H1", "logits"])
+    with pytest.raises(ValueError, match="the sender 'L9H9' has no edge to any receiver"):
+        edge_patches(of, [(9, 9), "L1H1"], ["L9H9 q"])
     with pytest.raises(ValueError, match="no writer is called 'L5H12'"):
         edge_patches(of, ["L5H12"])
     with pytest.raises(ValueError, match="no reader is called 'L5H12 q'"):
         edge_patches(of, None, ["L5H12 q"])
+
+
+def test_of_a_name_for_many_a_part_may_have_no_edge() -> None:
+    of = graph(3, 2)
+    assert edge_patches(of, "heads", "heads").ids == [
+        edge for edge in naive_edges(of) if edge.startswith("a") and "<" in edge
+    ]
+    assert edge_patches(of, "L1", ["L1", "L2H0 q"]).ids == [
+        edge for edge in naive_edges(of) if edge[:2] in ("a1", "m1") and ("->m1" in edge or "->a2.h0<q>" in edge)
+    ]
+    for senders, receivers, named in ((["heads", "L2"], "L2H0 q", "sender 'L2'"), ("L1", ["L0", "q"], "receiver 'L0'")):
+        with pytest.raises(ValueError, match=f"the {named} has no edge"):
+            edge_patches(of, senders, receivers)
 
 
 def test_a_million_edges_are_arrays() -> None:

@@ -33,19 +33,25 @@ def test_the_script_goes_from_heads_to_paths_on_the_bundled_model():
         "Heads",
         "Edges into the logits",
         "Heads that feed their queries",
-        "Edges among them",
+        "Edges among them, on the other pairs",
+        "By which they were chosen, and on the others",
         "By position",
         "What one number for all positions hides",
         "Paths of several steps",
     ]
     model = which_edges.load_model("tiny", device="cpu")
-    dataset = IOIDataset(model, 6, corruption="flip_subject", seed=which_edges.SEED)
+    dataset = IOIDataset(model, 12, corruption="flip_subject", seed=which_edges.SEED)
     patcher = PathPatcher(model, show_progress=False)
-    writes = patcher.run_all_edges_experiment(dataset, senders="heads", receivers="logits")
+    writes, again = (
+        patcher.run_all_edges_experiment(dataset, senders="heads", receivers="logits", pair_indices=pairs)
+        for pairs in (range(6), range(6, 12))
+    )
     late = [edge for edge in writes.top(len(writes)) if edge.effect > 0][: which_edges.LATE]
     assert f"Write the answer: {', '.join(edge.sender for edge in late)}\n" in told
     for edge in late:
-        assert f"| {edge.label} | {edge.effect:+.3f} | " in told
+        assert f"| {edge.label} | {edge.effect:+.3f} | {again[edge.label].effect:+.3f} |" in told
+        of_others = told.partition("## Edges among them")[2].partition("## By which")[0]
+        assert f"| {edge.label} | {again[edge.label].effect:+.3f} | " in of_others
     (all_at_once, at_s2, at_end, left) = re.search(
         r"hides\n\n.*\n.*\n\| [^|]+ \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|", told
     ).groups()
@@ -73,7 +79,7 @@ def test_the_page_s_code_patches_the_edges_of_its_table():
     (example,) = examples(PAGE)
     model = smollm2()
     dataset = IOIDataset(model, 2, corruption="flip_subject", seed=which_edges.SEED)
-    known = {"patcher": PathPatcher(model, show_progress=False), "dataset": dataset}
+    known = {"patcher": PathPatcher(model, show_progress=False), "dataset": dataset, "held_out": [0, 1]}
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(example.code, known)

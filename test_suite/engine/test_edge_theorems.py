@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from actpatch.core.edge_patches import edge_patches
+from actpatch.core.edge_patches import EdgePatches, edge_patches
+from actpatch.core.graph import Reader
 from actpatch.core.path_patches import head_paths, path_patches
 from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.engine.edges import EdgeWork, Sent, sent_by
+from actpatch.engine.plan import plan
+from actpatch.engine.resume import Resumption
 from actpatch.metrics.own import DatasetMetric
 from actpatch.models.graph import graph_of
 from test_suite.engine.test_edge_settings import DIRECTIONS, KINDS, PLAIN, patches_of
@@ -71,6 +75,55 @@ def test_all_that_a_reader_of_the_first_layer_reads_is_its_one_edge(name: str, d
     found, clean, corrupted = values(model, pairs, edges, direction)
     np.testing.assert_allclose(found, expected, atol=EXACT, rtol=0)
     assert np.abs(found - (corrupted if direction == "denoising" else clean)).max() > 1e-3
+
+
+def together(model: Any, pairs: Any, edges: EdgePatches, direction: Any, metric: Any) -> np.ndarray:
+    """The metric where what one reader reads changes by all that these edges send, in rows of the engine's own."""
+    (receiver,) = edges.used_readers
+    engine, found = engine_on(model), np.full(len(pairs), np.nan)
+    with engine.running(pairs, {direction: edges}, True, None) as runs:
+        for (chunk,) in runs.chunks():
+            each, _ = sent_by(runs.experiment, chunk, edges)
+            none = np.zeros(1, dtype=np.int64)
+            sent = Sent(each.differences.sum(dim=0, keepdim=True), each.masks, none, none)
+            ends = none, np.array([receiver])
+            work = EdgeWork(engine.runner, edges.graph, chunk, sent, *ends, runs.max_tokens, runs.exactness.linear)
+            logits = chunk.base.logits.clone()
+            for batch in plan(work.order, work.starts, chunk.lengths, runs.max_tokens):
+                call = engine.runner.begin(chunk.base, batch.start, batch.length)
+                rows = Resumption(work.rows(batch, call), None, narrow=False, logits_alone=runs.exactness.logits)
+                logits[batch.pairs, batch.start : batch.length] = rows.run(call)
+            for i, pair in enumerate(chunk.pairs.tolist()):
+                of_pair = logits[i : i + 1, : chunk.lengths[i]]
+                found[pair] = float(metric.measure(of_pair, torch.tensor([pair])))
+    return found
+
+
+def input_of(reader: Reader) -> Site:
+    """Where all that a reader makes of its input is written: what it reads is all that it is made of."""
+    if reader.kind == "logits":
+        return reader.site
+    return Site(block_hook(reader.layer, "mlp_out" if reader.kind == "mlp" else reader.kind), head=reader.head)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_all_edges_of_a_reader_together_are_all_that_it_reads(name: str, direction: Any) -> None:
+    """What a reader of a later layer reads differs by what all writers before it change: together they are the other
+    run's input, and what the reader makes of that is patched alone."""
+    model, pairs, metric = edge_model(name), token_pairs([9, 7, 9], [(2, 4), (3,), (5,)]), everything_metric(3)
+    graph = graph_of(model)
+    last = [reader for reader in graph.readers if reader.layer == graph.n_layers - 1]
+    chosen = [reader for reader in last if reader.head in (None, 1)]
+    for reader in chosen:
+        edges = edge_patches(graph, receivers=reader.id)
+        assert len(edges) > 5
+        expected, clean, corrupted = values(model, pairs, [Patch((input_of(reader),))], direction, metric)
+        found = together(model, pairs, edges, direction, metric)
+        np.testing.assert_allclose(found, expected[0], atol=EXACT, rtol=0)
+        assert np.abs(found - (corrupted if direction == "denoising" else clean)).min() > 1e-4
+        alone, *_ = values(model, pairs, edges[1:2], direction, metric)
+        np.testing.assert_allclose(together(model, pairs, edges[1:2], direction, metric), alone[0], atol=EXACT, rtol=0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -135,7 +188,8 @@ def test_a_head_that_sends_to_one_receiver_through_nothing_is_an_edge(direction:
     for receiver in ("L2H1 k", "L1 MLP", "logits") if through == "nothing" else ("L0 MLP", "L1 MLP"):
         layers = None if through == "nothing" else [int(receiver[1])]
         heads = head_paths(graph, receiver, through, layers=layers)
-        alone = edge_patches(graph, [graph.writers[number].id for number in heads.senders], receiver)
+        before = [number for number in heads.senders if number < graph.n_writers_before[graph.reader(receiver)]]
+        alone = edge_patches(graph, [graph.writers[number].id for number in before], receiver)
         found, *_ = values(model, pairs, heads, direction, metric)
         expected, *_ = values(model, pairs, alone, direction, metric)
         np.testing.assert_allclose(found[: len(expected)], expected, atol=EXACT, rtol=0)

@@ -76,7 +76,11 @@ def named(lacking: str = "") -> Named:
 
 
 def path_patcher(name: str, **options: Any) -> PathPatcher:
-    return PathPatcher(edge_model(name), show_progress=False, **options)
+    return path_patcher_of(edge_model(name), **options)
+
+
+def path_patcher_of(model: Any, **options: Any) -> PathPatcher:
+    return PathPatcher(model, show_progress=False, **options)
 
 
 def metric_of(logits: Tensor, pair: int) -> float:
@@ -333,7 +337,9 @@ def test_sources_and_noise_are_told(grouped: PathPatcher) -> None:
 
 E, H, P = "run_all_edges_experiment", "run_all_heads_experiment", "run_path_experiment"
 REFUSED = [
-    (E, {"senders": "L2H0", "receivers": "L1H0 q"}, "the first sender, L2H0, does not write before the last receiver"),
+    (E, {"senders": "L2H0", "receivers": "L1H0 q"}, "the sender 'L2H0' has no edge to any .* behind it, L2 MLP"),
+    (E, {"senders": ["L0H0", "L2H3"], "receivers": ["L2H0 q"]}, "the sender 'L2H3' has no edge to any receiver"),
+    (E, {"senders": ["L1H0", "m2"], "receivers": ["L1 MLP", "L1H0 q", "logits"]}, "the receiver 'L1H0 q' has no edge"),
     (E, {"senders": "L5H9"}, r"no writer is called 'L5H9' \(in senders\): .* the nearest names are L2H3"),
     (E, {"receivers": ["L2H3 q", "L2H3 z"]}, r"no reader is called 'L2H3 z' \(in receivers\): .* names are L2H3 q"),
     (E, {"receivers": "L2H3 k"}, "heads share keys and values in this model, give L2KV1 k"),
@@ -360,11 +366,12 @@ REFUSED = [
     (H, {"receivers": ["logits", "L2H0 q"], "through": "mlps"}, "receivers holds the logits beside others"),
     (H, {"receivers": None, "through": "mlps"}, "receivers holds the logits beside others"),
     (H, {"receivers": [], "through": "mlps"}, "receivers is empty"),
-    (H, {"receivers": "L0H0 q", "through": "nothing"}, "no head writes before L0H0 q reads: give later receivers"),
+    (H, {"receivers": "L0H0 q", "through": "nothing"}, "the receiver 'L0H0 q' has no edge from any sender"),
+    (H, {"receivers": ["L0H0 q", "L2H0 q"], "through": "mlps"}, "'L0H0 q' has .* give a sender before it, input"),
     (H, {"receivers": "L2H3 v", "through": "mlps"}, "give L2KV1 v"),
     (H, {"receivers": "logits", "through": "mlps", "layers": [3]}, "layer 3 is out of range"),
     (H, {"receivers": "logits", "through": "mlps", "layers": []}, "layers is empty"),
-    (H, {"receivers": "L1H0 q", "through": "mlps", "layers": [2]}, "no head writes before L1H0 q reads"),
+    (H, {"receivers": "L1H0 q", "through": "mlps", "layers": [2]}, "the receiver 'L1H0 q' has no edge from any"),
     (H, {"receivers": "logits", "through": "mlps", "position": "B"}, "have no position named 'B'"),
     (P, {"paths": []}, "paths is empty: give at least one"),
     (P, {"paths": 5}, "paths is 5, expected texts such as"),
@@ -435,7 +442,7 @@ def test_post_norm_models_are_refused_before_any_run(name: str) -> None:
         pytest.param("bridge:scaled_residual", "adding up the heads of layer 0 gives values that are .* off"),
         pytest.param("bridge:bloom", "its blocks are not run singly"),
         pytest.param(
-            "bridge:some_attention", "its blocks are not run singly|the residual stream behind layer 0 is not"
+            "bridge:some_attention", "its blocks are not run singly|the residual stream behind layer [02] is not"
         ),
         pytest.param(
             "bridge:linear_attention", "its blocks are not run singly|the residual stream", marks=pytest.mark.slow
@@ -450,6 +457,47 @@ def test_models_that_compute_otherwise_than_their_graph_says_are_refused(name: s
         with pytest.raises(RuntimeError, match=f"^single edges of this model cannot be patched: ({reason})") as failure:
             getattr(patcher, method)(named(), **asked)
         assert len(str(failure.value)) < 330
+
+
+@pytest.mark.parametrize("direction", [*DIRECTIONS, "both"])
+@pytest.mark.parametrize(("method", "asked"), ASKED)
+def test_they_are_refused_by_a_few_pairs_before_the_others_are_run(
+    method: str, asked: dict[str, Any], direction: Any
+) -> None:
+    model, dataset = small_model("bridge:scaled_residual"), Words(token_pairs([9] * 12, [(3,)] * 12))
+    pairs, seen = encode_pairs(model, dataset, None), set()
+    prompts = {tuple(prompt.tolist()): i for run in (pairs.clean, pairs.corrupted) for i, prompt in enumerate(run)}
+    assert len(prompts) == 24
+
+    patcher = path_patcher_of(model)
+    for name in ("record", "run"):
+        function = getattr(patcher.engine.runner, name)
+
+        def noting(tokens: Tensor, *given: Any, function: Any = function, **options: Any) -> Any:
+            seen.update(tuple(row) for row in tokens.tolist())
+            return function(tokens, *given, **options)
+
+        setattr(patcher.engine.runner, name, noting)
+    with pytest.raises(RuntimeError, match="adding up the heads of layer 0"):
+        getattr(patcher, method)(dataset, direction=direction, **asked)
+    assert {prompts[prompt] for prompt in seen & {*prompts}} == {0, 1}
+
+
+@pytest.mark.parametrize("receivers", ["L2H0 q", ["L2H0 q", "L2H1 q"], "logits"])
+def test_layers_that_are_passed_on_the_way_are_checked_though_their_heads_send_nothing(receivers: Any) -> None:
+    """Here the first layer alone adds to the stream what its heads and its MLP give."""
+    model = fresh_model("bridge:scaled_residual")
+    model.original_model.model.layers[0].residual_multiplier = model.blocks[0].residual_contribution_scale = 1.0
+    patcher = path_patcher_of(model)
+    asked: dict[str, Any] = {"receivers": receivers, "layers": [0]}
+    with pytest.raises(RuntimeError, match=r"^single edges of this model .* adding up the heads of layer 1"):
+        patcher.run_all_heads_experiment(named(), through="mlps", **asked)
+    found = patcher.run_all_heads_experiment(named(), receivers="L2H0 q", through="nothing", layers=[0]).sweep
+    graph = patcher.graph
+    for head, (pair, (base, source)) in itertools.product((0, 3), enumerate(runs_of(model, "denoising"))):
+        reader = graph.readers[graph.reader("L2H0 q")]
+        expected = metric_of(logits_of_edge(model, base, source, graph.writers[graph.writer((0, head))], reader), pair)
+        assert found.patched[head, pair] == pytest.approx(expected, rel=0, abs=EXACT)
 
 
 @pytest.mark.parametrize(
