@@ -253,7 +253,9 @@ def site_statistics(
     in_all = changes if len(whole) == len(changes) else np.ascontiguousarray(changes[whole])
     for_deals = int(np.random.SeedSequence(seed).generate_state(4)[3])
     of_whole = [labels[i] for i in whole]
-    differences = group_differences(in_all, gaps, groups, sites=of_whole, alpha=alpha, seed=for_deals) if whole else None
+    differences = (
+        group_differences(in_all, gaps, groups, sites=of_whole, alpha=alpha, seed=for_deals) if whole else None
+    )
     split_half = split_half_agreement(in_all, gaps, seed=for_splits)
     step = smallest_p_value(n_pairs, n_flips)
     too_few = _too_few(n_pairs, len(labels), lone, step)

@@ -149,9 +149,7 @@ def _columns(document: Mapping[str, Any]) -> Read | None:
     return None
 
 
-def _of_records(
-    records: Sequence[Mapping[str, Any]], rows: list[str], faults: dict[int, Fault] | None = None
-) -> Read:
+def _of_records(records: Sequence[Mapping[str, Any]], rows: list[str], faults: dict[int, Fault] | None = None) -> Read:
     names = tuple(dict.fromkeys(name for record in records for name in record))
     return names, [[record.get(name) for name in names] for record in records], rows, faults or {}
 

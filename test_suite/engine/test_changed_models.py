@@ -103,7 +103,9 @@ def test_a_subclass_that_carries_autoencoders(architecture: str) -> None:
 
     model.__class__ = WithAutoencoders
     model.add("blocks.1.hook_resid_pre", Autoencoder())
-    found, warned = assert_as_by_hand(model, [site for site in SITES if site.hook_point in model.hook_dict], bound=bound)
+    found, warned = assert_as_by_hand(
+        model, [site for site in SITES if site.hook_point in model.hook_dict], bound=bound
+    )
     assert found.shortcuts == () and "blocks.1.hook_resid_pre (a Autoencoder in its place)" in warned
 
 
@@ -111,7 +113,9 @@ def test_a_subclass_that_carries_autoencoders(architecture: str) -> None:
 def test_prompts_as_long_as_the_context(name: str) -> None:
     pairs = token_pairs([N_CONTEXT, N_CONTEXT - 3, N_CONTEXT], [(3,), (4, 6), (N_CONTEXT - 1,)])
     last = Site(block_hook(1, "v"), head=0, position=-1)
-    assert_as_by_hand(small_model(name), [*SITES, last, Site(block_hook(0, "resid_pre"), position=N_CONTEXT - 4)], pairs)
+    assert_as_by_hand(
+        small_model(name), [*SITES, last, Site(block_hook(0, "resid_pre"), position=N_CONTEXT - 4)], pairs
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*quantiz", "ignore:torch.ao", "ignore:Must explicitly")

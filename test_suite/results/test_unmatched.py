@@ -145,9 +145,11 @@ def test_of_a_position_matched_in_some_pairs_only_these_count() -> None:
     pairs = [([1, 5, 6, 20 + i, 7, 8], [1, 5, 6, 30 - i, 12 + i, 7, 8]) for i in range(8)]
     mapped = [{0: 0, 5: 6, **({3: 3} if i in kept else {})} for i in range(len(pairs))]
     model, dataset = small_model(PLAIN), Ids(pairs, mapped)
-    sweep = patcher_on(model).run_position_experiment(
-        dataset, "resid_pre", positions=[3, -1], metrics="kl_divergence"
-    ).sweep
+    sweep = (
+        patcher_on(model)
+        .run_position_experiment(dataset, "resid_pre", positions=[3, -1], metrics="kl_divergence")
+        .sweep
+    )
     assert sweep.usable.all()
     encoded, partly = encode_pairs(model, dataset), [i for i, at in enumerate(sweep.labels) if "@3" in at]
     alone = sweep.of_pairs(kept)
