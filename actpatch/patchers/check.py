@@ -225,8 +225,10 @@ def _short_or_whole(
 def _faults(
     model: Any, dataset: PatchingDataset, indices: Sequence[int], read: _ReadAnswers | None
 ) -> tuple[EncodedPairs | None, dict[int, str]]:
-    """The pairs as tokens, None where they cannot be, and pair -> why a sweep would refuse it. Raises what is wrong with
-    all of them: the model's tokenizer."""
+    """The pairs as tokens, None where they cannot be, and pair -> why a sweep would refuse it.
+
+    Raises what is wrong with all of them: the model's tokenizer.
+    """
     refused: dict[int, ValueError] = {}
     encoded: EncodedPairs | None = None
     try:

@@ -156,8 +156,10 @@ class GeneratedTask(PatchingDataset):
         )
 
     def _counts(self) -> Mapping[str, int]:
-        """How many tokens every clean prompt has, and its beginnings up to each of the words that it is made of; counted
-        anew where the model's tokenizer or its BOS are others."""
+        """How many tokens every clean prompt has, and its beginnings up to each of the words that it is made of.
+
+        Counted anew where the model's tokenizer or its BOS are others.
+        """
         read_by = self.model.tokenizer, getattr(self.model.cfg, "default_prepend_bos", None)
         if self._counted is None or self._counted[0] != read_by:
             texts = {pair.clean for pair in self._pairs}

@@ -140,7 +140,7 @@ def test_a_map_of_nothing_but_unmatched_positions_cannot_be_drawn(capsys: pytest
 
 
 def test_of_a_position_matched_in_some_pairs_only_these_count() -> None:
-    """Its effect, interval and p-value are those of a sweep of these pairs alone; sites of all pairs stay as they are."""
+    """Its effect, interval and p-value are those of a sweep of these pairs alone."""
     kept = [0, 1, 2, 3, 5, 6]
     pairs = [([1, 5, 6, 20 + i, 7, 8], [1, 5, 6, 30 - i, 12 + i, 7, 8]) for i in range(8)]
     mapped = [{0: 0, 5: 6, **({3: 3} if i in kept else {})} for i in range(len(pairs))]
