@@ -107,7 +107,7 @@ class Acceptable:
         found = [self._resolved_one(answer) for answer in answers]
         faults = [tokens for tokens in found if isinstance(tokens, Fault)]
         if not faults:
-            return tuple(dict.fromkeys(found)), None
+            return tuple(dict.fromkeys(tokens for tokens in found if not isinstance(tokens, Fault))), None
         if len(faults) == 1:
             return (), faults[0]
         return (), Fault(faults[-1].kind, functools.partial(_told, faults, len(answers)))
@@ -128,14 +128,14 @@ class Acceptable:
 
     def _tokens(self, texts: list[str]) -> dict[str, Whole | Fault]:
         found: dict[str, Whole | Fault] = {}
-        single, unknown, size = self.meanings.single_token, self.unknown, self.size
+        single, unknown, size, refused = self.meanings.single_token, self.unknown, self.size, self._refused
         for text, ids in tokens_of_all(self.model, texts, prepend_bos=False).items():
             kind = ""
             if not ids or unknown in ids or max(ids) >= size:
                 kind = "answers"
             elif len(ids) > 1 and (single or ANSWER_SEPARATOR in text or _ends_in_a_space(text)):
                 kind = "tokens" if single else "answers"
-            found[text] = Fault(kind, functools.partial(self._refused, text, ids)) if kind else ids
+            found[text] = Fault(kind, refused, (text, ids)) if kind else ids
         return found
 
     def _refused(self, text: str, ids: Whole) -> str:

@@ -52,6 +52,8 @@ FEW = model_parameters("hooked:grouped", "bridge:gpt2")
 SUMS = 1e-12
 """How far two sums of the same numbers may be apart, relative to the largest."""
 DIRECTIONS = ("denoising", "noising")
+HIDDEN_SCORES = ("bridge:opt", "bridge+:opt", "bridge:gptj")
+"""Models of which no hook point holds what their softmax reads."""
 
 
 def metric(logits: Tensor) -> Tensor:
@@ -96,12 +98,14 @@ def test_rules_leave_values_as_they_are_and_the_model_as_it_was(name: str, rules
 @pytest.mark.parametrize("method", ["eap", "relp", "gim"])
 def test_scores_are_slopes_of_the_metric_along_an_edge(name: str, method: str) -> None:
     """Central differences of whole runs, in which each function that has a rule is the straight line by that rule."""
+    if method == "gim" and name in HIDDEN_SCORES:
+        pytest.skip("its scores cannot be read, so that no straight line can be laid through them")
     model, graph = edge_model(name), seen_graph(name)
     edges = some_edges(graph)[::3]
     held, other = activations(model, CORRUPTED), activations(model, CLEAN)
     hooks = linearized(model, CORRUPTED, RULES.get(method, PLAIN))
     single = rounds_to_single(model)
-    step = 1e-2 if single else 1e-4
+    step = 1e-3 if single else 1e-4
     slopes = []
     for writer, reader in edges:
         change = step * change_of(model, held, other, writer)
@@ -199,7 +203,7 @@ def test_along_activations_a_hook_point_sums_to_what_patching_all_of_it_does(nam
         options: dict[str, Any] = {"direction": "noising", "method": "ig_activations", "source": source}
         errors = [
             component_products(model, CLEAN, CORRUPTED, metric, name, steps=steps, **options).sum() - whole
-            for steps in (12, 24)
+            for steps in (20, 40)
         ]
         assert abs(errors[1]) < 5e-3 * max(1.0, abs(whole))
         assert abs(errors[1]) < 1e-9 or errors[0] / errors[1] == pytest.approx(4, rel=0.2)
