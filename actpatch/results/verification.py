@@ -338,7 +338,7 @@ def verify(sweep: Sweep, kind: str, top: int, sample: int, seed: int) -> Verific
 
 
 def _check_is_the_same_model(estimated: Sweep, exact: Sweep) -> None:
-    """Raise a ValueError where runs that nothing is written into give another metric than when effects were estimated."""
+    """Raise a ValueError where runs that nothing is written into have another metric than at the estimates."""
     gap = np.abs(estimated.clean - estimated.corrupted)
     for name in ("clean", "corrupted"):
         then, now = getattr(estimated, name), getattr(exact, name)

@@ -1,4 +1,4 @@
-"""Estimates on models that are not plain: switches, code and precision of the user's own, and copies that models make."""
+"""Estimates on models that are not plain: switches, code and precision of the user's own, copies that models make."""
 
 from __future__ import annotations
 

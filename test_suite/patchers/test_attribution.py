@@ -29,7 +29,7 @@ from actpatch import (
 )
 from actpatch.core.estimates import METHODS
 from test_suite.helpers.closeness import EXACT
-from test_suite.helpers.models import bundled, small_model
+from test_suite.helpers.models import bundled, fresh_model, small_model
 from test_suite.helpers.refusals import refused
 from test_suite.patchers.test_paths import PLAIN, named
 
@@ -255,6 +255,40 @@ def test_what_cannot_be_verified_is_refused(ioi: IOIDataset) -> None:
             of_bundled().screen_and_verify(ioi, kind, budget, **options)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a TransformerLens HookedTransformer"):
         AttributionPatcher("gpt2")
+
+
+def test_a_sample_alone_can_be_verified(ioi: IOIDataset) -> None:
+    scores: Any = of_bundled().run_all_heads_experiment(ioi)
+    found = scores.verify(top=0, sample=5)
+    assert found.top == () and len(found.sample) == 5
+    screened = of_bundled().screen_and_verify(ioi, "heads", 5, top=0)
+    assert screened.top == () and len(screened.sample) == 5
+
+
+def test_a_model_that_changed_since_is_not_what_was_estimated() -> None:
+    model = fresh_model(PLAIN)
+    scores: Any = AttributionPatcher(model, show_progress=False).run_all_heads_experiment(named())
+    assert isinstance(scores.verify(top=2, sample=2), Verification)
+    changed = model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: 2 * value)])
+    with changed, pytest.raises(ValueError, match="the model is not as it was when these effects were estimated"):
+        scores.verify(top=2, sample=2)
+    assert isinstance(scores.verify(top=2, sample=2), Verification)
+
+
+def test_a_screen_refuses_what_experiments_refuse() -> None:
+    for source in ("zero", None, Zero):
+        with refused("source is .*, expected OtherRun"):
+            patcher().screen_and_verify(named(), "heads", 5, source=source)  # type: ignore[arg-type]
+    with refused("the dataset is a NoneType, expected a PatchingDataset"):
+        patcher().screen_and_verify(None, "heads", 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_one_step_at_the_clean_end_says_nothing_of_a_divergence_from_it(direction: Any) -> None:
+    asked: dict[str, Any] = {"method": "eap_ig", "steps": 1, "metrics": "kl_divergence", "direction": direction}
+    with refused("'eap_ig' with one step, at its right end, estimates nothing"):
+        patcher().run_all_heads_experiment(named(), grid="right", **asked)
+    assert (patcher().run_all_heads_experiment(named(), grid="midpoint", **asked).sweep.effects != 0).any()  # type: ignore[union-attr]
 
 
 def test_the_door_and_the_table_of_methods() -> None:
