@@ -3,13 +3,14 @@
     score = Σ (written - recorded) · gradient,  summed over what a patch writes
 
 (Nanda 2023, "Attribution Patching"). The methods differ in where, and by which rules, the gradient is taken
-(`core.estimates`). A patch of several sites has the sum of their scores: to first order they do not interact.
+(`core.estimates`). A patch of several hook points has the sum of their scores in a run of its own, in which what is
+written at each of them is held: no change of an earlier one goes through a later one, which is written itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from actpatch.core.estimates import Estimate
-from actpatch.core.sites import Site, head_axis, position_axis
+from actpatch.core.sites import Patch, Site, head_axis, position_axis
 from actpatch.engine.backward import Rules, gim, relp
 from actpatch.engine.edges import INPUT
 from actpatch.engine.experiment import Experiment
@@ -65,15 +66,29 @@ class Places:
         return every[:, torch.from_numpy(self.units).to(table.device)]
 
 
+def is_of_one_place(patch: Patch) -> bool:
+    """Whether what a patch writes lies at one hook point, each part of it at positions of its own: the scores of its
+    parts then add up."""
+    parts = {(site.head, site.neuron) for site in patch.sites}
+    return len({site.hook_point for site in patch.sites}) == 1 and (len(parts) == 1 or (None, None) not in parts)
+
+
 def places_of(experiment: Experiment) -> list[Places]:
-    """The sites of all patches, by where they write."""
+    """The sites of all patches of one place, by where they write; the positions of one part are written together."""
     found: dict[tuple[str, object], tuple[Tensor | None, list[int], list[int]]] = {}
     for number, (patch, positions) in enumerate(zip(experiment.patches, experiment.positions)):
-        for site, at in zip(patch.sites, positions):
-            _, patches, units = found.setdefault((site.hook_point, site.position), (at, [], []))
+        parts: dict[int, list[tuple[object, Tensor | None]]] = {}
+        for site, at in zip(patch.sites, positions) if is_of_one_place(patch) else ():
             unit = site.head if site.head is not None else site.neuron
+            parts.setdefault(-1 if unit is None else unit, []).append((site.position, at))
+        for unit, written in parts.items():
+            where = tuple(dict.fromkeys(position for position, _ in written))
+            each = [at for _, at in written if at is not None]
+            at = torch.cat(each, dim=1) if len(each) == len(written) else None
+            key = patch.sites[0].hook_point, None if at is None else where
+            _, patches, units = found.setdefault(key, (at, [], []))
             patches.append(number)
-            units.append(-1 if unit is None else unit)
+            units.append(unit)
     return [Places(name, at, np.array(patches), np.array(units)) for (name, _), (at, patches, units) in found.items()]
 
 
@@ -97,20 +112,84 @@ class ComponentEstimator:
 
     @cached_property
     def names(self) -> list[str]:
-        """The hook points of the patches."""
+        """The hook points of the patches of one place."""
         return sorted({place.hook_point for place in self.places})
+
+    @cached_property
+    def sets(self) -> list[int]:
+        """Numbers of the other patches, which have a run each."""
+        return [number for number, patch in enumerate(self.experiment.patches) if not is_of_one_place(patch)]
 
     def scores(self, rows: Int[Tensor, " row"]) -> Scores:
         """By how much each patch would move each metric of these pairs of the chunk."""
+        of_sets = {number: self._of_set(number, rows) for number in self.sets}
         if self.estimate.method == "ig_activations":
             tables = {name: self._along_activations(name, rows) for name in self.names}
         else:
             tables = {}
-            points = [*points_of(self.estimate, self.differentiator)]
+            points = [*points_of(self.estimate, self.differentiator)] if self.names else []
             for point in points:
                 with self.differentiator.running(point, rows, self.names, self.rules) as run:
                     _add(tables, self.products(run, rows), 1 / len(points))
-        return self.summed(tables, rows)
+        found = self.summed(tables, rows) if tables else self._nothing(next(iter(of_sets.values())))
+        for number, score in of_sets.items():
+            found[:, number] = score
+        return found
+
+    def _nothing(self, like: Float[Tensor, "metric row"]) -> Scores:
+        return like.new_zeros(len(like), len(self.experiment.patches), like.shape[1])
+
+    def _of_set(self, number: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "metric row"]:
+        """The score of a patch that writes several things, each held where it is written."""
+        patch, positions = self.experiment.patches[number], self.experiment.positions[number]
+        every = torch.arange(len(self.chunk.pairs))
+        masks: dict[str, Tensor] = {}
+        for site, at in zip(patch.sites, positions):
+            mask = self._mask(site, at, every)
+            masks[site.hook_point] = masks.get(site.hook_point, mask) | mask
+        names = list(masks)
+        changes = {name: self.differences(name, every) * masks[name] for name in names}
+        if self.estimate.method == "ig_activations":
+            base = self.chunk.base.activations
+            points = [
+                replace(
+                    self.differentiator.at_base,
+                    writes={name: (base[name] + share * changes[name]).to(base[name].dtype) for name in names},
+                )
+                for share in self.estimate.shares()
+            ]
+        else:
+            points = [replace(point, cuts=masks) for point in points_of(self.estimate, self.differentiator)]
+        total: Tensor | None = None
+        for point in points:
+            with self.differentiator.running(point, rows, names, self.rules) as run:
+                # What comes first may be of no account, where all that it moves is written itself.
+                each = [run.slopes(metric, names, all_reached=False) for metric in range(len(run.values))]
+            parts = [[changes[name][rows] * slopes[name].to(changes[name]) for name in names] for slopes in each]
+            score = torch.stack([torch.stack([part.flatten(1).sum(dim=1) for part in of]).sum(dim=0) for of in parts])
+            total = score if total is None else total + score
+        assert total is not None
+        return total / len(points)
+
+    def _mask(self, site: Site, at: Int[Tensor, "pair _"] | None, rows: Int[Tensor, " row"]) -> Bool[Tensor, "row ..."]:
+        """Where a site writes, of the shape of what stands at its hook point."""
+        like = self.chunk.base.activations[site.hook_point][rows]
+        mask = torch.ones_like(like, dtype=torch.bool)
+        chosen = {position_axis(site.hook_point): self.written(at, rows)}
+        axis = head_axis(site.hook_point) if site.head is not None else like.ndim - 1
+        unit = site.head if site.head is not None else site.neuron
+        for along, values in chosen.items():
+            shape = [len(rows), *[1] * (like.ndim - 1)]
+            shape[along] = like.shape[along]
+            mask &= values.view(shape)
+        if unit is not None and axis is not None:
+            kept = torch.zeros(like.shape[axis], dtype=torch.bool, device=like.device)
+            kept[unit] = True
+            mask &= kept.view([-1 if other == axis else 1 for other in range(like.ndim)])
+        if head_axis(site.hook_point) == 1:
+            keys = torch.arange(like.shape[-1]) < self.chunk.ends[rows, None]
+            mask &= keys[:, None, None, :].to(mask.device)
+        return mask
 
     def products(self, run: Run, rows: Int[Tensor, " row"]) -> dict[str, Tensor]:
         """Hook point -> difference times gradient, summed over what is always written together."""
@@ -129,7 +208,7 @@ class ComponentEstimator:
         found = like.new_zeros(n_metrics, len(self.experiment.patches), len(rows))
         for place in self.places:
             of_sites = place.sums(tables[place.hook_point], self.written(place.at, rows))
-            found.index_add_(1, torch.from_numpy(place.patches).to(like.device), of_sites)
+            found.index_add_(1, torch.from_numpy(place.patches).to(like.device), of_sites.to(found))
         return found
 
     def written(self, at: Int[Tensor, "pair _"] | None, rows: Int[Tensor, " row"]) -> Bool[Tensor, "row pos"]:

@@ -20,6 +20,8 @@ def estimator_of(
     """What estimates the patches of an experiment on the pairs of a chunk."""
     assert experiment.estimate is not None
     differentiator = Differentiator(experiment, chunk, measure, exactness.logits)
+    if experiment.estimate.method == "eap_ig":
+        differentiator.check_path()
     if isinstance(experiment.patches, GraphPatches):
         return EdgeEstimator(differentiator, experiment.estimate)
     if experiment.estimate.method == "atp_star":

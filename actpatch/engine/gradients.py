@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from actpatch.engine.backward import Rules
@@ -37,12 +37,19 @@ class Run:
     held: dict[str, Tensor]
     """Hook point -> its activation, in that graph."""
 
-    def slopes(self, metric: int, names: Sequence[str]) -> dict[str, Float[Tensor, "row ..."]]:
+    def slopes(
+        self, metric: int, names: Sequence[str], *, all_reached: bool = True
+    ) -> dict[str, Float[Tensor, "row ..."]]:
         """The gradient of a metric at these hook points. The graph is kept."""
-        return self.slopes_at(metric, {name: self.held[name] for name in names})
+        return self.slopes_at(metric, {name: self.held[name] for name in names}, all_reached=all_reached)
 
-    def slopes_at(self, metric: int, at: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def slopes_at(self, metric: int, at: Mapping[str, Tensor], *, all_reached: bool = True) -> dict[str, Tensor]:
         """The gradient of a metric at these tensors of the graph.
+
+        Args:
+            metric: its number.
+            at: the tensors, by name.
+            all_reached: whether the metric depends on each; False for a gradient of 0 where it does not.
 
         Raises:
             RuntimeError: where the metric does not depend on one of them: the model computes on with a copy.
@@ -52,6 +59,8 @@ class Run:
             return {name: torch.zeros_like(one) for name, one in at.items()}
         slopes = torch.autograd.grad(value.sum(), [*at.values()], retain_graph=True, allow_unused=True)
         found = {name: slope for name, slope in zip(at, slopes) if slope is not None}
+        if not all_reached:
+            found |= {name: torch.zeros_like(one) for name, one in at.items() if name not in found}
         if missing := [name for name in at if name not in found]:
             raise RuntimeError(
                 f"the gradient does not reach {missing[0]}: this model, or code that was put on it, computes on with "
@@ -70,6 +79,9 @@ class Point:
     """What is added to its embeddings."""
     writes: Mapping[str, Float[Tensor, "pair ..."]] = field(default_factory=dict)
     """Hook point -> what stands there in the place of what is computed; of all pairs of the chunk."""
+    cuts: Mapping[str, Bool[Tensor, "pair ..."]] = field(default_factory=dict)
+    """Hook point -> where a value is held as it is, whatever comes before it: what is written elsewhere does not change
+    it, since it is written itself. Of all pairs of the chunk."""
 
 
 class Differentiator:
@@ -115,10 +127,11 @@ class Differentiator:
         rules = rules or Rules()
         held: dict[str, Tensor] = {}
         recording, writes = point.run, {name: value[rows] for name, value in point.writes.items()}
+        cuts = {name: mask[rows] for name, mask in point.cuts.items()}
         length = recording.tokens.shape[1]
         hooks = [] if point.noise is None else [noise_hook(point.noise[rows, :length])]
         hooks_of_rules = [*rules.before, *rules.behind]
-        hooks += [*rules.before, *holding_hooks(self.runner, names, held, writes), *rules.behind]
+        hooks += [*rules.before, *holding_hooks(self.runner, names, held, writes, cuts), *rules.behind]
         reads = self.chunk.reads_of(recording)
         read = Read(None if reads is None else reads[rows], self.experiment.vocabulary, self.alone)
         with torch.enable_grad(), weights_without_gradients(self.runner):
@@ -136,6 +149,20 @@ class Differentiator:
                 )
             rules.check_in_use(values)
             yield Run(values, held)
+
+    def check_path(self) -> None:
+        """Raise a RuntimeError where a run that begins with the other run's stream is not the other run: the model then
+        reads its tokens elsewhere too, and no path between the two streams leads from one run to the other."""
+        chunk, first = self.chunk, torch.zeros(1, dtype=torch.long)
+        stream = chunk.other.activations[INPUT][first]
+        read = Read(None if chunk.reads is None else chunk.reads[first], self.experiment.vocabulary, self.alone)
+        with self.runner.hooks([(INPUT, lambda value, hook: stream.to(value))]):
+            logits = self.runner.run(chunk.base.tokens[first], read)
+        if reason := too_far("a run of the other run's embeddings", logits, chunk.other.logits[first]):
+            raise RuntimeError(
+                f"'eap_ig' goes along the stream before the first block, but this model reads its tokens elsewhere too "
+                f"({reason}): choose another method"
+            )
 
     def _run(self, tokens: Int[Tensor, "row pos"], read: Read, has_rules: bool) -> Float[Tensor, "row read token"]:
         try:
@@ -157,7 +184,11 @@ def _error_of(logits: Tensor, recorded: Tensor, rules: Rules) -> str | None:
 
 
 def holding_hooks(
-    runner: Runner, names: Sequence[str], held: dict[str, Tensor], writes: Mapping[str, Tensor]
+    runner: Runner,
+    names: Sequence[str],
+    held: dict[str, Tensor],
+    writes: Mapping[str, Tensor],
+    cuts: Mapping[str, Tensor],
 ) -> list[Hook]:
     """Hooks that keep activations with their graph, and put what is written into the place of others.
 
@@ -168,6 +199,9 @@ def holding_hooks(
         def hold(value: Tensor, hook: Any) -> Tensor:
             if name in writes or not value.requires_grad:
                 value = writes.get(name, value).to(value).detach().clone().requires_grad_()
+            elif name in cuts:
+                held[name] = value.detach().clone().requires_grad_()
+                return torch.where(cuts[name], held[name], value)
             held[name] = value
             return value  # also as it is: a hook point may show another layout of what it passes on
 

@@ -52,6 +52,11 @@ from actpatch.engine.resume import Resumption
 from actpatch.models.runner import is_out_of_memory
 
 HALF = (torch.float16, torch.bfloat16)
+THROUGH_FOREIGN_CODE = (
+    "gradients are taken through code on the model that is not its own: where it detaches what it passes on, estimates "
+    "lack that part; verify them, or take it off"
+)
+"""What is said of estimates on a model that somebody's hooks or modules are on."""
 """Types in which rounding is told of."""
 FIRST_FEW = 2
 """Most pairs of the first chunk where edges are patched, so that a model whose graph is another is refused at once."""
@@ -85,6 +90,9 @@ class Runs:
         self._reasons: dict[str, str] = {}
         self.exactness = self._first_try()
         self._check_blocks_are_run_singly()
+        if self.experiment.estimate is not None and self.runner.foreign:
+            self.notes.append(THROUGH_FOREIGN_CODE)
+            warn_user(THROUGH_FOREIGN_CODE)
         self.max_tokens = tokens_that_fit(self.experiment)
         self._recorder = Recorder(experiments, self._pairs_at_once)
         self._routes: dict[tuple[Direction, bool], list[Route]] = {}
@@ -343,9 +351,9 @@ class Runs:
             RuntimeError: where this model's blocks cannot be resumed, what it writes does not add up, or its heads and
                 MLPs read something else.
         """
+        self._check_blocks_are_run_singly()
         if not isinstance(self.patches, GraphPatches):
             return
-        self._check_blocks_are_run_singly()
         if self._chunks_of_edges == CHECKED_CHUNKS:
             return
         self._chunks_of_edges += 1
@@ -366,7 +374,12 @@ class Runs:
                 raise RuntimeError(f"single edges of this model cannot be patched: {reason}")
 
     def _check_blocks_are_run_singly(self) -> None:
-        """Raises RuntimeError where edges are asked for and blocks are not."""
+        """Raises RuntimeError where edges are asked for, or attention that is run anew, and blocks are not."""
+        if self.experiment.estimate is not None and self.experiment.resumes and not self.exactness.resume:
+            reason = f"its blocks are not run singly ({self._reasons['resume']})"
+            raise RuntimeError(
+                f"atp_star runs attention of queries and keys anew, which this model does not let: {reason}"
+            )
         if isinstance(self.patches, GraphPatches) and self.experiment.resumes and not self.exactness.resume:
             reason = f"its blocks are not run singly ({self._reasons['resume']})"
             raise RuntimeError(f"single edges of this model cannot be patched: {reason}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from actpatch.core.edge_patches import EdgePatches, GraphPatches
 from actpatch.core.estimates import METHODS, Estimate
 from actpatch.core.sites import Patch
+from actpatch.engine.estimating import is_of_one_place
 from actpatch.interventions.settings import Settings
 from actpatch.metrics.answers import Rank
 from actpatch.metrics.chosen import AnyMetric
@@ -80,6 +81,12 @@ def _check_metric(metric: AnyMetric, estimate: Estimate, settings: Settings) -> 
 
 
 def _check_places(estimate: Estimate, patches: Sequence[Patch]) -> None:
+    together = next((patch for patch in patches if not is_of_one_place(patch)), None)
+    if estimate.method == "atp_star" and together is not None:
+        raise ValueError(
+            f"'atp_star' estimates hook points one at a time, {together.label} writes several together: leave out "
+            "window or the set, or choose another method"
+        )
     for name in {site.hook_point: None for patch in patches for site in patch.sites}:
         is_before = name.startswith(BEFORE_BLOCKS)
         if estimate.method == "eap_ig" and is_before:

@@ -193,6 +193,39 @@ def test_heads_and_positions_add_up(method: str) -> None:
         assert_near(positions.sum(axis=0)[None], whole)
 
 
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("names", [("resid_pre", "resid_pre"), ("attn_out", "mlp_out"), ("z", "k", "mlp_post")])
+def test_what_is_written_together_is_held(names: tuple[str, ...], direction: Any) -> None:
+    """Several hook points, in layers 0, 1 and 2: their joint path comes to patching them all, its first step is `atp`,
+    and nothing of an earlier one is counted that a later one writes over."""
+    model, pairs = edge_model(PLAIN), some_pairs()
+    sites = tuple(Site(block_hook(layer, name)) for layer, name in enumerate(names))
+    patch = [Patch(sites, name="set")]
+    measured = PatchingEngine(model, show_progress=False).sweep(pairs, patch, [last_position_metric(3)], direction)
+    exact = measured.patched[0] - (measured.corrupted if direction == "denoising" else measured.clean)
+    found = [scores(model, pairs, patch, "ig_activations", direction, steps=steps) for steps in (8, 32)]
+    assert np.abs(found[1] - exact).max() < 0.01 * np.abs(exact).max()
+    at_base = scores(model, pairs, patch, "ig_activations", direction, steps=1, grid="left")
+    assert_near(scores(model, pairs, patch, "atp", direction), at_base)
+    if names[0] == "resid_pre":  # all of the stream is written again behind the first block
+        assert_near(at_base, scores(model, pairs, [Patch(sites[1:])], "atp", direction))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sites_that_overlap_are_written_once(method: str) -> None:
+    model, pairs, name = edge_model(PLAIN), alike_pairs(), block_hook(1, "v")
+    once = scores(model, pairs, [Patch((Site(name, head=1, position=4),))], method)
+    twice = Patch((Site(name, head=1, position=4), Site(name, head=1, position=-3)))  # the same of seven
+    assert_near(scores(model, pairs, [twice], method), once)
+    everywhere = Patch((Site(name, head=1), Site(name, head=1, position=4)))
+    assert_near(
+        scores(model, pairs, [everywhere], method), scores(model, pairs, [Patch((Site(name, head=1),))], method)
+    )
+    if method != "atp_star":
+        all_heads = Patch((Site(name), Site(name, head=1, position=4)))
+        assert_near(scores(model, pairs, [all_heads], method), scores(model, pairs, [Patch((Site(name),))], method))
+
+
 def test_edges_at_positions_add_up() -> None:
     model, pairs = edge_model(PLAIN), alike_pairs()
     graph = graph_of(model)

@@ -29,7 +29,7 @@ from actpatch import (
 )
 from actpatch.core.estimates import METHODS
 from test_suite.helpers.closeness import EXACT
-from test_suite.helpers.models import bundled, small_model
+from test_suite.helpers.models import bundled, fresh_model, small_model
 from test_suite.helpers.refusals import refused
 from test_suite.patchers.test_paths import PLAIN, named
 
@@ -86,6 +86,13 @@ def test_both_directions_and_several_metrics_come_from_one_recording() -> None:
         for metric in metrics:
             alone = patcher().run_all_heads_experiment(named(), metrics=metric, direction=direction)  # type: ignore[arg-type]
             assert np.allclose(results.by_metric(metric).sweep.patched, alone.sweep.patched, rtol=0, atol=EXACT)
+
+
+def test_windows_are_written_together(ioi: IOIDataset) -> None:
+    """A joint path comes to the exact effect of each window."""
+    expected = ActivationPatcher(bundled(), show_progress=False).run_patching_experiment(ioi, "attn_out", window=3)
+    found: Any = of_bundled().run_patching_experiment(ioi, "attn_out", window=3, method="ig_activations", steps=20)
+    assert np.abs(found.sweep.effects - expected.sweep.effects).max() < 0.01
 
 
 def test_effects_are_shares_with_helpful_positive(ioi: IOIDataset) -> None:
@@ -232,6 +239,8 @@ def test_what_a_method_does_not_estimate_is_refused() -> None:
         assert (found.sweep.effects != 0).any()  # type: ignore[union-attr]
     with refused("'atp_star' drops what one layer adds to the residual stream, and blocks.0.hook_resid_pre"):
         ours.run_patching_experiment(named(), "resid_pre", method="atp_star")
+    with refused("'atp_star' estimates hook points one at a time, L0±1 attn_out writes several together"):
+        ours.run_patching_experiment(named(), "attn_out", method="atp_star", window=3)
     with refused("'eap_ig' goes along the residual stream before the first block, so hook_embed"):
         ours.run_patching_experiment(named(), "hook_embed", method="eap_ig")
 
@@ -255,6 +264,40 @@ def test_what_cannot_be_verified_is_refused(ioi: IOIDataset) -> None:
             of_bundled().screen_and_verify(ioi, kind, budget, **options)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a TransformerLens HookedTransformer"):
         AttributionPatcher("gpt2")
+
+
+def test_a_sample_alone_can_be_verified(ioi: IOIDataset) -> None:
+    scores: Any = of_bundled().run_all_heads_experiment(ioi)
+    found = scores.verify(top=0, sample=5)
+    assert found.top == () and len(found.sample) == 5
+    screened = of_bundled().screen_and_verify(ioi, "heads", 5, top=0)
+    assert screened.top == () and len(screened.sample) == 5
+
+
+def test_a_model_that_changed_since_is_not_what_was_estimated() -> None:
+    model = fresh_model(PLAIN)
+    scores: Any = AttributionPatcher(model, show_progress=False).run_all_heads_experiment(named())
+    assert isinstance(scores.verify(top=2, sample=2), Verification)
+    changed = model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: 2 * value)])
+    with changed, pytest.raises(ValueError, match="the model is not as it was when these effects were estimated"):
+        scores.verify(top=2, sample=2)
+    assert isinstance(scores.verify(top=2, sample=2), Verification)
+
+
+def test_a_screen_refuses_what_experiments_refuse() -> None:
+    for source in ("zero", None, Zero):
+        with refused("source is .*, expected OtherRun"):
+            patcher().screen_and_verify(named(), "heads", 5, source=source)  # type: ignore[arg-type]
+    with refused("the dataset is a NoneType, expected a PatchingDataset"):
+        patcher().screen_and_verify(None, "heads", 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_one_step_at_the_clean_end_says_nothing_of_a_divergence_from_it(direction: Any) -> None:
+    asked: dict[str, Any] = {"method": "eap_ig", "steps": 1, "metrics": "kl_divergence", "direction": direction}
+    with refused("'eap_ig' with one step, at its right end, estimates nothing"):
+        patcher().run_all_heads_experiment(named(), grid="right", **asked)
+    assert (patcher().run_all_heads_experiment(named(), grid="midpoint", **asked).sweep.effects != 0).any()  # type: ignore[union-attr]
 
 
 def test_the_door_and_the_table_of_methods() -> None:
