@@ -160,7 +160,7 @@ class Differentiator:
             logits = self.runner.run(chunk.base.tokens[first], read)
         if reason := too_far("a run of the other run's embeddings", logits, chunk.other.logits[first]):
             raise RuntimeError(
-                f"'eap_ig' goes along the stream before the first block, but this model reads its tokens elsewhere too "
+                "'eap_ig' goes along the stream before the first block, but this model reads its tokens elsewhere too "
                 f"({reason}): choose another method"
             )
 
