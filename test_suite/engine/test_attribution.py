@@ -112,6 +112,8 @@ def test_a_components_score_is_the_slope_of_patching_it(component: str, directio
     pairs, name = alike_pairs(1), block_hook(1, component)
     if name not in model.hook_dict:
         pytest.skip(f"this model has no {name}")
+    if component == "resid_mid" and not HAS_HOOKED:
+        pytest.skip("a bridge's own hook there is seen by its MLP alone; its stream is patched in the next tests")
     found = scores(model, pairs, [Patch((Site(name),))], "atp", direction)[0, 0]
     runs = (pairs.corrupted[0], pairs.clean[0])
     base, source = runs if direction == "denoising" else runs[::-1]
@@ -134,7 +136,7 @@ def _logits_writing(model: Any, tokens: Tensor, name: str, written: Tensor) -> T
         return model(tokens[None])[0, -1]
 
 
-@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2", slow=("hooked:grouped",)))
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2", slow=("hooked:parallel",)))
 def test_integrated_gradients_of_the_embeddings_add_up(name: str) -> None:
     """Over the edges out of the embedding, IG comes to the whole difference of the metric; four times nearer with twice
     the steps, in the middle of each; the other grids half as far on either side."""
@@ -157,7 +159,7 @@ def test_integrated_gradients_of_the_embeddings_add_up(name: str) -> None:
     assert np.abs(ends[0] - ends[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2", slow=("hooked:grouped",)))
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2", slow=("hooked:parallel",)))
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("component", ["z", "mlp_out", "resid_mid", "k"])
 def test_integrated_gradients_of_an_activation_add_up_to_patching_it(component: str, direction: Any, name: str) -> None:
@@ -217,10 +219,9 @@ def test_sites_that_overlap_are_written_once(method: str) -> None:
     once = scores(model, pairs, [Patch((Site(name, head=1, position=4),))], method)
     twice = Patch((Site(name, head=1, position=4), Site(name, head=1, position=-3)))  # the same of seven
     assert_near(scores(model, pairs, [twice], method), once)
-    everywhere = Patch((Site(name, head=1), Site(name, head=1, position=4)))
-    assert_near(
-        scores(model, pairs, [everywhere], method), scores(model, pairs, [Patch((Site(name, head=1),))], method)
-    )
+    of_head = Site(name, head=1)
+    everywhere = Patch((of_head, Site(name, head=1, position=4)))
+    assert_near(scores(model, pairs, [everywhere], method), scores(model, pairs, [Patch((of_head,))], method))
     if method != "atp_star":
         all_heads = Patch((Site(name), Site(name, head=1, position=4)))
         assert_near(scores(model, pairs, [all_heads], method), scores(model, pairs, [Patch((Site(name),))], method))

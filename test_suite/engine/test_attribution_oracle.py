@@ -139,7 +139,7 @@ def test_all_edges_of_a_writer_together_are_the_writer(name: str, method: str) -
     assert_near(sums, nodes, 1e-5 if rounds_to_single(model) else SUMS)
 
 
-@pytest.mark.parametrize("name", model_parameters("hooked:learned", slow=("bridge:gpt2", "hooked:grouped")))
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", slow=("bridge:gpt2",)))
 def test_along_the_embeddings_the_scores_of_the_input_sum_to_the_whole_difference(name: str) -> None:
     """The error falls with the square of the number of midpoints, and with the number itself of left and right ends."""
     model, graph = edge_model(name), seen_graph(name)
@@ -235,7 +235,7 @@ def test_edges_at_positions_are_those_products_alone(name: str) -> None:
     assert_near(one, products[3:4].sum(axis=1), SUMS)
 
 
-@pytest.mark.parametrize("name", model_parameters(*FAST[:2], *FAST[4:], slow=("bridge:phi", "hooked:qk_norm")))
+@pytest.mark.parametrize("name", model_parameters(*FAST[:2], *FAST[4:], slow=("hooked:qk_norm",)))
 @pytest.mark.parametrize("point", ["attn.hook_z", "hook_mlp_out", "attn.hook_v"])
 def test_a_dropped_layer_is_one_whose_attention_and_mlp_stay_as_they_are(name: str, point: str) -> None:
     """Central differences of runs in which what they write is held."""
