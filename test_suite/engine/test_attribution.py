@@ -136,7 +136,7 @@ def _logits_writing(model: Any, tokens: Tensor, name: str, written: Tensor) -> T
         return model(tokens[None])[0, -1]
 
 
-@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2", slow=("hooked:parallel",)))
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2"))
 def test_integrated_gradients_of_the_embeddings_add_up(name: str) -> None:
     """Over the edges out of the embedding, IG comes to the whole difference of the metric; four times nearer with twice
     the steps, in the middle of each; the other grids half as far on either side."""
@@ -159,7 +159,7 @@ def test_integrated_gradients_of_the_embeddings_add_up(name: str) -> None:
     assert np.abs(ends[0] - ends[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2", slow=("hooked:parallel",)))
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2"))
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("component", ["z", "mlp_out", "resid_mid", "k"])
 def test_integrated_gradients_of_an_activation_add_up_to_patching_it(component: str, direction: Any, name: str) -> None:
