@@ -52,12 +52,12 @@ from actpatch.engine.resume import Resumption
 from actpatch.models.runner import is_out_of_memory
 
 HALF = (torch.float16, torch.bfloat16)
+"""Types in which rounding is told of."""
 THROUGH_FOREIGN_CODE = (
     "gradients are taken through code on the model that is not its own: where it detaches what it passes on, estimates "
     "lack that part; verify them, or take it off"
 )
 """What is said of estimates on a model that somebody's hooks or modules are on."""
-"""Types in which rounding is told of."""
 FIRST_FEW = 2
 """Most pairs of the first chunk where edges are patched, so that a model whose graph is another is refused at once."""
 CHECKED_CHUNKS = 2
