@@ -110,6 +110,11 @@ class Estimate:
         size = ", sizes without sign" if self.what.is_absolute else ""
         return f"{self.method} ({self.what.gradient}{grid}{size})"
 
+    @property
+    def n_points(self) -> int:
+        """At how many points gradients are taken, of which the mean counts."""
+        return self.steps or (2 if self.method == "clean_corrupted" else 1)
+
     def shares(self) -> list[float]:
         """Where on the path gradients are taken: 0 for its beginning, 1 for its end."""
         shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[self.grid or "midpoint"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Site, block_hook
 from actpatch.engine.backward import Dropping
-from actpatch.engine.estimating import ComponentEstimator, Scores
+from actpatch.engine.estimating import ComponentEstimator, Scores, products
 from actpatch.engine.exactness import too_far
 from actpatch.engine.gradients import Differentiator
 from actpatch.engine.readers import Readers
@@ -47,7 +47,8 @@ class StarEstimator(ComponentEstimator):
         dropping = Dropping(self.differentiator.runner)
         layers = range(self.differentiator.runner.n_layers)
         of_outputs: list[list[dict[str, Tensor]]] = []
-        products: list[dict[str, Tensor]] = []
+        tables: list[dict[str, Tensor]] = []
+        changes = {name: self.differences(name, rows) for name in plain}
         running = self.differentiator.running(
             self.differentiator.at_base, rows, list(dict.fromkeys([*plain, *outputs])), dropping.rules
         )
@@ -56,11 +57,11 @@ class StarEstimator(ComponentEstimator):
                 with dropping.of(layer):
                     each = [run.slopes(metric, [*plain, *outputs]) for metric in range(len(run.values))]
                 of_outputs.append([{name: slopes[name] for name in outputs} for slopes in each])
-                products.append(self._products([{name: slopes[name] for name in plain} for slopes in each], rows))
+                tables.append({name: products(name, change, each) for name, change in changes.items()})
         for name in recomputed:
-            for table, of_drop in zip(self._recomputed(name, rows, of_outputs), products):
+            for table, of_drop in zip(self._recomputed(name, rows, of_outputs), tables):
                 of_drop[name] = table
-        total = sum(self.summed(of_drop, rows).abs() for of_drop in products)
+        total = sum(self.summed(of_drop, rows).abs() for of_drop in tables)
         assert isinstance(total, Tensor)
         sizes = total / max(1, len(layers) - 1)
         return sizes * self._towards_source(rows)[:, None].to(sizes)

@@ -76,9 +76,10 @@ class EdgeEstimator:
 
     def scores(self, rows: Int[Tensor, " row"]) -> Float[Tensor, "metric edge pair"]:
         """By how much each edge would move each metric of these pairs of the chunk."""
-        points = [*points_of(self.estimate, self.differentiator)]
+        masks = written_at(self.experiment, self.chunk)[:, rows]
+        senders = Senders(self, rows, masks)
         found: Tensor | None = None
-        for point in points:
+        for point in points_of(self.estimate, self.differentiator):
             seen: dict[int, Seen] = {}
             with ExitStack() as stack:
                 with ExitStack() as watching:
@@ -89,13 +90,13 @@ class EdgeEstimator:
                 for metric in range(len(run.values)):
                     if found is None:
                         shape = len(run.values), len(self.edges), len(rows)
-                        found = torch.zeros(shape, dtype=self._precision, device=self.runner.device)
-                    self._fill(found[metric], run, metric, seen, rows, 1 / len(points))
+                        found = torch.zeros(shape, dtype=self.precision, device=self.runner.device)
+                    self._fill(found[metric], run, metric, seen, senders)
         assert found is not None
-        return found
+        return found / self.estimate.n_points
 
     @property
-    def _precision(self) -> torch.dtype:
+    def precision(self) -> torch.dtype:
         return torch.promote_types(next(self.runner.model.parameters()).dtype, torch.float32)
 
     @property
@@ -111,8 +112,7 @@ class EdgeEstimator:
         run: Run,
         metric: int,
         seen: dict[int, Seen],
-        rows: Int[Tensor, " row"],
-        times: float,
+        senders: Senders,
     ) -> None:
         """Add one metric's scores at one point of the path."""
         readers_of = {layer: self._readers(layer) for layer in self.layers}
@@ -120,9 +120,8 @@ class EdgeEstimator:
         read = {f"what MLP {layer} reads": given for layer, given in inputs.items()}
         by_name = run.slopes_at(metric, {name: run.held[name] for name in self._names} | read)
         of_mlps = {layer: by_name[name] for layer, name in zip(inputs, read)}
-        masks = written_at(self.experiment, self.chunk)[:, rows]
-        for span in self._spans(len(rows), masks):
-            senders = Senders(self, rows, span, masks)
+        for span in senders.spans():
+            senders.stand_at(span)
             for layer in self.layers:
                 parts = [
                     self._slopes_of_heads(run, seen[layer], layer, kind, by_name[block_hook(layer, kind)], span)
@@ -136,10 +135,10 @@ class EdgeEstimator:
                         self._through_norm(seen[layer], self._norm_of(seen[layer], inputs[layer]), slope, span)
                     )
                 if parts:
-                    self._add(found, senders, readers_of[layer], torch.cat(parts, dim=1), times)
+                    self._add(found, senders, readers_of[layer], torch.cat(parts, dim=1))
             if self.reads_logits:
                 last = by_name[self._names[-1]][:, None, span]
-                self._add(found, senders, [len(self.graph.readers) - 1], last, times)
+                self._add(found, senders, [len(self.graph.readers) - 1], last)
 
     def _readers(self, layer: int) -> list[int]:
         """Numbers of a layer's readers of the kinds that are asked for, in the order of the graph."""
@@ -149,22 +148,12 @@ class EdgeEstimator:
             if reader.layer == layer and reader.kind in self.kinds and reader.kind != "logits"
         ]
 
-    def _spans(self, n_rows: int, masks: Bool[Tensor, "place row pos"]) -> Iterator[slice]:
-        """Stretches of positions on which what all writers change fits into the memory that is given to it."""
-        first = int(masks.any(dim=0).any(dim=0).int().argmax())
-        end = masks.shape[-1]
-        width = len(self.edges.used_writers) * n_rows * self.runner.model.cfg.d_model * self._precision.itemsize
-        size = max(1, MOST_EXPANDED_BYTES // width)
-        for begin in range(first, end, size):
-            yield slice(begin, min(begin + size, end))
-
     def _add(
         self,
         found: Float[Tensor, "edge row"],
         senders: Senders,
         readers: Sequence[int],
         slopes: Float[Tensor, "row reader pos d_model"],
-        times: float,
     ) -> None:
         """Add the products of what writers change with these readers' gradients to the scores of their edges."""
         numbers = np.flatnonzero(np.isin(self.edges.readers, readers))
@@ -177,7 +166,7 @@ class EdgeEstimator:
             changes = senders.up_to(int(writers.max()) + 1, column)
             table = torch.bmm(changes.flatten(2), slopes.to(changes).flatten(2).transpose(1, 2))
             index = torch.from_numpy(writers), torch.from_numpy(place[which])
-            found[torch.from_numpy(of_edges)] += times * table[:, index[0], index[1]].T
+            found[torch.from_numpy(of_edges)] += table[:, index[0], index[1]].T
 
     def _slopes_of_heads(
         self, run: Run, seen: Seen, layer: int, kind: Kind, slope: Float[Tensor, "row pos head d_head"], span: slice
@@ -277,21 +266,33 @@ class EdgeEstimator:
 
 
 class Senders:
-    """What writers change at some positions, expanded once, in the order in which readers come to need it."""
+    """What writers change, expanded a stretch of positions at a time, in the order in which readers come to need it.
 
-    def __init__(
-        self,
-        estimator: EdgeEstimator,
-        rows: Int[Tensor, " row"],
-        span: slice,
-        masks: Bool[Tensor, "place row pos"],
-    ) -> None:
-        self.estimator, self.rows, self.span = estimator, rows, span
+    What is expanded hangs on no gradient: where all positions fit into one stretch, it is done once.
+    """
+
+    def __init__(self, estimator: EdgeEstimator, rows: Int[Tensor, " row"], masks: Bool[Tensor, "place row pos"]):
+        self.estimator, self.rows, self.whole = estimator, rows, masks
         self.numbers = estimator.edges.used_writers
-        self.masks = masks[:, :, span].to(estimator.runner.device)
-        cfg, n_positions = estimator.runner.model.cfg, self.masks.shape[2]
-        shape = len(rows), len(self.numbers), n_positions, cfg.d_model
-        self.changes = torch.zeros(shape, dtype=estimator._precision, device=estimator.runner.device)
+        self.span: slice | None = None
+
+    def spans(self) -> Iterator[slice]:
+        """Stretches of positions on which what all writers change fits into the memory that is given to it."""
+        first = int(self.whole.any(dim=0).any(dim=0).int().argmax())
+        end = self.whole.shape[-1]
+        per_position = len(self.numbers) * len(self.rows) * self.estimator.runner.model.cfg.d_model
+        size = max(1, MOST_EXPANDED_BYTES // (per_position * self.estimator.precision.itemsize))
+        for begin in range(first, end, size):
+            yield slice(begin, min(begin + size, end))
+
+    def stand_at(self, span: slice) -> None:
+        """Go on at these positions: nothing of them is expanded yet, unless these are where it stands already."""
+        if span == self.span:
+            return
+        self.span = span
+        self.masks = self.whole[:, :, span].to(self.estimator.runner.device)
+        shape = len(self.rows), len(self.numbers), self.masks.shape[2], self.estimator.runner.model.cfg.d_model
+        self.changes = torch.zeros(shape, dtype=self.estimator.precision, device=self.estimator.runner.device)
         self.filled = 0
 
     def columns(self, of_edges: Int[np.ndarray, " edge"]) -> list[Int[np.ndarray, " of_column"]]:

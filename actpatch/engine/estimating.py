@@ -23,7 +23,7 @@ from actpatch.core.sites import Patch, Site, head_axis, position_axis
 from actpatch.engine.backward import Rules, gim, relp
 from actpatch.engine.edges import INPUT
 from actpatch.engine.experiment import Experiment
-from actpatch.engine.gradients import Differentiator, Point, Run
+from actpatch.engine.gradients import Differentiator, Point
 from actpatch.models.runner import Runner
 
 Scores = Float[Tensor, "metric patch pair"]
@@ -123,15 +123,17 @@ class ComponentEstimator:
     def scores(self, rows: Int[Tensor, " row"]) -> Scores:
         """By how much each patch would move each metric of these pairs of the chunk."""
         of_sets = {number: self._of_set(number, rows) for number in self.sets}
-        if self.estimate.method == "ig_activations":
-            tables = {name: self._along_activations(name, rows) for name in self.names}
-        else:
-            tables = {}
-            points = [*points_of(self.estimate, self.differentiator)] if self.names else []
-            for point in points:
-                with self.differentiator.running(point, rows, self.names, self.rules) as run:
-                    _add(tables, self.products(run, rows), 1 / len(points))
-        found = self.summed(tables, rows) if tables else self._nothing(next(iter(of_sets.values())))
+        changes = {name: self.differences(name, rows) for name in self.names}
+        tables: dict[str, Tensor] = {}
+        for names in self._names_together:
+            for point in self._points(names):
+                with self.differentiator.running(point, rows, names, self.rules) as run:
+                    slopes = [run.slopes(metric, names) for metric in range(len(run.values))]
+                    for name in names:
+                        more = products(name, changes[name], slopes)
+                        tables[name] = tables[name] + more if name in tables else more
+        n_points = self.estimate.n_points
+        found = self.summed(tables, rows) / n_points if tables else self._nothing(next(iter(of_sets.values())))
         for number, score in of_sets.items():
             found[:, number] = score
         return found
@@ -139,27 +141,45 @@ class ComponentEstimator:
     def _nothing(self, like: Float[Tensor, "metric row"]) -> Scores:
         return like.new_zeros(len(like), len(self.experiment.patches), like.shape[1])
 
+    @property
+    def _goes_along_activations(self) -> bool:
+        return self.estimate.method == "ig_activations"
+
+    @property
+    def _names_together(self) -> list[list[str]]:
+        """The hook points of `names`, by which of them have their gradients from the same runs."""
+        if self._goes_along_activations:
+            return [[name] for name in self.names]
+        return [self.names] if self.names else []
+
+    def _points(self, names: Sequence[str]) -> Iterator[Point]:
+        """Where gradients are taken for patches of one place at these hook points."""
+        if not self._goes_along_activations:
+            return points_of(self.estimate, self.differentiator)
+        partners = self.experiment.partners
+        at = None if partners is None else torch.where(partners >= 0, torch.arange(partners.shape[1]), -1)
+        return self._towards({name: self.differences(name) * self._at_positions(name, at) for name in names})
+
+    def _towards(self, changes: dict[str, Float[Tensor, "pair ..."]]) -> Iterator[Point]:
+        """Points on the way from what is there to what is written, at these hook points together."""
+        there = {name: self.chunk.base.activations[name] for name in changes}
+        for share in self.estimate.shares():
+            writes = {name: (there[name] + share * change).to(there[name]) for name, change in changes.items()}
+            yield replace(self.differentiator.at_base, writes=writes)
+
     def _of_set(self, number: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "metric row"]:
         """The score of a patch that writes several things, each held where it is written."""
         patch, positions = self.experiment.patches[number], self.experiment.positions[number]
-        every = torch.arange(len(self.chunk.pairs))
         masks: dict[str, Tensor] = {}
         for site, at in zip(patch.sites, positions):
-            mask = self._mask(site, at, every)
+            mask = self._mask(site, at)
             masks[site.hook_point] = masks.get(site.hook_point, mask) | mask
         names = list(masks)
-        changes = {name: self.differences(name, every) * masks[name] for name in names}
-        if self.estimate.method == "ig_activations":
-            base = self.chunk.base.activations
-            points = [
-                replace(
-                    self.differentiator.at_base,
-                    writes={name: (base[name] + share * changes[name]).to(base[name].dtype) for name in names},
-                )
-                for share in self.estimate.shares()
-            ]
+        changes = {name: self.differences(name) * masks[name] for name in names}
+        if self._goes_along_activations:
+            points = self._towards(changes)
         else:
-            points = [replace(point, cuts=masks) for point in points_of(self.estimate, self.differentiator)]
+            points = (replace(point, cuts=masks) for point in points_of(self.estimate, self.differentiator))
         total: Tensor | None = None
         for point in points:
             with self.differentiator.running(point, rows, names, self.rules) as run:
@@ -169,37 +189,31 @@ class ComponentEstimator:
             score = torch.stack([torch.stack([part.flatten(1).sum(dim=1) for part in of]).sum(dim=0) for of in parts])
             total = score if total is None else total + score
         assert total is not None
-        return total / len(points)
+        return total / self.estimate.n_points
 
-    def _mask(self, site: Site, at: Int[Tensor, "pair _"] | None, rows: Int[Tensor, " row"]) -> Bool[Tensor, "row ..."]:
+    def _mask(self, site: Site, at: Int[Tensor, "pair _"] | None) -> Bool[Tensor, "pair ..."]:
         """Where a site writes, of the shape of what stands at its hook point."""
-        like = self.chunk.base.activations[site.hook_point][rows]
-        mask = torch.ones_like(like, dtype=torch.bool)
-        chosen = {position_axis(site.hook_point): self.written(at, rows)}
-        axis = head_axis(site.hook_point) if site.head is not None else like.ndim - 1
+        like, name = self.chunk.base.activations[site.hook_point], site.hook_point
+        mask = self._at_positions(name, at).expand_as(like)
+        axis = head_axis(name) if site.head is not None else like.ndim - 1
         unit = site.head if site.head is not None else site.neuron
-        for along, values in chosen.items():
-            shape = [len(rows), *[1] * (like.ndim - 1)]
-            shape[along] = like.shape[along]
-            mask &= values.view(shape)
         if unit is not None and axis is not None:
-            kept = torch.zeros(like.shape[axis], dtype=torch.bool, device=like.device)
-            kept[unit] = True
-            mask &= kept.view([-1 if other == axis else 1 for other in range(like.ndim)])
-        if head_axis(site.hook_point) == 1:
-            keys = torch.arange(like.shape[-1]) < self.chunk.ends[rows, None]
-            mask &= keys[:, None, None, :].to(mask.device)
-        return mask
+            kept = torch.arange(like.shape[axis], device=like.device) == unit
+            mask = mask & kept.view([-1 if other == axis else 1 for other in range(like.ndim)])
+        return mask & self._own_keys(torch.arange(len(like))) if head_axis(name) == 1 else mask
 
-    def products(self, run: Run, rows: Int[Tensor, " row"]) -> dict[str, Tensor]:
-        """Hook point -> difference times gradient, summed over what is always written together."""
-        return self._products([run.slopes(metric, self.names) for metric in range(len(run.values))], rows)
+    def _at_positions(self, name: str, at: Int[Tensor, "pair _"] | None) -> Bool[Tensor, "pair ..."]:
+        """Whether is written at a position, along the axis of a hook point on which positions stand."""
+        like = self.chunk.base.activations[name]
+        mask = self.written(at, torch.arange(len(like)))
+        shape = [len(like), *[1] * (like.ndim - 1)]
+        shape[position_axis(name)] = mask.shape[1]
+        return mask.view(shape)
 
-    def _products(self, slopes: Sequence[dict[str, Tensor]], rows: Int[Tensor, " row"]) -> dict[str, Tensor]:
-        return {
-            name: torch.stack([self._product(name, of_metric[name], rows) for of_metric in slopes])
-            for name in slopes[0]
-        }
+    def _own_keys(self, rows: Int[Tensor, " row"]) -> Bool[Tensor, "row 1 1 key"]:
+        """Which keys of these pairs stand in their prompts, and not behind them."""
+        keys = torch.arange(self.chunk.base.tokens.shape[1]) < self.chunk.ends[rows, None]
+        return keys[:, None, None, :].to(self.differentiator.runner.device)
 
     def summed(self, tables: dict[str, Tensor], rows: Int[Tensor, " row"]) -> Scores:
         """The scores of the patches, from those of the places that they write."""
@@ -220,48 +234,27 @@ class ComponentEstimator:
             mask &= (every[None, :, None] == at[chunk.pairs[rows]][:, None, :]).any(dim=2)
         return mask.to(self.differentiator.runner.device)
 
-    def differences(self, name: str, rows: Int[Tensor, " row"]) -> Float[Tensor, "row ..."]:
-        """What is written at a hook point, less what is there, in single precision at least."""
+    def differences(self, name: str, rows: Int[Tensor, " row"] | None = None) -> Float[Tensor, "row ..."]:
+        """What is written at a hook point, less what is there, in single precision at least; None for all pairs."""
+        rows = torch.arange(len(self.chunk.pairs)) if rows is None else rows
         written, there = self.chunk.source[name][rows], self.chunk.base.activations[name][rows]
         kind = torch.promote_types(there.dtype, torch.float32)
         written, there = written.to(kind), there.to(kind)
         difference = torch.where(written == there, 0, written - there)  # of scores that are masked both are -inf
-        if head_axis(name) == 1:  # what stands behind a prompt is not written, as key as little as as query
-            keys = torch.arange(difference.shape[-1]) < self.chunk.ends[rows, None]
-            difference = difference * keys[:, None, None, :].to(difference)
-        return difference
-
-    def _product(
-        self, name: str, slope: Float[Tensor, "row ..."], rows: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row pos unit"]:
-        product = self.differences(name, rows)
-        product = product * slope.to(product.dtype)
-        if head_axis(name) == 1:
-            return product.sum(dim=-1).transpose(1, 2)
-        if head_axis(name) == 2:
-            return product.sum(dim=-1)
-        return product if Site(name).kind.has_neurons else product.sum(dim=-1, keepdim=True)
-
-    def _along_activations(self, name: str, rows: Int[Tensor, " row"]) -> Float[Tensor, "metric row pos unit"]:
-        """The mean gradient at a hook point while its activation goes from what is there to what is written."""
-        base, chunk = self.chunk.base.activations[name], self.chunk
-        partners = self.experiment.partners
-        at = None if partners is None else torch.where(partners >= 0, torch.arange(partners.shape[1]), -1)
-        every = torch.arange(len(chunk.pairs))
-        mask = self.written(at, every)
-        shape = [len(mask), *[1] * (base.ndim - 1)]
-        shape[position_axis(name)] = mask.shape[1]
-        whole = self.differences(name, every) * mask.view(shape)
-        tables: dict[str, Tensor] = {}
-        shares = self.estimate.shares()
-        for share in shares:
-            point = Point(chunk.base, chunk.base_noise, {name: (base + share * whole).to(base.dtype)})
-            with self.differentiator.running(point, rows, [name]) as run:
-                slopes = [run.slopes(metric, [name]) for metric in range(len(run.values))]
-                _add(tables, self._products(slopes, rows), 1 / len(shares))
-        return tables[name]
+        # What stands behind a prompt is not written, as key as little as as query.
+        return difference * self._own_keys(rows) if head_axis(name) == 1 else difference
 
 
-def _add(tables: dict[str, Tensor], more: dict[str, Tensor], times: float) -> None:
-    for name, table in more.items():
-        tables[name] = tables[name] + times * table if name in tables else times * table
+def products(
+    name: str, change: Float[Tensor, "row ..."], slopes: Sequence[dict[str, Float[Tensor, "row ..."]]]
+) -> Float[Tensor, "metric row pos unit"]:
+    """What changes at a hook point times each metric's gradient, summed over what is always written together."""
+    return torch.stack([_summed(name, change * of_metric[name].to(change)) for of_metric in slopes])
+
+
+def _summed(name: str, product: Float[Tensor, "row ..."]) -> Float[Tensor, "row pos unit"]:
+    if head_axis(name) == 1:
+        return product.sum(dim=-1).transpose(1, 2)
+    if head_axis(name) == 2:
+        return product.sum(dim=-1)
+    return product if Site(name).kind.has_neurons else product.sum(dim=-1, keepdim=True)

@@ -375,14 +375,15 @@ class Runs:
 
     def _check_blocks_are_run_singly(self) -> None:
         """Raises RuntimeError where edges are asked for, or attention that is run anew, and blocks are not."""
-        if self.experiment.estimate is not None and self.experiment.resumes and not self.exactness.resume:
-            reason = f"its blocks are not run singly ({self._reasons['resume']})"
-            raise RuntimeError(
-                f"atp_star runs attention of queries and keys anew, which this model does not let: {reason}"
-            )
-        if isinstance(self.patches, GraphPatches) and self.experiment.resumes and not self.exactness.resume:
-            reason = f"its blocks are not run singly ({self._reasons['resume']})"
-            raise RuntimeError(f"single edges of this model cannot be patched: {reason}")
+        if not self.experiment.resumes or self.exactness.resume:
+            return
+        if self.experiment.estimate is not None:
+            what = "atp_star runs attention of queries and keys anew, which this model does not let"
+        elif isinstance(self.patches, GraphPatches):
+            what = "single edges of this model cannot be patched"
+        else:
+            return
+        raise RuntimeError(f"{what}: its blocks are not run singly ({self._reasons['resume']})")
 
     def _check_finite(self, chunk: Chunk) -> None:
         if self._nan is not None:

@@ -18,6 +18,7 @@ from actpatch.core.direction import Direction
 from actpatch.core.estimates import Estimate, Grid, MethodName
 from actpatch.core.indices import is_integer
 from actpatch.core.node_names import Names
+from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.places import Columns, HookPoints, Position
 from actpatch.interventions.settings import Options
 from actpatch.interventions.sources import OTHER_RUN, Source
@@ -32,8 +33,6 @@ from actpatch.results.verification import Verification
 from actpatch.tasks.dataset import PatchingDataset
 
 Patcher = TypeVar("Patcher", ActivationPatcher, HeadPatcher, PathPatcher)
-
-
 ScreenKind = Literal["edges", "heads", "neurons"]
 
 
@@ -93,11 +92,10 @@ class AttributionPatcher:
 
     def __init__(self, model: Any, *, batch_size: int | None = None, show_progress: bool = True) -> None:
         self.model = model
-        self._batch_size, self._show_progress = batch_size, show_progress
-        self._shown = repr(ActivationPatcher(model, batch_size=batch_size).engine.model_name)
+        self.engine = PatchingEngine(model, batch_size=batch_size, show_progress=show_progress)
 
     def __repr__(self) -> str:
-        return f"AttributionPatcher({self._shown})"
+        return f"AttributionPatcher({self.engine.model_name!r})"
 
     def run_patching_experiment(
         self,
@@ -232,6 +230,6 @@ class AttributionPatcher:
 
     def _estimating(self, kind: type[Patcher], method: MethodName, steps: int | None, grid: Grid | None) -> Patcher:
         """An exact patcher whose engine estimates."""
-        patcher = kind(self.model, batch_size=self._batch_size, show_progress=self._show_progress)
+        patcher = kind(self.model, batch_size=self.engine.batch_size, show_progress=self.engine.show_progress)
         patcher.engine.estimate = Estimate(method, steps, grid)
         return patcher
