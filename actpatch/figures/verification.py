@@ -185,7 +185,7 @@ def _told(v: Verification) -> list[str]:
     """What the numbers rest on: how effects were estimated, what was run, and how well they agree."""
     kinds = plural(v.kind)
     parts = [
-        f"estimates: {v.method}",
+        f"estimates: {v.estimate.described}",
         f"{len(v.numbers):,} of {len(v.estimates):,} {kinds} run exactly",
         f"over all {kinds}: Spearman {with_minus(agreement(v.spearman))}, Pearson {with_minus(agreement(v.pearson))}",
     ]

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.estimates import Estimate
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
@@ -45,8 +46,9 @@ class Verification:
     Sites whose estimate is NaN (`Sweep.unmatched`) are none of those that are compared or counted.
 
     Raises:
-        ValueError: where the sweeps are of other patches, pairs, models, metrics or directions than these numbers say;
-            where a number is given twice or does not exist; where no pair is usable.
+        ValueError: where effects of the one sweep are not estimated, or those of the other are; where they are of other
+            patches, pairs, models, metrics or directions than these numbers say; where a number is given twice or does
+            not exist; where no pair is usable.
     """
 
     estimated: Sweep
@@ -57,14 +59,10 @@ class Verification:
     """Numbers, among the estimated, of the sites that were verified because their estimates are the largest."""
     sample: tuple[int, ...]
     """Numbers of those that were drawn from all others, each set of so many being equally likely."""
-    method: str
-    """How effects were estimated, in words (`Estimate.described`)."""
     seed: int
     """Of the draw of the sample, and of resamples."""
     kind: str = "site"
     """What a site is: `edge`, `head`, `neuron`."""
-    are_sizes: bool = False
-    """Whether estimates are sizes without a sign: they are then compared with |exact|."""
     level: float = 0.95
     """With which confidence bounds and intervals hold."""
 
@@ -72,6 +70,8 @@ class Verification:
         for name in ("top", "sample"):
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
         check_confidence(self.level, "level")
+        if self.estimated.estimate is None or self.exact.estimate is not None:
+            raise ValueError("expected estimates as estimated, and effects of patches that were run as exact")
         numbers, n_sites = self.numbers, len(self.estimated.patches)
         if len(set(numbers)) < len(numbers) or any(not 0 <= n < n_sites for n in numbers):
             raise ValueError(
@@ -94,6 +94,17 @@ class Verification:
     def by_metric(self, name: str) -> Verification:
         """The same sites with another metric selected, which top was not chosen by."""
         return replace(self, estimated=self.estimated.by_metric(name), exact=self.exact.by_metric(name))
+
+    @property
+    def estimate(self) -> Estimate:
+        """How effects were estimated."""
+        assert self.estimated.estimate is not None
+        return self.estimated.estimate
+
+    @property
+    def are_sizes(self) -> bool:
+        """Whether estimates are sizes without a sign: they are then compared with |exact|."""
+        return self.estimate.what.is_absolute
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -253,7 +264,7 @@ class Verification:
         is_missed = np.isin(np.arange(len(table)), self.missed)
         return table.assign(
             estimate=self.estimates,
-            method=self.method,
+            method=self.estimate.described,
             verified=verified,
             exact=self.exact_effects,
             missed=is_missed,
@@ -322,19 +333,9 @@ def verify(sweep: Sweep, kind: str, top: int, sample: int, seed: int) -> Verific
     others = np.setdiff1d(known, best)
     drawn = np.random.default_rng(seed).choice(others, min(sample, len(others)), replace=False)
     numbers = [*best, *drawn.tolist()]
-    assert sweep.estimate is not None
     exact = run_exactly(taken(sweep.patches, numbers)).by_metric(sweep.metric)
     _check_is_the_same_model(sweep, exact)
-    return Verification(
-        sweep,
-        exact,
-        tuple(best),
-        tuple(drawn.tolist()),
-        sweep.estimate.described,
-        seed,
-        kind,
-        sweep.estimate.what.is_absolute,
-    )
+    return Verification(sweep, exact, tuple(best), tuple(drawn.tolist()), seed, kind)
 
 
 def _check_is_the_same_model(estimated: Sweep, exact: Sweep) -> None:

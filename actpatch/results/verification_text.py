@@ -46,7 +46,7 @@ def verification_html(v: Verification) -> str:
     ]
     return TABLES.render(
         "table.html",
-        caption=texts([f"Verification of {_verified(v)}", f"estimated by {v.method}"]),
+        caption=texts([f"Verification of {_verified(v)}", f"estimated by {v.estimate.described}"]),
         columns=texts([v.kind, "estimate", "exact effect", "verified as"]),
         rows=[texts(cells) for cells in rows],
         note=texts([with_minus(verification_text(v))])[0],
@@ -86,8 +86,8 @@ def _run(v: Verification) -> str:
     of = f"{len(v.sample):,} drawn at random from the others (seed {v.seed})" if v.sample else ""
     whole = "all of them" if v.sites.is_complete else " and ".join(filter(None, [top, of]))
     return (
-        f"Effects of {_many(len(v.estimates), v.kind)} were estimated by {v.method}; {whole} were run exactly "
-        f"({sweep.direction}, {sweep.metric}, {pairs})."
+        f"Effects of {_many(len(v.estimates), v.kind)} were estimated by {v.estimate.described}; {whole} were run "
+        f"exactly ({sweep.direction}, {sweep.metric}, {pairs})."
     )
 
 

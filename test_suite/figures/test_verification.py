@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Site
 from actpatch.figures.cells import NUMBERS
 from actpatch.report.verification import HEADING
@@ -61,7 +62,7 @@ def test_the_diagonal_and_the_smallest_estimate_of_the_top_are_drawn(heads):
 
 
 def test_sizes_have_one_line_and_are_drawn_as_sizes(heads):
-    sizes = replace(heads, are_sizes=True)
+    sizes = replace(heads, estimated=replace(heads.estimated, estimate=Estimate("atp_star")))
     figure = create_estimate_comparison(sizes)
     assert min(figure.data[0].y) >= 0 and len(figure.layout.shapes) == 2
     assert figure.layout.yaxis.title.text.startswith("size of the exact effect")
@@ -102,7 +103,7 @@ def test_cells_may_hold_the_rank_correlation(edges):
 
 
 def test_figures_have_a_dark_side_and_escape_names(heads):
-    evil = replace(heads, method="<b>x</b> $y$")
+    evil = replace(heads, kind="<b>x</b> $y$")
     for figure in (create_estimate_comparison(evil), create_agreement_map(evil)):
         assert "<b>x</b>" not in figure.layout.title.subtitle.text and "$" not in figure.layout.title.subtitle.text
         assert "<b>x</b> $y$" in subtitle(figure)

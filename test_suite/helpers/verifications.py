@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from actpatch.core.estimates import Estimate
 from actpatch.core.graph import Graph
 from actpatch.results.sweep import Sweep
 from actpatch.results.verification import Verification
 from test_suite.helpers.results import made_up_edges, made_up_heads
 
-METHOD = "eap (gradient in the run that is patched)"
 LARGER = Graph("made-up", (4,) * 6, (4,) * 6, (True,) * 6)
 """A graph of 1,317 edges."""
 
 
-def with_effects(sweep: Sweep, effects: np.ndarray) -> Sweep:
-    """The sweep with these effects on every pair."""
+def with_effects(sweep: Sweep, effects: np.ndarray, estimate: Estimate | None = None) -> Sweep:
+    """The sweep with these effects on every pair, estimated in this way."""
     values = sweep.measured[sweep.selected]
     patched = sweep.base + effects[:, None] * (sweep.source - sweep.base)
     measured = list(sweep.measured)
     measured[sweep.selected] = replace(values, patched=patched)
-    return replace(sweep, measured=tuple(measured))
+    return replace(sweep, measured=tuple(measured), estimate=estimate)
 
 
 def both_sweeps(sweep: Sweep, *, noise: float = 0.3, saturated: float = 0.02, seed: int = 0) -> tuple[Sweep, Sweep]:
@@ -32,7 +32,7 @@ def both_sweeps(sweep: Sweep, *, noise: float = 0.3, saturated: float = 0.02, se
     exact = 0.02 * random.standard_t(2.5, len(sweep.patches))
     estimates = exact + noise * 0.02 * random.normal(size=len(exact))
     estimates[random.random(len(exact)) < saturated] *= 0.05
-    return with_effects(sweep, estimates), with_effects(sweep, exact)
+    return with_effects(sweep, estimates, Estimate("eap")), with_effects(sweep, exact)
 
 
 def verified(estimated: Sweep, exact: Sweep, n_top: int = 20, n_sample: int = 60, **changes: Any) -> Verification:
@@ -40,7 +40,7 @@ def verified(estimated: Sweep, exact: Sweep, n_top: int = 20, n_sample: int = 60
     order = np.argsort(-np.abs(np.nan_to_num(estimated.effects)), kind="stable")
     top = order[:n_top]
     sample = np.sort(np.random.default_rng(changes.get("seed", 0)).permutation(order[n_top:])[:n_sample])
-    fields = {"top": tuple(top), "sample": tuple(sample), "method": METHOD, "seed": 0, "kind": "edge", **changes}
+    fields = {"top": tuple(top), "sample": tuple(sample), "seed": 0, "kind": "edge", **changes}
     numbers = [*map(int, fields["top"]), *map(int, fields["sample"])]
     run = replace(exact.of_patches(numbers), whole=None, numbers=())
     return Verification(estimated, run, **fields)

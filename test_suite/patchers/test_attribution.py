@@ -170,7 +170,7 @@ def test_sets_of_unverified_heads_bound_each(ioi: IOIDataset) -> None:
 def test_a_budget_is_what_is_run(kind: Any, ioi: IOIDataset) -> None:
     found = of_bundled().screen_and_verify(ioi, kind, 10)
     assert len(found.numbers) == 10 and len(found.top) == 7
-    assert "eap_ig" in found.method
+    assert found.estimate.method == "eap_ig"
     assert len(of_bundled().screen_and_verify(ioi, "heads", 1000).numbers) == 16
     assert len(of_bundled().screen_and_verify(ioi, kind, 10, top=2).top) == 2
     ablated = of_bundled().screen_and_verify(ioi, kind, 4, source=Zero())

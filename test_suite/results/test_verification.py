@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 import actpatch
+from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.results.stability import stability_of
 from actpatch.statistics.unverified import most_above
@@ -72,16 +73,17 @@ def test_where_every_site_is_verified_agreement_is_scipys_and_nothing_can_be_mis
 
 def test_sizes_without_a_sign_are_compared_with_sizes():
     estimated, exact = sweeps()
-    sizes = with_effects(estimated, np.abs(estimated.effects))
-    v = verified(sizes, exact, 5, 19, are_sizes=True)
+    sizes = with_effects(estimated, np.abs(estimated.effects), Estimate("atp_star"))
+    v = verified(sizes, exact, 5, 19)
     assert v.spearman.value == pytest.approx(stats.spearmanr(sizes.effects, np.abs(exact.effects)).statistic)
-    assert verified(sizes, exact, 5, 19).spearman.value < v.spearman.value
+    signed = replace(sizes, estimate=Estimate("atp"))
+    assert verified(signed, exact, 5, 19).spearman.value < v.spearman.value
     assert (v.exact_effects < 0).any() and "sizes of effects" in v.summary()
 
 
 def test_the_table_has_a_row_per_site(edges):
     table = edges.to_dataframe()
-    assert list(table["site"]) == edges.labels and set(table["method"]) == {edges.method}
+    assert list(table["site"]) == edges.labels and set(table["method"]) == {"eap (gradient in the run that is patched)"}
     assert (table["verified"] == "top").sum() == 20 and (table["verified"] == "sample").sum() == 60
     assert table["verified"].isna().sum() == table["exact"].isna().sum() == 1028
     assert table.loc[list(edges.missed), "missed"].all() and table["missed"].sum() == len(edges.missed)
@@ -183,7 +185,7 @@ def test_a_notebook_shows_the_largest_and_the_sentences(edges):
 def test_numbers_that_fit_no_sweep_are_refused(changes, told):
     estimated, exact = sweeps()
     run = replace(exact.of_patches((0, 1, 2)), whole=None, numbers=())
-    fields = {"top": (0, 1), "sample": (2,), "method": "eap", "seed": 0, **changes}
+    fields = {"top": (0, 1), "sample": (2,), "seed": 0, **changes}
     with pytest.raises(ValueError, match=told):
         actpatch.Verification(estimated, run, **fields)
 
@@ -200,7 +202,14 @@ def test_sweeps_of_other_runs_are_refused(changes):
 def test_without_a_usable_pair_there_is_nothing_to_compare():
     sweep = made_up_heads(4, 6, **same_metrics()).sweep
     with pytest.raises(ValueError, match="no pair is usable"):
-        verified(sweep, sweep, 3, 4)
+        verified(replace(sweep, estimate=Estimate("atp")), sweep, 3, 4)
+
+
+def test_what_is_estimated_stands_on_the_one_side_and_what_was_run_on_the_other():
+    estimated, exact = sweeps()
+    for first, second in ((exact, exact), (estimated, estimated), (exact, estimated)):
+        with pytest.raises(ValueError, match="expected estimates as estimated, and effects of patches that were run"):
+            verified(first, second, 3, 4)
 
 
 @pytest.mark.parametrize("effect", [-0.1, float("nan"), True])
