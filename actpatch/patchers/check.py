@@ -52,7 +52,7 @@ from actpatch.results.baselines import (
     wrong_answers,
 )
 from actpatch.results.check import DatasetCheck, PairCheck
-from actpatch.results.sweep import MetricValues, usable_pairs
+from actpatch.results.metric_values import MetricValues, usable_pairs
 from actpatch.statistics.groups import FEWEST_OF_A_GROUP
 from actpatch.statistics.resampling import FEWEST_PAIRS
 from actpatch.tasks.answers import Known, checked_sequences, checked_targets, has_own_metric

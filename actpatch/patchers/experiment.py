@@ -22,8 +22,9 @@ from actpatch.patchers.estimates import check_can_be_estimated
 from actpatch.patchers.verification import ExactRuns
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
+from actpatch.results.metric_values import MetricValues
 from actpatch.results.shapes import SweepResults
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.results.sweep import Sweep
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.roles import mixed_roles

@@ -19,7 +19,8 @@ from actpatch.core.text import MOST_LISTED, chosen, count, plain, share_of_pairs
 from actpatch.core.warn import warn_user
 from actpatch.metrics.names import metric_key
 from actpatch.metrics.registry import METRICS, right_above
-from actpatch.results.sweep import MIN_RELATIVE_CHANGE, MetricValues, Sweep, usable_pairs
+from actpatch.results.metric_values import MIN_RELATIVE_CHANGE, MetricValues, usable_pairs
+from actpatch.results.sweep import Sweep
 
 Severity = Literal["fault", "care", "note"]
 """`fault`: results would say nothing; `care`: they say less than they seem to; `note`: good to know."""

@@ -28,7 +28,8 @@ from actpatch.core.graph import Graph
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.answers import AnswerSet
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.results.metric_values import MetricValues
+from actpatch.results.sweep import Sweep
 
 FILE_FORMAT = 10
 """Raised whenever what is stored changes."""

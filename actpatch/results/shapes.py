@@ -21,6 +21,7 @@ from actpatch.core.text import escaped, plain
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.items import HeadPatchingResult, NeuronPatchingResult, OverPairs, PatchingResult, head_label
+from actpatch.results.metric_values import mean
 from actpatch.results.patches import column_of
 from actpatch.results.stability import StabilityOptions, stability_of
 from actpatch.results.sweep import Sweep, largest
@@ -258,13 +259,13 @@ class RowResults(SweepResults, list[Row], Generic[Row], ABC, saved=False):
 
     def _items(self, sweep: Sweep) -> Iterator[Row]:
         usable, effects, entire = sweep.usable, sweep.pair_effects, sweep.entire
-        clean, corrupted = _mean(sweep.clean[usable]), _mean(sweep.corrupted[usable])
+        clean, corrupted = mean(sweep.clean[usable]), mean(sweep.corrupted[usable])
         for i, (patch, effect) in enumerate(zip(sweep.patches, sweep.effects)):
             item = self._item(
                 patch,
                 clean_metric=clean,
                 corrupted_metric=corrupted,
-                patched_metric=_mean(sweep.patched[i, usable]),
+                patched_metric=mean(sweep.patched[i, usable]),
                 effect=float(effect),
                 pair_effects=tuple(effects[i].tolist()),
                 estimate=sweep.estimate,
@@ -489,7 +490,3 @@ def head_of(patch: Patch) -> tuple[int, int]:
     if site.layer is None or site.head is None:
         raise ValueError(f"{patch.label} is not an attention head: head results need a layer and a head")
     return site.layer, site.head
-
-
-def _mean(values: Float[np.ndarray, " pair"]) -> float:
-    return float(values.mean()) if len(values) else float("nan")

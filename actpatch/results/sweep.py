@@ -33,15 +33,13 @@ from actpatch.core.text import count, plain
 from actpatch.metrics.names import metric_key
 from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.long_table import long_table
+from actpatch.results.metric_values import MIN_RELATIVE_CHANGE, MetricValues, mean, usable_pairs
 from actpatch.results.patches import labels_of, of_pairs, places_of, taken, window_of
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
 SourceKind = Literal["other run", "ablation"]
 """Whether patches write the activation of the pair's other run, or what is of neither run."""
-
-MIN_RELATIVE_CHANGE = 0.1
-"""Below this share of the larger metric, the difference of a pair's two runs is too small to divide by."""
 
 PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "groups", "correct", "incorrect")
 """Fields of a `Sweep` with an entry per pair."""
@@ -51,39 +49,6 @@ NOT_MATCHED = "not matched"
 
 Tokens: TypeAlias = tuple[str | None, ...]
 """Token strings by position; None where none stands there."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class MetricValues:
-    """What one metric came to in every run of an experiment."""
-
-    name: str
-    """For instance `logit difference`."""
-    unit: str
-    """For instance `logits`; empty where it has none, or none is known."""
-    more_is_better: bool
-    """Whether it is the higher, the better the model does what the clean prompt asks for."""
-    patched: Float[np.ndarray, "patch pair"]
-    """Of each patched run, in `unit`."""
-    clean: Float[np.ndarray, " pair"]
-    """Of each clean run, in `unit`."""
-    corrupted: Float[np.ndarray, " pair"]
-    """Of each corrupted run, in `unit`."""
-
-    def __repr__(self) -> str:
-        of = " × ".join(count(n, what) for n, what in zip(self.patched.shape, ("patch", "pair")))
-        clean, corrupted = (_mean(run) for run in (self.clean, self.corrupted))
-        return f"MetricValues({self.name}, {of}, clean {plain(clean, 2)}, corrupted {plain(corrupted, 2)})"
-
-    def __eq__(self, other: object) -> bool:
-        """Whether names and every number are the same; NaN is the same as NaN."""
-        if not isinstance(other, MetricValues):
-            return NotImplemented
-        same = (self.name, self.unit, self.more_is_better) == (other.name, other.unit, other.more_is_better)
-        return same and all(
-            np.array_equal(getattr(self, run), getattr(other, run), equal_nan=True)
-            for run in ("patched", "clean", "corrupted")
-        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,7 +161,7 @@ class Sweep:
         path = f" {self.path}" if self.path else ""
         size = f"{count(len(self.patches), kind)}{path}{of} × {count(len(self.pair_indices), 'pair')}"
         how = f"{self.direction}, {estimated_by(self.estimate)}" if self.estimate else self.direction
-        runs = f"{self.metric} clean {plain(_mean(self.clean), 2)}, corrupted {plain(_mean(self.corrupted), 2)}"
+        runs = f"{self.metric} clean {plain(mean(self.clean), 2)}, corrupted {plain(mean(self.corrupted), 2)}"
         return f"{size}, {self.task}, {how}, {runs}{others}"
 
     @property
@@ -476,17 +441,6 @@ def largest(effects: Float[np.ndarray, " patch"], k: int) -> list[int]:
     return np.argsort(-np.nan_to_num(np.abs(effects), nan=-1.0), kind="stable")[:k].tolist()
 
 
-def usable_pairs(
-    clean: Float[np.ndarray, " pair"],
-    corrupted: Float[np.ndarray, " pair"],
-    min_relative_change: float = MIN_RELATIVE_CHANGE,
-) -> Bool[np.ndarray, " pair"]:
-    """Which pairs have a clean and a corrupted metric that differ enough to divide by the difference."""
-    difference = np.abs(clean - corrupted)
-    scale = np.maximum(np.abs(clean), np.abs(corrupted))
-    return (difference > 1e-6) & (difference >= min_relative_change * scale)
-
-
 def _is_matched(at: Any, pair: int, matched: set[int], length: int) -> bool:
     """Whether any of a site's positions in a pair is among those that have a partner."""
     if at is None:
@@ -501,7 +455,3 @@ def _taken(tokens: Tokens, partners: Mapping[int, int], length: int) -> Tokens:
 def _ratio_of_means(changes: Float[np.ndarray, " pair"], gaps: Float[np.ndarray, " pair"]) -> float:
     """NaN for no pairs, and where the gaps cancel."""
     return float("nan") if not len(gaps) or gaps_cancel(gaps) else float(changes.mean() / gaps.mean())
-
-
-def _mean(values: Float[np.ndarray, " pair"]) -> float:
-    return float(values.mean()) if len(values) else float("nan")

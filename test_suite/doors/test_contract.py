@@ -21,8 +21,9 @@ from actpatch.core.sites import Patch, Site
 from actpatch.results.attention import AttentionPatterns
 from actpatch.results.check import Change, DatasetCheck, PairCheck
 from actpatch.results.items import OverPairs
+from actpatch.results.metric_values import MetricValues
 from actpatch.results.shapes import KINDS
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics
 from head_patching import HeadPatcher, HeadPatchingResult, print_head_results
 from test_suite.helpers.closeness import EXACT

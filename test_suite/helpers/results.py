@@ -16,8 +16,9 @@ from actpatch.results.attention import AttentionPatterns
 from actpatch.results.cards import Copying, HeadCard, HeadCards, PartEffect, PlaceEffect, QueryKeyScore, RoleAttention
 from actpatch.results.edges import EdgeResults
 from actpatch.results.head_positions import HeadPositionResults
+from actpatch.results.metric_values import MetricValues
 from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.results.sweep import Sweep
 
 CLEAN_TOKENS = ("<s>", "When", " Mary", " and", " John")
 CORRUPTED_TOKENS = ("<s>", "When", " John", " and", " Mary")

@@ -18,7 +18,7 @@ from actpatch.metrics.base import Answers
 from actpatch.metrics.chosen import MetricSet
 from actpatch.metrics.distribution import KLDivergence
 from actpatch.metrics.names import metric_key
-from actpatch.results.sweep import MetricValues
+from actpatch.results.metric_values import MetricValues
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.metrics import PATCHES, SETS, SINGLE, named_metrics, pairs_of_three_lengths
 from test_suite.helpers.models import HAS_HOOKED, bundled, everything_metric, model_parameters, small_model

@@ -36,7 +36,8 @@ from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.interventions.places import check_window
 from actpatch.metrics.answers import Rank
 from actpatch.metrics.own import DatasetMetric
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.results.metric_values import MetricValues
+from actpatch.results.sweep import Sweep
 from actpatch.tasks.encoding import encode_pairs
 from head_patching import HeadPatcher, print_head_results
 from test_suite.helpers.closeness import EXACT

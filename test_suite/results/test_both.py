@@ -14,8 +14,9 @@ from actpatch.core.sites import Site, block_hook
 from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.answers import LogitDifference
 from actpatch.metrics.base import Answers
+from actpatch.results.metric_values import MetricValues
 from actpatch.results.shapes import HeadResults
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.results.sweep import Sweep
 from head_patching import HeadPatcher
 from test_suite.helpers.induction import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model, induction_pairs
 from test_suite.helpers.models import HAS_HOOKED, needs_hooked, small_model, swept

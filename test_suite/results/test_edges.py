@@ -26,8 +26,9 @@ from actpatch import (
 from actpatch.core.graph import Graph
 from actpatch.core.sites import Site
 from actpatch.results.differences import difference_statistics
+from actpatch.results.metric_values import MetricValues
 from actpatch.results.shapes import sweep_of_items
-from actpatch.results.sweep import MetricValues, Sweep
+from actpatch.results.sweep import Sweep
 from test_suite.helpers.results import GRAPH, N_PAIRS, clear, made_up_edges, made_up_heads
 
 S2 = (Site("", position=(1, 2, 3, 1, 2), position_name="S2"),)
