@@ -30,7 +30,8 @@ from actpatch.results.cards import HeadCards
 from actpatch.results.edges import EdgeResults
 from actpatch.results.files import writable_folder
 from actpatch.results.headline import headline
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults, SweepResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults, LayerResults, SweepResults
 from actpatch.results.text import WIDTH
 from actpatch.tasks.ioi import IOI_CORRUPTIONS, IOIDataset
 

@@ -33,7 +33,8 @@ from actpatch.figures.kinds import Kinds
 from actpatch.figures.places import Cell, EffectMap, effect_map
 from actpatch.figures.words import context, escaped, hovers, labels_of
 from actpatch.results.differences import difference_statistics
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults, LayerResults
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics
 

@@ -14,7 +14,8 @@ from actpatch.figures.certainty import STAR, Certainty, unknown
 from actpatch.figures.checks import checked_sweep
 from actpatch.figures.comparison import MapResults, compared
 from actpatch.results.both import BothDirections
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults, LayerResults
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.groups import FEWEST_OF_A_GROUP, GroupDifferences, group_differences
 

@@ -11,12 +11,8 @@ from actpatch.figures.frame import finish
 from actpatch.figures.heads import drawn_heads
 from actpatch.figures.places import EffectMap, effect_map
 from actpatch.figures.words import escaped, hovers, labels_of, scale_title, told
-from actpatch.results.shapes import (
-    LayerResults,
-    PositionResults,
-    SweepResults,
-    patch_key,
-)
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import LayerResults, SweepResults, patch_key
 from actpatch.statistics.sites import SiteStatistics
 
 

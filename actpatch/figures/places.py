@@ -17,7 +17,8 @@ from actpatch.core.text import count
 from actpatch.figures.checks import check_effects, check_size
 from actpatch.figures.frame import room_for, thin_out
 from actpatch.figures.words import NO_PARTNER, escaped, head_kind, token_at, token_labels
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults, LayerResults
 from actpatch.results.sweep import Sweep
 
 Cell = tuple[int, int]

@@ -44,7 +44,8 @@ from actpatch.patchers.experiment import encoded, run_experiment, run_sweeps
 from actpatch.patchers.generation import PatchChoice, generation, one_hook_point
 from actpatch.results.both import BothDirections, check_kind
 from actpatch.results.generation import Generation
-from actpatch.results.shapes import LayerResults, NeuronResults, PositionResults, SweepResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import LayerResults, NeuronResults, SweepResults
 from actpatch.results.sweep import Sweep, largest
 from actpatch.results.text import results_text
 from actpatch.tasks.dataset import OnePairAlign, PatchingDataset, SinglePair

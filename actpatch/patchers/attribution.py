@@ -28,7 +28,8 @@ from actpatch.patchers.paths import PathPatcher
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
 from actpatch.results.head_positions import HeadPositionResults
-from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, PositionResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults
 from actpatch.results.verification import Verification
 from actpatch.tasks.dataset import PatchingDataset
 

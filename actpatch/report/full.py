@@ -30,7 +30,8 @@ from actpatch.results.check import DatasetCheck
 from actpatch.results.edges import EdgeResults
 from actpatch.results.files import writable_folder
 from actpatch.results.head_positions import HeadPositionResults
-from actpatch.results.shapes import LayerResults, PositionResults, SweepResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.results.verification import Verification, check_verification
 from actpatch.statistics.sites import SiteStatistics

@@ -24,7 +24,8 @@ from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
 from actpatch.results.files import write_files
 from actpatch.results.headline import headline
-from actpatch.results.shapes import PositionResults, SweepResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import SweepResults
 from actpatch.results.verification import Verification
 from actpatch.statistics.sites import SiteStatistics
 

@@ -17,7 +17,7 @@ from actpatch.core.estimate_words import estimated_by, named
 from actpatch.core.text import signed
 from actpatch.figures.words import NO_PARTNER, short_token
 from actpatch.report.rendering import REPORT
-from actpatch.results.shapes import PositionResults
+from actpatch.results.positions import PositionResults
 from actpatch.results.sweep import Sweep
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from actpatch.results.cards_files import read_cards
 from actpatch.results.edges import EdgeResults
 from actpatch.results.files import read_stored, read_sweeps
 from actpatch.results.head_positions import HeadPositionResults
-from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, SweepResults
 
 SavedResults: TypeAlias = (
     LayerResults | HeadResults | HeadPositionResults | NeuronResults | PositionResults | EdgeResults | SweepResults

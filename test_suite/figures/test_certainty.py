@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from actpatch.results.shapes import HeadResults, PositionResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults
 from test_suite.helpers.figures import subtitle
 from test_suite.helpers.results import clear, made_up_heads, made_up_layers, made_up_positions, of_no_experiment
 from visualize import (

@@ -17,7 +17,8 @@ from actpatch.results.cards import Copying, HeadCard, HeadCards, PartEffect, Pla
 from actpatch.results.edges import EdgeResults
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.metric_values import MetricValues
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults, LayerResults
 from actpatch.results.sweep import Sweep
 
 CLEAN_TOKENS = ("<s>", "When", " Mary", " and", " John")

@@ -9,7 +9,7 @@ import torch
 
 from activation_patching import ActivationPatcher, summarize_results
 from actpatch.core.sites import Patch, Site
-from actpatch.results.shapes import PositionResults
+from actpatch.results.positions import PositionResults
 from head_patching import HeadPatcher, print_head_results
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.prompts import ANIMALS, FLIPPED, MARY, MyTask, Prompts

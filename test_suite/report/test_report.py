@@ -19,7 +19,8 @@ from actpatch.core.graph import Graph
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.report.tokens import position_effects
 from actpatch.results.baselines import Finding, baseline_findings
-from actpatch.results.shapes import HeadResults, PositionResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults
 from test_suite.helpers.figures import as_read
 from test_suite.helpers.models import bundled
 from test_suite.helpers.pages import shown_text

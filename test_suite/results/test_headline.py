@@ -11,7 +11,8 @@ import pytest
 from activation_patching import BothDirections
 from actpatch.core.sites import Site, block_hook
 from actpatch.results.headline import TOLD_FIRST, headline
-from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
+from actpatch.results.positions import PositionResults
+from actpatch.results.shapes import HeadResults, LayerResults, NeuronResults, SweepResults
 from test_suite.helpers.results import made_up_sweep
 
 N_PAIRS = 20

@@ -24,8 +24,9 @@ from actpatch.results.answers import AnswerSet
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
 from actpatch.results.metric_values import MetricValues
+from actpatch.results.positions import PositionResults
 from actpatch.results.saved import load_results
-from actpatch.results.shapes import HeadResults, LayerResults, PositionResults, SweepResults
+from actpatch.results.shapes import HeadResults, LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 from head_patching import print_head_results
 from test_suite.helpers.results import made_up_heads, made_up_layers, made_up_positions

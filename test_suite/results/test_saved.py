@@ -12,8 +12,8 @@ import transformers
 
 import activation_patching
 from activation_patching import IOIDataset
+from actpatch.results.positions import PositionResults
 from actpatch.results.saved import load_results
-from actpatch.results.shapes import PositionResults
 from actpatch.results.sweep import PER_PAIR
 from test_suite.helpers.prompts import ANIMALS, Prompts
 from test_suite.helpers.refusals import refused

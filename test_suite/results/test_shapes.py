@@ -13,8 +13,9 @@ import pytest
 from actpatch import PromptPair, PromptPairs, check_dataset
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.results.items import HeadPatchingResult
+from actpatch.results.positions import PositionResults
 from actpatch.results.saved import load_results
-from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, PositionResults, SweepResults
+from actpatch.results.shapes import KINDS, HeadResults, LayerResults, NeuronResults, SweepResults
 from actpatch.tasks.encoding import encode_pairs
 from head_patching import print_head_results
 from test_suite.helpers.results import made_up_heads, made_up_layers, made_up_sweep
