@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,10 @@ def main(argv: list[str] | None = None) -> None:
             seconds[name].append(time.perf_counter() - began)
     took = {name: statistics.median(each) for name, each in seconds.items()}
     floor = took["one forward and one backward pass"] + took["products of the scores"]
-    alone = {"eap": _estimated_alone, "plain, split inputs": _plain_alone}
+    alone: dict[str, Callable[[Any, Task], object]] = {
+        "eap": partial(estimated, estimate=Estimate("eap")),
+        "plain, split inputs": plain,
+    }
     memory = {name: peak_extra_memory(ROW, work) / 2**20 for name, work in alone.items()}
     print("| all 32,491 edges, 8 pairs | s | × forward and backward and products | memory, MiB |\n|---|---|---|---|")
     for name, each in took.items():
@@ -147,14 +151,6 @@ def _keeping(into: dict[str, Tensor], name: str, begins: bool) -> Callable[..., 
         return value
 
     return keep
-
-
-def _estimated_alone(row: Row, model: Any) -> None:
-    estimated(model, task(row, model), Estimate("eap"))
-
-
-def _plain_alone(row: Row, model: Any) -> None:
-    plain(model, task(row, model))
 
 
 def neurons(model: Any, todo: Task) -> str:

@@ -15,24 +15,23 @@ import psutil
 import torch
 
 from actpatch.engine.engine import PatchingEngine
-from benchmarks.rows import Row, loaded, task
+from benchmarks.rows import Row, Task, loaded, task
 
 SAMPLING_SECONDS = 0.002
 
 
-def peak_extra_memory(row: Row, work: Callable[[Row, Any], None] | None = None) -> int:
+def peak_extra_memory(row: Row, work: Callable[[Any, Task], object] | None = None) -> int:
     """Bytes by which the resident memory of a fresh process rises at most during the row's sweep, or other work with
-    its model."""
+    its model and its task."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
         return fresh.submit(_measure, row, work or _sweep).result()
 
 
-def _sweep(row: Row, model: Any) -> None:
-    todo = task(row, model)
+def _sweep(model: Any, todo: Task) -> None:
     PatchingEngine(model, show_progress=False).sweep(todo.pairs, todo.patches, [todo.metric])
 
 
-def _measure(row: Row, work: Callable[[Row, Any], None]) -> int:
+def _measure(row: Row, work: Callable[[Any, Task], object]) -> int:
     model = loaded(row)
     todo = task(row, model)
     with torch.no_grad():  # brings every weight into memory, which a loader may put off
@@ -50,7 +49,7 @@ def _measure(row: Row, work: Callable[[Row, Any], None]) -> int:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        work(row, model)
+        work(model, todo)
     finally:
         over.set()
         watching.join()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actpatch.core.estimate_words import estimated_from, named
+from actpatch.core.estimate_words import estimated_from, named, named_shortly
 from actpatch.core.heavy import go
 from actpatch.core.text import signed
 from actpatch.figures.cells import SMALLEST_COLOUR_RANGE
@@ -134,8 +134,8 @@ def _headings(patterns: AttentionPatterns) -> list[str]:
     """Each head, with its effect on the pair where there are several heads: of one the title has it."""
     if len(patterns.effects) < 2:
         return patterns.labels
-    sign = "est. " if patterns.estimate else ""
-    return [f"{label} ({sign}{signed(effect, 2)})" for label, effect in zip(patterns.labels, patterns.effects)]
+    shown = (named_shortly(patterns.estimate, signed(effect, 2)) for effect in patterns.effects)
+    return [f"{label} ({effect})" for label, effect in zip(patterns.labels, shown)]
 
 
 def _panel(values: np.ndarray, head: str, tokens: tuple[Sequence[str], Sequence[str]], axis: str) -> go.Heatmap:

@@ -17,7 +17,7 @@ from actpatch.results.both import BothDirections
 from actpatch.results.positions import PositionResults
 from actpatch.results.shapes import HeadResults, LayerResults
 from actpatch.results.sweep import Sweep
-from actpatch.statistics.groups import FEWEST_OF_A_GROUP, GroupDifferences, group_differences
+from actpatch.statistics.groups import FEWEST_OF_A_GROUP, group_differences
 
 Results = TypeVar("Results", bound=MapResults)
 
@@ -85,16 +85,17 @@ def _two_groups(sweep: Sweep, groups: Sequence[str] | None) -> tuple[str, str]:
 def _evidence(sweep: Sweep, names: tuple[str, str], alpha: float) -> Certainty:
     """How sure the differences between the two groups are, an entry per patch."""
     usable = sweep.usable & np.isin(np.array(sweep.groups, dtype=object), names)
-    labels = sweep.labels
-    whole = np.flatnonzero(sweep.written[:, usable].all(axis=1)).tolist()  # others have other pairs
-    found: GroupDifferences | None = group_differences(
-        (sweep.patched - sweep.base)[whole][:, usable],
+    written = sweep.written[:, usable]
+    if not written.all(axis=1).any():
+        return unknown(len(sweep.patches), "not tested: no site was patched in all of these pairs")
+    found = group_differences(
+        (sweep.patched - sweep.base)[:, usable],
         (sweep.source - sweep.base)[usable],
         [group for group, kept in zip(sweep.groups, usable) if kept],
-        sites=[labels[i] for i in whole],
+        sites=sweep.labels,
+        written=written,
         alpha=alpha,
     )
-    found = found and found.among(labels, whole)
     if found is None or found.smallest_p > alpha:
         return unknown(len(sweep.patches), f"not tested: {FEWEST_OF_A_GROUP} usable pairs of each group are needed")
     told = f"{STAR if found.significant.any() else 'none'} significant"

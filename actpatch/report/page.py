@@ -116,7 +116,7 @@ def report_page(
     if cards is not None:
         sections["What these heads do"] = cards_section(cards)
     estimates = _estimates(shown)
-    how_to_read = REPORT.render("how_to_read.html", has_estimates=bool(estimates))
+    how_to_read = REPORT.render("how_to_read.html", has_estimates=bool(estimates) or verification is not None)
     title = "Activation patching report"
     if shown:
         sweeps = {name: results.sweep for name, results in shown.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actpatch.core.edge_patches import EdgePatches
-from actpatch.core.estimate_words import estimated_by, estimated_from, named
+from actpatch.core.estimate_words import estimated_by, estimated_from, named, titled
 from actpatch.core.text import count, signed, with_minus
 from actpatch.figures.words import metric_name, pairs_used, patched_name
 from actpatch.report.rendering import REPORT
@@ -70,7 +70,7 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
     """The patches of largest |effect|, with intervals and corrected p-values as far as there are any."""
     sweep = results.sweep
     order = np.argsort(-np.nan_to_num(np.abs(sweep.effects), nan=-1.0), kind="stable")[:TOP_ROWS]
-    heads = ["Patched", "Effect" if sweep.estimate is None else "Estimated effect"]
+    heads = ["Patched", titled(sweep.estimate, "Effect")]
     columns = [_labels(results), [NOT_MATCHED if no else signed(e) for e, no in zip(sweep.effects, sweep.unmatched)]]
     if isinstance(statistics, SiteStatistics) and not np.isnan(statistics.low).all():
         heads.append(f"{statistics.level * 100:g} % interval")

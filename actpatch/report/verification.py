@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from actpatch.core.heavy import go
-from actpatch.core.text import plain, signed, with_minus
+from actpatch.core.text import with_minus
 from actpatch.figures.page import figures_html
 from actpatch.figures.verification import create_agreement_map, create_estimate_comparison
 from actpatch.report.parts import TOP_ROWS, table
 from actpatch.report.rendering import REPORT
 from actpatch.results.verification import Verification
+from actpatch.results.verification_text import verified_rows
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -32,16 +33,7 @@ def verification_figures(verification: Verification) -> dict[str, go.Figure]:
 def verification_section(verification: Verification, figures: Mapping[str, go.Figure]) -> Markup:
     """What was verified and what may have been missed, its figures, and the largest exact effects beside estimates."""
     v = verification
-    labels, missed = v.labels, set(v.missed)
-    rows = [
-        [
-            labels[n],
-            with_minus(plain(v.estimates[n])),
-            signed(v.exact_effects[n]),
-            "top" if v.is_top[n] else "sample, missed" if n in missed else "sample",
-        ]
-        for n in v.top_effects(TOP_ROWS)
-    ]
+    rows = verified_rows(v, TOP_ROWS)
     heads = [v.kind.capitalize(), "Estimate", "Exact effect", "Verified as"]
     caption = f"The largest {len(rows)} of {len(v.numbers):,} exact effects"
     return REPORT.render(

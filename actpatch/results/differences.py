@@ -19,6 +19,19 @@ from actpatch.core.estimate_words import exact_or_estimated, untested
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.sites import SiteStatistics, site_statistics
 
+RUNS = (
+    "model",
+    "direction",
+    "metric",
+    "pair_indices",
+    "clean_tokens",
+    "corrupted_tokens",
+    "noise",
+    "source_of_values",
+    "path",
+)
+"""Fields of a `Sweep` that say what was run, beside its patches."""
+
 
 def difference_statistics(
     first: Sweep, second: Sweep, matched: Sequence[tuple[int, int]], *, like: SiteStatistics
@@ -45,7 +58,8 @@ def difference_statistics(
     firsts, seconds = ([matched[i][side] for i in known] for side in (0, 1))
     written = both[known][:, usable]
     difference = _contributions(second, seconds, usable, written) - _contributions(first, firsts, usable, written)
-    labels = [first.labels[one] for one, _ in matched]
+    names = first.labels
+    labels = [names[one] for one, _ in matched]
     found = site_statistics(
         difference,
         np.zeros(difference.shape[1]),
@@ -61,6 +75,11 @@ def difference_statistics(
         f"the first effects are {exact_or_estimated(first.estimate)}, the second {exact_or_estimated(second.estimate)}"
     )
     return replace(found, notes=(*found.notes, f"{kinds}: what is tested is how far these numbers lie apart"))
+
+
+def differing(first: Sweep, second: Sweep) -> str | None:
+    """The first field in which the runs of two sweeps, of whatever patches, differ; None if there is none."""
+    return next((name for name in RUNS if getattr(first, name) != getattr(second, name)), None)
 
 
 def same_pairs(first: Sweep, second: Sweep) -> bool:

@@ -15,6 +15,7 @@ from actpatch.core.graph import Graph, Names
 from actpatch.core.heavy import pd
 from actpatch.core.text import shortened
 from actpatch.results.items import EdgePatchingResult
+from actpatch.results.metric_values import mean
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep, largest
 
@@ -176,9 +177,9 @@ class EdgeResults(SweepResults, Sequence[EdgePatchingResult]):
             position=self._places[edges.columns[number]],
             clean_metric=clean,
             corrupted_metric=corrupted,
-            patched_metric=_mean(patched[usable]),
+            patched_metric=_number(mean(patched[usable])),
             effect=_number(effects[number]),
-            pair_effects=tuple(map(_number, ((patched - base) / gaps).tolist())),
+            pair_effects=tuple(map(_number, ((patched - base) / gaps[number]).tolist())),
             pair_indices=sweep.pair_indices,
             estimate=sweep.estimate,
         )
@@ -186,10 +187,12 @@ class EdgeResults(SweepResults, Sequence[EdgePatchingResult]):
 
     @cached_property
     def _of_all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, Float[np.ndarray, " edge"], float, float]:
-        """What all items need: which pairs are usable, their base and their gap, effects, mean clean and corrupted."""
+        """What all items need: which pairs are usable, base and gap of each pair and edge that effects are of, effects,
+        mean clean and corrupted."""
         sweep, usable = self.sweep, self.sweep.usable
-        gaps = np.where(usable, sweep.source - sweep.base, np.nan)
-        return usable, sweep.base, gaps, sweep.effects, _mean(sweep.clean[usable]), _mean(sweep.corrupted[usable])
+        gaps = np.where(usable & sweep.written, sweep.source - sweep.base, np.nan)
+        clean, corrupted = (_number(mean(run[usable])) for run in (sweep.clean, sweep.corrupted))
+        return usable, sweep.base, gaps, sweep.effects, clean, corrupted
 
     @cached_property
     def _places(self) -> list[int | str | None]:
@@ -253,7 +256,3 @@ def _asked(names: Names | None) -> str:
 def _number(value: float) -> float:
     """A plain number; NaN as the one that is equal to itself inside a tuple, so that an item equals itself."""
     return float(value) if value == value else math.nan
-
-
-def _mean(values: Float[np.ndarray, " pair"]) -> float:
-    return _number(values.mean()) if len(values) else math.nan

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from actpatch.core.heavy import pd
+from actpatch.results.differences import differing
 from actpatch.results.shapes import SweepResults
 from actpatch.statistics.ensembles import mean_rank, normalised_mean
 
@@ -28,7 +29,7 @@ def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> pd.DataFr
         A row per site, the first the most important: `site`, `score` (or `rank`), and the effects by each method.
 
     Raises:
-        ValueError: for fewer than two results, and for such as are of other patches, pairs or directions.
+        ValueError: for fewer than two results, and for such as are of other patches, runs or metrics.
     """
     if by not in get_args(By):
         raise ValueError(f"by is {by!r}, expected 'scores' or 'ranks'")
@@ -37,9 +38,8 @@ def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> pd.DataFr
     sweeps = [one.sweep for one in results]
     first = sweeps[0]
     for other in sweeps[1:]:
-        for what in ("model", "direction", "metric", "pair_indices", "patches"):
-            if getattr(first, what) != getattr(other, what):
-                raise ValueError(f"the results differ in {what}, expected the same patches on the same pairs")
+        if what := differing(first, other) or ("patches" if first.patches != other.patches else None):
+            raise ValueError(f"the results differ in {what}, expected the same patches on the same pairs")
     names = ["exact" if sweep.estimate is None else sweep.estimate.method for sweep in sweeps]
     effects = [sweep.effects for sweep in sweeps]
     are_sizes = any(sweep.estimate is not None and sweep.estimate.what.is_absolute for sweep in sweeps)

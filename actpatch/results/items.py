@@ -78,7 +78,8 @@ class HeadPatchingResult(OverPairs):
     effect: float
     """Ratio of means over the usable pairs."""
     pair_effects: tuple[float, ...]
-    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable, or
+    in which nothing is written."""
     is_key_value_head: bool = False
     """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
     pair_indices: tuple[int, ...] = ()
@@ -107,7 +108,8 @@ class HeadPositionPatchingResult(OverPairs):
     effect: float
     """Ratio of means over the usable pairs."""
     pair_effects: tuple[float, ...]
-    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable, or
+    in which nothing is written."""
     is_key_value_head: bool = False
     """True where `head` counts key-value heads, of which grouped-query attention has fewer than query heads."""
     estimate: Estimate | None = None
@@ -130,7 +132,8 @@ class NeuronPatchingResult(OverPairs):
     effect: float
     """Ratio of means over the usable pairs."""
     pair_effects: tuple[float, ...]
-    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable, or
+    in which nothing is written."""
     estimate: Estimate | None = None
     """How `patched_metric` is estimated from gradients; None where the patch was run."""
 
@@ -158,7 +161,8 @@ class EdgePatchingResult(OverPairs):
     effect: float
     """Ratio of means over the usable pairs."""
     pair_effects: tuple[float, ...]
-    """Effect on each pair, in the order of `pair_indices`; NaN for pairs that are not usable."""
+    """Effect on each pair, in the order of `pair_indices`; NaN for pairs that are not usable, or
+    in which nothing is written."""
     pair_indices: tuple[int, ...] = ()
     """Index of each of these pairs in the dataset; empty where that is not known."""
     estimate: Estimate | None = None
@@ -181,7 +185,8 @@ class PathPatchingResult(OverPairs):
     effect: float
     """Ratio of means over the usable pairs."""
     pair_effects: tuple[float, ...]
-    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable."""
+    """Effect on each pair, in the order of the sweep's `pair_indices`; NaN for pairs that are not usable, or
+    in which nothing is written."""
     pair_indices: tuple[int, ...] = ()
     """Index of each of these pairs in the dataset; empty where that is not known."""
     estimate: Estimate | None = None

@@ -410,7 +410,7 @@ class Sweep:
             written=self.written[measured][:, usable],
             **options,
         )
-        found = found if self.estimate is None else found.of_estimates(self.estimate)
+        found = found.of_estimates(self.estimate)
         return found if len(measured) == len(labels) else found.among(labels, measured)
 
     def to_dataframe(self) -> pd.DataFrame:

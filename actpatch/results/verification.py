@@ -6,7 +6,7 @@ concluded from these two). A value: it runs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,9 +19,11 @@ from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
 from actpatch.core.text import count, described
+from actpatch.results.differences import differing
 from actpatch.results.patches import Column, common, table_columns, taken
 from actpatch.results.sweep import Sweep, largest
 from actpatch.results.verification_text import verification_html, verification_line, verification_text
+from actpatch.statistics.groups import placed
 from actpatch.statistics.screening import (
     Agreement,
     VerifiedSites,
@@ -83,11 +85,10 @@ class Verification:
                 f"exact has {count(len(self.exact.patches), 'patch')}, expected those that top and sample name, at "
                 "least one, in this order: run estimated.of_patches((*top, *sample)).patches"
             )
-        for what in ("model", "direction", "metric", "pair_indices", "clean_tokens", "source_of_values"):
+        if what := differing(self.estimated, self.exact):
             ours, theirs = getattr(self.estimated, what), getattr(self.exact, what)
-            if ours != theirs:
-                shown = "" if what == "clean_tokens" else f": {ours!r} and {theirs!r}"
-                raise ValueError(f"estimated and exact differ in {what}{shown}, expected the same: run both alike")
+            shown = "" if what.endswith("_tokens") else f": {ours!r} and {theirs!r}"
+            raise ValueError(f"estimated and exact differ in {what}{shown}, expected the same: run both alike")
         if not self._known.any():
             raise ValueError("no estimate can be told as an effect: no pair is usable, or no site has a partner")
 
@@ -124,7 +125,7 @@ class Verification:
     @cached_property
     def exact_effects(self) -> Float[np.ndarray, " site"]:
         """Exact effect of each verified site; NaN elsewhere."""
-        return self._placed(self.exact.effects)
+        return placed(self.exact.effects, len(self.estimated.patches), self.numbers)
 
     @property
     def compared(self) -> Float[np.ndarray, " site"]:
@@ -205,7 +206,8 @@ class Verification:
             seed: of the draw.
 
         Raises:
-            ValueError: for edges, which are not patched together; where no site is left, or the model is not at hand.
+            ValueError: for edges, which are not patched together; where no site is left, or the model is not at hand,
+                or not as it was.
         """
         if self.is_of_edges:
             raise ValueError("edges are patched one at a time, so that random sets of them cannot be run: see `bounds`")
@@ -214,15 +216,13 @@ class Verification:
         left = np.setdiff1d(np.flatnonzero(self._known), self.numbers).tolist()
         if not left:
             raise ValueError("every site was run: there is none whose effect is to be bounded")
-        run_exactly = _runs_of(self.estimated)
         included = np.random.default_rng(seed).random((n_sets, len(left))) < 0.5
         included = included[included.any(axis=1)]
         patches = [
             Patch(tuple(site for at in np.flatnonzero(held) for site in self.estimated.patches[left[at]].sites), name)
             for held, name in zip(included, (f"set {number}" for number in range(len(included))))
         ]
-        effects = run_exactly(patches).by_metric(self.estimated.metric).effects
-        return subset_bounds(included, effects, self.level)
+        return subset_bounds(included, _ran_exactly(self.estimated, patches).effects, self.level)
 
     def top_effects(self, k: int = 10) -> list[int]:
         """Numbers of the k verified sites of largest exact |effect|, largest first."""
@@ -238,7 +238,7 @@ class Verification:
         """
         layers, kinds = _layers_and_kinds(self.estimated.patches)
         table = pd.DataFrame({"layer": layers, "kind": kinds, "known": self._known}).query("known")
-        weights = self._placed_known(self.sites.weights)
+        weights = placed(self.sites.weights, len(self.estimates), np.flatnonzero(self._known).tolist())
         rows = []
         for (layer, kind), group in table.groupby(["layer", "kind"], dropna=False, sort=False):
             numbers = group.index.to_numpy()
@@ -297,16 +297,6 @@ class Verification:
         """Exact effects of the sample."""
         return self.sites.exact[self.sites.is_sample]
 
-    def _placed(self, effects: Float[np.ndarray, " verified"]) -> Float[np.ndarray, " site"]:
-        found = np.full(len(self.estimated.patches), np.nan)
-        found[list(self.numbers)] = effects
-        return found
-
-    def _placed_known(self, values: Float[np.ndarray, " known"]) -> Float[np.ndarray, " site"]:
-        found = np.zeros(len(self.estimates))
-        found[self._known] = values
-        return found
-
 
 def verify(sweep: Sweep, kind: str, top: int, sample: int, seed: int) -> Verification:
     """Run the patches of largest |estimate|, and a random sample of the others (`SweepResults.verify`).
@@ -326,15 +316,14 @@ def verify(sweep: Sweep, kind: str, top: int, sample: int, seed: int) -> Verific
             raise ValueError(f"{name} is {given!r}, expected a whole number from 0 on")
     if not top + sample:
         raise ValueError("top and sample are both 0: nothing is run, so nothing is verified; give at least one")
-    run_exactly = _runs_of(sweep)
+    _check_can_be_run(sweep)
     effects = sweep.effects
     known = np.flatnonzero(~np.isnan(effects))
     best = [number for number in largest(effects, top) if not np.isnan(effects[number])] if top else []
     others = np.setdiff1d(known, best)
     drawn = np.random.default_rng(seed).choice(others, min(sample, len(others)), replace=False)
     numbers = [*best, *drawn.tolist()]
-    exact = run_exactly(taken(sweep.patches, numbers)).by_metric(sweep.metric)
-    _check_is_the_same_model(sweep, exact)
+    exact = _ran_exactly(sweep, taken(sweep.patches, numbers))
     return Verification(sweep, exact, tuple(best), tuple(drawn.tolist()), seed, kind)
 
 
@@ -353,8 +342,8 @@ def _check_is_the_same_model(estimated: Sweep, exact: Sweep) -> None:
             )
 
 
-def _runs_of(sweep: Sweep) -> Callable[[Sequence[Patch]], Sweep]:
-    """What runs the patches that a sweep estimates."""
+def _check_can_be_run(sweep: Sweep) -> None:
+    """Raise a ValueError for effects that are exact, and for estimates whose model is not at hand."""
     if sweep.estimate is None:
         raise ValueError("these effects were measured, not estimated: there is nothing to verify")
     if sweep.run_exactly is None:
@@ -362,7 +351,15 @@ def _runs_of(sweep: Sweep) -> Callable[[Sequence[Patch]], Sweep]:
             "these estimates do not know their model (they were read from a file, or are of some pairs alone): verify "
             "what AttributionPatcher returned"
         )
-    return sweep.run_exactly
+
+
+def _ran_exactly(sweep: Sweep, patches: Sequence[Patch]) -> Sweep:
+    """Patches on the pairs of a sweep of estimates, run by the model that these are of."""
+    _check_can_be_run(sweep)
+    assert sweep.run_exactly is not None
+    exact = sweep.run_exactly(patches).by_metric(sweep.metric)
+    _check_is_the_same_model(sweep, exact)
+    return exact
 
 
 def _layers_and_kinds(patches: Sequence[Patch]) -> tuple[list[int | None], list[str]]:

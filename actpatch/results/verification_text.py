@@ -38,19 +38,27 @@ def verification_text(v: Verification) -> str:
 
 def verification_html(v: Verification) -> str:
     """The sentences, and the verified sites of largest |exact|."""
-    top = v.top_effects(ROWS)
-    names = np.array(v.labels, dtype=object)
-    rows = [
-        [names[n], with_minus(plain(v.estimates[n])), signed(v.exact_effects[n]), "top" if v.is_top[n] else "sample"]
-        for n in top
-    ]
     return TABLES.render(
         "table.html",
         caption=texts([f"Verification of {_verified(v)}", f"estimated by {v.estimate.described}"]),
         columns=texts([v.kind, "estimate", "exact effect", "verified as"]),
-        rows=[texts(cells) for cells in rows],
+        rows=[texts(cells) for cells in verified_rows(v, ROWS)],
         note=texts([with_minus(verification_text(v))])[0],
     )
+
+
+def verified_rows(v: Verification, k: int) -> list[list[str]]:
+    """Of the k verified sites of largest exact |effect|: label, estimate, exact effect, and as what it was verified."""
+    labels, missed = v.labels, set(v.missed)
+    return [
+        [
+            labels[n],
+            with_minus(plain(v.estimates[n])),
+            signed(v.exact_effects[n]),
+            "top" if v.is_top[n] else "sample, missed" if n in missed else "sample",
+        ]
+        for n in v.top_effects(k)
+    ]
 
 
 def agreement(found: Agreement, places: int = 2) -> str:

@@ -23,8 +23,7 @@ def normalised_mean(scores: Sequence[np.ndarray]) -> Float[np.ndarray, " site"]:
         ValueError: where no scores are given, or of other numbers of sites; where all of a method's are 0 or NaN.
     """
     checked = _checked(scores)
-    with np.errstate(invalid="ignore"):
-        largest = np.nanmax(np.where(np.isnan(checked), 0.0, np.abs(checked)), axis=1, keepdims=True)
+    largest = np.where(np.isnan(checked), 0.0, np.abs(checked)).max(axis=1, keepdims=True)
     if lacking := np.flatnonzero(largest[:, 0] == 0).tolist():
         raise ValueError(f"all scores of method number {lacking[0]} are 0 or NaN, so there is no largest to divide by")
     return (checked / largest).mean(axis=0)

@@ -121,19 +121,29 @@ def group_differences(
     groups: Sequence[str],
     *,
     sites: Sequence[str],
+    written: Bool[np.ndarray, "site pair"] | None = None,
     alpha: float = 0.05,
     seed: int = 0,
 ) -> GroupDifferences | None:
-    """Whether effects differ between groups of pairs; None where there are not two groups to compare.
+    """Whether effects differ between groups of pairs; None where there are not two groups to compare, or no site.
 
     Args:
         changes: metric of each patched run minus that of the run that was patched.
         gaps: metric of the run that was copied from minus that of the run that was patched.
         groups: the group of each pair; an empty text for pairs of none.
         sites: labels.
+        written: in which pairs each site was patched. Those that were not in all, which have other pairs, are not
+            compared: their entries are NaN. None for all pairs.
         alpha: effects of a site differ significantly where its corrected p-value is at most this.
         seed: seed of the deals, where not all are tried.
     """
+    if written is not None and not written.all():
+        whole = np.flatnonzero(written.all(axis=1)).tolist()
+        if not whole:
+            return None
+        names = [sites[i] for i in whole]
+        compared = group_differences(changes[whole], gaps, groups, sites=names, alpha=alpha, seed=seed)
+        return compared and compared.among(sites, whole)
     of_pair, sizes = np.array(groups, dtype=object), Counter(filter(None, groups))
     kept = [
         name for name, size in sizes.items() if size >= FEWEST_OF_A_GROUP and not gaps_cancel(gaps[of_pair == name])

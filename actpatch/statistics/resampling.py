@@ -83,7 +83,7 @@ def ratio_intervals(
     tail = math.floor((n_resamples + 1) * (1 - level) / 2 + 1e-9)
     if gaps.mean() < 0:  # both signs turned leave the ratio as it is, and a mean gap above 0
         changes, gaps = -changes, -gaps
-    for rows in _portions(n_sites, n_resamples):
+    for rows in portions(n_sites, n_resamples):
         effects = changes[rows].mean(axis=1) / gaps.mean()
         residuals = changes[rows] - effects[:, None] * gaps
         pivots = np.sort(_studentised_means(residuals, shares), axis=1)
@@ -107,7 +107,7 @@ def sign_flip_p_values(
     observed = np.abs(changes.sum(axis=1)) - ROUNDING * np.abs(changes).sum(axis=1)
     reached = np.zeros(n_sites)
     for signs in _all_signs(n_pairs) if exact else _random_signs(n_pairs, n_flips, seed):
-        for rows in _portions(n_sites, len(signs)):
+        for rows in portions(n_sites, len(signs)):
             sums = signs @ changes[rows].T
             for first in range(0, len(signs), FLIPS_AT_ONCE):
                 some = sums[first : first + FLIPS_AT_ONCE]
@@ -130,7 +130,7 @@ def split_half_agreement(
         return math.nan
     order = np.random.default_rng(seed).permuted(np.tile(np.arange(n_pairs), (n_splits, 1)), axis=1)
     found = []
-    for rows in _portions(n_splits, n_sites):
+    for rows in portions(n_splits, n_sites):
         ranks = []
         for part in (order[rows, :half], order[rows, half : 2 * half]):
             member = np.zeros((len(part), n_pairs))
@@ -254,13 +254,13 @@ def _shift(
 def _all_signs(n_pairs: int) -> Iterator[Float[np.ndarray, "flip pair"]]:
     """Every pattern of signs whose last sign is +, in portions."""
     patterns = np.arange(2 ** (n_pairs - 1))
-    for rows in _portions(len(patterns), 512):
+    for rows in portions(len(patterns), 512):
         yield 1.0 - 2.0 * ((patterns[rows, None] >> np.arange(n_pairs)) & 1)
 
 
 def _random_signs(n_pairs: int, n_flips: int, seed: int) -> Iterator[Float[np.ndarray, "flip pair"]]:
     rng = np.random.default_rng(seed)
-    for rows in _portions(n_flips, 512):
+    for rows in portions(n_flips, 512):
         yield 1.0 - 2.0 * rng.integers(0, 2, size=(rows.stop - rows.start, n_pairs), dtype=np.int8)
 
 
@@ -268,7 +268,7 @@ def _is_exact(n_pairs: int, n_flips: int) -> bool:
     return 2 ** (n_pairs - 1) <= n_flips + 1
 
 
-def _portions(n: int, width: int) -> Iterator[slice]:
+def portions(n: int, width: int) -> Iterator[slice]:
     """Slices of 0 … n, each of so many rows that an array of them, `width` wide, stays small."""
     rows = max(1, MOST_CELLS // width)
     for start in range(0, n, rows):

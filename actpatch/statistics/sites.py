@@ -167,8 +167,8 @@ class SiteStatistics:
         return interval_alone | test_alone
 
     def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
-        """`significant`, with a warning where no site is, and a single one could not be whatever its effect; and where
-        it is estimates that are significant."""
+        """`significant`, with a warning where no site is, and a single one could not be whatever its effect; and of
+        estimates, what this is about."""
         untold = math.isnan(self.detectable_effect) or not self.tells_significance
         if not self.significant.any() and untold:
             warn_user(f"nothing is significant at {self.alpha:g}: {self.too_few or '; '.join(self.notes)}")
@@ -265,11 +265,9 @@ def site_statistics(
     p_corrected, flips_corrected = (stats.false_discovery_control(of, method=correction) for of in (p, found.flips))
     too_skewed = (flips_corrected <= alpha) & (p_corrected > alpha)
     whole = np.flatnonzero(written.all(axis=1)).tolist()
-    in_all = changes if len(whole) == len(changes) else np.ascontiguousarray(changes[whole])
     for_deals = int(np.random.SeedSequence(seed).generate_state(4)[3])
-    names = [labels[i] for i in whole]
-    differences = group_differences(in_all, gaps, groups, sites=names, alpha=alpha, seed=for_deals) if whole else None
-    split_half = split_half_agreement(in_all, gaps, seed=for_splits)
+    differences = group_differences(changes, gaps, groups, sites=labels, written=written, alpha=alpha, seed=for_deals)
+    split_half = split_half_agreement(changes[whole], gaps, seed=for_splits)
     step = smallest_p_value(n_pairs, n_flips)
     too_few = _too_few(n_pairs, len(labels), lone, step)
     return SiteStatistics(
@@ -291,10 +289,10 @@ def site_statistics(
         seed=seed,
         n_resamples=n_resamples,
         too_few="" if (p_corrected <= alpha).any() else too_few,
-        differences=differences and differences.among(labels, whole),
+        differences=differences,
         notes=(
-            *filter(None, [differences.sentence if differences else _too_small(groups), too_few]),
-            *_notes(low, high, changes, split_half, found.n_pairs),
+            *filter(None, [differences.sentence if differences else _not_compared(groups, whole), too_few]),
+            *_notes(low, high, changes, split_half, found.n_pairs, len(whole)),
             *_notes_on_skewness(labels, changes, too_skewed, found.size, lone >= step, power),
             *(() if too_few else _notes_on_disagreement(labels, low, high, p, level)),
         ),
@@ -324,14 +322,16 @@ def _too_few(n_pairs: int, n_sites: int, lone: float, step: float) -> str:
     )
 
 
-def _too_small(groups: Sequence[str]) -> str:
+def _not_compared(groups: Sequence[str], whole: Sequence[int]) -> str:
     sizes = Counter(filter(None, groups))
     if len(sizes) < 2:
         return ""
-    return (
-        f"effects are not compared between the {len(sizes)} groups of pairs: two or more need at least "
-        f"{FEWEST_OF_A_GROUP} usable pairs each, the largest has {max(sizes.values())}"
+    why = (
+        f"two or more need at least {FEWEST_OF_A_GROUP} usable pairs each, the largest has {max(sizes.values())}"
+        if whole
+        else "no site was patched in all pairs"
     )
+    return f"effects are not compared between the {len(sizes)} groups of pairs: {why}"
 
 
 def _notes(
@@ -340,6 +340,7 @@ def _notes(
     changes: Float[np.ndarray, "site pair"],
     split_half: float,
     pairs_at: Int[np.ndarray, " site"],
+    n_whole: int,
 ) -> Iterator[str]:
     n_pairs = changes.shape[1]
     if n_pairs == 1:
@@ -356,7 +357,9 @@ def _notes(
         yield f"{count(unbounded, 'interval')} without an end: too few pairs change, or gaps are near 0"
     if not changes.any():
         yield "no site changes anything on any pair, so it is not known which effects could have been found"
-    if math.isnan(split_half):
+    if math.isnan(split_half) and n_whole < min(2, len(pairs_at)):
+        yield f"no split-half agreement: {count(n_whole, 'site')} of {len(pairs_at)} patched in all pairs"
+    elif math.isnan(split_half):
         yield (
             "no split-half agreement: there is one site alone, or in some half of the pairs all sites have one effect, "
             "or the gaps cancel"

@@ -22,14 +22,12 @@ from jaxtyping import Bool, Float, Int
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.text import count, number
-from actpatch.statistics.resampling import gaps_cancel
+from actpatch.statistics.resampling import gaps_cancel, portions
 from actpatch.statistics.unverified import check_confidence
 
 Absolute = Literal["outside", "inside"]
 """Where the absolute value of a score stands that sites are ranked by: outside the mean over pairs, or inside it."""
 FEWEST_PAIRS = 2
-MOST_CELLS = 2**21
-"""Most numbers of one temporary array: sites, and resamples, are worked through in portions."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,7 +112,7 @@ def stability(
     score = changes.mean(axis=1) / gaps.mean()
     sizes = np.abs(changes) if absolute == "inside" else changes
     low, high, same_sign = (np.full(n_sites, np.nan) for _ in range(3))
-    for rows in _portions(n_sites, n_resamples):
+    for rows in portions(n_sites, n_resamples):
         found = changes[rows] @ weights
         same_sign[rows] = (np.sign(found) == np.sign(score[rows])[:, None]).mean(axis=1)
         low[rows], high[rows] = _middle(found, level)
@@ -148,7 +146,7 @@ def _tops(
 ) -> Bool[np.ndarray, "site resample"]:
     """Which sites are among the largest in each resample, whose mean gap, one for all of them, changes no order."""
     found = np.zeros((len(sizes), shares.shape[1]), dtype=bool)
-    for columns in _portions(shares.shape[1], len(sizes)):
+    for columns in portions(shares.shape[1], len(sizes)):
         size = np.abs(sizes @ shares[:, columns])
         chosen = np.argpartition(-size, top_k - 1, axis=0)[:top_k]
         np.put_along_axis(found[:, columns], chosen, True, axis=0)
@@ -168,20 +166,13 @@ def _middle(
 def _mean_jaccard(is_in_top: Bool[np.ndarray, "site resample"], top_k: int) -> float:
     """Of all pairs of resamples; NaN for a single one."""
     members = is_in_top.astype(np.float32)
-    shared = members.T @ members
-    first, second = np.triu_indices(len(shared), k=1)
-    return float(_jaccard(shared[first, second], top_k).mean()) if len(first) else math.nan
+    found, n = _jaccard(members.T @ members, top_k), is_in_top.shape[1]
+    return float((found.sum(dtype=float) - n) / (n * (n - 1))) if n > 1 else math.nan  # each has 1 with itself
 
 
-def _jaccard(shared: Float[np.ndarray, " set"] | Int[np.ndarray, " set"], top_k: int) -> Float[np.ndarray, " set"]:
+def _jaccard(shared: Float[np.ndarray, "..."] | Int[np.ndarray, "..."], top_k: int) -> Float[np.ndarray, "..."]:
     """Of sets of `top_k` each, that share so many."""
     return shared / (2.0 * top_k - shared)
-
-
-def _portions(n: int, width: int) -> list[slice]:
-    """Slices of 0 … n, each of so many rows that an array of them, `width` wide, stays small."""
-    rows = max(1, MOST_CELLS // max(width, 1))
-    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
 def _check(changes: np.ndarray, gaps: np.ndarray, top_k: int, absolute: str, n_resamples: int) -> None:

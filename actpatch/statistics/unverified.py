@@ -9,6 +9,7 @@ says that few sites do, never that none does. Only where all are verified is the
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import lru_cache
 from numbers import Real
 from typing import NamedTuple
@@ -33,7 +34,7 @@ def most_above(n_rest: int, n_sample: int, n_found: int, confidence: float = 0.9
         ValueError: where these are no whole numbers with 0 <= n_found <= n_sample <= n_rest, or the confidence is not
             between 0 and 1.
     """
-    check_counts(n_rest, n_sample, n_found)
+    _check_counts(n_rest, n_sample, n_found)
     check_confidence(confidence)
     return counts_above(int(n_rest), int(n_sample), int(n_found), float(confidence))[1] - int(n_found)
 
@@ -51,17 +52,10 @@ def counts_above(n_rest: int, n_sample: int, n_found: int, confidence: float) ->
     def is_enough(m: int) -> bool:
         return bool(stats.hypergeom.sf(n_found - 1, n_rest, m, n_sample) >= 1 - confidence)
 
-    most = n_rest - n_sample + n_found
-    low, high = n_found, most  # at `low` as few as can be exceed it, which no sample contradicts
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (low, middle - 1) if is_too_many(middle) else (middle, high)
-    upper = low
-    low, high = n_found, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
-    return low, upper
+    between = range(n_found, n_rest - n_sample + n_found + 1)  # fewer, or more, no sample allows
+    fewest = bisect_left(between, True, hi=len(between) - 1, key=is_enough)
+    most = bisect_left(between, True, lo=1, key=is_too_many) - 1
+    return between[fewest], between[most]
 
 
 class BoundCurve(NamedTuple):
@@ -98,7 +92,7 @@ def bound_curve(effects: Float[np.ndarray, " sample"], n_rest: int, confidence: 
     return BoundCurve(steps, np.array(most, dtype=np.int64))
 
 
-def check_counts(n_rest: int, n_sample: int, n_found: int) -> None:
+def _check_counts(n_rest: int, n_sample: int, n_found: int) -> None:
     given = (n_found, n_sample, n_rest)
     if not all(is_integer(n) for n in given) or not 0 <= n_found <= n_sample <= n_rest:
         raise ValueError(

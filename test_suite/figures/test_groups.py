@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,20 @@ def test_layers_and_positions_are_compared_too():
 def test_what_cannot_be_compared_is_said(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_sites_patched_in_some_pairs_alone_are_drawn_and_not_tested():
+    sites = [Site(block_hook(layer, "z"), head, position=head) for layer in range(2) for head in range(3)]
+    pairs = ([(2, 2)], [(2, 2)], [(1, 1), (2, 2)], [(1, 1), (2, 2)]) * 3
+    for n_tested, kept in ((2, sites), (0, [site for site in sites if site.position != 2])):
+        made = made_up_sweep(kept, 2, 3, 12, groups=GROUPS)
+        results = HeadResults(replace(made, matches=tuple(map(tuple, pairs))))
+        figure = create_group_comparison(results)
+        untested = "not tested: no site was patched in all of these pairs"
+        assert (untested in figure_caption(figure)) == (n_tested == 0)
+        statistics = results.statistics()
+        tested = statistics.differences and int((~np.isnan(statistics.differences.p)).sum())
+        assert (tested or 0) == n_tested
+        said = " ".join(statistics.notes)
+        assert ("groups of pairs: no site was patched in all pairs" in said) == (n_tested == 0)
+        assert ("no split-half agreement: 0 sites of" in said) == (n_tested == 0)

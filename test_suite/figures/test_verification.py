@@ -143,6 +143,7 @@ def test_a_report_of_a_verification_alone_names_its_task(tmp_path, edges):
     report, *_ = create_full_report(verification=edges, save_dir=tmp_path)
     text = report.read_text(encoding="utf-8")
     assert "Activation patching: IOI on made-up" in text and HEADING in text and "plain list" not in text
+    assert "Where effects are <b>estimated</b>, no patch was run" in text
 
 
 def test_verifications_of_another_model_and_what_are_none_are_refused(tmp_path, heads):

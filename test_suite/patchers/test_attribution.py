@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,12 @@ def test_methods_together(ioi: IOIDataset) -> None:
     assert ranked["rank"].is_monotonic_increasing and ranked["site"][0] == table["site"][0]
     with pytest.raises(ValueError, match="differ in direction"):
         ensemble([each[0], of_bundled().run_all_heads_experiment(ioi, direction="noising")])  # type: ignore[list-item]
+    for other in ({"corrupted_tokens": each[0].sweep.clean_tokens}, {"source_of_values": "zero"}):
+        changed = type(each[1])(replace(each[1].sweep, **other))
+        with pytest.raises(ValueError, match=f"differ in {next(iter(other))}"):
+            ensemble([each[0], changed])
+    with pytest.raises(ValueError, match="differ in patches"):
+        ensemble([each[0], each[1][::-1]])
     with pytest.raises(ValueError, match="expected the results of two methods"):
         ensemble(each[:1])
     assert each[0].stability(top_k=3, seed=1).jaccard_with_all > 0.5
@@ -281,7 +288,11 @@ def test_a_model_that_changed_since_is_not_what_was_estimated() -> None:
     changed = model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: 2 * value)])
     with changed, pytest.raises(ValueError, match="the model is not as it was when these effects were estimated"):
         scores.verify(top=2, sample=2)
-    assert isinstance(scores.verify(top=2, sample=2), Verification)
+    found = scores.verify(top=2, sample=2)
+    changed = model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: 2 * value)])
+    with changed, pytest.raises(ValueError, match="the model is not as it was when these effects were estimated"):
+        found.subset_bounds(5)
+    found.subset_bounds(5)
 
 
 def test_a_screen_refuses_what_experiments_refuse() -> None:

@@ -406,3 +406,13 @@ def test_a_hundred_thousand_edges_cost_no_object_each() -> None:
         results.labels  # noqa: B018
         results.to_dataframe()
     assert not made
+
+
+def test_an_edge_that_writes_nothing_in_a_pair_has_no_effect_there():
+    sweep = made_up_edges(places=PLACES).sweep
+    first, *others = (tuple((at, at) for at in range(len(tokens))) for tokens in sweep.clean_tokens)
+    results = EdgeResults(dataclasses.replace(sweep, matches=(first[:2], *others)))
+    each = results.sweep.pair_effects
+    assert np.isnan(each).any() and not np.isnan(each).all()
+    for item, effects in zip(results, each):
+        np.testing.assert_array_equal(item.pair_effects, effects)

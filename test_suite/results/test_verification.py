@@ -191,7 +191,16 @@ def test_numbers_that_fit_no_sweep_are_refused(changes, told):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"direction": "noising"}, {"model": "other"}, {"source_of_values": "zero"}, {"pair_indices": (5,) * 5}]
+    "changes",
+    [
+        {"direction": "noising"},
+        {"model": "other"},
+        {"source_of_values": "zero"},
+        {"pair_indices": (5,) * 5},
+        {"clean_tokens": (("other",),) * 5},
+        {"corrupted_tokens": (("other",),) * 5},
+        {"noise": "noise on the subject"},
+    ],
 )
 def test_sweeps_of_other_runs_are_refused(changes):
     estimated, exact = sweeps()
@@ -230,7 +239,17 @@ def test_stability_of_a_sweep_is_that_of_its_usable_pairs():
     assert isinstance(found, actpatch.Stability)
 
 
-def test_positions_without_a_partner_have_no_stability():
+@pytest.mark.parametrize("first", [((1, 1),), ((0, 0), (1, 1))])
+def test_only_positions_with_a_partner_in_every_pair_have_a_stability(first):
     sites = [Site(block_hook(0, "z"), head, position=head % 2) for head in range(4)]
-    sweep = replace(made_up_sweep(sites, 1, 4), matches=(((1, 1),),) * 5)
-    assert stability_of(sweep, n_resamples=5).sites == tuple(Patch((site,)).label for site in sites[1::2])
+    sweep = replace(made_up_sweep(sites, 1, 4), matches=(first, *(((1, 1),),) * 4))
+    found = stability_of(sweep, n_resamples=5)
+    assert found.sites == tuple(Patch((site,)).label for site in sites[1::2])
+    np.testing.assert_allclose(found.score, sweep.effects[1::2])
+
+
+def test_where_no_position_has_a_partner_in_every_pair_there_is_no_stability():
+    sites = [Site(block_hook(0, "z"), head, position=0) for head in range(4)]
+    sweep = replace(made_up_sweep(sites, 1, 4), matches=(((0, 0),), *(((1, 1),),) * 4))
+    with pytest.raises(ValueError, match="no position that was patched has a partner in every pair"):
+        stability_of(sweep)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from actpatch.statistics import stability as module
+from actpatch.statistics import resampling as module
 from actpatch.statistics.ensembles import mean_rank, normalised_mean
 from actpatch.statistics.stability import stability
 
