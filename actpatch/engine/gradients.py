@@ -54,10 +54,7 @@ class Run:
         Raises:
             RuntimeError: where the metric does not depend on one of them: the model computes on with a copy.
         """
-        value = self.values[metric]
-        if not value.requires_grad:  # of several that are measured together, one may count and not measure
-            return {name: torch.zeros_like(one) for name, one in at.items()}
-        slopes = torch.autograd.grad(value.sum(), [*at.values()], retain_graph=True, allow_unused=True)
+        slopes = torch.autograd.grad(self.values[metric].sum(), [*at.values()], retain_graph=True, allow_unused=True)
         found = {name: slope for name, slope in zip(at, slopes) if slope is not None}
         if not all_reached:
             found |= {name: torch.zeros_like(one) for name, one in at.items() if name not in found}
@@ -121,8 +118,9 @@ class Differentiator:
             rules: what changes derivatives, and nothing else.
 
         Raises:
-            ValueError: where no metric has a gradient.
-            RuntimeError: where the run is not the recorded one, and where a rule has no effect.
+            ValueError: where a metric has no gradient.
+            RuntimeError: where no gradient reaches the logits, where the run is not the recorded one, and where a rule
+                has no effect.
         """
         rules = rules or Rules()
         held: dict[str, Tensor] = {}
@@ -141,12 +139,12 @@ class Differentiator:
                 raise RuntimeError(f"the hook point {missing[0]} did not fire, so it has no gradient")
             if not writes and (reason := _error_of(logits.detach(), recording.logits[rows], rules)):
                 raise RuntimeError(f"effects cannot be estimated for this model: {reason}")
-            values = self.measure(logits, rows=rows, lengths=self.chunk.lengths_of(recording))
-            if not values.requires_grad:
-                raise ValueError(
-                    "the metric has no gradient: expected a tensor that torch computes from the logits, without "
-                    ".item() and float(); or run the patches themselves"
+            if not logits.requires_grad:
+                raise RuntimeError(
+                    "no gradient reaches the logits: this model, or code that was put on it, computes on with a copy "
+                    "of what comes before; run the patches themselves"
                 )
+            values = self.measure(logits, rows=rows, lengths=self.chunk.lengths_of(recording))
             rules.check_in_use(values)
             yield Run(values, held)
 

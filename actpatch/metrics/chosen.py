@@ -19,7 +19,7 @@ from torch import Tensor
 
 from actpatch.metrics.base import LARGEST_SLICE, Metric, PairAnswers
 from actpatch.metrics.names import metric_key
-from actpatch.metrics.own import function_metric
+from actpatch.metrics.own import function_metric, no_gradient
 from actpatch.metrics.registry import METRICS, NAMED_METRICS
 from actpatch.metrics.sequence import SequenceMetric
 
@@ -150,7 +150,10 @@ class MetricSet:
         read = self._narrowed(logits, metric)
         if type(metric) not in NAMED_METRICS.values():
             read = read.clone()
-        return metric.measure(read, pairs[rows], beside).cpu().to(torch.float64, copy=True)
+        found = metric.measure(read, pairs[rows], beside)
+        if read.requires_grad and not found.requires_grad:
+            raise ValueError(no_gradient(f"the metric {metric.name!r}"))
+        return found.cpu().to(torch.float64, copy=True)
 
     def _narrowed(self, logits: Float[Tensor, "row pos token"], metric: Metric) -> Float[Tensor, "row pos read"]:
         """What the metric reads of these logits, in single precision at least."""

@@ -45,17 +45,15 @@ class DatasetMetric:
         pairs: Int[Tensor, " row"],
         clean: Float[Tensor, "row pos token"] | None = None,
     ) -> Float[Tensor, " row"]:
-        values = [self._value(logits[i : i + 1], self.pair_indices[pair]) for i, pair in enumerate(pairs.tolist())]
-        if any(isinstance(value, Tensor) for value in values):
-            return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
-        return torch.tensor(values, dtype=torch.float64)
+        each = [self._value(logits[i : i + 1], self.pair_indices[pair]) for i, pair in enumerate(pairs.tolist())]
+        return torch.stack(each)
 
-    def _value(self, logits: Float[Tensor, "1 pos d_vocab"], pair_index: int) -> float | Tensor:
-        """The metric of a run; where gradients are asked for, as the tensor that was returned, if it has one."""
+    def _value(self, logits: Float[Tensor, "1 pos d_vocab"], pair_index: int) -> Float[Tensor, ""]:
+        """The metric of a run; where gradients are asked for, the tensor that was returned."""
         returned = self.compute_metric(logits, pair_index)
         who = name_of(self.compute_metric)
         try:
-            value = float(returned)
+            value = float(returned.detach() if isinstance(returned, Tensor) else returned)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{who} returned {type(returned).__name__} for pair {pair_index}, expected one number: return a float, "
@@ -66,9 +64,19 @@ class DatasetMetric:
                 f"{who} returned {value} for pair {pair_index}, expected a finite number: check the token ids and "
                 "positions it reads"
             )
-        if isinstance(returned, Tensor) and returned.requires_grad:
-            return returned.reshape(()).to("cpu", torch.float64)
-        return value
+        if not logits.requires_grad:
+            return torch.tensor(value, dtype=torch.float64)
+        if not isinstance(returned, Tensor) or not returned.requires_grad:
+            raise ValueError(no_gradient(f"{who}, for pair {pair_index},"))
+        return returned.reshape(()).to("cpu", torch.float64)
+
+
+def no_gradient(what: str) -> str:
+    """What is said of a metric that cannot be differentiated."""
+    return (
+        f"{what} has no gradient: expected a tensor that torch computes from the logits, without .item() and float(); "
+        "or run the patches themselves"
+    )
 
 
 def function_metric(function: Callable[..., Any]) -> DatasetMetric:

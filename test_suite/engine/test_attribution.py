@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actpatch.core.edge_patches import edge_patches
+from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.engine.engine import PatchingEngine
 from actpatch.metrics.own import DatasetMetric
@@ -343,5 +344,35 @@ def test_a_function_of_ones_own_has_to_return_a_tensor() -> None:
     with_graph = DatasetMetric(lambda logits, pair: logits[0, -1, 2 + pair] - logits[0, -1, 8 + pair], (0, 1))
     assert_near(scores(model, pairs, patches, "atp", metric=with_graph), scores(model, pairs, patches, "atp"))
     without = DatasetMetric(lambda logits, pair: float(logits[0, -1, 2]), (0, 1))
-    with pytest.raises(ValueError, match="the metric has no gradient: expected a tensor"):
+    with pytest.raises(ValueError, match="metric, for pair 0, has no gradient: expected a tensor"):
         scores(model, pairs, patches, "atp", metric=without)
+    in_one = DatasetMetric(lambda logits, pair: logits[0, -1, 2] if pair else float(logits[0, -1, 2]), (1, 0))
+    with pytest.raises(ValueError, match="metric, for pair 0, has no gradient: expected a tensor"):
+        scores(model, pairs, patches, "atp", metric=in_one)
+
+
+class Detached(DatasetMetric):
+    """A metric of the user's, that loses the graph."""
+
+    def measure(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().measure(*args, **kwargs).detach()
+
+
+def test_a_metric_without_a_gradient_is_refused_beside_others_that_have_one() -> None:
+    model, pairs = edge_model(PLAIN), alike_pairs()
+    patches = [Patch((Site(block_hook(1, "z"), head=1),))]
+    good = DatasetMetric(lambda logits, pair: logits[0, -1, 2], (0, 1), name="good")
+    bad = Detached(lambda logits, pair: logits[0, -1, 3], (0, 1), name="bad")
+    engine = PatchingEngine(model, show_progress=False, estimate=Estimate("atp"))
+    engine.sweep(pairs, patches, [good])
+    with pytest.raises(ValueError, match="the metric 'bad' has no gradient: expected a tensor"):
+        engine.sweep(pairs, patches, [good, bad])
+
+
+def test_a_model_whose_logits_have_no_gradient_is_told_of() -> None:
+    model, pairs = fresh_model(PLAIN), alike_pairs()
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    detaching = model.hooks(fwd_hooks=[(last, lambda value, hook: value.detach())])
+    told = pytest.warns(UserWarning, match="detaches what it passes on")
+    with detaching, told, pytest.raises(RuntimeError, match="no gradient reaches the logits"):
+        scores(model, pairs, [Patch((Site(block_hook(1, "z"), head=1),))], "atp")
