@@ -146,7 +146,7 @@ def _rule(model: Any, texts: Sequence[str], options: Mapping[str, bool]) -> _Rul
 def _raw(model: Any, texts: list[str]) -> list[list[int]]:
     tokenizer = model.tokenizer
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if len(texts) < FEWEST or not hasattr(backend, "encode_batch_fast"):
+    if not hasattr(backend, "encode_batch_fast"):
         return tokenizer(texts, **_PLAIN)["input_ids"]
     tokenizer(texts[0], **_PLAIN)  # after which the tokenizer pads and cuts nothing
     portions = (texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE))

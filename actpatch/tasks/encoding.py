@@ -36,9 +36,9 @@ from actpatch.tasks.answers import (
     of_pairs,
     own_metric,
 )
-from actpatch.tasks.batches import FEWEST, prompts_of_all
+from actpatch.tasks.batches import prompts_of_all
 from actpatch.tasks.dataset import PatchingDataset, check_is_dataset, pairs_of
-from actpatch.tasks.labels import check_labels, labelled
+from actpatch.tasks.labels import check_labels, texts_of_tokens
 from actpatch.tasks.targets import named
 from actpatch.tasks.tokens import (
     WrongTokenizer,
@@ -322,13 +322,13 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
     positions = [_positions_of(model, dataset, i, pairs[i], both) for i, both in zip(indices, encoded)]
     labels = dataset.token_labels
     check_labels(labels)
-    told: dict[int, str] = {}
+    texts = texts_of_tokens(model, (token for both in encoded for ids in both for token in ids.tolist()), labels)
     return EncodedPairs(
         indices=indices,
         clean=tuple(clean for clean, _ in encoded),
         corrupted=tuple(corrupted for _, corrupted in encoded),
-        clean_tokens=tuple(labelled(model, clean.tolist(), labels, told) for clean, _ in encoded),
-        corrupted_tokens=tuple(labelled(model, corrupted.tolist(), labels, told) for _, corrupted in encoded),
+        clean_tokens=tuple(tuple(texts[token] for token in clean.tolist()) for clean, _ in encoded),
+        corrupted_tokens=tuple(tuple(texts[token] for token in corrupted.tolist()) for _, corrupted in encoded),
         positions=tuple(of_pair.clean for of_pair in positions),
         corrupted_positions=(
             tuple(of_pair.corrupted for of_pair in positions)
@@ -422,7 +422,7 @@ def _known_texts(model: Any, pairs: Sequence[Any]) -> dict[str, tuple[int, ...]]
     """The tokens of the texts among many prompts, those left out that are to be looked at one by one."""
     prompts = [prompt for pair in pairs for prompt in as_list(pair) or ()]
     texts = [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
-    if len(texts) < FEWEST or not has_tokenizer(model):
+    if not has_tokenizer(model):
         return {}
     try:
         return {text: ids for text, ids in prompts_of_all(model, texts).items() if not callable(ids)}

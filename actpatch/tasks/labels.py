@@ -24,26 +24,18 @@ def check_labels(labels: Any) -> None:
         )
 
 
-def labelled(
-    model: Any, tokens: Iterable[int], labels: TokenLabels | None, told: dict[int, str] | None = None
-) -> tuple[str, ...]:
-    """Each token as the text that it is shown as.
-
-    Args:
-        model: whose tokenizer says what tokens are.
-        tokens: their ids.
-        labels: what they are shown as instead.
-        told: what the tokenizer said of tokens before, which this adds to.
+def texts_of_tokens(model: Any, tokens: Iterable[int], labels: TokenLabels | None) -> dict[int, str]:
+    """Each token -> the text that it is shown as.
 
     Raises:
         ValueError: for labels that are no texts, and a function that fails.
     """
-    ids = [operator.index(token) for token in tokens]
-    known = {} if labels is None else {token: _label(labels, token) for token in set(ids)}
-    told = {} if told is None else told
-    new = [token for token in dict.fromkeys(ids) if token not in told]
-    told |= zip(new, token_strings(model, new))
-    return tuple(told[token] if (label := known.get(token)) is None else label for token in ids)
+    ids = list(dict.fromkeys(map(operator.index, tokens)))
+    known = {} if labels is None else {token: _label(labels, token) for token in ids}
+    return {
+        token: text if (label := known.get(token)) is None else label
+        for token, text in zip(ids, token_strings(model, ids))
+    }
 
 
 def _label(labels: TokenLabels, token: int) -> str | None:

@@ -95,15 +95,11 @@ def greater_than(table: Table, reading: Reading) -> tuple[Table, Reading]:
     faults: dict[int, Fault] = {}
     cells: list[Sequence[Any]] = []
     for i, row in enumerate(table.cells):
-        years = _YEARS[2]
-        if i not in table.faults:
-            found = _years(row[clean], row[number])
-            if isinstance(found, Fault):
-                faults[i] = found
-            else:
-                years = found
-        cells.append([*row, *years])
-    if cells and len(faults) == len(cells):
+        found = table.faults.get(i) or _years(row[clean], row[number])
+        if isinstance(found, Fault):
+            faults[i], found = found, _YEARS[2]  # which nothing reads
+        cells.append([*row, *found])
+    if cells and not table.faults and len(faults) == len(cells):
         row = table.cells[0]
         raise ValueError(
             f"{table.source} has the column 'correct_idx' and no wrong answers, and {table.rows[0]} is not of "
@@ -112,7 +108,7 @@ def greater_than(table: Table, reading: Reading) -> tuple[Table, Reading]:
             "from_file(..., correct='correct_idx', incorrect=None, answers='ids')"
         )
     columns = (*table.columns, "greater", "not greater")
-    return replace(table, columns=columns, cells=cells, faults={**faults, **table.faults}), answers
+    return replace(table, columns=columns, cells=cells, faults=faults), answers
 
 
 def _years(prompt: Any, number: Any) -> tuple[tuple[str, ...], tuple[str, ...]] | Fault:

@@ -72,6 +72,21 @@ def test_how_the_tokenizer_padded_and_cut_before_does_not_matter() -> None:
     alike(bundled(), many)
 
 
+def test_a_tokenizer_with_a_call_of_its_own_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = bundled().tokenizer
+
+    class Own(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, text: Any, *args: Any, **options: Any) -> Any:
+            one = isinstance(text, str)
+            shouted = text.replace("dog", "cat") if one else [each.replace("dog", "cat") for each in text]
+            return super().__call__(shouted, *args, **options)
+
+    monkeypatch.setattr(tokenizer, "__class__", Own)
+    many = [f"The dog{' dog' * n}" for n in range(12)]
+    assert tokens_of_all(bundled(), many)[many[0]] == tuple(text_tokens(bundled(), "The cat").tolist())
+    alike(bundled(), many)
+
+
 def test_prompts_that_cannot_be_read_say_why_as_alone() -> None:
     texts = [*TEXTS[:4], "The zyzzyva sat", "mat " * 2000, CAT.lower(), " dog", DOG.upper()]
     found = prompts_of_all(bundled(), texts)
