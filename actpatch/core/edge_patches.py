@@ -221,7 +221,8 @@ def check_reached(
         if n_before <= first:
             nearest_writer = graph.writers[n_before - 1]
             ahead = nearest_writer.label + " or earlier" * (nearest_writer.kind != "input")
+            remedy = "" if sender_names is None else f", or give a sender before it, {ahead}"
             raise ValueError(
                 f"the receiver {name!r} has no edge from any sender: the first of these, {graph.writers[first].label}, "
-                f"writes behind it; leave it out, or give a sender before it, {ahead}"
+                f"writes behind it; leave it out{remedy}"
             )

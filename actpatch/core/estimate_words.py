@@ -12,7 +12,7 @@ def method_of(estimate: Estimate | None) -> str:
     """The method with its steps and grid: `eap_ig (5 steps, midpoint grid)`; empty for exact effects."""
     if estimate is None:
         return ""
-    return f"{estimate.method} ({estimate.steps} steps, {estimate.grid} grid)" if estimate.steps else estimate.method
+    return f"{estimate.method} ({estimate.path})" if estimate.path else estimate.method
 
 
 def estimated_by(estimate: Estimate | None) -> str:
@@ -23,13 +23,6 @@ def estimated_by(estimate: Estimate | None) -> str:
 def estimated_from(estimate: Estimate | None) -> str:
     """`estimated by atp (gradient in the run that is patched)`; empty for exact effects."""
     return "" if estimate is None else f"estimated by {estimate.described}"
-
-
-def gradient_of(estimate: Estimate | None) -> str:
-    """Which gradient is taken, at which point; empty for exact effects."""
-    if estimate is None:
-        return ""
-    return f"{estimate.what.gradient}{', sizes without sign' if estimate.what.is_absolute else ''}"
 
 
 def exact_or_estimated(estimate: Estimate | None) -> str:

@@ -26,8 +26,6 @@ class Method(NamedTuple):
     """What it estimates: `components`, `edges`, or both."""
     gradient: str
     """Which gradient it takes, in words."""
-    source: str
-    """Where it was published."""
     has_steps: bool = False
     """Whether gradients are taken at several points of a path."""
     any_source: bool = True
@@ -38,34 +36,32 @@ class Method(NamedTuple):
 
 BOTH = ("components", "edges")
 METHODS: dict[MethodName, Method] = {
-    "atp": Method(("components",), "gradient in the run that is patched", "Nanda 2023"),
+    # Nanda 2023
+    "atp": Method(("components",), "gradient in the run that is patched"),
+    # Kramár et al. 2024
     "atp_star": Method(
         ("components",),
         "gradient in the run that is patched, one layer dropped at a time, attention of queries and keys recomputed",
-        "Kramár et al. 2024",
         is_absolute=True,
     ),
-    "eap": Method(("edges",), "gradient in the run that is patched", "Syed et al. 2023"),
+    # Syed et al. 2023
+    "eap": Method(("edges",), "gradient in the run that is patched"),
+    # Hanna et al. 2024
     "eap_ig": Method(
-        BOTH,
-        "mean gradient between the corrupted and the clean embeddings",
-        "Hanna et al. 2024",
-        has_steps=True,
-        any_source=False,
+        BOTH, "mean gradient between the corrupted and the clean embeddings", has_steps=True, any_source=False
     ),
+    # Marks et al. 2024
     "ig_activations": Method(
         ("components",),
         "mean gradient between what is there and what is written, of one hook point at a time",
-        "Marks et al. 2024",
         has_steps=True,
     ),
-    "clean_corrupted": Method(
-        BOTH, "mean of the gradients in the clean and the corrupted run", "Hanna et al. 2024", any_source=False
-    ),
-    "relp": Method(
-        BOTH, "relevance in the run that is patched, by rules for each kind of layer", "Rezaei Jafari et al. 2025"
-    ),
-    "gim": Method(BOTH, "gradient in the run that is patched, modified for interactions", "Edin et al. 2025"),
+    # Hanna et al. 2024
+    "clean_corrupted": Method(BOTH, "mean of the gradients in the clean and the corrupted run", any_source=False),
+    # Rezaei Jafari et al. 2025
+    "relp": Method(BOTH, "relevance in the run that is patched, by rules for each kind of layer"),
+    # Edin et al. 2025
+    "gim": Method(BOTH, "gradient in the run that is patched, modified for interactions"),
 }
 
 
@@ -104,11 +100,19 @@ class Estimate:
         return METHODS[self.method]
 
     @property
+    def gradient(self) -> str:
+        """Which gradient is taken, at which point, in words."""
+        return f"{self.what.gradient}{', sizes without sign' if self.what.is_absolute else ''}"
+
+    @property
+    def path(self) -> str:
+        """The steps of a method that takes a path, and where on each: `5 steps, midpoint grid`; empty for others."""
+        return f"{self.steps} steps, {self.grid} grid" if self.what.has_steps else ""
+
+    @property
     def described(self) -> str:
         """The method and at which point gradients are taken, in words: `atp (gradient in the run that is patched)`."""
-        grid = f", {self.steps} steps, {self.grid} grid" if self.what.has_steps else ""
-        size = ", sizes without sign" if self.what.is_absolute else ""
-        return f"{self.method} ({self.what.gradient}{grid}{size})"
+        return f"{self.method} ({', '.join(filter(None, [self.gradient, self.path]))})"
 
     @property
     def n_points(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actpatch.core.estimate_words import gradient_of, named
+from actpatch.core.estimate_words import named
 from actpatch.core.estimates import Estimate
 from actpatch.figures.words import scale_title
 
@@ -40,7 +40,7 @@ class Kinds:
         if self.first == self.second:
             return []
         both = zip(names, (self.first, self.second))
-        return [f"{name}: {gradient_of(estimate)}" for name, estimate in both if estimate is not None]
+        return [f"{name}: {estimate.gradient}" for name, estimate in both if estimate is not None]
 
     @property
     def are_mixed(self) -> bool:

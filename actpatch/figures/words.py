@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from actpatch.core.estimate_words import estimated_by, gradient_of, named, named_with_method
+from actpatch.core.estimate_words import estimated_by, named, named_with_method
 from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Patch, Site
 from actpatch.core.text import count, escaped, signed
@@ -90,7 +90,7 @@ def context(sweep: Sweep) -> dict[str, str]:
         "scale": f"{named(sweep.estimate)} {_scale(sweep)}",
         "metric": metric_name(sweep),
         "pairs": pairs_used(sweep.usable),
-        "gradient": gradient_of(sweep.estimate),
+        "gradient": "" if sweep.estimate is None else sweep.estimate.gradient,
         "noise": f"corrupted by {sweep.noise}" if sweep.noise else "",
         "window": f"windows of {sweep.window} layers" if sweep.window > 1 else "",
         "place": " and ".join(where),

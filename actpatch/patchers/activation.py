@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from actpatch.core.direction import Direction
-from actpatch.core.indices import check_index, check_indices
+from actpatch.core.indices import as_integer, check_index, check_indices
 from actpatch.core.sites import Patch, Site, block_hook
 from actpatch.core.text import shortened
 from actpatch.engine.engine import PatchingEngine
@@ -284,7 +284,8 @@ class ActivationPatcher:
             A list of `NeuronPatchingResult`, one per neuron, in order of layer and neuron.
         """
         n_layers = self.engine.n_layers
-        asked = range(n_layers) if layer is None else [layer] if isinstance(layer, int) else layer
+        given = as_integer(layer)
+        asked = range(n_layers) if layer is None else [given] if isinstance(given, int) else given
         chosen = []
         for at in sorted(set(check_indices(asked, n_layers, "layer", "layer"))):
             name = self.engine.hook_points(block_hook(at, "mlp_post"))[0]

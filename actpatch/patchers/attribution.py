@@ -20,9 +20,10 @@ from actpatch.core.indices import is_integer
 from actpatch.core.node_names import Names
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.places import Columns, HookPoints, Position
-from actpatch.interventions.settings import Options
-from actpatch.interventions.sources import OTHER_RUN, Source
+from actpatch.interventions.settings import Options, Settings
+from actpatch.interventions.sources import Source
 from actpatch.patchers.activation import ActivationPatcher
+from actpatch.patchers.experiment import encoded
 from actpatch.patchers.heads import HeadPatcher
 from actpatch.patchers.paths import PathPatcher
 from actpatch.results.both import BothDirections
@@ -34,6 +35,8 @@ from actpatch.results.verification import Verification
 from actpatch.tasks.dataset import PatchingDataset
 
 Patcher = TypeVar("Patcher", ActivationPatcher, HeadPatcher, PathPatcher)
+_OF_SETTINGS = ("pair_indices", "direction", "source", "noise")
+"""Arguments of experiments that say which runs there are."""
 ScreenKind = Literal["edges", "heads", "neurons"]
 
 
@@ -193,7 +196,7 @@ class AttributionPatcher:
             kind: `edges`, `heads` (their outputs) or `neurons` (of all layers).
             budget: how many sites are run exactly, each on every pair.
             method: None for integrated gradients (`eap_ig`), and for `atp` or `eap` where what is written is of neither
-                run, or prompts have other lengths.
+                run, or tokens of a pair's prompts are matched.
             steps: of methods with steps.
             grid: likewise.
             top: how many of the largest are run, the rest of the budget being the sample; None for seven tenths.
@@ -215,9 +218,10 @@ class AttributionPatcher:
             raise ValueError("direction 'both' gives two screens, expected 'denoising' or 'noising': run each")
         if method is None:
             gradient_there: MethodName = "eap" if kind == "edges" else "atp"
-            is_ablation = getattr(options.get("source", OTHER_RUN), "is_ablation", False)
-            is_aligned = getattr(dataset, "align", None) is not None
-            method = gradient_there if is_ablation or is_aligned else "eap_ig"
+            said: Any = {name: given for name, given in options.items() if name in _OF_SETTINGS}
+            settings = Settings(**said)
+            is_plain = not settings.source.is_ablation and not encoded(self.model, dataset, settings).matches
+            method = "eap_ig" if is_plain else gradient_there
         asked: Any = {"method": method, "steps": steps, "grid": grid, **options}
         run: Any = {
             "edges": self.run_all_edges_experiment,

@@ -32,7 +32,7 @@ def check_can_be_estimated(
         settings: source and direction.
         pairs: the prompts.
         metrics: what is measured.
-        patches: what is estimated.
+        patches: what is estimated, seen from the run of any direction.
     """
     method = repr(estimate.method)
     if isinstance(patches, GraphPatches) and not isinstance(patches, EdgePatches):
@@ -52,7 +52,7 @@ def check_can_be_estimated(
             )
     for metric in metrics:
         _check_metric(metric, estimate, settings)
-    if not isinstance(patches, GraphPatches):
+    if estimate.method in ("eap_ig", "atp_star") and not isinstance(patches, GraphPatches):
         _check_places(estimate, patches)
 
 
@@ -81,20 +81,19 @@ def _check_metric(metric: AnyMetric, estimate: Estimate, settings: Settings) -> 
 
 
 def _check_places(estimate: Estimate, patches: Sequence[Patch]) -> None:
-    together = next((patch for patch in patches if not is_of_one_place(patch)), None)
-    if estimate.method == "atp_star" and together is not None:
+    is_star = estimate.method == "atp_star"
+    if is_star and (together := next((patch for patch in patches if not is_of_one_place(patch)), None)):
         raise ValueError(
             f"'atp_star' estimates hook points one at a time, {together.label} writes several together: leave out "
             "window or the set, or choose another method"
         )
     for name in {site.hook_point: None for patch in patches for site in patch.sites}:
-        is_before = name.startswith(BEFORE_BLOCKS)
-        if estimate.method == "eap_ig" and is_before:
+        if not is_star and name.startswith(BEFORE_BLOCKS):
             raise ValueError(
                 f"'eap_ig' goes along the residual stream before the first block, so {name}, which comes before it, "
                 "has no estimate: choose resid_pre of layer 0, or 'atp'"
             )
-        if estimate.method == "atp_star" and (is_before or ".hook_resid" in name or not name.startswith("blocks.")):
+        if is_star and (".hook_resid" in name or not name.startswith("blocks.")):
             raise ValueError(
                 f"'atp_star' drops what one layer adds to the residual stream, and {name} is no part of one layer: "
                 "choose q, k, v, z, pattern, attn_out, mlp_out or neurons, or 'atp'"

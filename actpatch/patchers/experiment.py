@@ -6,9 +6,11 @@ Every patcher goes this way; it says only which patches there are and in which s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, TypeAlias, TypeVar
 
+from actpatch.core.direction import Direction
 from actpatch.core.edge_patches import EdgePatches, GraphPatches
 from actpatch.core.path_patches import HeadPaths
 from actpatch.core.sites import Patch
@@ -19,7 +21,6 @@ from actpatch.metrics.base import AnswerMetric
 from actpatch.metrics.sequence import SequenceMetric
 from actpatch.patchers.answered import measured_answers
 from actpatch.patchers.estimates import check_can_be_estimated
-from actpatch.patchers.verification import ExactRuns
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
 from actpatch.results.metric_values import MetricValues
@@ -65,8 +66,7 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
         )
     metrics = pairs.metrics(settings.metrics)
     if engine.estimate is not None:
-        for direction, of_run in seen.items():
-            check_can_be_estimated(engine.estimate, settings, of_run, metrics, of_direction[direction])
+        check_can_be_estimated(engine.estimate, settings, pairs, metrics, of_direction[settings.directions[0]])
     reads_answers = any(isinstance(metric, (AnswerMetric, SequenceMetric)) for metric in metrics)
     cut = pairs.first_token_alone if reads_answers else ""
     correct, incorrect = measured_answers(pairs, metrics)
@@ -122,6 +122,29 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
         warn_user(sentence)
     warn_about_baselines(sweeps[0])  # those of the other direction are the same
     return sweeps
+
+
+class ExactRuns:
+    """Runs patches of an experiment that was estimated.
+
+    Results carry it, so that they can be verified. It holds the model: a copy of results that is pickled is without it.
+
+    Args:
+        engine: that estimated.
+        pairs: of the experiment.
+        settings: of the experiment.
+        direction: of these results.
+    """
+
+    def __init__(self, engine: PatchingEngine, pairs: EncodedPairs, settings: Settings, direction: Direction) -> None:
+        self.engine, self.pairs, self.settings = engine, pairs, replace(settings, direction=direction)
+
+    def __call__(self, patches: Sequence[Patch]) -> Sweep:
+        """The exact sweep of these patches."""
+        return run_sweeps(self.engine.exact(), self.pairs, lambda pairs: patches, self.settings)[0]
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
 
 def _told(pairs: EncodedPairs, patches: Sequence[Patch], *, is_ablation: bool) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from activation_patching import summarize_results
@@ -189,5 +190,7 @@ def test_neurons_are_found_by_layer_and_number(mixed: Words) -> None:
     sites = [Site(block_hook(2, "mlp_post"), position=-1, neuron=n) for n in (0, 5, width - 1)]
     np.testing.assert_array_equal(raw(results), patcher.sweep(mixed, single(sites)).patched)
     assert len(patcher.run_neurons_experiment(mixed, 0)) == width
+    for given in (np.int64(2), torch.tensor(2), [np.int64(2)]):
+        assert patcher.run_neurons_experiment(mixed, given, [5], position="END")[0].label == "L2N5"  # type: ignore[arg-type]
     assert results.top(1)[0] == max(results, key=lambda r: abs(r.effect))
     assert results.to_dataframe()["neuron"].tolist() == [0] * 3 + [5] * 3 + [width - 1] * 3

@@ -33,6 +33,7 @@ from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.models import bundled, fresh_model, small_model
 from test_suite.helpers.refusals import refused
 from test_suite.patchers.test_paths import PLAIN, named
+from test_suite.tasks.test_alignment import Ids
 
 # Random models do no task, of which sweeps warn.
 pytestmark = pytest.mark.filterwarnings("ignore:The model prefers|The corrup|.* pairs .* (repeat|barely)|runs take")
@@ -176,6 +177,24 @@ def test_a_budget_is_what_is_run(kind: Any, ioi: IOIDataset) -> None:
     assert len(of_bundled().screen_and_verify(ioi, kind, 10, top=2).top) == 2
     ablated = of_bundled().screen_and_verify(ioi, kind, 4, source=Zero())
     assert ablated.estimated.estimate == Estimate("eap" if kind == "edges" else "atp")
+
+
+def test_a_screen_chooses_a_method_by_how_prompts_are_encoded() -> None:
+    same = [([1, 5, 6, 20 + i, 8], [1, 5, 6, 30 + i, 8]) for i in range(4)]
+    longer = [(clean, [*corrupted[:-1], 7, 8]) for clean, corrupted in same]
+
+    class OfItsOwn(Ids):
+        def get_alignment(self, pair_idx: int) -> Any:
+            return {0: 0, 4: 5}
+
+    for dataset, method in (
+        (Ids(same), "eap_ig"),
+        (Ids(same, "ends"), "eap_ig"),
+        (Ids(longer, "ends"), "atp"),
+        (OfItsOwn(longer), "atp"),
+    ):
+        assert patcher().screen_and_verify(dataset, "heads", 4).estimate.method == method
+    assert patcher().screen_and_verify(Ids(same), "neurons", 4, source=Mean()).estimate.method == "atp"
 
 
 def test_results_can_be_copied_and_stored_without_their_model(ioi: IOIDataset, tmp_path: Any) -> None:

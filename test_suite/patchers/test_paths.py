@@ -368,7 +368,7 @@ REFUSED = [
     (H, {"receivers": None, "through": "mlps"}, "receivers holds the logits beside others"),
     (H, {"receivers": [], "through": "mlps"}, "receivers is empty"),
     (H, {"receivers": "L0H0 q", "through": "nothing"}, "the receiver 'L0H0 q' has no edge from any sender"),
-    (H, {"receivers": ["L0H0 q", "L2H0 q"], "through": "mlps"}, "'L0H0 q' has .* give a sender before it, input"),
+    (H, {"receivers": ["L0H0 q", "L2H0 q"], "through": "mlps"}, "'L0H0 q' has .* writes behind it; leave it out$"),
     (H, {"receivers": "L2H3 v", "through": "mlps"}, "give L2KV1 v"),
     (H, {"receivers": "logits", "through": "mlps", "layers": [3]}, "layer 3 is out of range"),
     (H, {"receivers": "logits", "through": "mlps", "layers": []}, "layers is empty"),
