@@ -20,11 +20,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import ArrayLike
 
 from actpatch.core.edge_patches import EdgePatches, edge_patches
+from actpatch.core.files import write_file
 from actpatch.core.graph import Graph, Reader
 from actpatch.core.heavy import pd
 from actpatch.core.text import MOST_LISTED, shortened
 from actpatch.core.warn import warn_user
-from actpatch.results.files import write_file
 
 Copies = Literal["equal", "sum"]
 
