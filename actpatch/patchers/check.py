@@ -108,13 +108,13 @@ def check_dataset(
     asked = chosen_indices(dataset.name, len(pairs_of(prompts)), pair_indices)
     without = metric is None and not has_own_metric(dataset) and _has_no_answers(prompts, asked)
     metric = KLDivergence.key if without else metric
-    faults = _faults(model, prompts, asked, _answers_read(dataset, metric))
+    encoded, faults = _faults(model, prompts, asked, _answers_read(dataset, metric))
     sound = tuple(i for i in asked if i not in faults)
     findings: list[Finding | None] = [_refused(faults, asked), _NO_ANSWERS if without else None]
     checked = {i: PairCheck(i, fault=fault) for i, fault in faults.items()}
     measured: MetricValues | None = None
     if sound:
-        pairs = encode_pairs(model, prompts, sound)
+        pairs = encode_pairs(model, prompts, sound) if encoded is None or faults else encoded
         answers, unknown = _answers(pairs)
         findings += [None if without else unknown, _first_token(pairs, answers)]
         if metric is None and answers and not pairs.has_own_metric:
@@ -222,11 +222,17 @@ def _short_or_whole(
         return checked_sequences(model, dataset, index)
 
 
-def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], read: _ReadAnswers | None) -> dict[int, str]:
-    """Pair -> why a sweep would refuse it. Raises what is wrong with all of them: the model's tokenizer."""
+def _faults(
+    model: Any, dataset: PatchingDataset, indices: Sequence[int], read: _ReadAnswers | None
+) -> tuple[EncodedPairs | None, dict[int, str]]:
+    """The pairs as tokens, None where they cannot be, and pair -> why a sweep would refuse it.
+
+    Raises what is wrong with all of them: the model's tokenizer.
+    """
     refused: dict[int, ValueError] = {}
+    encoded: EncodedPairs | None = None
     try:
-        encode_pairs(model, dataset, indices)
+        encoded = encode_pairs(model, dataset, indices)
     except ValueError:
         for i in indices:
             try:
@@ -246,7 +252,7 @@ def _faults(model: Any, dataset: PatchingDataset, indices: Sequence[int], read: 
                 faults.setdefault(i, "get_target_tokens gives no right answer, which metric='kl_divergence' needs not")
         except ValueError as error:
             faults.setdefault(i, str(error))
-    return {i: fault.removeprefix(f"pair {i}: ") for i, fault in faults.items()}
+    return encoded, {i: fault.removeprefix(f"pair {i}: ") for i, fault in faults.items()}
 
 
 def _refused(faults: Mapping[int, str], asked: Sequence[int]) -> Finding | None:

@@ -415,7 +415,7 @@ class Sweep:
 
         Options (seed, level, alpha, correction, power, n_resamples) and errors are those of
         `statistics.sites.site_statistics`. Where the pairs are of several groups, effects are compared between them.
-        Entries of a patch rest on the pairs in which it writes anything; of one that writes nothing (`unmatched`), which
+        Entries of a patch rest on the pairs in which it writes anything; of one that writes nothing (`unmatched`), and
         is none of the sites, they are NaN.
         """
         if self.whole is not None:

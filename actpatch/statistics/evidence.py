@@ -95,8 +95,9 @@ def _of_alike(
     """The same of sites that were all patched in these pairs."""
     n_sites, n_pairs = changes.shape
     gap = np.nan if gaps_cancel(gaps) else gaps.mean()
-    how = {"level": tests.level, "n_resamples": tests.n_resamples, "seed": tests.for_intervals}
-    low, high = ratio_intervals(changes, gaps, **how)
+    low, high = ratio_intervals(
+        changes, gaps, level=tests.level, n_resamples=tests.n_resamples, seed=tests.for_intervals
+    )
     flips = sign_flip_p_values(changes, n_flips=tests.n_flips, seed=tests.for_flips)
     spread = changes.std(axis=1, ddof=1) if n_pairs > 1 else np.full(n_sites, np.nan)
     return {

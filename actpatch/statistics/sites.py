@@ -241,7 +241,7 @@ def site_statistics(
         n_resamples: resamples of the pairs for the intervals.
 
     Raises:
-        ValueError: for no pairs, a site that was patched in none, values that are not finite, and settings out of range.
+        ValueError: for no pairs, a site patched in none, values that are not finite, and settings out of range.
     """
     labels = tuple(map(str, range(len(patched)))) if sites is None else tuple(sites)
     _check_settings(seed, level, alpha, correction, power, n_resamples)
@@ -267,10 +267,8 @@ def site_statistics(
     whole = np.flatnonzero(written.all(axis=1)).tolist()
     in_all = changes if len(whole) == len(changes) else np.ascontiguousarray(changes[whole])
     for_deals = int(np.random.SeedSequence(seed).generate_state(4)[3])
-    of_whole = [labels[i] for i in whole]
-    differences = (
-        group_differences(in_all, gaps, groups, sites=of_whole, alpha=alpha, seed=for_deals) if whole else None
-    )
+    names = [labels[i] for i in whole]
+    differences = group_differences(in_all, gaps, groups, sites=names, alpha=alpha, seed=for_deals) if whole else None
     split_half = split_half_agreement(in_all, gaps, seed=for_splits)
     step = smallest_p_value(n_pairs, n_flips)
     too_few = _too_few(n_pairs, len(labels), lone, step)

@@ -107,7 +107,7 @@ class Acceptable:
         found = [self._resolved_one(answer) for answer in answers]
         faults = [tokens for tokens in found if isinstance(tokens, Fault)]
         if not faults:
-            return tuple(dict.fromkeys(found)), None
+            return tuple(dict.fromkeys(tokens for tokens in found if not isinstance(tokens, Fault))), None
         if len(faults) == 1:
             return (), faults[0]
         return (), Fault(faults[-1].kind, functools.partial(_told, faults, len(answers)))

@@ -145,7 +145,7 @@ def _rule(model: Any, texts: Sequence[str], options: Mapping[str, bool]) -> _Rul
 
 def _raw(model: Any, texts: list[str]) -> list[list[int]]:
     tokenizer = model.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if len(texts) < FEWEST or not hasattr(backend, "encode_batch_fast"):
         return tokenizer(texts, **_PLAIN)["input_ids"]
     tokenizer(texts[0], **_PLAIN)  # after which the tokenizer pads and cuts nothing

@@ -153,6 +153,7 @@ class _RowReader:
         )
         self._check_both_have_positions()
         self.read_before: dict[Any, tuple[Any, tuple[Answer, ...]]] = {}
+        self.distinct: dict[tuple[Answer, ...], tuple[Answer, ...]] = {}
 
     def read(self, i: int) -> PromptPair | UnreadableRow:
         row = self.table.cells[i]
@@ -204,7 +205,8 @@ class _RowReader:
         # A list is known by what it is and not by what it holds: the table keeps it, so that no other takes its place.
         known = value if isinstance(value, str) else id(value)
         if known not in self.read_before:
-            self.read_before[known] = value, _alternatives(value, column, argument, self.table.separator)
+            answers = _alternatives(value, column, argument, self.table.separator)
+            self.read_before[known] = value, self.distinct.setdefault(answers, answers)
         return self.read_before[known][1]
 
     def _check_both_have_positions(self) -> None:

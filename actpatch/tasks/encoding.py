@@ -36,6 +36,7 @@ from actpatch.tasks.answers import (
     of_pairs,
     own_metric,
 )
+from actpatch.tasks.batches import FEWEST, prompts_of_all
 from actpatch.tasks.dataset import PatchingDataset, check_is_dataset, pairs_of
 from actpatch.tasks.labels import check_labels, labelled
 from actpatch.tasks.targets import named
@@ -45,6 +46,7 @@ from actpatch.tasks.tokens import (
     compare_lengths,
     encode_prompt,
     first_difference,
+    has_tokenizer,
     named_in_chat,
 )
 from actpatch.tasks.vocabulary import check_made_for
@@ -315,16 +317,18 @@ def encode_pairs(model: Any, dataset: PatchingDataset, pair_indices: Sequence[in
     pairs = pairs_of(dataset)
     indices = chosen_indices(dataset.name, len(pairs), pair_indices)
     check_made_for(model, dataset, pairs)
-    encoded = [_encode_pair(model, pairs[i], i, dataset) for i in indices]
+    known = _known_texts(model, [pairs[i] for i in indices])
+    encoded = [_encode_pair(model, pairs[i], i, dataset, known) for i in indices]
     positions = [_positions_of(model, dataset, i, pairs[i], both) for i, both in zip(indices, encoded)]
     labels = dataset.token_labels
     check_labels(labels)
+    told: dict[int, str] = {}
     return EncodedPairs(
         indices=indices,
         clean=tuple(clean for clean, _ in encoded),
         corrupted=tuple(corrupted for _, corrupted in encoded),
-        clean_tokens=tuple(labelled(model, clean.tolist(), labels) for clean, _ in encoded),
-        corrupted_tokens=tuple(labelled(model, corrupted.tolist(), labels) for _, corrupted in encoded),
+        clean_tokens=tuple(labelled(model, clean.tolist(), labels, told) for clean, _ in encoded),
+        corrupted_tokens=tuple(labelled(model, corrupted.tolist(), labels, told) for _, corrupted in encoded),
         positions=tuple(of_pair.clean for of_pair in positions),
         corrupted_positions=(
             tuple(of_pair.corrupted for of_pair in positions)
@@ -414,8 +418,20 @@ def _token_of(span: Span, at: int, what: str) -> int:
     return tokens[at]
 
 
+def _known_texts(model: Any, pairs: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+    """The tokens of the texts among many prompts, those left out that are to be looked at one by one."""
+    prompts = [prompt for pair in pairs for prompt in as_list(pair) or ()]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
+    if len(texts) < FEWEST or not has_tokenizer(model):
+        return {}
+    try:
+        return {text: ids for text, ids in prompts_of_all(model, texts).items() if not callable(ids)}
+    except ValueError:  # a tokenizer that cannot do it, which is told of the first prompt
+        return {}
+
+
 def _encode_pair(
-    model: Any, pair: Any, index: int, dataset: PatchingDataset
+    model: Any, pair: Any, index: int, dataset: PatchingDataset, known: Mapping[str, tuple[int, ...]]
 ) -> tuple[Int[Tensor, " _"], Int[Tensor, " _"]]:
     prompts = as_list(pair) or []
     if len(prompts) != 2 or not all(as_list(p) is not None or (isinstance(p, str) and p) for p in prompts):
@@ -424,7 +440,10 @@ def _encode_pair(
             f"token ids{_ALONE if isinstance(pair, str) else ''}"
         )
     try:
-        clean, corrupted = (encode_prompt(model, prompt) for prompt in prompts)
+        clean, corrupted = (
+            torch.tensor(known[prompt]) if isinstance(prompt, str) and prompt in known else encode_prompt(model, prompt)
+            for prompt in prompts
+        )
     except WrongTokenizer:
         raise
     except ValueError as error:

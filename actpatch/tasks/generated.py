@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from actpatch.core.indices import is_integer
 from actpatch.tasks import words as task_templates
+from actpatch.tasks.batches import tokens_of_all
 from actpatch.tasks.dataset import PatchingDataset, TokenIds, one_or_several
 from actpatch.tasks.tokens import need_tokenizer, single_token, text_tokens
 
@@ -67,6 +68,8 @@ class GeneratedTask(PatchingDataset):
     """Named positions besides END, the last token: slots of the task's templates, where the first word of the slot
     stands, and `SLOT+1` for the token after it. A word of several tokens is named by its last one."""
 
+    _counted: tuple[Any, Mapping[str, int]] | None = None
+
     def __init__(self, model: Any, n_pairs: int, *, seed: int) -> None:
         if not is_integer(n_pairs) or n_pairs < 1:
             raise ValueError(f"n_pairs is {n_pairs!r}, expected at least 1, an integer")
@@ -104,14 +107,14 @@ class GeneratedTask(PatchingDataset):
 
     def get_positions(self, pair_idx: int) -> dict[str, int]:
         pair = self._pairs[pair_idx]
-        clean = pair.clean
+        clean, counts = pair.clean, self._counts()
         ends = task_templates.slot_ends(pair.template, **pair.clean_words)
         positions = {}
         for role in self.roles:
             slot = role.removesuffix("+1")
-            after = self._count_tokens(clean[: ends[slot]])
+            after = counts[clean[: ends[slot]]]
             positions[role] = after - 1 if slot == role else after
-        return {**positions, "END": self._count_tokens(clean) - 1}
+        return {**positions, "END": counts[clean] - 1}
 
     def get_template(self, pair_idx: int) -> str:
         return self._pairs[pair_idx].template
@@ -151,6 +154,21 @@ class GeneratedTask(PatchingDataset):
             f"asked for {asked} distinct pairs, found {found} with {self.material}{unequal}: ask for fewer, or give "
             "more of these"
         )
+
+    def _counts(self) -> Mapping[str, int]:
+        """How many tokens every clean prompt has, and its beginnings up to each of the words that it is made of.
+
+        Counted anew where the model's tokenizer or its BOS are others.
+        """
+        read_by = self.model.tokenizer, getattr(self.model.cfg, "default_prepend_bos", None)
+        if self._counted is None or self._counted[0] != read_by:
+            texts = {pair.clean for pair in self._pairs}
+            for pair in self._pairs:
+                ends = task_templates.slot_ends(pair.template, **pair.clean_words)
+                texts |= {pair.clean[: ends[role.removesuffix("+1")]] for role in self.roles}
+            tokens = tokens_of_all(self.model, sorted(texts))
+            self._counted = read_by, {text: len(ids) for text, ids in tokens.items()}
+        return self._counted[1]
 
     def _count_tokens(self, text: str) -> int:
         return len(text_tokens(self.model, text))

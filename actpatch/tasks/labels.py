@@ -24,16 +24,26 @@ def check_labels(labels: Any) -> None:
         )
 
 
-def labelled(model: Any, tokens: Iterable[int], labels: TokenLabels | None) -> tuple[str, ...]:
+def labelled(
+    model: Any, tokens: Iterable[int], labels: TokenLabels | None, told: dict[int, str] | None = None
+) -> tuple[str, ...]:
     """Each token as the text that it is shown as.
+
+    Args:
+        model: whose tokenizer says what tokens are.
+        tokens: their ids.
+        labels: what they are shown as instead.
+        told: what the tokenizer said of tokens before, which this adds to.
 
     Raises:
         ValueError: for labels that are no texts, and a function that fails.
     """
     ids = [operator.index(token) for token in tokens]
     known = {} if labels is None else {token: _label(labels, token) for token in set(ids)}
-    shown = token_strings(model, ids)
-    return tuple(text if (label := known.get(token)) is None else label for token, text in zip(ids, shown))
+    told = {} if told is None else told
+    new = [token for token in dict.fromkeys(ids) if token not in told]
+    told |= zip(new, token_strings(model, new))
+    return tuple(told[token] if (label := known.get(token)) is None else label for token in ids)
 
 
 def _label(labels: TokenLabels, token: int) -> str | None:

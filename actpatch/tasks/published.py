@@ -32,10 +32,8 @@ EAP_ANSWERS = (
 """Columns of right and wrong answers, as the tasks of the EAP-IG circuits call them."""
 GREATER_THAN = re.compile(r".*(?<!\d)(\d\d)(\d\d)(?!\d).*(?<!\d)\1", re.DOTALL)
 """A prompt of greater-than: the last number of four digits, and at the end the first two of them again."""
-_YEARS = [
-    tuple(tuple(f"{year:02d}" for year in years) for years in (range(start + 1, 100), range(start + 1)))
-    for start in range(100)
-]
+_DIGITS = tuple(f"{year:02d}" for year in range(100))
+_YEARS = [(_DIGITS[start + 1 :], _DIGITS[: start + 1]) for start in range(100)]
 """Of each two digits those above them, and all others."""
 MIB_COUNTERFACTUALS = {
     "ioi": "s2_io_flip_counterfactual",

@@ -1,4 +1,4 @@
-"""Models that something else was done to: compiled, quantized, with features spliced in, at the end of their context."""
+"""Models that something was done to: compiled, quantized, features spliced in; and prompts as long as the context."""
 
 from __future__ import annotations
 

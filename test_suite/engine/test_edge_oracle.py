@@ -44,8 +44,8 @@ from test_suite.oracles.transformer_lens import HAS_DIRECT_PATHS, direct_paths
 TWO_WAYS = 1e-12
 """How far two ways to the same logits may be apart, relative to the largest one."""
 
-_HOOKED = ("learned", "gated", "grouped", "parallel", "attn_only", "attn_only_norm", "folded", "shortformer", "alibi")
-FAST = (*(f"hooked:{name}" for name in (*_HOOKED, "no_norm")), "bridge:gpt2", "bridge:llama", "bridge:neox")
+_HOOKED = ("learned", "grouped", "parallel", "attn_only_norm", "shortformer")
+FAST = (*(f"hooked:{name}" for name in _HOOKED), "bridge:gpt2", "bridge:llama")
 SLOW = [name for name in HOOKED_EDGE_MODELS + BRIDGE_EDGE_MODELS if name not in FAST]
 MODELS = model_parameters(*FAST, slow=SLOW)
 HOOKED = model_parameters(

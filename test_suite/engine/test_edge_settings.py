@@ -15,7 +15,7 @@ from activation_patching import GaussianNoise
 from actpatch.core.edge_patches import GraphPatches, edge_patches
 from actpatch.core.path_patches import head_paths, path_patches
 from actpatch.core.sites import Site
-from actpatch.engine import memory
+from actpatch.engine import memory, runs
 from actpatch.engine.runs import Runs
 from actpatch.interventions.sources import Mean, References, Resample, Zero
 from actpatch.metrics.base import AnswerSequences
@@ -136,7 +136,7 @@ WHERE = [
 @pytest.mark.parametrize(("name", "direction"), thinned(MODELS, DIRECTIONS))
 def test_edges_at_positions(name: str, direction: Any) -> None:
     model, metric = edge_model(name), last_position_metric(3)
-    patches = patches_of(name, "edges", 40, PLACES)
+    patches = patches_of(name, "edges", 20, PLACES)
     found = engine_on(model).sweep(pairs(), patches, [metric], direction)
     base = found.corrupted[0] if direction == "denoising" else found.clean[0]
     assert_alike(found.patched[0], by_hand(model, patches, pairs(), metric, direction, WHERE), base)
@@ -262,7 +262,8 @@ def test_batches_and_chunks_change_nothing(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_more_rows_are_run_together_than_is_asked(kind: str) -> None:
+def test_no_more_rows_are_run_together_than_is_asked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "FIRST_FEW", 3)  # all pairs are one chunk, which is checked once
     engine, patches = engine_on(edge_model(PLAIN), 2), patches_of(PLAIN, kind)
     run_block, in_block, rows = engine.runner.run_block, engine.runner.activation_in_block, []
 

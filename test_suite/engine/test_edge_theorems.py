@@ -29,6 +29,7 @@ from test_suite.helpers.models import (
     token_pairs,
 )
 from test_suite.helpers.sweeps import engine_on
+from test_suite.helpers.thinned import thinned
 
 MODELS = model_parameters(
     *("hooked:learned", "hooked:grouped", "hooked:parallel", "bridge:gpt2"),
@@ -106,8 +107,7 @@ def input_of(reader: Reader) -> Site:
     return Site(block_hook(reader.layer, "mlp_out" if reader.kind == "mlp" else reader.kind), head=reader.head)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("name", "direction"), thinned(MODELS, DIRECTIONS))
 def test_all_edges_of_a_reader_together_are_all_that_it_reads(name: str, direction: Any) -> None:
     """What a reader of a later layer reads differs by what all writers before it change: together they are the other
     run's input, and what the reader makes of that is patched alone."""

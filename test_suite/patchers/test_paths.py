@@ -45,6 +45,7 @@ from test_suite.helpers.models import (
 )
 from test_suite.helpers.prompts import Words
 from test_suite.helpers.refusals import refused
+from test_suite.helpers.thinned import thinned
 from test_suite.oracles.edges import logits_of_edge
 from test_suite.oracles.paths import logits_of_path_patching
 from test_suite.oracles.transformer_lens import HAS_DIRECT_PATHS, direct_paths
@@ -459,11 +460,9 @@ def test_models_that_compute_otherwise_than_their_graph_says_are_refused(name: s
         assert len(str(failure.value)) < 330
 
 
-@pytest.mark.parametrize("direction", [*DIRECTIONS, "both"])
-@pytest.mark.parametrize(("method", "asked"), ASKED)
-def test_they_are_refused_by_a_few_pairs_before_the_others_are_run(
-    method: str, asked: dict[str, Any], direction: Any
-) -> None:
+@pytest.mark.parametrize(("number", "direction"), thinned(range(len(ASKED)), [*DIRECTIONS, "both"]))
+def test_they_are_refused_by_a_few_pairs_before_the_others_are_run(number: int, direction: Any) -> None:
+    method, asked = ASKED[number]
     model, dataset = small_model("bridge:scaled_residual"), Words(token_pairs([9] * 12, [(3,)] * 12))
     pairs, seen = encode_pairs(model, dataset, None), set()
     prompts = {tuple(prompt.tolist()): i for run in (pairs.clean, pairs.corrupted) for i, prompt in enumerate(run)}

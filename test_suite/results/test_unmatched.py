@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from activation_patching import summarize_results
-from actpatch import Zero, create_full_report, create_position_heatmap, load_results
+from actpatch import Zero, create_full_report, create_group_comparison, create_position_heatmap, load_results
+from actpatch.results.differences import difference_statistics
 from actpatch.tasks.encoding import encode_pairs
 from actpatch.tasks.unmatched import sometimes_written_sentence
 from test_suite.helpers.closeness import EXACT
@@ -140,7 +141,7 @@ def test_a_map_of_nothing_but_unmatched_positions_cannot_be_drawn(capsys: pytest
 
 
 def test_of_a_position_matched_in_some_pairs_only_these_count() -> None:
-    """Its effect, interval and p-value are those of a sweep of these pairs alone; sites of all pairs stay as they are."""
+    """Its effect, interval and p-value are those of a sweep of these pairs alone."""
     kept = [0, 1, 2, 3, 5, 6]
     pairs = [([1, 5, 6, 20 + i, 7, 8], [1, 5, 6, 30 - i, 12 + i, 7, 8]) for i in range(8)]
     mapped = [{0: 0, 5: 6, **({3: 3} if i in kept else {})} for i in range(len(pairs))]
@@ -193,3 +194,38 @@ def test_too_few_matched_pairs_have_no_interval_and_are_told() -> None:
     assert few.sum() == 3 and np.isnan(known.low[few]).all() and np.isfinite(known.effect[few]).all()
     assert (known.p[few] >= 0.25).all()  # three signs, of which a pattern and its opposite are one
     assert "no interval for 3 sites patched in fewer than 5 of 6 pairs" in known.notes
+
+
+def test_differences_between_experiments_rest_on_the_pairs_in_which_both_are_patched(results: Any) -> None:
+    """Half a gap more in every pair that is patched is half an effect more; nothing is known where none is."""
+    mapped = [{0: 0, 5: 6, **({3: 3} if i < 5 else {})} for i in range(len(PAIRS))]
+    partly = patcher_on(small_model(PLAIN)).run_position_experiment(
+        Ids(PAIRS, mapped), "resid_pre", positions=[3, -1], metrics="kl_divergence"
+    )
+    for sweep in (partly.sweep, results.sweep):
+        more = 0.5 * np.where(sweep.written, sweep.source - sweep.base, 0)
+        other = dataclasses.replace(
+            sweep, measured=tuple(dataclasses.replace(m, patched=m.patched + more) for m in sweep.measured)
+        )
+        matched = [(i, i) for i in range(len(sweep.patches))]
+        found = difference_statistics(sweep, other, matched, like=sweep.statistics())
+        expected = np.where(sweep.unmatched, np.nan, 0.5)
+        np.testing.assert_allclose(found.effect, expected, atol=1e-12)
+        assert found.pairs_at.tolist() == sweep.written[:, sweep.usable].sum(axis=1).tolist()
+
+
+def test_groups_are_compared_at_the_positions_of_all_pairs_alone() -> None:
+    class Grouped(Ids):
+        def get_group(self, pair_idx: int) -> str:
+            return "even" if pair_idx % 2 == 0 else "odd"
+
+    pairs = [([1, 5, 6, 20 + i, 7, 8], [1, 5, 6, 30 - i, 12 + i, 7, 8]) for i in range(10)]
+    mapped = [{0: 0, 5: 6, **({3: 3} if i < 7 else {})} for i in range(len(pairs))]
+    found = patcher_on(small_model(PLAIN)).run_position_experiment(
+        Grouped(pairs, mapped), "resid_pre", positions=[3, -1], metrics="kl_divergence"
+    )
+    differences = found.statistics().differences
+    of_all = found.sweep.written.all(axis=1)
+    assert differences is not None and of_all.sum() == 3
+    np.testing.assert_array_equal(np.isnan(differences.p), ~of_all)
+    assert "even" in create_group_comparison(found).to_json()

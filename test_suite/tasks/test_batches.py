@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from activation_patching import PromptPairs
+from activation_patching import IOIDataset, PromptPairs, check_dataset
 from actpatch.tasks.batches import prompts_of_all, spans_of_all, tokens_of_all
 from actpatch.tasks.tokens import encode_prompt, text_tokens
 from test_suite.helpers.models import CLASSES, bundled, checkpoint, loaded, smollm2
@@ -100,6 +100,23 @@ def test_a_file_of_many_rows_takes_few_calls(calls: list[int]) -> None:
         assert len(PromptPairs.from_dataframe(bundled(), pd.DataFrame(many))) == len(many)
         numbers.append(len(calls))
     assert numbers[0] == numbers[1] < 30
+
+
+def test_a_check_of_many_pairs_takes_few_calls(calls: list[int]) -> None:
+    numbers = []
+    for n_pairs in (10, 60):
+        dataset = IOIDataset(bundled(), n_pairs, corruption="flip_subject")
+        calls.clear()
+        assert len(check_dataset(bundled(), dataset).pairs) == n_pairs
+        numbers.append(len(calls))
+    assert numbers[0] == numbers[1] < 60
+
+
+def test_positions_of_a_task_follow_how_its_model_begins_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = IOIDataset(bundled(), 3)
+    before = dataset.get_positions(1)
+    monkeypatch.setattr(bundled().cfg, "default_prepend_bos", False)
+    assert dataset.get_positions(1) == {name: at - 1 for name, at in before.items()}
 
 
 def test_answers_that_rows_share_are_looked_at_once(calls: list[int]) -> None:

@@ -89,7 +89,7 @@ def test_what_the_prompt_of_greater_than_does_not_say_is_refused(tmp_path: Path)
     with pytest.raises(ValueError, match=r"row 2 is not of greater-than, .*'The war .* and '33'. For token ids"):
         PromptPairs.from_mib(bundled(), path)
     path.write_text(f"prompt,corrupted,correct_idx\n{YEARS.format('1732')},{YEARS.format('1701')},32\n")
-    with pytest.raises(ValueError, match="gt.csv has no column 'clean'; it has 'prompt', 'corrupted', 'correct_idx'"):
+    with pytest.raises(ValueError, match=r"gt\.csv has no column 'clean'; it has 'prompt', 'corrupted', 'correct_idx'"):
         PromptPairs.from_eap_csv(bundled(), path)
 
 
@@ -257,7 +257,7 @@ def test_lines_that_are_no_records_are_left_out(tmp_path: Path) -> None:
     path, line = tmp_path / "rows.jsonl", json.dumps({**AC, "answers": " cat"})
     path.write_text(f"{line}\n{line[:40]}\n{line}\n")
     columns = {"corrupted": "corrupt", "correct": "answers", "incorrect": "wrong_answers"}
-    with pytest.raises(ValueError, match="1 of 3 rows have no JSON object. row 2: not JSON"):
+    with pytest.raises(ValueError, match=r"1 of 3 rows have no JSON object\. row 2: not JSON"):
         PromptPairs.from_file(bundled(), path, **columns)
     with pytest.warns(UserWarning, match="1 of 3 rows are left out: 1 has no JSON object"):
         dataset = PromptPairs.from_file(bundled(), path, skip_unfit=True, **columns)
