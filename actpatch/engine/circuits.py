@@ -37,16 +37,30 @@ MOST_BYTES = 256 * 2**20
 
 
 def circuit_batches(
-    experiment: Experiment, patches: CircuitPatches, chunk: Chunk, most_tokens: int, most_rows: int | None, alone: bool
+    experiment: Experiment,
+    patches: CircuitPatches,
+    chunk: Chunk,
+    most_tokens: int,
+    most_rows: int | None,
+    *,
+    alone: bool,
+    check: bool,
 ) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
     """Each batch of circuits on pairs, with its logits.
+
+    Args:
+        most_tokens: most rows × positions that are run together.
+        most_rows: most rows that are run together; None for as many as there are tokens for.
+        alone: whether no logits are computed but those that are read.
+        check: whether the runs whose result is known are run first.
 
     Raises:
         RuntimeError: where a run with no edge left out is not the one that is patched, or with all of them not the
             other run.
     """
     runs = CircuitRuns(experiment, patches, chunk, alone)
-    runs.check()
+    if check:
+        runs.check()
     n_pairs, length = len(chunk.pairs), chunk.base.tokens.shape[1]
     size = max(1, min(most_tokens // length, MOST_BYTES // runs.bytes_per_row))
     size = size if most_rows is None else min(size, most_rows)

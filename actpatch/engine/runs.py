@@ -93,6 +93,8 @@ class Runs:
         self._ways: Iterator[tuple[Exactness, str]] | None = None
         self._is_checked = False
         self._chunks_of_edges = 0
+        self._run_circuits: set[Direction] = set()
+        """Directions in which circuits were seen to be run as they should be."""
         self._nan: set[int] | None = set()
         """The first pairs, as long as no logits are numbers; None from where some are."""
 
@@ -149,7 +151,9 @@ class Runs:
         edges = experiment.patches
         if isinstance(edges, CircuitPatches):
             most = self.batch_size if self.exactness.together else 1
-            yield from circuit_batches(experiment, edges, chunk, self.max_tokens, most, self.exactness.logits)
+            how = {"alone": self.exactness.logits, "check": experiment.direction not in self._run_circuits}
+            yield from circuit_batches(experiment, edges, chunk, self.max_tokens, most, **how)
+            self._run_circuits.add(experiment.direction)
             return
         if not isinstance(edges, EdgePatches):
             yield from self._batches(experiment, chunk)
