@@ -116,11 +116,10 @@ class EdgeEstimator:
     ) -> None:
         """Add one metric's scores at one point of the path."""
         readers_of = {layer: self._readers(layer) for layer in self.layers}
-        at = [run.held[name] for name in self._names]
         inputs = {layer: self._read_by_mlp(layer, seen[layer]) for layer in self.layers if self._has_mlp(layer)}
-        slopes = run.slopes_at(metric, [*at, *inputs.values()])
-        by_name = dict(zip(self._names, slopes))
-        of_mlps = dict(zip(inputs, slopes[len(at) :]))
+        read = {f"what MLP {layer} reads": given for layer, given in inputs.items()}
+        by_name = run.slopes_at(metric, {name: run.held[name] for name in self._names} | read)
+        of_mlps = {layer: by_name[name] for layer, name in zip(inputs, read)}
         masks = written_at(self.experiment, self.chunk)[:, rows]
         for span in self._spans(len(rows), masks):
             senders = Senders(self, rows, span, masks)
@@ -201,8 +200,8 @@ class EdgeEstimator:
         """
         weight = self._weight(layer, kind)
         gave, made = seen.norms[name][1][0][1].detach(), run.held[block_hook(layer, kind)].detach()
-        if gave.shape[:2] != made.shape[:2] or made.shape[2] > len(weight):
-            return False
+        if gave.ndim != 3 or gave.shape[:2] != made.shape[:2] or made.shape[2] > len(weight):
+            return False  # an input for each head, or the positions of all rows on one axis
         expected = torch.einsum("pm,hmd->phd", gave[0], weight[:: len(weight) // made.shape[2]].to(gave))
         return too_far("", made[0] - made[0, :1], expected - expected[:1]) is None
 
@@ -224,7 +223,8 @@ class EdgeEstimator:
         gave = list({id(output): output for _, output in seen.norms[name][1]}.values())
         made = run.held[block_hook(layer, kind)]
         found = torch.autograd.grad(made, gave, slopes, retain_graph=True, allow_unused=True, is_grads_batched=True)
-        return torch.stack([one for one in found if one is not None]).sum(dim=0)
+        each = torch.stack([one for one in found if one is not None]).sum(dim=0)
+        return each.sum(dim=3) if each.ndim == 5 else each  # where each head has an input of its own
 
     def _has_mlp(self, layer: int) -> bool:
         return "mlp" in self.kinds and self.graph.mlps[layer]
@@ -252,14 +252,27 @@ class EdgeEstimator:
             return slopes
         module, calls = seen.norms[name]
         given = calls[0][0].detach()
-        given = given.reshape(len(slopes), -1, given.shape[-1])[:, span]
+        if given.ndim == 4:  # an input for each head
+            if not torch.equal(given, given[:, :, :1].expand_as(given)):
+                raise RuntimeError(
+                    "edges cannot be estimated: code that was put on the model changes what a head reads"
+                )
+            given = given[:, :, 0]
+        given = given.reshape(len(slopes), -1, given.shape[-1])
+        if self.runner.foreign:  # code that is not the model's own may count positions
+            whole = slopes.new_zeros(*slopes.shape[:2], given.shape[1], slopes.shape[3])
+            whole[:, :, span] = slopes
+            slopes, taken = whole, span
+        else:
+            given, taken = given[:, span], slice(None)
         each = given[:, None].expand_as(slopes).flatten(0, 1).requires_grad_()
         with ExitStack() as stack:
             if self.rules is not None:
                 stack.enter_context(self.runner.hooks(self.rules.before))
                 stack.enter_context(self.rules.modules())
             gave = module(each)
-        return torch.autograd.grad(gave, each, slopes.flatten(0, 1).to(gave.dtype))[0].view_as(slopes)
+        found = torch.autograd.grad(gave, each, slopes.flatten(0, 1).to(gave.dtype))[0]
+        return found.view_as(slopes)[:, :, taken]
 
 
 class Senders:

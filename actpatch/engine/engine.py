@@ -378,6 +378,11 @@ class PatchingEngine:
         names = {name for of_direction in patches.values() for name in _written(of_direction)}
         if noise is None and references is None:
             checks.check_can_be_aligned(names, pairs)
+        if self.estimate is not None and any(weight.is_inference() for weight in self.runner.model.parameters()):
+            raise ValueError(
+                "the model's weights were made in inference mode, through which torch takes no gradients: load the "
+                "model outside of torch.inference_mode(), or run the patches themselves"
+            )
         # Gradients are taken in whatever mode the caller is: what is recorded in inference mode has none.
         mode = contextlib.nullcontext() if self.estimate is None else torch.inference_mode(False)
         with mode, self.runner.as_found(names):

@@ -145,7 +145,8 @@ class ComponentEstimator:
         """What is written at a hook point, less what is there, in single precision at least."""
         written, there = self.chunk.source[name][rows], self.chunk.base.activations[name][rows]
         kind = torch.promote_types(there.dtype, torch.float32)
-        difference = written.to(kind) - there.to(kind)
+        written, there = written.to(kind), there.to(kind)
+        difference = torch.where(written == there, 0, written - there)  # of scores that are masked both are -inf
         if head_axis(name) == 1:  # what stands behind a prompt is not written, as key as little as as query
             keys = torch.arange(difference.shape[-1]) < self.chunk.ends[rows, None]
             difference = difference * keys[:, None, None, :].to(difference)

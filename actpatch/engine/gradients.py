@@ -38,16 +38,26 @@ class Run:
     """Hook point -> its activation, in that graph."""
 
     def slopes(self, metric: int, names: Sequence[str]) -> dict[str, Float[Tensor, "row ..."]]:
-        """The gradient of a metric at these hook points; zeros where it does not reach one. The graph is kept."""
-        return dict(zip(names, self.slopes_at(metric, [self.held[name] for name in names])))
+        """The gradient of a metric at these hook points. The graph is kept."""
+        return self.slopes_at(metric, {name: self.held[name] for name in names})
 
-    def slopes_at(self, metric: int, at: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient of a metric at these tensors of the graph."""
+    def slopes_at(self, metric: int, at: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradient of a metric at these tensors of the graph.
+
+        Raises:
+            RuntimeError: where the metric does not depend on one of them: the model computes on with a copy.
+        """
         value = self.values[metric]
         if not value.requires_grad:  # of several that are measured together, one may count and not measure
-            return [torch.zeros_like(one) for one in at]
-        slopes = torch.autograd.grad(value.sum(), list(at), retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(at, slopes)]
+            return {name: torch.zeros_like(one) for name, one in at.items()}
+        slopes = torch.autograd.grad(value.sum(), [*at.values()], retain_graph=True, allow_unused=True)
+        found = {name: slope for name, slope in zip(at, slopes) if slope is not None}
+        if missing := [name for name in at if name not in found]:
+            raise RuntimeError(
+                f"the gradient does not reach {missing[0]}: this model, or code that was put on it, computes on with "
+                "a copy of what is held there; run the patches themselves"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -107,12 +117,13 @@ class Differentiator:
         recording, writes = point.run, {name: value[rows] for name, value in point.writes.items()}
         length = recording.tokens.shape[1]
         hooks = [] if point.noise is None else [noise_hook(point.noise[rows, :length])]
+        hooks_of_rules = [*rules.before, *rules.behind]
         hooks += [*rules.before, *holding_hooks(self.runner, names, held, writes), *rules.behind]
         reads = self.chunk.reads_of(recording)
         read = Read(None if reads is None else reads[rows], self.experiment.vocabulary, self.alone)
         with torch.enable_grad(), weights_without_gradients(self.runner):
             with self.runner.hooks(hooks), rules.modules():
-                logits = self.runner.run(recording.tokens[rows].clone(), read)
+                logits = self._run(recording.tokens[rows].clone(), read, bool(hooks_of_rules))
             if missing := [name for name in names if name not in held]:
                 raise RuntimeError(f"the hook point {missing[0]} did not fire, so it has no gradient")
             if not writes and (reason := _error_of(logits.detach(), recording.logits[rows], rules)):
@@ -126,11 +137,21 @@ class Differentiator:
             rules.check_in_use(values)
             yield Run(values, held)
 
+    def _run(self, tokens: Int[Tensor, "row pos"], read: Read, has_rules: bool) -> Float[Tensor, "row read token"]:
+        try:
+            return self.runner.run(tokens, read)
+        except (AttributeError, LookupError, TypeError) as failure:
+            if not has_rules or self.runner.foreign:  # it may be that of the user's own code
+                raise
+            raise RuntimeError(
+                f"the backward rules cannot be set for this model: with them its run ends in {type(failure).__name__} "
+                f"({failure}); use another method"
+            ) from failure
+
 
 def _error_of(logits: Tensor, recorded: Tensor, rules: Rules) -> str | None:
-    """How far a run is off the recorded one. Under rules, what a model computes in single precision may be so in
-    another way."""
-    if rules.expected or rules.before:
+    """How far a run is off the recorded one. Under rules, a model in double precision may compute parts in single."""
+    if (rules.expected or rules.before) and recorded.dtype == torch.float64:
         logits, recorded = (values.to(torch.float32) for values in (logits, recorded))
     return too_far("a run with gradients", logits, recorded)
 
@@ -149,8 +170,6 @@ def holding_hooks(
                 value = writes.get(name, value).to(value).detach().clone().requires_grad_()
             held[name] = value
             return value  # also as it is: a hook point may show another layout of what it passes on
-
-        return hold
 
         return hold
 

@@ -216,8 +216,9 @@ class AttributionPatcher:
             raise ValueError("direction 'both' gives two screens, expected 'denoising' or 'noising': run each")
         if method is None:
             gradient_there: MethodName = "eap" if kind == "edges" else "atp"
-            is_ablation = options.get("source", OTHER_RUN).is_ablation
-            method = gradient_there if is_ablation or dataset.align is not None else "eap_ig"
+            is_ablation = getattr(options.get("source", OTHER_RUN), "is_ablation", False)
+            is_aligned = getattr(dataset, "align", None) is not None
+            method = gradient_there if is_ablation or is_aligned else "eap_ig"
         asked: Any = {"method": method, "steps": steps, "grid": grid, **options}
         run: Any = {
             "edges": self.run_all_edges_experiment,

@@ -61,7 +61,14 @@ def _check_metric(metric: AnyMetric, estimate: Estimate, settings: Settings) -> 
             f"the metric {metric.name!r} counts, so it has no gradient: measure logit_difference or log_probability, "
             "or run the patches themselves"
         )
-    if isinstance(metric, SequenceMetric) or not metric.reads_clean or "noising" not in settings.directions:
+    if isinstance(metric, SequenceMetric) or not metric.reads_clean:
+        return
+    if estimate.method == "eap_ig" and estimate.shares() == [1.0]:
+        raise ValueError(
+            f"the {metric.name} to the clean run is least there, so its gradient at the clean run is 0 and 'eap_ig' "
+            "with one step, at its right end, estimates nothing: take more steps, or grid='midpoint'"
+        )
+    if "noising" not in settings.directions:
         return
     only_clean = estimate.what.has_steps and estimate.method != "eap_ig" and estimate.shares() == [0.0]
     if only_clean or not (estimate.what.has_steps or estimate.method == "clean_corrupted"):

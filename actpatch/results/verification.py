@@ -34,6 +34,8 @@ from actpatch.statistics.unverified import BoundCurve, bound_curve, check_confid
 
 FEWEST_OF_A_KIND = 5
 """Of fewer verified sites of a layer and kind no rank correlation is given."""
+MOST_MOVED = 0.05
+"""Share of the gap between clean and corrupted runs by which these may differ, by rounding, from those of estimates."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -198,7 +200,7 @@ class Verification:
             raise ValueError("edges are patched one at a time, so that random sets of them cannot be run: see `bounds`")
         if not is_integer(n_sets) or n_sets < 4:
             raise ValueError(f"n_sets is {n_sets!r}, expected at least 4")
-        left = [number for number in np.flatnonzero(self._known).tolist() if number not in {*self.numbers}]
+        left = np.setdiff1d(np.flatnonzero(self._known), self.numbers).tolist()
         if not left:
             raise ValueError("every site was run: there is none whose effect is to be bounded")
         run_exactly = _runs_of(self.estimated)
@@ -314,15 +316,18 @@ def verify(sweep: Sweep, kind: str, top: int, sample: int, seed: int) -> Verific
     if not top + sample:
         raise ValueError("top and sample are both 0: nothing is run, so nothing is verified; give at least one")
     run_exactly = _runs_of(sweep)
-    known = np.flatnonzero(~np.isnan(sweep.effects))
-    best = [number for number in largest(sweep.effects, top) if number in {*known.tolist()}]
+    effects = sweep.effects
+    known = np.flatnonzero(~np.isnan(effects))
+    best = [number for number in largest(effects, top) if not np.isnan(effects[number])] if top else []
     others = np.setdiff1d(known, best)
     drawn = np.random.default_rng(seed).choice(others, min(sample, len(others)), replace=False)
     numbers = [*best, *drawn.tolist()]
     assert sweep.estimate is not None
+    exact = run_exactly(taken(sweep.patches, numbers)).by_metric(sweep.metric)
+    _check_is_the_same_model(sweep, exact)
     return Verification(
         sweep,
-        run_exactly(taken(sweep.patches, numbers)).by_metric(sweep.metric),
+        exact,
         tuple(best),
         tuple(drawn.tolist()),
         sweep.estimate.described,
@@ -330,6 +335,21 @@ def verify(sweep: Sweep, kind: str, top: int, sample: int, seed: int) -> Verific
         kind,
         sweep.estimate.what.is_absolute,
     )
+
+
+def _check_is_the_same_model(estimated: Sweep, exact: Sweep) -> None:
+    """Raise a ValueError where runs that nothing is written into give another metric than they did then."""
+    gap = np.abs(estimated.clean - estimated.corrupted)
+    for name in ("clean", "corrupted"):
+        then, now = getattr(estimated, name), getattr(exact, name)
+        with np.errstate(invalid="ignore"):  # both may be -inf
+            moved = np.where(then == now, 0.0, np.abs(now - then))
+        if np.nanmean(moved) > MOST_MOVED * np.nanmean(gap):
+            raise ValueError(
+                f"the model is not as it was when these effects were estimated (weights, or hooks on it): {name} runs "
+                f"had a mean {estimated.metric} of {np.nanmean(then):.3g} and now have {np.nanmean(now):.3g}; estimate "
+                "them anew"
+            )
 
 
 def _runs_of(sweep: Sweep) -> Callable[[Sequence[Patch]], Sweep]:

@@ -128,14 +128,14 @@ class Acceptable:
 
     def _tokens(self, texts: list[str]) -> dict[str, Whole | Fault]:
         found: dict[str, Whole | Fault] = {}
-        single, unknown, size = self.meanings.single_token, self.unknown, self.size
+        single, unknown, size, refused = self.meanings.single_token, self.unknown, self.size, self._refused
         for text, ids in tokens_of_all(self.model, texts, prepend_bos=False).items():
             kind = ""
             if not ids or unknown in ids or max(ids) >= size:
                 kind = "answers"
             elif len(ids) > 1 and (single or ANSWER_SEPARATOR in text or _ends_in_a_space(text)):
                 kind = "tokens" if single else "answers"
-            found[text] = Fault(kind, functools.partial(self._refused, text, ids)) if kind else ids
+            found[text] = Fault(kind, refused, (text, ids)) if kind else ids
         return found
 
     def _refused(self, text: str, ids: Whole) -> str:

@@ -32,7 +32,7 @@ Places: TypeAlias = int | Sequence[int]
 _ANSWERS = frozenset((str, int))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PromptPair:
     """One pair of one's own."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from actpatch.core.heavy import pd
 from actpatch.core.text import MOST_LISTED
@@ -50,11 +51,13 @@ class Fault:
 
     kind: str
     """A key of `KINDS`."""
-    detail: str | Callable[[], str]
-    """In words; a function of nothing where they take time, which only the rows that are told of need."""
+    detail: str | Callable[..., str]
+    """In words; a function where they take time, which only the rows that are told of need."""
+    of: tuple[Any, ...] = ()
+    """What the function is called with."""
 
     def __str__(self) -> str:
-        return self.detail if isinstance(self.detail, str) else self.detail()
+        return self.detail if isinstance(self.detail, str) else self.detail(*self.of)
 
 
 class UnfitRows:

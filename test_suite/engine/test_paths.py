@@ -16,6 +16,7 @@ from actpatch.models.graph import graph_of
 from test_suite.engine.test_edges import EXACT, pairs_of
 from test_suite.helpers.edges import edge_model
 from test_suite.helpers.models import encoded, last_position_metric, model_parameters
+from test_suite.helpers.thinned import thinned
 from test_suite.oracles.paths import logits_of_path_patching, logits_of_paths
 
 MODELS = model_parameters(
@@ -88,8 +89,7 @@ def test_a_path_of_one_step_is_its_edge(name: str) -> None:
     np.testing.assert_allclose(swept(name, path_patches(graph, edges.taken(which).labels)).patched, alone, atol=EXACT)
 
 
-@pytest.mark.parametrize("through", ["nothing", "mlps"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "through"), thinned(MODELS, ["nothing", "mlps"]))
 def test_path_patching_of_each_head(name: str, through: Any) -> None:
     model, graph = edge_model(name), graph_of(edge_model(name))
     own = "KV0" if graph.is_grouped else "H0"

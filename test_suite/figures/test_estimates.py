@@ -46,8 +46,8 @@ FIGURES: dict[str, Callable[[Estimate | None], Any]] = {
     "create_top_heads_bar": lambda e: visualize.create_top_heads_bar(results_of("HeadResults", e)),
 }
 """What each figure of the door draws of results that are estimated so."""
-OTHERWISE = {"create_head_cards", "create_full_report"}
-"""Cards are always of exact effects; the report is tested in `report`."""
+OTHERWISE = {"create_head_cards", "create_full_report", "create_estimate_comparison", "create_agreement_map"}
+"""Cards are always of exact effects; the report is tested in `report`, and the last two draw nothing but estimates."""
 MORE: dict[str, Callable[[Estimate | None], Any]] = {
     "heads of no experiment, as a map": lambda e: visualize.create_head_heatmap(
         of_no_experiment(results_of("HeadResults", e)), 4, 3
