@@ -58,6 +58,7 @@ from .results.cards import HeadCards as HeadCards
 from .results.check import Change as Change
 from .results.check import DatasetCheck as DatasetCheck
 from .results.check import PairCheck as PairCheck
+from .results.circuit_search import find_circuit as find_circuit
 from .results.edges import EdgeResults as EdgeResults
 from .results.ensembles import ensemble as ensemble
 from .results.generation import Continuation as Continuation
