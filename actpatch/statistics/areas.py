@@ -21,6 +21,7 @@ pruned). Of real sizes the smallest and the largest circuit may leave part of th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -47,7 +48,7 @@ class Areas:
     """Mean of |1 − f| over ln k, likewise."""
 
 
-def edge_counts(n_edges: int, sizes: Float[np.ndarray, " size"] | tuple[float, ...] = MIB_SIZES) -> Int[np.ndarray, " size"]:
+def edge_counts(n_edges: int, sizes: Sequence[float] = MIB_SIZES) -> Int[np.ndarray, " size"]:
     """How many of so many edges each share is, rounded down as the benchmark does.
 
     Raises:
@@ -58,7 +59,7 @@ def edge_counts(n_edges: int, sizes: Float[np.ndarray, " size"] | tuple[float, .
     return np.array([int(share * n_edges) for share in shares], dtype=np.int64)
 
 
-def areas(sizes: Float[np.ndarray, " size"], values: Float[np.ndarray, " size"]) -> Areas:
+def areas(sizes: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."]) -> Areas:
     """CPR and CMD of circuits of these sizes (shares of all edges) and this faithfulness (module docstring).
 
     Raises:
@@ -73,7 +74,7 @@ def areas(sizes: Float[np.ndarray, " size"], values: Float[np.ndarray, " size"])
     )
 
 
-def area(sizes: Float[np.ndarray, " size"], values: Float[np.ndarray, " size"], *, scale: Scale = "linear") -> float:
+def area(sizes: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."], *, scale: Scale = "linear") -> float:
     """Integral of the values over the sizes, by trapezoids; on the scale `log` divided by the range of ln k.
 
     Sizes may come in any order. NaN where a value is, and where there are not two different sizes.
@@ -85,7 +86,7 @@ def area(sizes: Float[np.ndarray, " size"], values: Float[np.ndarray, " size"], 
         raise ValueError(f"sizes has shape {sizes.shape}, values {values.shape}: expected one value a size")
     weights = area_weights(sizes, scale=scale)
     counted = weights != 0
-    return math.nan if np.isnan(weights).any() else float(weights[counted] @ values[counted])
+    return float(weights[counted] @ values[counted]) if counted.any() else math.nan
 
 
 def area_weights(sizes: Float[np.ndarray, " size"], *, scale: Scale = "linear") -> Float[np.ndarray, " size"]:

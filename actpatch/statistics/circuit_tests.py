@@ -101,7 +101,7 @@ def compare_with_random(value: float, random: Float[np.ndarray, " draw"]) -> Ran
 
 
 def equivalence_test(
-    circuit: Float[np.ndarray, " pair"], full: Float[np.ndarray, " pair"], *, epsilon: float = 0.1
+    circuit: Float[np.ndarray, "..."], full: Float[np.ndarray, "..."], *, epsilon: float = 0.1
 ) -> EquivalenceTest:
     """Sign tests of paired metrics (module docstring).
 
@@ -131,8 +131,8 @@ def equivalence_test(
 
 
 def independence_test(
-    complement: Float[np.ndarray, " pair"],
-    full: Float[np.ndarray, " pair"],
+    complement: Float[np.ndarray, "..."],
+    full: Float[np.ndarray, "..."],
     *,
     n_permutations: int = 1999,
     seed: int = 0,

@@ -119,9 +119,9 @@ class FaithfulnessDifferences:
 
 
 def faithfulness(
-    circuits: Float[np.ndarray, "circuit pair"],
-    full: Float[np.ndarray, " pair"],
-    empty: Float[np.ndarray, " pair"],
+    circuits: Float[np.ndarray, "..."],
+    full: Float[np.ndarray, "..."],
+    empty: Float[np.ndarray, "..."],
     *,
     more_is_better: bool = True,
     level: float = 0.95,
@@ -131,9 +131,9 @@ def faithfulness(
     """Faithfulness of each circuit, with its interval over pairs and the values of single pairs (module docstring).
 
     Args:
-        circuits: metric of each circuit on each pair, m(C).
-        full: that of the whole model, m(M).
-        empty: that of the run with every edge off, m(∅).
+        circuits: (circuit, pair), metric of each circuit on each pair, m(C).
+        full: (pair), that of the whole model, m(M).
+        empty: (pair), that of the run with every edge off, m(∅).
         more_is_better: whether a larger metric is a better one; it decides alone what counts as inverted.
         level: share of intervals meant to hold.
         n_resamples: draws of the bootstrap.
@@ -152,16 +152,18 @@ def faithfulness(
 
 
 def faithfulness_differences(
-    first: Float[np.ndarray, "difference pair"],
-    second: Float[np.ndarray, "difference pair"],
-    full: Float[np.ndarray, " pair"],
-    empty: Float[np.ndarray, " pair"],
+    first: Float[np.ndarray, "..."],
+    second: Float[np.ndarray, "..."],
+    full: Float[np.ndarray, "..."],
+    empty: Float[np.ndarray, "..."],
     *,
     level: float = 0.95,
     n_resamples: int = 1999,
     seed: int = 0,
 ) -> FaithfulnessDifferences:
     """f(first) − f(second), row by row, with intervals and p-values over pairs (module docstring).
+
+    All are metrics: (difference, pair) of the two runs, (pair) of the whole model and of the run with every edge off.
 
     For minimality the first is the circuit, in every row, and the second what is left of it without each part; for
     completeness under knock-outs they are the model and the circuit, both without each set. p-values are exact for
@@ -184,7 +186,7 @@ def faithfulness_differences(
 
 
 def check_metrics(
-    circuits: Float[np.ndarray, "circuit pair"], full: Float[np.ndarray, " pair"], empty: Float[np.ndarray, " pair"]
+    circuits: Float[np.ndarray, "..."], full: Float[np.ndarray, "..."], empty: Float[np.ndarray, "..."]
 ) -> None:
     """Raises ValueError for metrics of no pair, of other pairs, and such as are not finite."""
     if circuits.ndim != 2 or full.shape != empty.shape or circuits.shape[1:] != full.shape or not full.size:
@@ -202,8 +204,7 @@ def _denominator(
 ) -> Denominator:
     gaps = full - empty
     is_zero = _no_gap(full, empty)
-    options = {"level": level, "n_resamples": n_resamples, "seed": seed}
-    low, high = ratio_intervals(gaps[None], np.ones(len(gaps)), **options)
+    low, high = ratio_intervals(gaps[None], np.ones(len(gaps)), level=level, n_resamples=n_resamples, seed=seed)
     better = gaps if more_is_better else -gaps
     cancels = bool(is_zero.all()) or gaps_cancel(gaps)
     return Denominator(

@@ -75,8 +75,8 @@ class Recovery:
 
 
 def recovery(
-    scores: Float[np.ndarray, " edge"],
-    truth: Bool[np.ndarray, " edge"],
+    scores: Float[np.ndarray, "..."],
+    truth: Bool[np.ndarray, "..."],
     *,
     absolute: bool = True,
     ks: Sequence[int] | None = None,
@@ -116,16 +116,16 @@ def recovery(
 
 
 def mib_auroc(
-    members: Bool[np.ndarray, "size edge"],
-    truth: Bool[np.ndarray, " edge"],
+    members: Bool[np.ndarray, "..."],
+    truth: Bool[np.ndarray, "..."],
     *,
-    ranked: Bool[np.ndarray, " edge"] | None = None,
+    ranked: Bool[np.ndarray, "..."] | None = None,
 ) -> float:
     """The benchmark's area under the curve of circuits of growing size (module docstring).
 
     Args:
-        members: which edges each circuit holds, the smallest circuit first; the benchmark's are of the sizes
-            `mib_counts`.
+        members: (circuit, edge), which edges each circuit holds, the smallest circuit first; the benchmark's are of the
+            sizes `mib_counts`.
         truth: which edges are true.
         ranked: which edges the ranking knows; None for all.
 
