@@ -20,9 +20,7 @@ from torch import Tensor
 from actpatch.core.graph import Graph
 from actpatch.models.load import ModelClass
 
-ProgramName = Literal[
-    "induction", "copy", "reverse", "lookup", "fraction", "or_gate", "backup_head", "cancelling_mlp"
-]
+ProgramName = Literal["induction", "copy", "reverse", "lookup", "fraction", "or_gate", "backup_head", "cancelling_mlp"]
 """Names of the programs."""
 
 N_LAYERS, N_HEADS, D_HEAD, D_MLP = 3, 3, 16, 4
