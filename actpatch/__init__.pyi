@@ -1,5 +1,6 @@
 # The public names, and where each comes from. `__init__.py` reads this file: a name that stands here can be imported.
 
+from .core.circuits import Circuit as Circuit
 from .core.direction import Direction as Direction
 from .core.edge_patches import EdgePatches as EdgePatches
 from .core.edge_patches import edge_patches as edge_patches
@@ -57,6 +58,7 @@ from .results.cards import HeadCards as HeadCards
 from .results.check import Change as Change
 from .results.check import DatasetCheck as DatasetCheck
 from .results.check import PairCheck as PairCheck
+from .results.circuit_search import find_circuit as find_circuit
 from .results.edges import EdgeResults as EdgeResults
 from .results.ensembles import ensemble as ensemble
 from .results.generation import Continuation as Continuation
@@ -70,6 +72,7 @@ from .results.items import NeuronPatchingResult as NeuronPatchingResult
 from .results.items import PatchingResult as PatchingResult
 from .results.items import PathPatchingResult as PathPatchingResult
 from .results.metric_values import MetricValues as MetricValues
+from .results.mib import circuit_from_mib_json as circuit_from_mib_json
 from .results.mib import from_mib_json as from_mib_json
 from .results.mib import to_mib_json as to_mib_json
 from .results.paths import PathResults as PathResults

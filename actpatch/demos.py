@@ -19,6 +19,7 @@ import numpy as np
 
 from actpatch.core.components import PATCH_TYPE_ALIASES, PATCH_TYPES
 from actpatch.core.direction import DIRECTIONS
+from actpatch.core.files import writable_folder
 from actpatch.core.graph import Graph
 from actpatch.core.text import count, number, plain
 from actpatch.models.load import can_be_loaded, load_model
@@ -28,7 +29,6 @@ from actpatch.patchers.paths import PathPatcher
 from actpatch.report.full import create_full_report
 from actpatch.results.cards import HeadCards
 from actpatch.results.edges import EdgeResults
-from actpatch.results.files import writable_folder
 from actpatch.results.headline import headline
 from actpatch.results.positions import PositionResults
 from actpatch.results.shapes import HeadResults, LayerResults, SweepResults

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from actpatch.core.graph import Graph
 from actpatch.core.node_names import Names
 from actpatch.core.sites import Patch, Site
+from actpatch.core.text import shortened
 
 ALL_POSITIONS: tuple[tuple[Site, ...], ...] = ((Site(""),),)
 """The columns of edges that are patched at all positions together."""
@@ -151,6 +152,11 @@ class EdgePatches(GraphPatches):
         return [f"{writers[w]}->{readers[r]}" for w, r in zip(self.writers.tolist(), self.readers.tolist())]
 
     @property
+    def numbers(self) -> Int[np.ndarray, " edge"]:
+        """The number of each among all edges of the graph, which are counted by reader, then writer."""
+        return self.graph.first_edge[self.readers] + self.writers
+
+    @property
     def column_names(self) -> list[str]:
         """What each place is called; empty for all positions."""
         return [self.at(column).removeprefix(" @") for column in range(len(self.places))]
@@ -184,6 +190,35 @@ def edge_patches(
         np.tile(np.arange(n_places), len(each)),
         tuple(tuple(place) for place in places),
     )
+
+
+def edges_of_numbers(graph: Graph, numbers: Int[np.ndarray, " edge"]) -> EdgePatches:
+    """The edges of a graph with these numbers, each at all positions; the inverse of `EdgePatches.numbers`."""
+    readers = np.searchsorted(graph.first_edge, numbers, side="right") - 1
+    return EdgePatches(graph, numbers - graph.first_edge[readers], readers, np.zeros_like(numbers))
+
+
+def ends_of(graph: Graph, name: str, example: str = "L5H3 → L9H9 q") -> tuple[int, int]:
+    """Numbers of the writer and of the reader of an edge, by its id or its label.
+
+    Args:
+        graph: of the model.
+        name: `a5.h3->a9.h9<q>` or `L5H3 → L9H9 q`.
+        example: a label, for messages.
+
+    Raises:
+        ValueError: for a text that is no edge, a node that the graph has not, and a sender that writes too late.
+    """
+    sender, arrow, receiver = (part.strip() for part in name.replace("→", "->").partition("->"))
+    if not arrow:
+        raise ValueError(f"{shortened(name)} is no edge: expected an id or a label, for instance {example!r}")
+    try:
+        writer, reader = graph.writer(sender), graph.reader(receiver)
+    except ValueError as error:
+        raise ValueError(f"{shortened(name)} is no edge of these: {error}") from None
+    if writer >= graph.n_writers_before[reader]:
+        raise ValueError(f"{shortened(name)} is no edge: the sender writes after the receiver reads")
+    return writer, reader
 
 
 def check_reached(

@@ -153,6 +153,19 @@ class Graph:
         return list(range(reader.head * size, (reader.head + 1) * size))
 
     @cached_property
+    def moved(self) -> tuple[tuple[int, ...], ...]:
+        """Of each reader the numbers of the writers whose outputs it moves: one, those of all heads that share it, or,
+        of the logits, none."""
+        numbers = {writer: number for number, writer in enumerate(self.writers)}
+
+        def of(reader: Reader) -> list[Writer]:
+            if reader.kind in ("mlp", "logits"):
+                return [Writer("mlp", reader.layer)] * (reader.kind == "mlp")
+            return [Writer("head", reader.layer, head) for head in self.heads_of(reader)]
+
+        return tuple(tuple(numbers[writer] for writer in of(reader)) for reader in self.readers)
+
+    @cached_property
     def n_writers_before(self) -> Int[np.ndarray, " reader"]:
         """How many writers each reader reads, which is how many edges go into it."""
         before, n = {}, 1
@@ -161,6 +174,11 @@ class Graph:
             n += n_heads + self.mlps[layer]
         each = (n if r.kind == "logits" else before[r.layer][r.kind == "mlp"] for r in self.readers)
         return np.fromiter(each, dtype=np.int64, count=len(self.readers))
+
+    @cached_property
+    def first_edge(self) -> Int[np.ndarray, " reader"]:
+        """Number of the first edge into each reader: edges are counted by reader, then writer."""
+        return np.cumsum(self.n_writers_before) - self.n_writers_before
 
     @property
     def counts(self) -> dict[str, int]:

@@ -65,10 +65,7 @@ class NodeNames:
     ) -> dict[str, list[int]]:
         """The numbers that each of the names stands for, by the name as it was given. Arguments and errors are those of
         `numbers`."""
-        if isinstance(names, str) or _is_layer_and_head(names) or not isinstance(names, Iterable):
-            given: list[Any] = [names]
-        else:
-            given = list(names)
+        given = as_list(names)
         if not given:
             raise ValueError(f"{argument} is empty: give at least one name, for instance 'L5H3', or None for all")
         found: dict[str, list[int]] = {}
@@ -102,6 +99,13 @@ class NodeNames:
         said = [self.labels[numbers[0]] if len(numbers) == 1 else word for numbers, word in nearest.items()]
         said = said[::-1][:MOST_NEAREST]
         return f"{self.shape}; the nearest names are {', '.join(said)}" if said else self.shape
+
+
+def as_list(names: Names) -> list[Any]:
+    """The names asked for, of one or several."""
+    if isinstance(names, str) or _is_layer_and_head(names) or not isinstance(names, Iterable):
+        return [names]
+    return list(names)
 
 
 def _is_layer_and_head(name: object) -> bool:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.direction import Direction
 from actpatch.core.estimates import Estimate
 from actpatch.core.sites import Patch, block_hook
@@ -47,6 +48,8 @@ class Experiment:
     @functools.cached_property
     def resumes(self) -> bool:
         """Whether the model's blocks are run singly, if it lets them: to patch, or to compute attention anew."""
+        if isinstance(self.patches, CircuitPatches):
+            return False
         if self.estimate is None or self.estimate.method != "atp_star":
             return self.estimate is None
         return any(site.component in ("q", "k") for patch in self.patches for site in patch.sites)

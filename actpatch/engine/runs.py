@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.direction import Direction
 from actpatch.core.edge_patches import EdgePatches, GraphPatches
 from actpatch.core.estimates import Estimate
@@ -30,6 +31,7 @@ from actpatch.engine.agreement import (
     run_alone,
     ways_to_agree,
 )
+from actpatch.engine.circuits import circuit_batches
 from actpatch.engine.edges import INPUT, error_of_edges, error_of_writers, patches_that_enter_alike, recorded_for
 from actpatch.engine.entering import PatchWork, Work
 from actpatch.engine.estimators import estimator_of, kept_for_recomputing, rows_with_gradients
@@ -99,6 +101,8 @@ class Runs:
         self._ways: Iterator[tuple[Exactness, str]] | None = None
         self._is_checked = False
         self._chunks_of_edges = 0
+        self._run_circuits: set[Direction] = set()
+        """Directions in which circuits were seen to be run as they should be."""
         self._nan: set[int] | None = set()
         """The first pairs, as long as no logits are numbers; None from where some are."""
 
@@ -153,6 +157,12 @@ class Runs:
     def batches(self, experiment: Experiment, chunk: Chunk) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
         """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
         edges = experiment.patches
+        if isinstance(edges, CircuitPatches):
+            most = self.batch_size if self.exactness.together else 1
+            how = {"alone": self.exactness.logits, "check": experiment.direction not in self._run_circuits}
+            yield from circuit_batches(experiment, edges, chunk, self.max_tokens, most, **how)
+            self._run_circuits.add(experiment.direction)
+            return
         if not isinstance(edges, EdgePatches):
             yield from self._batches(experiment, chunk)
             return
@@ -242,8 +252,8 @@ class Runs:
         n_layers, hook_points = self.runner.n_layers, set(self.runner.hook_points)
         checked = self._checked[0]
         source = {site.hook_point for patch in checked.patches for site in patch.sites}
-        if (estimate := self.experiment.estimate) is not None:
-            return self._recorded_for_estimates(estimate, source)
+        if (estimate := self.experiment.estimate) is not None or isinstance(self.patches, CircuitPatches):
+            return self._recorded_for_full_runs(estimate, source)
         routes = self.routes(checked)  # the same hook points in each direction
         base = {resid_name(layer, n_layers) for layer in range(n_layers + 1)} if routes else set()
         for way in routes:
@@ -256,8 +266,9 @@ class Runs:
             base |= of_edges
         return base, source
 
-    def _recorded_for_estimates(self, estimate: Estimate, written: set[str]) -> tuple[set[str], set[str]]:
-        """The same where effects are estimated: both runs at what is written, and at what the method takes besides."""
+    def _recorded_for_full_runs(self, estimate: Estimate | None, written: set[str]) -> tuple[set[str], set[str]]:
+        """The same where circuits are run, and where effects are estimated: both runs at what is written, and at what
+        the method takes besides."""
         base = written
         if isinstance(self.patches, GraphPatches):
             base, written = recorded_for(self.patches)
@@ -266,7 +277,7 @@ class Runs:
             base = base | {resid_name(layer, n_layers) for layer in range(n_layers + 1)}
         if self.experiment.resumes:
             base = base | kept_for_recomputing(written)
-        if estimate.method == "eap_ig":
+        if estimate is not None and estimate.method == "eap_ig":
             base, written = base | {INPUT}, written | {INPUT}
         return base | written, written
 
@@ -328,7 +339,7 @@ class Runs:
         self._check_edges(chunks)
         if not self._is_checked:
             self._is_checked = True
-            if self.experiment.estimate is not None:
+            if not self.experiment.resumes:
                 self._tell()
                 return True
             embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
@@ -360,9 +371,9 @@ class Runs:
         for experiment, chunk in zip(self.experiments, chunks):
             edges = experiment.patches
             assert isinstance(edges, GraphPatches)
-            if experiment.estimate is not None:
+            if not experiment.resumes:
                 if reason := error_of_writers(experiment.runner, edges, chunk):
-                    raise RuntimeError(f"single edges of this model cannot be estimated: {reason}")
+                    raise RuntimeError(f"single edges of this model cannot be told apart: {reason}")
                 continue
             try:
                 reason = error_of_edges(experiment, edges, chunk, self.exactness.prefix, self.max_tokens)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from actpatch.core.files import write_files
 from actpatch.core.heavy import go
 from actpatch.figures.captions import figure_caption, without_caption
 from actpatch.figures.page import figure_page
 from actpatch.figures.paper import length, sized
-from actpatch.results.files import write_files
 
 HTML, IMAGES = ".html", (".png", ".svg", ".pdf")
 CAPTION = ".txt"

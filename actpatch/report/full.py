@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from actpatch.core.files import writable_folder
 from actpatch.core.heavy import go
 from actpatch.figures.bars import create_component_comparison, create_top_edges_bar, create_top_heads_bar
 from actpatch.figures.cards import create_head_cards
@@ -28,7 +29,6 @@ from actpatch.report.verification import verification_figures
 from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
 from actpatch.results.edges import EdgeResults
-from actpatch.results.files import writable_folder
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.positions import PositionResults
 from actpatch.results.shapes import LayerResults, SweepResults

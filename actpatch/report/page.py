@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actpatch.core.estimate_words import estimated_from
+from actpatch.core.files import write_files
 from actpatch.core.heavy import go
 from actpatch.core.text import with_minus
 from actpatch.figures.page import figure_page, figures_html, page_values
@@ -22,7 +23,6 @@ from actpatch.report.verdict import apart, verdict_section
 from actpatch.report.verification import HEADING, NAMES, verification_section
 from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
-from actpatch.results.files import write_files
 from actpatch.results.headline import headline
 from actpatch.results.positions import PositionResults
 from actpatch.results.shapes import SweepResults

@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex, TypeVar, overload
 import numpy as np
 from jaxtyping import Float, Int
 
-from actpatch.core.edge_patches import EdgePatches
+from actpatch.core.edge_patches import EdgePatches, ends_of
 from actpatch.core.graph import Graph, Names
 from actpatch.core.heavy import pd
 from actpatch.core.text import shortened
@@ -207,21 +207,16 @@ class EdgeResults(SweepResults, Sequence[EdgePatchingResult]):
             KeyError: where it stands for none of these edges, or for several.
         """
         edge, _, at = name.partition("@")
-        sender, arrow, receiver = (part.strip() for part in edge.replace("→", "->").partition("->"))
-        if not arrow:
-            raise KeyError(f"{shortened(name)} is no edge: expected an id or a label, for instance {self._example!r}")
         try:
-            writer, reader = self.graph.writer(sender), self.graph.reader(receiver)
+            writer, reader = ends_of(self.graph, edge.strip(), self._example)
             column = self._column(at.strip()) if at else None
         except ValueError as error:
-            raise KeyError(f"{shortened(name)} is no edge of these: {error}") from None
+            raise KeyError(str(error)) from None
         edges = self.edges
         found = (edges.writers == writer) & (edges.readers == reader)
         numbers = np.flatnonzero(found if column is None else found & (edges.columns == column))
         if not len(numbers):
-            exists = writer < self.graph.n_writers_before[reader]
-            why = "is not among these edges" if exists else "is no edge: the sender writes after the receiver reads"
-            raise KeyError(f"{shortened(name)} {why}")
+            raise KeyError(f"{shortened(name)} is not among these edges")
         if len(numbers) > 1:
             labels = ", ".join(map(edges.label, numbers.tolist()))
             raise KeyError(f"{shortened(name)} was patched at {len(numbers)} positions: name one, of {labels}")

@@ -19,24 +19,25 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import ArrayLike
 
+from actpatch.core.circuits import Circuit
 from actpatch.core.edge_patches import EdgePatches, edge_patches
+from actpatch.core.files import write_file
 from actpatch.core.graph import Graph, Reader
 from actpatch.core.heavy import pd
 from actpatch.core.text import MOST_LISTED, shortened
 from actpatch.core.warn import warn_user
-from actpatch.results.files import write_file
 
 Copies = Literal["equal", "sum"]
 
 
 def to_mib_json(
-    edges: EdgePatches,
-    scores: ArrayLike,
+    edges: EdgePatches | Circuit,
+    scores: ArrayLike | None,
     path: str | Path,
     *,
     kept: ArrayLike | None = None,
 ) -> Path:
-    """Write edges with their scores, which EAP-IG's `Graph.from_json` reads.
+    """Write edges with their scores, or a circuit, which EAP-IG's `Graph.from_json` reads.
 
     An edge that has no score, or is not among `edges`, is left out: it is read as one of score 0 outside the circuit.
     Keys and values that heads share are written once for each of these heads, with one score. A node is in the circuit
@@ -44,11 +45,12 @@ def to_mib_json(
     files do not say which.
 
     Args:
-        edges: edges at all positions.
-        scores: one number for each edge; NaN where it was not measured.
+        edges: edges at all positions; or a circuit, which stands for all edges of its graph and says which are kept.
+        scores: one number for each edge; NaN where it was not measured. None, of a circuit alone, gives its edges 1 and
+            all others 0, so that what ranks edges by their scores finds the circuit.
         path: the file.
         kept: True for each edge that is in the circuit, False for each other one; None for none, as of edges that are
-            scored and not yet chosen.
+            scored and not yet chosen, or where a circuit is given.
 
     Returns:
         The file.
@@ -56,8 +58,17 @@ def to_mib_json(
     Raises:
         OSError: where the file cannot be written.
         ValueError: for edges at positions or given twice, for scores and `kept` of another length, for an infinite
-            score, and for a kept edge without one.
+            score, for a kept edge without one, for edges without scores, and for `kept` beside a circuit.
     """
+    if isinstance(edges, Circuit):
+        if kept is not None:
+            raise ValueError("kept is given beside a circuit, which says itself which edges are kept: leave it out")
+        kept, scores = edges.edges, edges.edges.astype(np.float64) if scores is None else scores
+        edges = edge_patches(edges.graph)
+    elif scores is None:
+        raise ValueError(
+            f"scores is None, expected a number for each of {len(edges):,} edges: a circuit alone has none"
+        )
     values = np.asarray(scores, dtype=np.float64)
     is_kept = np.zeros(len(edges), dtype=bool) if kept is None else np.asarray(kept)
     _check_writable(edges, values, is_kept)
@@ -117,6 +128,20 @@ def from_mib_json(path: str | Path, graph: Graph, *, copies: Copies = "equal") -
     return pd.DataFrame({"id": edges.ids, "label": edges.labels, "score": found, "in_graph": any_kept})
 
 
+def circuit_from_mib_json(path: str | Path, graph: Graph, *, copies: Copies = "equal") -> Circuit:
+    """The circuit in a file of EAP-IG or MIB: the edges that it says are in the graph.
+
+    Arguments, errors and warnings are those of `from_mib_json`, which gives the scores too. The nodes of such files say
+    nothing more: they are in the graph where edges go into them and out of them.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: where it is no such file, or is of another model, or has different entries for heads that share.
+    """
+    is_kept = from_mib_json(path, graph, copies=copies)["in_graph"].to_numpy(dtype=bool)
+    return Circuit(graph, is_kept, f"read from {Path(path).name}")
+
+
 def _names(graph: Graph, reader: Reader) -> list[str]:
     """What such files call a reader: one name, or one for each query head that shares it."""
     if not reader.is_key_value_head:
@@ -133,11 +158,8 @@ def _sizes(graph: Graph) -> dict[str, Any]:
 
 def _nodes(edges: EdgePatches, is_kept: Bool[np.ndarray, " edge"]) -> dict[str, dict[str, bool]]:
     graph = edges.graph
-    writes = {graph.writers[i].id for i in np.unique(edges.writers[is_kept])}
-    reads = {
-        name.partition("<")[0] for i in np.unique(edges.readers[is_kept]) for name in _names(graph, graph.readers[i])
-    }
-    found = {writer.id: writer.id in writes and writer.id in {*reads, "input"} for writer in graph.writers}
+    circuit = Circuit.of(graph, edges.numbers[is_kept].tolist())
+    found = {writer.id: writer.label in circuit.nodes for writer in graph.writers}
     return {name: {"in_graph": is_in} for name, is_in in {**found, "logits": True}.items()}
 
 
@@ -151,8 +173,7 @@ def _check_writable(edges: EdgePatches, scores: Shaped[np.ndarray, "..."], is_ke
             raise ValueError(f"{name} has shape {array.shape}, expected one entry for each of {len(edges):,} edges")
     if is_kept.dtype != bool:
         raise ValueError(f"kept holds {is_kept.dtype} values, expected True or False for each edge")
-    number = edges.readers * len(edges.graph.writers) + edges.writers
-    if len(np.unique(number)) < len(edges):
+    if len(np.unique(edges.numbers)) < len(edges):
         raise ValueError("some edges are given twice: give each edge once")
     for is_wrong, what in (
         (np.isinf(scores), "has an infinite score: give a finite one, or NaN where it was not measured"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actpatch import edge_patches, from_mib_json, to_mib_json
+from actpatch import Circuit, circuit_from_mib_json, edge_patches, from_mib_json, to_mib_json
 from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.graph import Graph
 from actpatch.core.sites import Site
@@ -239,3 +239,46 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(OSError, match="cannot write"):
         to_mib_json(edges, ones, tmp_path / "no" / "folder.json")
+
+
+# --- circuits ---
+
+
+@given(graphs(), st.integers(0, 1000))
+def test_a_circuit_that_is_written_is_read_back(tmp_path_factory: Any, of: Graph, seed: int) -> None:
+    of = dataclasses.replace(of, d_model=8)
+    circuit = Circuit(of, np.random.default_rng(seed).random(len(of)) < 0.3)
+    path = to_mib_json(circuit, None, tmp_path_factory.mktemp("mib") / "g.json")
+    read = circuit_from_mib_json(path, of)
+    assert read == circuit and read.found_by == "read from g.json"
+    np.testing.assert_array_equal(from_mib_json(path, of).score, circuit.edges.astype(float))
+
+
+def test_a_circuit_of_gpt2_small_is_one_to_eap_ig(tmp_path: Path) -> None:
+    of = graph(12, 12, d_model=768)
+    circuit = Circuit.of_nodes(of, ["input", "L5H3", "L9H9", "m9", "logits"])
+    scores = np.random.default_rng(0).normal(size=len(of))
+    found = as_eap_ig_reads(to_mib_json(circuit, scores, tmp_path / "g.json"))
+    assert len(found) == 32_491 and [name for name, (_, is_in) in found.items() if is_in] == circuit.edge_ids
+    assert [score for score, _ in found.values()] == scores.tolist()
+    nodes = json.loads((tmp_path / "g.json").read_text())["nodes"]
+    assert [name for name, node in nodes.items() if node["in_graph"]] == ["input", "a5.h3", "a9.h9", "m9", "logits"]
+    assert circuit_from_mib_json(tmp_path / "g.json", of) == circuit
+
+
+def test_the_circuit_of_a_file_of_eap_ig_is_read(tmp_path: Path) -> None:
+    circuit = circuit_from_mib_json(written(tmp_path / "g.json"), graph(1, 2, d_model=8))
+    assert circuit.edge_ids == ["input->a0.h0<q>", "a0.h0->logits"]
+    with pytest.raises(ValueError, match="is of another model: n_layers is 1, of m 2"):
+        circuit_from_mib_json(tmp_path / "g.json", graph(2, 2))
+
+
+def test_scores_and_kept_belong_to_edges_and_a_circuit_has_its_own(tmp_path: Path) -> None:
+    circuit = Circuit.full(graph(1, 2))
+    with pytest.raises(ValueError, match="kept is given beside a circuit"):
+        to_mib_json(circuit, None, tmp_path / "g.json", kept=circuit.edges)
+    with pytest.raises(ValueError, match="scores is None, expected a number for each of 13 edges"):
+        to_mib_json(edge_patches(circuit.graph), None, tmp_path / "g.json")
+    with pytest.raises(ValueError, match="is kept and has no score"):
+        to_mib_json(circuit, np.full(13, np.nan), tmp_path / "g.json")
+    assert not (tmp_path / "g.json").exists()

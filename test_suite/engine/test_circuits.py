@@ -1,0 +1,111 @@
+"""Runs of circuits: against readers rebuilt by hand, and what has to be true of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actpatch.core.circuit_patches import CircuitPatches
+from actpatch.core.edge_patches import edge_patches
+from actpatch.core.graph import Graph
+from actpatch.engine.engine import PatchingEngine
+from actpatch.interventions.sources import References
+from actpatch.models.graph import graph_of
+from test_suite.engine.test_left_as_found import assert_same_state, state_of
+from test_suite.helpers.closeness import EXACT
+from test_suite.helpers.edges import edge_model
+from test_suite.helpers.models import HAS_HOOKED, fresh_model, last_position_metric, model_parameters, token_pairs
+from test_suite.oracles.circuits import logits_of_circuit
+
+_SLOW = ("rotary", "ungrouped", "alibi", "qk_norm", "soft_capped", "folded", "folded_rms", "parallel_grouped")
+MODELS = model_parameters(
+    *(f"hooked:{name}" for name in ("learned", "grouped", "parallel", "no_norm", "attn_only")),
+    "bridge:gpt2",
+    "bridge:neox",
+    slow=(*(f"hooked:{name}" for name in _SLOW), "bridge+:gpt2", "bridge:phi", "bridge:falcon"),
+)
+PLAIN = "hooked:learned" if HAS_HOOKED else "bridge:gpt2"
+DIRECTIONS: tuple[Any, ...] = ("noising", "denoising")
+
+
+def some_pairs() -> Any:
+    return token_pairs([9, 7, 9], [(3, 6), (2, 4), (5, 6)])
+
+
+def circuits_of(graph: Graph, n: int, seed: int = 0, share: float = 0.6) -> CircuitPatches:
+    kept = np.random.default_rng(seed).random((n, len(graph))) < share
+    return CircuitPatches(graph, kept, tuple(f"circuit {number}" for number in range(n)))
+
+
+def run(model: Any, pairs: Any, circuits: CircuitPatches, direction: Any = "noising", **options: Any) -> Any:
+    engine = PatchingEngine(model, show_progress=False, batch_size=options.pop("batch_size", None))
+    return engine.sweep(pairs, circuits, [last_position_metric(len(pairs))], direction, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_readers_read_what_writers_give_in_this_very_run(name: str) -> None:
+    """Random circuits against every reader rebuilt by hand; with writers as recorded the number is another."""
+    model, pairs = edge_model(name), some_pairs()
+    graph = graph_of(model)
+    circuits = circuits_of(graph, 2)
+    for direction in DIRECTIONS:
+        found = run(model, pairs, circuits, direction).patched[0]
+        runs = (pairs.clean[1], pairs.corrupted[1])
+        base, source = runs if direction == "noising" else runs[::-1]
+        for number in range(2):
+            logits = [
+                logits_of_circuit(model, graph, base, source, circuits.kept[number], from_cache=mistaken)[-1]
+                for mistaken in (False, True)
+            ]
+            expected, mistaken = (float(each[3] - each[9]) for each in logits)
+            assert found[number, 1] == pytest.approx(expected, rel=0, abs=1e-9)
+            assert abs(mistaken - expected) > 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_edges_are_one_run_and_none_the_other(name: str) -> None:
+    model, pairs = edge_model(name), some_pairs()
+    graph = graph_of(model)
+    ends = np.stack([np.ones(len(graph), bool), np.zeros(len(graph), bool)])
+    for direction in DIRECTIONS:
+        found = run(model, pairs, CircuitPatches(graph, ends, ("all", "none")), direction)
+        base, other = (found.clean, found.corrupted) if direction == "noising" else (found.corrupted, found.clean)
+        assert np.abs(found.patched[0] - np.stack([base[0], other[0]])).max() < EXACT
+
+
+def test_one_edge_left_out_is_that_edge_patched() -> None:
+    model, pairs = edge_model(PLAIN), some_pairs()
+    graph = graph_of(model)
+    edges = edge_patches(graph)
+    chosen = np.random.default_rng(1).choice(len(edges), 20, replace=False)
+    kept = np.ones((20, len(edges)), dtype=bool)
+    kept[np.arange(20), chosen] = False
+    found = run(model, pairs, CircuitPatches(graph, kept, tuple(map(str, chosen)))).patched
+    assert np.abs(found - run(model, pairs, edges.taken(chosen)).patched).max() < EXACT
+
+
+def test_batches_change_nothing_and_ablations_are_what_is_written() -> None:
+    model, pairs = edge_model(PLAIN), some_pairs()
+    graph = graph_of(model)
+    circuits = circuits_of(graph, 5, seed=3)
+    found = run(model, pairs, circuits).patched
+    assert np.abs(run(model, pairs, circuits, batch_size=1).patched - found).max() < EXACT
+    zeros = References(((),), (0, 0, 0))
+    ablated = run(model, pairs, circuits, references=zeros)
+    edges = edge_patches(graph)
+    single = np.ones((1, len(edges)), dtype=bool)
+    single[0, 7] = False
+    one = run(model, pairs, CircuitPatches(graph, single, ("one",)), references=zeros).patched
+    assert np.abs(one - run(model, pairs, edges.taken([7]), references=zeros).patched).max() < EXACT
+    assert np.abs(ablated.patched - found).max() > 1e-3
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = fresh_model(PLAIN)
+    circuits = circuits_of(graph_of(model), 2)
+    run(model, some_pairs(), circuits)
+    before = state_of(model)
+    run(model, some_pairs(), circuits)
+    assert_same_state(before, state_of(model))
