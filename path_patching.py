@@ -5,15 +5,12 @@ The library is the package `actpatch`; this module re-exports what path patching
 
 from __future__ import annotations
 
-from actpatch import Circuit as Circuit
 from actpatch import EdgePatchingResult as EdgePatchingResult
 from actpatch import EdgeResults as EdgeResults
 from actpatch import Graph as Graph
 from actpatch import PathPatcher as PathPatcher
 from actpatch import PathPatchingResult as PathPatchingResult
 from actpatch import PathResults as PathResults
-from actpatch import circuit_from_mib_json as circuit_from_mib_json
-from actpatch import find_circuit as find_circuit
 from actpatch import from_mib_json as from_mib_json
 from actpatch import graph_of as graph_of
 from actpatch import to_mib_json as to_mib_json

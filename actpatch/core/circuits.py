@@ -1,7 +1,10 @@
 """Circuits: sets of edges of one graph, as values. Nothing here runs a model, and nothing knows how edges are chosen.
 
 A circuit is a subgraph that is taken to do a task alone (Wang et al. 2022, "Interpretability in the Wild"; Conmy et
-al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability"). Its edges are at all positions.
+al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability"). Its edges are at all positions, or
+each at some of those that it names, as circuits that tell positions apart have them (Haklay et al. 2025,
+"Position-aware Automatic Circuit Discovery"; Miller et al. 2024, "Transformer Circuit Faithfulness Metrics are not
+Robust"): what a receiver reads *there*.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -28,6 +32,9 @@ from actpatch.core.text import count, described, shortened
 if TYPE_CHECKING:
     import networkx
 
+CircuitPosition: TypeAlias = int | str | tuple[int | str, ...]
+"""A position, a name of one or of a span of tokens, or several that count as one."""
+
 FILE_FORMAT = 1
 """Raised whenever what is stored changes."""
 KIND = "Circuit"
@@ -36,30 +43,43 @@ KIND = "Circuit"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
-    """Some of the edges of a graph. Its length is their number.
+    """Some of the edges of a graph. Its length is their number, at each position where it tells positions apart.
 
     `a | b`, `a & b`, `a - b` and `~a` are the edges of both together, of both at once, of the first alone, and all
-    others of the graph; `a <= b` says whether every edge of `a` is one of `b`, `"L5H3 → L9H9 q" in a` whether this one
-    is. What comes out of them has an empty `found_by`, which plays no part in whether two circuits are equal.
+    others of the graph; `a <= b` says whether every edge of `a` is one of `b`, and `in` whether an edge is in it:
+    `"L5H3 → L9H9 q" in a`. What comes out of them has an empty `found_by`, and the pairs that it was chosen by are
+    those of both; neither plays a part in whether two circuits are equal.
     """
 
     graph: Graph
     """Of the model."""
-    edges: Bool[np.ndarray, " edge"]
-    """Whether each edge of the graph is in the circuit, in the order of `edge_patches(graph)`; read only."""
+    edges: Bool[np.ndarray, "*position edge"]
+    """Whether each edge of the graph is in the circuit, in the order of `edge_patches(graph)`; of each of `positions`,
+    where there are some; read only."""
     found_by: str = ""
     """How its edges were chosen, in words; empty where that is not known."""
+    positions: tuple[CircuitPosition, ...] = ()
+    """Where its edges are told apart; at other positions it has none. Empty for edges at all positions."""
+    seen: frozenset[str] = frozenset()
+    """The pairs that its edges were chosen by (`pair_key`); empty where that is not known, or none were."""
 
     def __post_init__(self) -> None:
+        positions = tuple(tuple(at) if isinstance(at, list) else at for at in self.positions)
+        if len(set(positions)) < len(positions):
+            raise ValueError(f"positions {shortened(positions)} name one twice: give each once")
         given = np.asarray(self.edges)
-        if given.dtype != bool or given.shape != (len(self.graph),):
+        shape = (*[len(positions)] * bool(positions), len(self.graph))
+        if given.dtype != bool or given.shape != shape:
             raise ValueError(
                 f"edges are {given.dtype} of shape {given.shape}, expected True or False for each of the "
-                f"{len(self.graph):,} edges of {self.graph.model}: Circuit.of takes ids, labels and numbers"
+                f"{len(self.graph):,} edges of {self.graph.model}{' at each position' * bool(positions)}: Circuit.of "
+                "takes ids, labels and numbers"
             )
         edges = given.copy()
         edges.flags.writeable = False
         object.__setattr__(self, "edges", edges)
+        object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "seen", frozenset(self.seen))
 
     @classmethod
     def of(cls, graph: Graph, edges: Iterable[str | int] | str, *, found_by: str = "") -> Circuit:
@@ -68,16 +88,25 @@ class Circuit:
         Args:
             graph: of the model.
             edges: ids (`a5.h3->a9.h9<q>`), labels (`L5H3 → L9H9 q`), and numbers in the order of
-                `edge_patches(graph)`; each counts once.
+                `edge_patches(graph)`; each counts once. Names may say a position (`L5H3 → L9H9 q @S2`), all of them or
+                none.
             found_by: how they were chosen.
 
         Raises:
-            ValueError: for what is no edge of the graph.
+            ValueError: for what is no edge of the graph, and where some edges have a position and others none.
         """
         if not isinstance(edges, Iterable) or isinstance(edges, EdgePatches):
             raise ValueError(f"edges is {described(edges)}, expected a list of ids, labels or numbers of edges")
-        listed = [edges] if isinstance(edges, str) else list(edges)
-        return cls(graph, _mask(len(graph), [_number(graph, edge) for edge in listed]), found_by)
+        listed = [_split(edge) for edge in ([edges] if isinstance(edges, str) else edges)]
+        positions = tuple(dict.fromkeys(at for _, at in listed))
+        table = np.zeros((max(1, len(positions)), len(graph)), dtype=bool)
+        for edge, at in listed:
+            table[positions.index(at), _number(graph, edge)] = True
+        if positions in ((), (None,)):
+            return cls(graph, table[0], found_by)
+        if None in positions:
+            raise ValueError("some of these edges are at a position and others at all: give each one its position")
+        return cls(graph, table, found_by, positions)  # type: ignore[arg-type]
 
     @classmethod
     def of_nodes(cls, graph: Graph, nodes: Names, *, found_by: str = "") -> Circuit:
@@ -114,7 +143,8 @@ class Circuit:
         return int(np.count_nonzero(self.edges))
 
     def __repr__(self) -> str:
-        parts = [f"{len(self):,} of {len(self.graph):,} edges"]
+        at = f" at {count(len(self.positions), 'position')}" if self.positions else ""
+        parts = [f"{len(self):,} of {self.edges.size:,} edges{at}"]
         if len(self.pruned()) < len(self):
             parts.append(f"{len(self.pruned()):,} after pruning")
         parts.append(f"{count(len(self.heads), 'head')}, {count(len(self.mlps), 'MLP')}")
@@ -124,10 +154,11 @@ class Circuit:
         """Whether graph and edges are the same, however they were found."""
         if not isinstance(other, Circuit):
             return NotImplemented
-        return self.graph == other.graph and np.array_equal(self.edges, other.edges)
+        same = (self.graph, self.positions) == (other.graph, other.positions)
+        return same and np.array_equal(self.edges, other.edges)
 
     def __hash__(self) -> int:
-        return hash((self.graph, self.edges.tobytes()))
+        return hash((self.graph, self.positions, self.edges.tobytes()))
 
     def __or__(self, other: Circuit) -> Circuit:
         return self._with(other, np.logical_or)
@@ -139,7 +170,7 @@ class Circuit:
         return self._with(other, np.greater)
 
     def __invert__(self) -> Circuit:
-        return Circuit(self.graph, ~self.edges)
+        return replace(self, edges=~self.edges, found_by="")
 
     def __le__(self, other: Circuit) -> bool:
         if not isinstance(other, Circuit):
@@ -148,12 +179,21 @@ class Circuit:
         return bool((self.edges <= other.edges).all())
 
     def __contains__(self, edge: str | int) -> bool:
-        """Whether this edge, by its id, label or number, is in the circuit.
+        """Whether this edge, by its id, label or number, is in the circuit; without a position, at any.
 
         Raises:
-            ValueError: for what is no edge of the graph.
+            ValueError: for what is no edge of the graph, and a position that the circuit has not.
         """
-        return bool(self.edges[_number(self.graph, edge)])
+        name, at = _split(edge)
+        if at is not None and at not in self.positions:
+            raise ValueError(f"position {at!r} is none of this circuit's, which has {_places(self)}")
+        rows = self._table if at is None else self._table[[self.positions.index(at)]]
+        return bool(rows[:, _number(self.graph, name)].any())
+
+    @property
+    def everywhere(self) -> Circuit:
+        """The edges that it has at any position, at all positions."""
+        return replace(self, edges=np.any(self._table, axis=0), positions=())
 
     def pruned(self) -> Circuit:
         """The circuit without edges that lie on no way from the input to the logits: they change nothing in it.
@@ -161,25 +201,32 @@ class Circuit:
         An edge is left out if its sender is not fed or what reads it leads nowhere, and so on until no more is. A head
         is fed by any edge into its queries, keys or values, an MLP by any edge into it, and the input always; both lead
         on by an edge out of them, the logits always do. Keys and values that heads share feed each of these heads, and
-        lead on by any of them.
+        lead on by any of them. Where positions are told apart, all of this is at one position, but that what keys and
+        values read at any position feeds their heads at all.
         """
         return self._pruned
 
     @cached_property
     def _pruned(self) -> Circuit:
-        graph = self.graph
-        fed, leads = (np.zeros(len(graph.writers), dtype=bool) for _ in range(2))
-        fed[0] = True
-        leading = np.ones(len(graph.readers), dtype=bool)
+        graph, table = self.graph, self._table
+        fed, leads = (np.zeros((len(table), len(graph.writers)), dtype=bool) for _ in range(2))
+        fed[:, 0] = True
+        leading = np.ones((len(table), len(graph.readers)), dtype=bool)
         # Readers stand in the order of the forward pass, so that one walk each way is the fixed point.
-        for number in range(len(graph.readers)):
-            if (self._into(number) & fed[: graph.n_writers_before[number]]).any():
-                fed[list(graph.moved[number])] = True
+        for number, reader in enumerate(graph.readers):
+            into = self._into(number)
+            is_fed = (into & fed[:, : into.shape[1]]).any(axis=1)
+            for writer in graph.moved[number]:
+                fed[:, writer] |= is_fed.any() if reader.kind in ("k", "v") else is_fed
         for number, reader in reversed(list(enumerate(graph.readers))):
-            leading[number] = reader.kind == "logits" or leads[list(graph.moved[number])].any()
-            if leading[number]:
-                leads[: graph.n_writers_before[number]] |= self._into(number)
-        edges = self.edges & _between(graph, fed, leading)
+            into = self._into(number)
+            if reader.kind != "logits":
+                leading[:, number] = leads[:, list(graph.moved[number])].any(axis=1)
+                if reader.kind in ("k", "v"):
+                    leading[:, number] = leading[:, number].any()
+            leads[:, : into.shape[1]] |= into & leading[:, [number]]
+        every = edges_of_numbers(graph, np.arange(len(graph)))
+        edges = (table & fed[:, every.writers] & leading[:, every.readers]).reshape(self.edges.shape)
         n_left = int(np.count_nonzero(edges))
         if n_left == len(self):
             return self
@@ -188,18 +235,18 @@ class Circuit:
 
     @cached_property
     def patches(self) -> EdgePatches:
-        """Its edges as arrays of writers and readers, in order."""
-        return edges_of_numbers(self.graph, np.flatnonzero(self.edges))
+        """Its edges as arrays of writers and readers, in order, each once at however many positions."""
+        return edges_of_numbers(self.graph, np.flatnonzero(self._table.any(axis=0)))
 
     @property
     def edge_ids(self) -> list[str]:
-        """Id of each edge: `a5.h3->a9.h9<q>`."""
-        return self.patches.ids
+        """Id of each edge: `a5.h3->a9.h9<q>`; `a5.h3->a9.h9<q> @S2` where positions are told apart."""
+        return self._names(self.patches.ids)
 
     @property
     def labels(self) -> list[str]:
-        """Label of each edge: `L5H3 → L9H9 q`."""
-        return self.patches.labels
+        """Label of each edge: `L5H3 → L9H9 q`; `L5H3 → L9H9 q @S2` where positions are told apart."""
+        return self._names(self.patches.labels)
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -211,7 +258,7 @@ class Circuit:
         writes, reads = self._writes, self._reads
         reads[0] = True
         labels = [self.graph.writers[number].label for number in np.flatnonzero(writes & reads)]
-        return (*labels, *["logits"] * bool(self._into(len(self.graph.readers) - 1).any()))
+        return (*labels, *["logits"] * bool(self._reads_logits))
 
     @property
     def heads(self) -> tuple[tuple[int, int], ...]:
@@ -228,22 +275,27 @@ class Circuit:
         """The circuit as a graph of NetworkX, from component to component.
 
         Nodes are labels with `kind` and `layer`. Edges have `kind` (`q`, `k`, `v`, `mlp` or `logits`), which is their
-        key too, and `id`. An edge into keys or values that heads share is drawn to each of these heads that an edge
-        leaves, and to all of them where none does.
+        key too, `id`, and `positions`, a list that is empty for all. An edge into keys or values that heads share is
+        drawn to each of these heads that an edge leaves, and to all of them where none does.
         """
         found = import_module("networkx").MultiDiGraph(model=self.graph.model, found_by=self.found_by)
         graph, patches, writes = self.graph, self.patches, self._writes
-        for sender, receiver, name in zip(patches.writers.tolist(), patches.readers.tolist(), patches.ids):
+        held = self._table[:, patches.numbers].T
+        for number, (sender, receiver, name) in enumerate(
+            zip(patches.writers.tolist(), patches.readers.tolist(), patches.ids)
+        ):
             reader, writer = graph.readers[receiver], graph.writers[sender]
             found.add_node(writer.label, kind=writer.kind, layer=writer.layer)
             moved = [i for i in graph.moved[receiver] if writes[i]] or graph.moved[receiver]
             for end in [graph.writers[i] for i in moved] or [reader]:
                 found.add_node(end.label, kind=end.kind, layer=end.layer)
-                found.add_edge(writer.label, end.label, key=reader.kind, kind=reader.kind, id=name)
+                positions = [at for at, is_there in zip(self.positions, held[number]) if is_there]
+                of_edge = {"kind": reader.kind, "id": name, "positions": positions}
+                found.add_edge(writer.label, end.label, key=reader.kind, **of_edge)
         return found
 
     def save(self, path: str | Path) -> Path:
-        """Write the circuit as JSON: its graph, the ids of its edges, and how it was found.
+        """Write the circuit as JSON: its graph, the ids of its edges, how it was found and on which pairs.
 
         Raises:
             OSError: where the path cannot be written.
@@ -253,7 +305,9 @@ class Circuit:
             "format": FILE_FORMAT,
             "graph": dataclasses.asdict(self.graph),
             "found_by": self.found_by,
-            "edges": self.edge_ids,
+            "positions": list(self.positions),
+            "edges": [edges_of_numbers(self.graph, np.flatnonzero(row)).ids for row in self._table],
+            "seen": sorted(self.seen),
         }
         return write_file(path, json.dumps(stored, ensure_ascii=False).encode())
 
@@ -276,16 +330,34 @@ class Circuit:
                 f"{FILE_FORMAT}: read it with the version that wrote it"
             )
         try:
-            return cls.of(
-                Graph(**stored["graph"]), list(map(_text, stored["edges"])), found_by=_text(stored["found_by"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            graph, positions = Graph(**stored["graph"]), tuple(map(_position, stored["positions"]))
+            rows = [cls.of(graph, list(map(_text, row))).edges for row in stored["edges"]]
+            edges = np.stack(rows) if positions else rows[0]
+            return cls(graph, edges, _text(stored["found_by"]), positions, frozenset(map(_text, stored["seen"])))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): save the circuit again") from error
 
-    def _into(self, reader: int) -> Bool[np.ndarray, " writer"]:
+    @property
+    def _table(self) -> Bool[np.ndarray, "position edge"]:
+        """Its edges at each position; in a row of its own, where they are not told apart."""
+        return self.edges.reshape(-1, len(self.graph))
+
+    def _names(self, of_edges: list[str]) -> list[str]:
+        """The name of each edge at each of its positions, edge by edge."""
+        if not self.positions:
+            return of_edges
+        held = self._table[:, self.patches.numbers].T
+        at = [f" @{' + '.join(map(str, one)) if isinstance(one, tuple) else one}" for one in self.positions]
+        return [name + at[column] for name, row in zip(of_edges, held) for column in np.flatnonzero(row)]
+
+    def _into(self, reader: int) -> Bool[np.ndarray, "position writer"]:
         """Which of the writers that this reader reads are in the circuit with their edge to it."""
         first = int(self.graph.first_edge[reader])
-        return self.edges[first : first + int(self.graph.n_writers_before[reader])]
+        return self._table[:, first : first + int(self.graph.n_writers_before[reader])]
+
+    @property
+    def _reads_logits(self) -> bool:
+        return bool(self._into(len(self.graph.readers) - 1).any())
 
     @property
     def _writes(self) -> Bool[np.ndarray, " writer"]:
@@ -308,7 +380,7 @@ class Circuit:
         if not isinstance(other, Circuit):
             return NotImplemented
         self._check_same_graph(other)
-        return Circuit(self.graph, operation(self.edges, other.edges))
+        return Circuit(self.graph, operation(self.edges, other.edges), "", self.positions, self.seen | other.seen)
 
     def _check_same_graph(self, other: Circuit) -> None:
         if self.graph != other.graph:
@@ -316,6 +388,42 @@ class Circuit:
                 f"these circuits are of different graphs, {_told(self.graph, other.graph)} and "
                 f"{_told(other.graph, self.graph)}: compare circuits of one model"
             )
+        if self.positions != other.positions:
+            raise ValueError(
+                f"these circuits tell other positions apart, {_places(self)} and {_places(other)}: compare them "
+                "`.everywhere`"
+            )
+
+
+def pair_key(clean: Sequence[str], corrupted: Sequence[str]) -> str:
+    """What tells a pair from others: a digest of the tokens of its prompts."""
+    return sha256(json.dumps([list(clean), list(corrupted)]).encode()).hexdigest()[:16]
+
+
+def _split(edge: Any) -> tuple[Any, CircuitPosition | None]:
+    """An edge and its position, None where it has none."""
+    if not isinstance(edge, str) or "@" not in edge:
+        return edge, None
+    name, _, at = edge.partition("@")
+    several = [_plain(one) for one in at.split(" + ")]
+    return name.strip(), several[0] if len(several) == 1 else tuple(several)
+
+
+def _plain(at: str) -> int | str:
+    at = at.strip()
+    return int(at) if at.removeprefix("-").isdecimal() else at
+
+
+def _position(stored: Any) -> CircuitPosition:
+    if isinstance(stored, list):
+        return tuple(map(_position, stored))  # type: ignore[arg-type]
+    if isinstance(stored, bool) or not isinstance(stored, (int, str)):
+        raise TypeError(f"{shortened(stored)} is no position")
+    return stored
+
+
+def _places(circuit: Circuit) -> str:
+    return ", ".join(map(repr, circuit.positions)) or "none"
 
 
 def _number(graph: Graph, edge: object) -> int:

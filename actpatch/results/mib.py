@@ -58,11 +58,14 @@ def to_mib_json(
     Raises:
         OSError: where the file cannot be written.
         ValueError: for edges at positions or given twice, for scores and `kept` of another length, for an infinite
-            score, for a kept edge without one, for edges without scores, and for `kept` beside a circuit.
+            score, for a kept edge without one, for edges without scores, for a circuit that tells positions apart, and
+            for `kept` beside one.
     """
     if isinstance(edges, Circuit):
         if kept is not None:
             raise ValueError("kept is given beside a circuit, which says itself which edges are kept: leave it out")
+        if edges.positions:
+            raise ValueError("these files know no positions, which this circuit tells apart: write circuit.everywhere")
         kept, scores = edges.edges, edges.edges.astype(np.float64) if scores is None else scores
         edges = edge_patches(edges.graph)
     elif scores is None:

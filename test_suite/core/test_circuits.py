@@ -272,8 +272,8 @@ def test_files_that_are_no_circuit_are_refused(tmp_path: Path) -> None:
     for change, message in (
         ({"format": 2}, "holds 'Circuit' of format 2, expected Circuit of format 1"),
         ({"kind": "EdgeResults"}, "holds 'EdgeResults' of format 1"),
-        ({"edges": ["a9.h9->logits"]}, "is damaged .*no writer is called 'a9.h9'"),
-        ({"edges": [3]}, "is damaged .*3 is no text"),
+        ({"edges": [["a9.h9->logits"]]}, "is damaged .*no writer is called 'a9.h9'"),
+        ({"edges": [[3]]}, "is damaged .*3 is no text"),
         ({"graph": {}}, "is damaged"),
         ({"found_by": None}, "is damaged"),
     ):
@@ -290,3 +290,72 @@ def test_full_circuits_of_known_models_have_every_head_and_mlp() -> None:
         heads[layer].append(head)
     assert heads == {layer: list(range(12)) for layer in range(12)}
     assert Circuit.full(GPT2).mlps == tuple(range(12)) and len(Circuit.full(GPT2).nodes) == 144 + 12 + 2
+
+
+# --- positions told apart ---
+
+
+def at_positions(of: Graph, seed: int, share: float = 0.3) -> Circuit:
+    positions = ("S2", 4, ("IO", "S1"))
+    return Circuit(of, np.random.default_rng(seed).random((3, len(of))) < share, "", positions, frozenset("a"))
+
+
+def naively_pruned_at_positions(circuit: Circuit) -> set[tuple[str, int]]:
+    """The same as `naively_pruned`, with a component of each position; keys and values lead to and from all."""
+    places = range(len(circuit.positions))
+    left = {(name, at) for at in places for name in Circuit(circuit.graph, circuit.edges[at]).edge_ids}
+    while True:
+        fed, leading, still = {("input", at) for at in places}, {("logits", at) for at in places}, set()
+        for name, at in left:
+            sender, into = components(circuit.graph, name)
+            everywhere = name.endswith(("<k>", "<v>"))
+            fed |= {(node, other) for node in into for other in (places if everywhere else [at])}
+            leading.add((sender, at))
+        for name, at in left:
+            sender, into = components(circuit.graph, name)
+            ends = places if name.endswith(("<k>", "<v>")) else [at]
+            if (sender, at) in fed and any((node, other) in leading for node in into for other in ends):
+                still.add((name, at))
+        if still == left:
+            return left
+        left = still
+
+
+@pytest.mark.parametrize("of", [SMALL, GROUPED], ids=lambda of: of.model)
+@pytest.mark.parametrize("seed", range(12))
+def test_pruning_at_positions_is_a_fixed_point_of_each(of: Graph, seed: int) -> None:
+    circuit = at_positions(of, seed, 0.06 + 0.02 * (seed % 6))
+    expected = naively_pruned_at_positions(circuit)
+    pruned = circuit.pruned()
+    found = {(name, at) for at in range(3) for name in Circuit(of, pruned.edges[at]).edge_ids}
+    assert found == expected and len(pruned) == len(expected)
+
+
+def test_circuits_at_positions_are_values_too(tmp_path: Path) -> None:
+    circuit = at_positions(SMALL, 1)
+    loaded = Circuit.load(circuit.save(tmp_path / "c.json"))
+    assert (loaded, loaded.seen, loaded.positions) == (circuit, circuit.seen, circuit.positions)
+    assert Circuit.of(SMALL, circuit.labels).everywhere == circuit.everywhere
+    again = Circuit.of(SMALL, circuit.edge_ids)
+    assert set(again.positions) == set(circuit.positions) and set(again.edge_ids) == set(circuit.edge_ids)
+    assert len(circuit) == len(circuit.labels) == int(circuit.edges.sum()) and all(
+        name in circuit for name in circuit.labels
+    )
+    assert (
+        len(circuit | ~circuit) == 3 * len(SMALL) and len(circuit & ~circuit) == 0 and (circuit - circuit).seen == {"a"}
+    )
+    assert "at 3 positions" in repr(circuit)
+    drawn = circuit.to_networkx()
+    assert sum(len(data["positions"]) for *_, data in drawn.edges(data=True)) == len(circuit)
+
+
+def test_positions_that_do_not_go_together_are_refused() -> None:
+    circuit = at_positions(SMALL, 1)
+    with pytest.raises(ValueError, match=r"tell other positions apart, 'S2', 4, \('IO', 'S1'\) and none"):
+        circuit | circuit.everywhere
+    with pytest.raises(ValueError, match="some of these edges are at a position"):
+        Circuit.of(SMALL, ["a0.h0->a1.h1<q> @S2", "input->logits"])
+    with pytest.raises(ValueError, match="name one twice"):
+        Circuit(SMALL, np.zeros((2, len(SMALL)), dtype=bool), "", ("S2", "S2"))
+    with pytest.raises(ValueError, match="position 'S3' is none of this circuit's"):
+        _ = "input->logits @S3" in circuit

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOORS = {
     "activation_patching.py",
     "attribution_patching.py",
+    "circuit_discovery.py",
     "head_patching.py",
     "model_loading.py",
     "path_patching.py",

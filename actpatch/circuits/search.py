@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -91,9 +90,9 @@ def _check_goal(n_edges: Any, threshold: Any, share: Any) -> None:
         raise ValueError(f"{said} of n_edges, threshold and share is given, expected exactly one")
     if n_edges is not None and (not is_integer(n_edges) or n_edges < 1):
         raise ValueError(f"n_edges is {n_edges!r}, expected a whole number of at least 1")
-    if threshold is not None and (not isinstance(threshold, Real) or not 0 < threshold < math.inf):
+    if threshold is not None and (not isinstance(threshold, (int, float)) or not 0 < threshold < math.inf):
         raise ValueError(f"threshold is {threshold!r}, expected a number above 0")
-    if share is not None and (not isinstance(share, Real) or not 0 < share <= 1):
+    if share is not None and (not isinstance(share, (int, float)) or not 0 < share <= 1):
         raise ValueError(f"share is {share!r}, expected a number above 0 and at most 1")
 
 

@@ -1,0 +1,11 @@
+"""Which edges do the job alone? The door to circuits: found, run, judged, and compared with known ones.
+
+The library is the package `actpatch`; this module re-exports what circuits need.
+"""
+
+from __future__ import annotations
+
+from actpatch import Circuit as Circuit
+from actpatch import CircuitPatcher as CircuitPatcher
+from actpatch import circuit_from_mib_json as circuit_from_mib_json
+from actpatch import find_circuit as find_circuit
