@@ -80,6 +80,8 @@ from .results.mib import to_mib_json as to_mib_json
 from .results.paths import PathResults as PathResults
 from .results.positions import PositionResults as PositionResults
 from .results.saved import load_results as load_results
+from .results.sensitivity import SensitivityCard as SensitivityCard
+from .results.sensitivity import Variation as Variation
 from .results.shapes import HeadResults as HeadResults
 from .results.shapes import LayerResults as LayerResults
 from .results.shapes import NeuronResults as NeuronResults
