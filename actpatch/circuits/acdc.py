@@ -29,7 +29,8 @@ from actpatch.core.text import described, shortened
 from actpatch.engine.circuit_measure import CircuitMeasure
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.places import named_columns
-from actpatch.interventions.settings import Settings
+from actpatch.interventions.sources import References
+from actpatch.metrics.chosen import AnyMetric
 from actpatch.tasks.encoding import EncodedPairs
 
 WayThrough = Literal["reverse", "forward", "random"]
@@ -99,34 +100,36 @@ class Search:
 
 
 def acdc(
-    engine: PatchingEngine, graph: Graph, pairs: EncodedPairs, start: Circuit, search: Search, settings: Settings
+    engine: PatchingEngine,
+    pairs: EncodedPairs,
+    metric: AnyMetric,
+    start: Circuit,
+    search: Search,
+    references: References | None = None,
 ) -> Circuit:
     """The circuit that ACDC finds on these pairs.
 
     Args:
         engine: of the model.
-        graph: of the model.
         pairs: the prompts.
+        metric: what the search goes by.
         start: the circuit to begin with.
         search: how to go.
-        settings: what is written in the place of senders that are left out, and the one metric.
+        references: the prompts whose mean activations are written for senders that are left out; None for the other
+            run of each pair.
 
     Raises:
-        ValueError: before any run, for a position that a pair lacks, and several metrics.
+        ValueError: before any run, for a position that a pair lacks.
     """
-    metrics = pairs.metrics(settings.metrics)
-    if len(metrics) != 1:
-        raise ValueError(f"metric names {len(metrics)}, expected one: a search goes by one number")
-    (chosen,) = metrics
+    graph = start.graph
     places = places_of(start.positions, pairs.in_direction("noising"))
-    references = settings.source.references(pairs)
     kept = start.edges.reshape(-1, len(graph)).copy()
-    sign = 1.0 if chosen.more_is_better else -1.0
-    with engine.measuring_circuits(pairs, graph, chosen, places=places, references=references) as measure:
+    sign = 1.0 if metric.more_is_better else -1.0
+    with engine.measuring_circuits(pairs, graph, metric, places=places, references=references) as measure:
         kept = _Going(measure, graph, kept, search, sign).through()
     seen = frozenset(map(pair_key, pairs.clean_tokens, pairs.corrupted_tokens))
     how = "" if search.signed else " either way"
-    by = f"ACDC, threshold {search.threshold:g} of the {chosen.name}{how}, senders in {search.order}"
+    by = f"ACDC, threshold {search.threshold:g} of the {metric.name}{how}, senders in {search.order}"
     begun = "" if len(start) == start.edges.size else f", from {len(start):,} edges"
     return Circuit(graph, kept.reshape(start.edges.shape), by + begun, start.positions, seen)
 
@@ -161,7 +164,7 @@ class _Going:
 
     def _stage(self, readers: list[int]) -> None:
         """Readers of which none reads what another one moves, so that which of them lead on is known before."""
-        leads = leading_writers(self.graph, self.kept.any(axis=0))
+        leads = leading_writers(self.graph, np.any(self.kept, axis=0))
         waiting: list[tuple[int, int, int]] = []
         for number in readers:
             moved = list(self.graph.moved[number])

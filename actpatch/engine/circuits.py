@@ -201,10 +201,10 @@ class CircuitRuns:
         if not self.resumes:
             return np.arange(len(self.graph.writers)) > 0
         if self.held.kept is None:
-            changed = ~kept.all(axis=(0, 1)) | (not self.covers_all)
+            changed = ~np.all(kept, axis=(0, 1)) | (not self.covers_all)
         else:
-            changed = (kept != self.held.kept).any(axis=(0, 1))
-        return changing_writers(self.graph, kept.any(axis=(0, 1)), changed)
+            changed = np.any(kept != self.held.kept, axis=(0, 1))
+        return changing_writers(self.graph, np.any(kept, axis=(0, 1)), changed)
 
     def _logits(self, rows: CircuitRows) -> Float[Tensor, "row read token"]:
         if not self.resumes:
