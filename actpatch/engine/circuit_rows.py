@@ -298,7 +298,7 @@ class CircuitRows:
         return found[self.of_pair, :, of_row]
 
     def _left_out_at_places(
-        self, group: ReaderGroup, readers: Bool[np.ndarray, " reader"], changes: Tensor, at: Tensor | None
+        self, group: ReaderGroup, readers: Bool[np.ndarray, " of_group"], changes: Tensor, at: Tensor | None
     ) -> Float[Tensor, "row pos reader d_model"]:
         """The same where edges are left out at some positions, and all of them where no place is."""
         n = group.n_writers

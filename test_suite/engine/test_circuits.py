@@ -109,22 +109,25 @@ AT = ((4,), (5, 6), (5,))
 """Two of them share a position; some positions are in none."""
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", model_parameters("hooked:grouped", "bridge:gpt2", slow=("hooked:parallel", "bridge:neox"))
+)
 def test_at_named_positions_readers_read_their_circuit_and_elsewhere_none(name: str) -> None:
     """Random circuits of three places against every reader rebuilt by hand, position by position."""
     model, pairs = edge_model(name), token_pairs([9, 7], [(3, 6), (2, 4)])
     graph = graph_of(model)
     kept = np.random.default_rng(0).random((2, 3, len(graph))) < 0.6
-    circuits = CircuitPatches(graph, kept, ("a", "b"), PLACES)
-    for direction in DIRECTIONS:
-        found = run(model, pairs, circuits, direction).patched[0]
-        runs = (pairs.clean[1], pairs.corrupted[1])
-        base, source = runs if direction == "noising" else runs[::-1]
-        for number in range(2):
-            logits = logits_of_circuit(model, graph, base, source, kept[number], at=AT)[-1]
-            assert found[number, 1] == pytest.approx(float(logits[3] - logits[9]), rel=0, abs=1e-9)
-        elsewhere = logits_of_circuit(model, graph, base, source, kept[0, 0])[-1]
-        assert abs(found[0, 1] - float(elsewhere[3] - elsewhere[9])) > 1e-4
+    circuits = CircuitPatches(graph, kept, ("noised", "denoised"), PLACES)
+    runs = (pairs.clean[1], pairs.corrupted[1])
+    for number, direction in enumerate(("noising", "denoising")):
+        found = run(model, pairs, circuits, direction).patched[0, number, 1]
+        logits = logits_of_circuit(model, graph, *runs, kept[number], at=AT)[-1]
+        assert found == pytest.approx(float(logits[3] - logits[9]), rel=0, abs=1e-9)
+        assert (
+            abs(found - run(model, pairs, replace(circuits, places=PLACES[::-1]), direction).patched[0, number, 1])
+            > 1e-4
+        )
+        runs = runs[::-1]
 
 
 def test_a_circuit_at_every_position_is_that_circuit() -> None:
