@@ -25,7 +25,7 @@ from actpatch.core.sites import block_hook
 from actpatch.engine.exactness import too_far
 from actpatch.engine.experiment import Chunk, resid_name
 from actpatch.engine.readers import QUERIES_KEYS_VALUES
-from actpatch.models.forwards import at_positions, replaced_forward
+from actpatch.models.forwards import at_positions, norm_of, replaced_forward
 from actpatch.models.runner import Hook, Runner
 
 
@@ -370,7 +370,7 @@ class CircuitRows:
     def _normalized(self, module: nn.Module, streams: Float[Tensor, "row pos *reader d_model"]) -> Tensor:
         self.is_inside = True
         try:
-            return module(streams.flatten(1, -2)).view_as(streams)
+            return norm_of(module)(streams.flatten(1, -2)).view_as(streams)
         finally:
             self.is_inside = False
 
