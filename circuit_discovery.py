@@ -7,5 +7,7 @@ from __future__ import annotations
 
 from actpatch import Circuit as Circuit
 from actpatch import CircuitPatcher as CircuitPatcher
+from actpatch import FaithfulnessCurve as FaithfulnessCurve
 from actpatch import circuit_from_mib_json as circuit_from_mib_json
+from actpatch import faithfulness_curve as faithfulness_curve
 from actpatch import find_circuit as find_circuit

@@ -62,6 +62,7 @@ from .results.check import DatasetCheck as DatasetCheck
 from .results.check import PairCheck as PairCheck
 from .results.edges import EdgeResults as EdgeResults
 from .results.ensembles import ensemble as ensemble
+from .results.faithfulness_curve import FaithfulnessCurve as FaithfulnessCurve
 from .results.generation import Continuation as Continuation
 from .results.generation import Generation as Generation
 from .results.head_positions import HeadPositionResults as HeadPositionResults

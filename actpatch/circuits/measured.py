@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,8 @@ class CircuitMetrics:
         self.dataset, self.pair_indices, self.source, self.metric = dataset, pair_indices, source, metric
         self.sweep: Sweep | None = None
         """The last runs, for the settings and the pairs; None before the first."""
+        self.empty: Float[np.ndarray, " pair"] = np.empty(0)
+        """The metric with every edge off, once anything was run."""
         self._known: dict[Circuit, Float[np.ndarray, " pair"]] = {}
 
     def of(self, circuits: Sequence[Circuit]) -> Float[np.ndarray, "circuit pair"]:
@@ -64,7 +67,8 @@ class CircuitMetrics:
             ValueError: as `CircuitPatcher.run_circuits_experiment`.
             RuntimeError: likewise.
         """
-        asked = dict.fromkeys([Circuit.empty(self.patcher.graph), *circuits])
+        none = replace(circuits[0], edges=np.zeros_like(circuits[0].edges))
+        asked = dict.fromkeys([none, *circuits])
         if new := [one for one in asked if one not in self._known and not self._is_whole(one)]:
             # What baselines are to be warned of was told with the first runs.
             with warnings.catch_warnings() if self.sweep is not None else nullcontext():
@@ -74,6 +78,7 @@ class CircuitMetrics:
                     self.dataset, new, pair_indices=self.pair_indices, source=self.source, metrics=self.metric
                 ).sweep
             self._known.update(zip(new, self.sweep.patched))
+        self.empty = self._known[none]
         return np.stack([self.full if self._is_whole(one) else self._known[one] for one in circuits])
 
     @property
@@ -81,11 +86,6 @@ class CircuitMetrics:
         """The metric of the whole model, once anything was run."""
         assert self.sweep is not None
         return self.sweep.clean
-
-    @property
-    def empty(self) -> Float[np.ndarray, " pair"]:
-        """The metric with every edge off, likewise."""
-        return self._known[Circuit.empty(self.patcher.graph)]
 
     def faithfulness(self, circuits: Sequence[Circuit]) -> Float[np.ndarray, " circuit"]:
         """Ratio of means (`statistics.faithfulness`) of each circuit.

@@ -25,6 +25,7 @@ from actpatch.core.sites import Patch
 from actpatch.core.text import described
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
+from actpatch.results.ensembles import Ensemble
 from actpatch.results.shapes import HeadResults, LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 
@@ -82,8 +83,6 @@ def scores_of(results: Any) -> Scores:
         estimate = results.sweep.estimate
         how = f"{exact_or_estimated(estimate)}, {results.sweep.direction}"
         return Scores(results, (results.sweep.effects,), how, estimate is None or not estimate.what.is_absolute)
-    from actpatch.results.ensembles import Ensemble  # needs pandas, which takes long to import
-
     if isinstance(results, Ensemble) and hasattr(results, "results"):
         sweeps = [one.sweep for one in results.results]
         methods = " and ".join(method_of(sweep.estimate) or "exact effects" for sweep in sweeps)
@@ -255,12 +254,12 @@ def _position(name: str) -> CircuitPosition:
 def _grown(graph: Graph, n_places: int, ranked: Int[np.ndarray, " known"]) -> Iterator[int]:
     """Edges in the order in which a circuit grows from the logits, the best of those that lead there first.
 
-    A sender leads there from the position at which it is read. What its queries read has to stand at that position, too,
-    while keys and values are read at all of them.
+    A sender leads there from the position at which it is read, and so does what its queries or its MLP read there;
+    keys and values are read at all positions.
     """
-    ranks = np.full(len(graph) * n_places, len(ranked))
-    ranks[ranked] = np.arange(len(ranked))
-    ranks = ranks.reshape(-1, n_places)
+    each = np.full(len(graph) * n_places, len(ranked))
+    each[ranked] = np.arange(len(ranked))
+    ranks = each.reshape(-1, n_places)
     readers_of: dict[int, list[int]] = {}
     for reader, moved in enumerate(graph.moved):
         for writer in moved:

@@ -209,7 +209,7 @@ def _n_taken(goal: str, value: Any, ranking: Ranking) -> int:
     if goal != "threshold":
         if value > len(ranking):
             raise ValueError(
-                f"{goal} is {value:,}, only {len(ranking):,} {plural(ranking.noun)} can be taken: give at most that many"
+                f"{goal} is {value:,}, only {len(ranking):,} {plural(ranking.noun)} can be taken: give at most as many"
             )
         return int(value)
     below = np.flatnonzero(ranking.keys < value)
@@ -255,6 +255,6 @@ def _warn_of_dangling(circuit: Circuit, method: Method) -> None:
     if not len(circuit.pruned()):
         instead = "" if method == "greedy" else ", or choose method='greedy'"
         warn_user(
-            f"none of the {len(circuit):,} edges of this circuit lies on a way from the input to the logits, so that it "
-            f"does nothing: take more{instead}"
+            f"none of the {len(circuit):,} edges of this circuit lies on a way from the input to the logits, so that "
+            f"it does nothing: take more{instead}"
         )
