@@ -8,19 +8,17 @@ large in either is in the circuit.
 
 from __future__ import annotations
 
-import heapq
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from actpatch.core.circuits import Circuit, CircuitPosition, pair_key
-from actpatch.core.edge_patches import edges_of_numbers
 from actpatch.core.estimate_words import exact_or_estimated, method_of
 from actpatch.core.graph import Graph
+from actpatch.core.growth import grown
 from actpatch.core.sites import Patch
 from actpatch.core.text import described
 from actpatch.results.both import BothDirections
@@ -139,7 +137,7 @@ class EdgeRanking(Ranking):
         known = np.flatnonzero(~np.isnan(each))
         ranked = known[np.argsort(-each[known], kind="stable")]
         self.n_known = len(known)
-        self.order = ranked if growth == "top" else np.fromiter(_grown(graph, len(keys), ranked), dtype=np.int64)
+        self.order = ranked if growth == "top" else np.fromiter(grown(graph, ranked, len(keys)), dtype=np.int64)
         self.keys = each[self.order]
 
     def circuit(self, n: int) -> Circuit:
@@ -249,49 +247,3 @@ def _position(name: str) -> CircuitPosition:
     """A position as circuits have it; several that were patched together are a tuple."""
     parts = [int(one) if one.removeprefix("-").isdecimal() else one for one in name.split(" + ")]
     return parts[0] if len(parts) == 1 else tuple(parts)
-
-
-def _grown(graph: Graph, n_places: int, ranked: Int[np.ndarray, " known"]) -> Iterator[int]:
-    """Edges in the order in which a circuit grows from the logits, the best of those that lead there first.
-
-    A sender leads there from the position at which it is read, and so does what its queries or its MLP read there;
-    keys and values are read at all positions.
-    """
-    each = np.full(len(graph) * n_places, len(ranked))
-    each[ranked] = np.arange(len(ranked))
-    ranks = each.reshape(-1, n_places)
-    readers_of: dict[int, list[int]] = {}
-    for reader, moved in enumerate(graph.moved):
-        for writer in moved:
-            readers_of.setdefault(writer, []).append(reader)
-    reader_of = edges_of_numbers(graph, np.arange(len(graph))).readers
-    heap: list[int] = []
-    opened: set[tuple[int, int]] = set()
-    open_at = _opener(graph, ranks, len(ranked), opened, heap)
-    for place in range(n_places):
-        open_at(len(graph.readers) - 1, place)
-    while heap:
-        number = int(ranked[heapq.heappop(heap)])
-        yield number
-        edge, place = divmod(number, n_places)
-        sender = edge - int(graph.first_edge[reader_of[edge]])
-        for behind in readers_of.get(sender, []):
-            for at in range(n_places) if graph.readers[behind].kind in ("k", "v") else (place,):
-                open_at(behind, at)
-
-
-def _opener(
-    graph: Graph, ranks: Int[np.ndarray, "edge place"], n_ranked: int, opened: set[tuple[int, int]], heap: list[int]
-) -> Callable[[int, int], None]:
-    """What adds the ranked edges into a reader at a position to those that can be taken, once."""
-
-    def open_at(reader: int, place: int) -> None:
-        if (reader, place) in opened:
-            return
-        opened.add((reader, place))
-        first = int(graph.first_edge[reader])
-        for rank in ranks[first : first + int(graph.n_writers_before[reader]), place].tolist():
-            if rank < n_ranked:
-                heapq.heappush(heap, rank)
-
-    return open_at
