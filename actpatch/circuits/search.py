@@ -174,26 +174,21 @@ def _graph_of(sweep: Sweep, model: Any) -> Graph:
 
 
 def _by_acdc(scores: Scores, threshold: float, signed: bool, model: Any, dataset: PatchingDataset | None) -> Circuit:
-    """ACDC on the pairs of the results.
-
-    Raises:
-        ValueError: for results at positions, and of some edges alone.
-    """
+    """ACDC on the pairs of the results; ValueError where these are of some edges alone."""
     results, sweep = scores.results, scores.sweep
     assert isinstance(results, EdgeResults)
-    if results.positions:
+    every = edge_ranking(results, np.zeros(len(results)), "top")
+    start = every.circuit(len(every))
+    if len(start) < start.edges.size:
         raise ValueError(
-            "acdc runs edges at all positions, and these are told apart by position: choose another method"
-        )
-    if len(np.unique(results.edges.numbers)) < len(results.graph):
-        raise ValueError(
-            f"acdc goes through all {len(results.graph):,} edges, and these results are of {len(results.edges):,}: "
-            "give results of all edges, or CircuitPatcher.acdc(start=) a circuit to begin with"
+            f"acdc goes through all {start.edges.size:,} edges, and these results are of {len(start):,}: give results "
+            "of all edges, or CircuitPatcher.acdc(start=) a circuit to begin with"
         )
     runs = metrics_of(sweep, model, dataset, "acdc")
     found = runs.patcher.acdc(
         runs.dataset,
         threshold,
+        start=start,
         signed=signed,
         pair_indices=runs.pair_indices,
         source=runs.source,
