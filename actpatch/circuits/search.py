@@ -231,7 +231,7 @@ def _fewest_that_keep(
         elif first > len(ranking):
             raise ValueError(
                 f"none of {len(sizes)} circuits of 1 to {len(ranking):,} {plural(ranking.noun)} keeps a share of "
-                f"{share:g}, the best {number(float(found.max()), 3)}: give a smaller share, or results of all edges"
+                f"{share:g}, the best {number(float(found.max()), 3)}: give a smaller share, or results of more"
             )
         last_that_fails = max([n for n in sizes if n < first], default=last_that_fails)
         between = np.linspace(last_that_fails, first, AT_ONCE + 2).round().astype(int).tolist()
