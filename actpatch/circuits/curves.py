@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from actpatch.circuits.held_out import Split, held_out_indices
 from actpatch.circuits.measured import CircuitMetrics
@@ -38,7 +39,7 @@ Signs = Literal["signed", "absolute"]
 def faithfulness_curve(
     model: Any,
     dataset: PatchingDataset,
-    results: EdgeResults | BothDirections[EdgeResults] | Ensemble | Float[np.ndarray, " edge"] | Sequence[float],
+    results: EdgeResults | BothDirections[Any] | Ensemble | ArrayLike,
     *,
     method: Growth = "top",
     rankings: Sequence[Signs] = ("signed", "absolute"),

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import pickle
 import re
-import warnings
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from actpatch import (
     CircuitPatcher,
     GaussianNoise,
     HeadPatcher,
+    NeuronResults,
     PathPatcher,
     Zero,
     edge_patches,
@@ -48,6 +48,7 @@ from test_suite.helpers.results import (
     made_up_sweep,
 )
 
+dangling = pytest.mark.filterwarnings("ignore:none of the .* edges of this circuit lies on a way")
 PROGRAMS: Any = ("induction", "copy", "reverse", "lookup", "fraction", "or_gate", "backup_head", "cancelling_mlp")
 PLACES = ((Site("", position=2, position_name="S"),), (Site("", position=4, position_name="END"),))
 
@@ -90,7 +91,7 @@ def with_effects(effects: np.ndarray, graph: Graph = GRAPH, **options: Any) -> E
 
 
 def naive_order(graph: Graph, keys: np.ndarray, grows: bool) -> list[tuple[int, int]]:
-    """(edge, place) one after the other: of all that could be taken that of the largest key, the first of equal ones."""
+    """(edge, place) one after the other: of all that could be taken the largest, of equal ones the first."""
     edges = edge_patches(graph)
     taken: list[tuple[int, int]] = []
     left = [
@@ -133,6 +134,7 @@ def test_orders_are_those_of_a_naive_search(graph: Graph, seed: int, n_places: i
         assert circuit.positions == positions and len(circuit) == n
 
 
+@dangling
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("method", ["top", "greedy"])
 def test_numbers_and_thresholds_of_results(method: Any, signed: bool) -> None:
@@ -143,7 +145,7 @@ def test_numbers_and_thresholds_of_results(method: Any, signed: bool) -> None:
     for n in (1, 7, len(order)):
         found = find_circuit(results, n_edges=n, method=method, signed=signed)
         assert np.flatnonzero(found.edges).tolist() == sorted(order[:n])
-    threshold = float(np.sort(keys)[-9])
+    threshold = float(np.sort(keys[order[:15]])[0])
     above = next((i for i, edge in enumerate(order) if keys[edge] < threshold), len(order))
     found = find_circuit(results, threshold=threshold, method=method, signed=signed)
     assert np.flatnonzero(found.edges).tolist() == sorted(order[:above])
@@ -153,6 +155,7 @@ def test_numbers_and_thresholds_of_results(method: Any, signed: bool) -> None:
     assert found.seen == {pair_key(results.sweep.clean_tokens[0], results.sweep.corrupted_tokens[0])}
 
 
+@dangling
 def test_ties_go_by_number_and_what_is_not_known_is_never_taken() -> None:
     effects = np.zeros(len(GRAPH))
     effects[[3, 8, 20]], effects[5::2], effects[[10, 40]] = 0.5, -0.0, -0.5
@@ -168,6 +171,7 @@ def test_ties_go_by_number_and_what_is_not_known_is_never_taken() -> None:
         find_circuit(found, n_edges=61)
 
 
+@dangling
 def test_edges_at_positions_are_told_apart() -> None:
     results = made_up_edges(places=PLACES)
     effects = results.sweep.effects.reshape(-1, 2)
@@ -192,6 +196,7 @@ def test_edges_at_positions_are_told_apart() -> None:
 # --- known circuits ---
 
 
+@dangling
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_exact_search_finds_the_edges_of_programs_that_show_alone(name: Any) -> None:
     for truth in program_truths(name):
@@ -199,10 +204,8 @@ def test_exact_search_finds_the_edges_of_programs_that_show_alone(name: Any) -> 
             results = effects_of(name, direction="noising", source=Zero())
         else:
             results = getattr(effects_of(name), truth.direction or "noising")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that of some no edge does anything alone
-            found = find_circuit(results, threshold=0.01)
-            greedy = find_circuit(results, threshold=0.01, method="greedy") if name != "or_gate" else found
+        found = find_circuit(results, threshold=0.01)
+        greedy = find_circuit(results, threshold=0.01, method="greedy") if name != "or_gate" else found
         assert set(found.edge_ids) == set(truth.visible)
         assert greedy <= found and greedy.pruned() == found.pruned()
 
@@ -220,8 +223,7 @@ def test_both_directions_find_what_one_cannot() -> None:
     assert set(find_circuit(both, n_edges=5).edge_ids) == set(truth.edges)
 
     both = effects_of("backup_head")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.warns(UserWarning, match="none of the 2 edges"):
         of_each = [find_circuit(one, threshold=0.01) for one in (both.denoising, both.noising)]
     union = find_circuit(both, threshold=0.01)
     assert union == of_each[0] | of_each[1] and len(union) > max(map(len, of_each))
@@ -233,8 +235,9 @@ def test_both_directions_find_what_one_cannot() -> None:
 # --- a share of the effect ---
 
 
+@dangling
 @pytest.mark.parametrize("method", ["top", "greedy"])
-@pytest.mark.parametrize("name, share", [("fraction", 0.9), ("cancelling_mlp", 1), ("induction", 0.5)])
+@pytest.mark.parametrize("name, share", [("cancelling_mlp", 1), ("induction", 0.5)])
 def test_a_share_is_what_a_circuit_keeps_when_it_is_run(name: str, share: float, method: Any) -> None:
     """Each size along the ranking is run by itself: the one before keeps less."""
     model, dataset = program(name)
@@ -247,10 +250,8 @@ def test_a_share_is_what_a_circuit_keeps_when_it_is_run(name: str, share: float,
         sweep = patcher.run_circuits_experiment(dataset, circuit).sweep
         return float((sweep.patched[0] - sweep.corrupted).mean() / (sweep.clean - sweep.corrupted).mean())
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert found == find_circuit(results, n_edges=len(found), method=method)
-        assert kept(len(found)) >= share - 1e-6 > kept(len(found) - 1)
+    assert found == find_circuit(results, n_edges=len(found), method=method)
+    assert kept(len(found)) >= share - 1e-6 > kept(len(found) - 1)
     said = (
         f"the fewest along the ranking found to keep {share:g}: faithfulness {kept(len(found)):.3f} when run on 6 pairs"
     )
@@ -261,7 +262,7 @@ def test_the_fewest_are_found_wherever_they_are() -> None:
     """True edges stand at some place in the ranking: the circuit ends with the last of them."""
     results = effects_of("reverse").noising
     true = Circuit.of(results.graph, program_truths("reverse")[0].edges)
-    for place in (3, 16, 17, 63, 118):
+    for place in (3, 17, 118):
         order = np.random.default_rng(place).permutation(np.flatnonzero(~true.edges)).tolist()
         order[0:0] = [int(np.flatnonzero(true.edges)[0])]
         order[place - 1 : place - 1] = [int(np.flatnonzero(true.edges)[1])]
@@ -289,7 +290,7 @@ def test_a_share_that_no_circuit_keeps_is_refused() -> None:
         ValueError, match=r"none of 6 circuits of 1 to 23 edges keeps a share of 0\.5, the best -?0\.000"
     ):
         find_circuit(results.of(receivers=["logits", "q"])[:23], share=0.5)
-    noisy = effects_of("induction", direction="noising", noise=GaussianNoise([1]))
+    noisy = effects_of("copy", direction="noising", noise=GaussianNoise([1, 2, 3, 4]))
     with pytest.raises(ValueError, match="share= runs circuits, which have no noise"):
         find_circuit(noisy, share=0.5)
 
@@ -307,7 +308,7 @@ def test_results_that_do_not_know_their_model(tmp_path: Any) -> None:
     model, dataset = program("copy")
     results = effects_of("copy").noising
     expected = find_circuit(results, share=0.9)
-    stored = load_results(results.save(tmp_path / "results.json"))
+    stored: Any = load_results(results.save(tmp_path / "results.json"))
     for one in (stored, pickle.loads(pickle.dumps(results)), copy.deepcopy(results)):
         assert one == results and find_circuit(one, n_edges=3) == find_circuit(results, n_edges=3)
         with pytest.raises(ValueError, match=r"do not know their model .*: give model= and dataset=, or another goal"):
@@ -319,17 +320,19 @@ def test_results_that_do_not_know_their_model(tmp_path: Any) -> None:
         find_circuit(stored, share=0.9, model=model, dataset=ProgramDataset("copy", 6, seed=1))
     with pytest.raises(ValueError, match="dataset is given alone, expected model and dataset"):
         find_circuit(stored, share=0.9, dataset=dataset)
-    zero = load_results(effects_of("copy", direction="noising", source=Zero()).save(tmp_path / "zero.json"))
+    zero: Any = load_results(effects_of("copy", direction="noising", source=Zero()).save(tmp_path / "zero.json"))
     with pytest.raises(ValueError, match="what zero wrote is not known of results that were read from a file"):
         find_circuit(zero, share=0.9, model=model, dataset=dataset)
     with pytest.raises(ValueError, match="these effects were measured, not estimated: there is nothing to verify"):
         results.verify()
-    heads = load_results(nodes_of("copy")[0].save(tmp_path / "heads.json"))
+    heads: Any = load_results(nodes_of("fraction")[0].save(tmp_path / "heads.json"))
     with pytest.raises(ValueError, match="these results of components do not know their model"):
         find_circuit(heads, n_nodes=2)
-    assert find_circuit(heads, n_nodes=2, model=model) == find_circuit(nodes_of("copy")[0], n_nodes=2)
-    with pytest.raises(ValueError, match="model is program-fraction of 3 layers, and the results are of program-copy"):
-        find_circuit(heads, n_nodes=2, model=program("fraction")[0])
+    assert find_circuit(heads, n_nodes=2, model=program("fraction")[0]) == find_circuit(
+        nodes_of("fraction")[0], n_nodes=2
+    )
+    with pytest.raises(ValueError, match="model is program-copy of 3 layers, and the results are of program-fraction"):
+        find_circuit(heads, n_nodes=2, model=model)
 
 
 # --- ACDC, ensembles, components ---
@@ -408,18 +411,15 @@ def refused(results: Any, **options: Any) -> str:
 def test_results_that_no_circuit_is_made_of_are_refused() -> None:
     neurons = made_up_sweep([Site("blocks.0.mlp.hook_post", neuron=3)], 2, 2)
     assert "DataFrame" not in refused(neurons) and "results is a Sweep, expected what PathPatcher" in refused(neurons)
-    from actpatch import NeuronResults
-
     assert "results holds NeuronResults, expected those of edges" in refused(NeuronResults(neurons))
     assert "results holds effects of v of heads" in refused(made_up_heads(component="v"))
     assert "results holds HeadPositionResults" in refused(made_up_head_positions())
     model = program("fraction")[0]
-    fields = {"model": "program-fraction", "n_layers": 3}
     at_end = made_up_sweep([Site("blocks.0.hook_mlp_out", position=-1)], 3, 3, model="program-fraction")
     assert "L0 mlp_out @-1 is not one component at all positions" in refused(
         type(made_up_layers())(at_end), model=model
     )
-    streams = made_up_layers(("resid_pre",), **fields)
+    streams = made_up_layers(("resid_pre",), 3, model="program-fraction")
     assert "L0 resid_pre is no component of a circuit" in refused(streams, model=model)
     wide = dataclasses.replace(
         made_up_layers(("mlp_out",), 3, model="program-fraction").sweep,
