@@ -29,6 +29,7 @@ from actpatch.results.edges import EdgeResults
 from actpatch.results.ensembles import Ensemble
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
+from actpatch.results.verification import check_is_the_same_model
 from actpatch.tasks.dataset import PatchingDataset
 
 Method = Literal["top", "greedy", "acdc"]
@@ -84,7 +85,7 @@ def find_circuit(
     Raises:
         ValueError: before any run, for results of anything else, settings out of range or not of this method, more
             edges than there are, where no effect is known or large enough, and where runs are needed and the results do
-            not know their model; after some, where no circuit keeps the share.
+            not know their model; after some, where no circuit keeps the share, or the model has changed.
         RuntimeError: where circuits of the model cannot be run.
 
     Warns:
@@ -105,6 +106,8 @@ def find_circuit(
     if goal == "share":
         runs = metrics_of(scores.sweep, model, dataset, "share=")
         n, found = _fewest_that_keep(value, ranking, runs.faithfulness)
+        assert runs.sweep is not None
+        check_is_the_same_model(scores.sweep, runs.sweep)
         told = _told_of_share(value, found, scores.sweep, runs)
     else:
         n = _n_taken(goal, value, ranking)

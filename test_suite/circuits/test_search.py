@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -293,6 +294,15 @@ def test_a_share_that_no_circuit_keeps_is_refused() -> None:
     noisy = effects_of("copy", direction="noising", noise=GaussianNoise([1, 2, 3, 4]))
     with pytest.raises(ValueError, match="share= runs circuits, which have no noise"):
         find_circuit(noisy, share=0.5)
+
+
+def test_a_model_that_has_changed_since_is_not_that_of_the_results() -> None:
+    model, dataset = program_model("copy"), ProgramDataset("copy", 3)
+    results = PathPatcher(model, show_progress=False).run_all_edges_experiment(dataset, direction="noising")
+    with torch.no_grad():
+        model.unembed.W_U *= 2
+    with pytest.raises(ValueError, match="the model is not as it was when these effects were measured"):
+        find_circuit(results, share=0.9)
 
 
 def test_positions_are_run_as_they_are_told_apart() -> None:
