@@ -63,7 +63,6 @@ from .results.check import Change as Change
 from .results.check import DatasetCheck as DatasetCheck
 from .results.check import PairCheck as PairCheck
 from .results.edges import EdgeResults as EdgeResults
-from .results.ensembles import Ensemble as Ensemble
 from .results.ensembles import ensemble as ensemble
 from .results.faithfulness_curve import FaithfulnessCurve as FaithfulnessCurve
 from .results.generation import Continuation as Continuation

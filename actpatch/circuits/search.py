@@ -19,6 +19,7 @@ from actpatch.circuits.measured import CircuitMetrics, metrics_of
 from actpatch.circuits.rankings import NodeRanking, Ranking, Scores, edge_ranking, is_of_nodes, scores_of
 from actpatch.core.circuits import Circuit
 from actpatch.core.graph import Graph
+from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.text import count, number, plural
 from actpatch.core.warn import warn_user
@@ -26,7 +27,6 @@ from actpatch.models.graph import graph_of
 from actpatch.patchers.experiment import ExactRuns
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
-from actpatch.results.ensembles import Ensemble
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.results.verification import check_is_the_same_model
@@ -40,7 +40,7 @@ ENOUGH = 1e-6
 
 
 def find_circuit(
-    results: SweepResults | BothDirections[Any] | Ensemble,
+    results: SweepResults | BothDirections[Any] | pd.DataFrame,
     *,
     n_edges: int | None = None,
     n_nodes: int | None = None,
@@ -63,7 +63,8 @@ def find_circuit(
         results: effects of edges at all positions, or at some that are told apart; or of heads' outputs, attn_out and
             mlp_out, of which the circuit has all edges between those that are taken, the input and the logits, with all
             components of a kind that was not ranked. Exact or estimated; of both directions, where the larger effect of
-            each counts, so that what stands above a threshold in either is in; or an `ensemble` of several methods.
+            each counts, so that what stands above a threshold in either is in; or of several methods,
+            what `ensemble` returned of them.
         n_edges: number of edges.
         n_nodes: number of components, or of layers of attention.
         threshold: take what has at least this |effect|, or effect; of ACDC what an edge has to cost to stay, in the

@@ -75,7 +75,7 @@ def test_exact_effects_reach_all_at_the_size_of_the_truth() -> None:
     for ranking in ("signed", "absolute"):
         assert found.faithfulness(ranking).value.tolist() == pytest.approx([0, 0, 1, 1, 1])
         assert found.real[found.rankings.index(ranking)].tolist()[:3] == [0, 0, 3]
-    assert found.ranked_by == "exact, noising" and found.n_edges == N and found.notes == ()
+    assert found.ranked_by == "exact, noising" and found.n_edges == N
     both = curve(induction()[2], sizes=SIZES, n_random=0)
     assert "union of both" in both.ranked_by and np.array_equal(both.values[1, :3], found.values[1, :3])
 
@@ -129,10 +129,10 @@ def test_scores_may_come_from_anywhere(tmp_path: Any) -> None:
     table = from_mib_json(tmp_path / "scores.json", graph)
     assert np.array_equal(curve(table["score"]).values, expected.values)
     ranks = curve(ensemble([effects, effects], by="ranks"), sizes=SIZES, n_random=0)
-    assert ranks.notes == ("these scores have no sign, so that the signed ranking is the absolute one",)
+    assert ranks.notes[0] == "these scores have no sign, so that the signed ranking is the absolute one"
     assert np.array_equal(ranks.values[0], ranks.values[1])
     some = curve(effects[:20], sizes=[0.5, 1], n_random=0)
-    assert some.notes == ("98 edges have no score, and are in no circuit",) and some.real.max() <= 20
+    assert some.notes[0] == "98 edges have no score, and are in no circuit" and some.real.max() <= 20
 
 
 def test_random_rankings_are_of_the_seed() -> None:
