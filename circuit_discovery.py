@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from actpatch import Circuit as Circuit
 from actpatch import CircuitPatcher as CircuitPatcher
+from actpatch import FaithfulnessCurve as FaithfulnessCurve
 from actpatch import SensitivityCard as SensitivityCard
 from actpatch import Variation as Variation
 from actpatch import circuit_from_mib_json as circuit_from_mib_json
+from actpatch import faithfulness_curve as faithfulness_curve
 from actpatch import find_circuit as find_circuit
 from actpatch import sensitivity_card as sensitivity_card
