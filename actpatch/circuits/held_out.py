@@ -52,7 +52,7 @@ def held_out_indices(pairs: EncodedPairs, seen: Set[str], split: Split = "held-o
     left = tuple(index for index, known in zip(pairs.indices, was_seen) if not known)
     if not left:
         raise ValueError(
-            f"the search saw every one of {count(len(pairs), 'pair')}, so none is held out: give a dataset of other pairs, search on some of them (pair_indices=), or judge on what was searched "
-            "on (split='all')"
+            f"the search saw every one of {count(len(pairs), 'pair')}, so none is held out: give a dataset "
+            "of other pairs, search on some of them (pair_indices=), or judge on what it saw (split='all')"
         )
     return HeldOut(left, True, sum(was_seen))
