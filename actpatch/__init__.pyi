@@ -3,6 +3,7 @@
 from .circuits.evaluation import evaluate_circuit as evaluate_circuit
 from .circuits.patcher import CircuitPatcher as CircuitPatcher
 from .circuits.search import find_circuit as find_circuit
+from .circuits.sensitivity import sensitivity_card as sensitivity_card
 from .core.circuits import Circuit as Circuit
 from .core.direction import Direction as Direction
 from .core.edge_patches import EdgePatches as EdgePatches
@@ -82,6 +83,8 @@ from .results.mib import to_mib_json as to_mib_json
 from .results.paths import PathResults as PathResults
 from .results.positions import PositionResults as PositionResults
 from .results.saved import load_results as load_results
+from .results.sensitivity import SensitivityCard as SensitivityCard
+from .results.sensitivity import Variation as Variation
 from .results.shapes import HeadResults as HeadResults
 from .results.shapes import LayerResults as LayerResults
 from .results.shapes import NeuronResults as NeuronResults
