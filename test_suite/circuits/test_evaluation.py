@@ -94,8 +94,26 @@ def test_an_or_gate_without_a_branch_shows_when_the_other_is_knocked_out():
     assert set(both.not_needed) == set(both.parts) - {"L0 MLP → logits"}  # each branch stands in for the other
     nodes = judged("or_gate", circuit_of(truth_of("or_gate")), parts="node")
     assert dict(zip(nodes.parts, np.round(nodes.minimality.value, 9))) == {"L0H0": 0, "L0H1": 0, "L0 MLP": 1}
-    denoised = judged("or_gate", branch, direction="denoising")
-    assert denoised.faithfulness.value == pytest.approx(0)  # the other branch still says YES
+
+
+def test_denoising_restores_the_edges_of_a_circuit():
+    """Of a chain any edge brings back all that comes before it; the rest brings back nothing; and each number is that
+    of a run in which the circuit's edges are those that are left out of the corrupted run."""
+    chain = circuit_of(truth_of("induction"))
+    found = judged("induction", chain, direction="denoising")
+    assert found.faithfulness.value == pytest.approx(1) and found.completeness.value == pytest.approx(0)
+    assert found.not_needed == found.parts
+    end = judged("induction", Circuit.of(chain.graph, ["input->a1.h2<v>", "a1.h2->logits"]), direction="denoising")
+    assert end.faithfulness.value == pytest.approx(1)
+    sweep = (
+        patcher_of("induction")
+        .run_circuits_experiment(
+            ProgramDataset("induction", 6), [Circuit.empty(chain.graph), ~chain], direction="denoising"
+        )
+        .sweep
+    )
+    assert np.abs(np.stack([found.values.full, found.values.circuit]) - sweep.patched).max() < EXACT
+    assert np.abs(found.values.full - sweep.clean).max() < EXACT > np.abs(found.values.empty - sweep.corrupted).max()
 
 
 def test_the_greedy_chain_finds_the_branch_that_a_circuit_lacks():
@@ -264,7 +282,9 @@ def test_what_cannot_be_judged_is_refused_before_any_run():
     refused("no head and no MLP to leave out", Circuit.of(graph, ["input->logits"]), parts="node")
     refused("split is 'test', expected one of 'held-out', 'all'", split="test")
     refused("level is 95", level=95)
-    refused(r"denoising with Zero\(\) ablates the corrupted run", direction="denoising", source=Zero())
+    refused(r"Zero\(\) writes something else: choose direction='noising'", direction="denoising", source=Zero())
+    there = Circuit.of(graph, [f"{edge} @END" for edge in truth_of("fraction").edges])
+    refused("would restore all other positions too", there, direction="denoising")
     refused("direction", direction="both")
     for name in (*FEW, "seed"):
         refused(f"{name} is -1, expected a whole number from 0 on", **{name: -1})
