@@ -207,7 +207,8 @@ class EdgeResults(SweepResults, Sequence[EdgePatchingResult]):
         """
         if self.positions:
             raise ValueError(
-                "these edges were patched at positions, of which each has its own effect: patch all positions"
+                f"these edges were patched at {count(len(self.positions), 'position')}, expected one effect of each: "
+                "patch all positions at once"
             )
         effects = np.full(len(self.graph), np.nan)
         effects[self.edges.numbers] = self.sweep.effects
