@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 from actpatch.circuits.patcher import CircuitPatcher
 from actpatch.circuits.search import find_circuit
 from actpatch.circuits.theorems import theorems_of
-from actpatch.core.circuits import Circuit
 from actpatch.core.edge_patches import edge_patches
 from actpatch.core.estimates import METHODS, MethodName
 from actpatch.core.graph import Graph
@@ -45,6 +44,9 @@ NO_EFFECT = 1e-6
 ACDC_THRESHOLD = 0.01
 """In logits, of which the answers of programs are some 4 apart."""
 
+SEARCHES = ("top", "greedy", "acdc")
+"""How circuits are searched: by exact effects (`find_circuit`), and by runs with edges left out."""
+
 Effects = dict[str, Float[np.ndarray, " edge"]]
 """Direction -> effects of all edges."""
 
@@ -54,6 +56,7 @@ def selftest(
     *,
     dataset: PatchingDataset | None = None,
     truths: Sequence[Truth] | None = None,
+    methods: Sequence[str] | None = None,
     show_progress: bool = False,
 ) -> SelfTest:
     """Search the programs whose circuits are known by every method, and check theorems on a model.
@@ -63,19 +66,26 @@ def selftest(
             estimates are checked (`circuits.theorems`); None for none.
         dataset: prompt pairs for it; None for random tokens of its vocabulary.
         truths: what is true of programs, each of the name of one; None for all that is known (`program_truths`).
+        methods: what is tried besides exact effects: methods that estimate edges, `top`, `greedy` and `acdc`; None for
+            all of these.
         show_progress: whether a progress bar is drawn on stderr.
 
     Returns:
         The findings; `.passed` says whether exact search found exactly what has an effect, and every theorem holds.
 
     Raises:
-        ValueError: before any run, for a truth of no program, and of an ablation that programs are not searched under.
+        ValueError: before any run, for a truth of no program or of an ablation that programs are not searched under,
+            for an unknown method, and for a dataset without a model.
         TypeError: for a model of another class.
     """
     if truths is None:
         truths = [truth for name in get_args(ProgramName) for truth in program_truths(name)]
     for truth in truths:
         _check(truth)
+    tried = (*ESTIMATES, *SEARCHES) if methods is None else tuple(methods)
+    if unknown := [method for method in tried if method not in (*ESTIMATES, *SEARCHES)]:
+        known = ", ".join((*ESTIMATES, *SEARCHES))
+        raise ValueError(f"method {shortened(unknown[0])} is unknown: expected some of {known}")
     if dataset is not None and model is None:
         raise ValueError("dataset is given and no model: the prompts are for the model that theorems are checked on")
     if model is not None:
@@ -84,15 +94,15 @@ def selftest(
     for truth in truths:
         groups.setdefault((truth.name, truth.ablation), []).append(truth)
     bar = tqdm(groups.values(), desc="programs", disable=not show_progress, leave=False)
-    findings = tuple(finding for of_program in bar for finding in _findings(of_program))
+    findings = tuple(finding for of_program in bar for finding in _findings(of_program, tried))
     if model is None:
         return SelfTest(findings)
     return SelfTest(findings, model_name(model), theorems_of(model, dataset))
 
 
-def main(truths: Sequence[Truth] | None = None) -> int:
+def main(truths: Sequence[Truth] | None = None, methods: Sequence[str] | None = None) -> int:
     """Print the table; the exit status is 1 where the test fails."""
-    found = selftest(truths=truths, show_progress=sys.stderr.isatty())
+    found = selftest(truths=truths, methods=methods, show_progress=sys.stderr.isatty())
     print(found)
     return 0 if found.passed else 1
 
@@ -108,7 +118,7 @@ def _check(truth: Any) -> None:
         )
 
 
-def _findings(truths: list[Truth]) -> Iterator[Finding]:
+def _findings(truths: list[Truth], methods: Sequence[str]) -> Iterator[Finding]:
     """What every method finds of one program under one ablation."""
     first = truths[0]
     name, source = first.name, SOURCES[first.ablation]
@@ -118,18 +128,22 @@ def _findings(truths: list[Truth]) -> Iterator[Finding]:
     exact = _run(PathPatcher(model, show_progress=False), dataset, source, both)
     effects = {"exact": _effects(exact)}
     for estimate in ESTIMATES:
-        if METHODS[estimate].any_source or both:
-            patcher = AttributionPatcher(model, show_progress=False)
-            effects[estimate] = _effects(_run(patcher, dataset, source, both, method=estimate))
+        if estimate in methods and (METHODS[estimate].any_source or both):
+            estimating = AttributionPatcher(model, show_progress=False)
+            effects[estimate] = _effects(_run(estimating, dataset, source, both, method=estimate))
     for truth in truths:
         hidden = truth.mask() & ~truth.mask(hidden=False)
         for direction in [truth.direction] if truth.direction else list(exact):
             for method, of_method in effects.items():
                 yield _by_effects(truth, direction, method, of_method[direction], hidden)
-            yield from _by_search(truth, direction, exact[direction], hidden)
-            if direction == "noising":
-                acdc = CircuitPatcher(model, show_progress=False).acdc(dataset, ACDC_THRESHOLD, source=source)
-                yield _finding(truth, direction, "acdc", acdc.edges, hidden)
+            for method in methods:
+                if method == "acdc" and direction == "noising":
+                    patcher = CircuitPatcher(model, show_progress=False)
+                    circuit = patcher.acdc(dataset, ACDC_THRESHOLD, source=source)
+                    yield _finding(truth, direction, method, circuit.edges, hidden)
+                elif method in ("top", "greedy"):
+                    circuit = find_circuit(exact[direction], n_edges=len(truth), method=method)  # type: ignore[arg-type]
+                    yield _finding(truth, direction, method, circuit.edges, hidden)
     if both and (len(truths) > 1 or first.direction is None):
         hidden = np.all([truth.mask() & ~truth.mask(hidden=False) for truth in truths], axis=0)
         for method, of_method in effects.items():
@@ -166,15 +180,6 @@ def _by_effects(
         found &= np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") < len(truth)
     auroc = recovery(sizes, truth.mask()).auroc
     return _finding(truth, direction, method, found, hidden, auroc, needed=is_exact)
-
-
-def _by_search(
-    truth: Truth, direction: str, results: EdgeResults, hidden: Bool[np.ndarray, " edge"]
-) -> Iterator[Finding]:
-    """Circuits of as many edges as are true, from exact effects."""
-    for method in ("top", "greedy"):
-        found: Circuit = find_circuit(results, n_edges=len(truth), method=method)  # type: ignore[arg-type]
-        yield _finding(truth, direction, method, found.edges, hidden)
 
 
 def _finding(

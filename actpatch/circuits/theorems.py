@@ -26,6 +26,7 @@ N_EDGES = 6
 """Edges that are left out one by one."""
 STEPS = (16, 64, 256)
 """Points of a path of integrated gradients; more are taken where fewer are too few."""
+LEAST_ROUNDING = 1e-6
 OF_A_PATH = 0.05
 """How far the sum of integrated gradients may be off, as a share: a path has so many points and no more."""
 
@@ -39,7 +40,8 @@ def theorems_of(model: Any, dataset: PatchingDataset | None = None) -> tuple[The
 
     Returns:
         Each with its largest error, as a share of the metric, and how much rounding may make of it: the square root of
-        the precision that the model computes in. Where a model's edges cannot be patched, the reason.
+        the precision that the model computes in, or a millionth, since some normalize in single precision whatever
+        they compute in. Where a model's edges cannot be patched, the reason.
 
     Raises:
         ValueError: for a dataset that does not fit the model.
@@ -48,7 +50,7 @@ def theorems_of(model: Any, dataset: PatchingDataset | None = None) -> tuple[The
     patcher = CircuitPatcher(model, show_progress=False)
     pairs = RandomPairs(model) if dataset is None else dataset
     encoded(model, pairs, Settings())
-    rounding = float(torch.finfo(next(model.parameters()).dtype).eps ** 0.5)
+    rounding = max(torch.finfo(next(model.parameters()).dtype).eps ** 0.5, LEAST_ROUNDING)
     asked: dict[str, tuple[Callable[[], float], float]] = {
         "the circuit of all edges is the clean run": (lambda: _whole(patcher, pairs), rounding),
         "the circuit of no edge is the corrupted run": (lambda: _none(patcher, pairs), rounding),

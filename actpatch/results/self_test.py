@@ -10,7 +10,7 @@ from actpatch.core.text import count, number
 
 LEGEND = (
     "all: exactly the circuit. 3/5 +1 0.90: three of its five edges and a false one; and the AUROC of a ranking. Exact",
-    "takes each effect that is not 0, estimates the largest, as many as edges are true. Hidden edges have no effect when",
+    "takes each effect that is not 0, estimates the largest, as many as edges are true. Hidden edges have no effect if",
     "they are patched alone. `both` takes the larger |effect| of the two directions.",
 )
 
@@ -59,7 +59,7 @@ class Finding:
 
     @property
     def cell(self) -> str:
-        """In a table: `all`, or how many edges of it, how many false ones, and the AUROC of a ranking: `3/5 +1 0.90`."""
+        """In a table: `all`, or how many of the edges and how many false ones, and a ranking's AUROC: `3/5 +1 0.90`."""
         if self.is_whole:
             return "all"
         n_true, n_missed, n_extra = map(len, (self.edges, self.missed, self.extra))

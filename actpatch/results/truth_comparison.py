@@ -185,9 +185,7 @@ def check_truth(truth: object) -> None:
     if isinstance(truth, PublishedHeads):
         raise ValueError(f"{truth.name} names heads and no edges: compare results of heads, or a circuit, with it")
     if not isinstance(truth, Truth):
-        raise ValueError(
-            f"truth is {described(truth)}, expected a Truth: program_truths and published_truths give some"
-        )
+        raise ValueError(f"truth is {described(truth)}, expected a Truth, as program_truths gives them")
 
 
 def _missed(
