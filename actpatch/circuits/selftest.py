@@ -9,6 +9,7 @@ and no failure: gradients are fooled by saturation and cancelling, and searches 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
@@ -94,10 +95,14 @@ def selftest(
     for truth in truths:
         groups.setdefault((truth.name, truth.ablation), []).append(truth)
     bar = tqdm(groups.values(), desc="programs", disable=not show_progress, leave=False)
-    findings = tuple(finding for of_program in bar for finding in _findings(of_program, tried))
+    refused: dict[str, str] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of programs there is nothing that a user could do otherwise
+        findings = tuple(finding for of_program in bar for finding in _findings(of_program, tried, refused))
+    notes = tuple(f"{method}: {reason}" for method, reason in refused.items())
     if model is None:
-        return SelfTest(findings)
-    return SelfTest(findings, model_name(model), theorems_of(model, dataset))
+        return SelfTest(findings, notes=notes)
+    return SelfTest(findings, model_name(model), theorems_of(model, dataset), notes)
 
 
 def main(truths: Sequence[Truth] | None = None, methods: Sequence[str] | None = None) -> int:
@@ -118,8 +123,8 @@ def _check(truth: Any) -> None:
         )
 
 
-def _findings(truths: list[Truth], methods: Sequence[str]) -> Iterator[Finding]:
-    """What every method finds of one program under one ablation."""
+def _findings(truths: list[Truth], methods: Sequence[str], refused: dict[str, str]) -> Iterator[Finding]:
+    """What every method finds of one program under one ablation; `refused` gets the reasons of those that cannot."""
     first = truths[0]
     name, source = first.name, SOURCES[first.ablation]
     model, dataset = program_model(name), ProgramDataset(name)  # type: ignore[arg-type]
@@ -130,7 +135,10 @@ def _findings(truths: list[Truth], methods: Sequence[str]) -> Iterator[Finding]:
     for estimate in ESTIMATES:
         if estimate in methods and (METHODS[estimate].any_source or both):
             estimating = AttributionPatcher(model, show_progress=False)
-            effects[estimate] = _effects(_run(estimating, dataset, source, both, method=estimate))
+            try:
+                effects[estimate] = _effects(_run(estimating, dataset, source, both, method=estimate))
+            except RuntimeError as reason:  # models of one class show what a method needs, and those of another do not
+                refused[estimate] = str(reason)
     for truth in truths:
         hidden = truth.mask() & ~truth.mask(hidden=False)
         for direction in [truth.direction] if truth.direction else list(exact):

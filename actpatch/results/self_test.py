@@ -111,6 +111,8 @@ class SelfTest:
     model: str = ""
     """The model on which theorems were checked; empty where none was given."""
     theorems: tuple[Theorem, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Which methods could not be run on programs, and why."""
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -159,6 +161,7 @@ class SelfTest:
 
     def __repr__(self) -> str:
         parts = [*_lines(self.table()), "", *LEGEND, ""] if self.findings else []
+        parts += [*(f"Not run: {note}" for note in self.notes), *[""] * bool(self.notes)]
         if self.theorems:
             parts += [f"{self.model}:", *(f"  {theorem.statement}: {theorem.told}" for theorem in self.theorems), ""]
         said = "passed." if self.passed else f"FAILED, {count(len(self.failures), 'failure')}:"

@@ -51,7 +51,9 @@ def test_what_the_methods_are_known_to_miss():
 def test_all_methods_on_all_programs():
     found = selftest()
     table = found.table()
-    assert found.passed and list(table) == ["edges", "exact", *ESTIMATES, *SEARCHES]
+    refused = {note.partition(":")[0] for note in found.notes}  # native bridges do not show what the rules need
+    assert found.passed and {"edges", "exact", *ESTIMATES, *SEARCHES} - refused <= set(table)
+    assert refused <= {"relp", "gim"} and all(f"Not run: {note}" in repr(found) for note in found.notes)
     assert table["eap_ig"]["cancelling_mlp", OTHER_RUN, "noising"] == "all"
     assert table["eap_ig"]["copy", "zero", "noising"] == ""  # its path leads to the other run
     acdc = table["acdc"].unstack("direction")["noising"]
