@@ -3,6 +3,7 @@
 from .circuits.patcher import CircuitPatcher as CircuitPatcher
 from .circuits.search import find_circuit as find_circuit
 from .circuits.selftest import selftest as selftest
+from .circuits.sensitivity import sensitivity_card as sensitivity_card
 from .core.circuit_comparison import CircuitComparison as CircuitComparison
 from .core.circuits import Circuit as Circuit
 from .core.direction import Direction as Direction
@@ -85,6 +86,8 @@ from .results.paths import PathResults as PathResults
 from .results.positions import PositionResults as PositionResults
 from .results.saved import load_results as load_results
 from .results.self_test import SelfTest as SelfTest
+from .results.sensitivity import SensitivityCard as SensitivityCard
+from .results.sensitivity import Variation as Variation
 from .results.shapes import HeadResults as HeadResults
 from .results.shapes import LayerResults as LayerResults
 from .results.shapes import NeuronResults as NeuronResults

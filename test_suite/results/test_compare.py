@@ -100,6 +100,8 @@ def test_both_directions_rank_by_the_larger_effect():
     found = both.compare_with(truth)
     assert found.is_exact and not found.missed and not found.hidden
     assert found.ranked_by == "|effect|, exact, both directions"
+    with pytest.raises(ValueError, match="stated for zero being written, and this wrote the other run"):
+        both.compare_with(dataclasses.replace(truth, ablation="zero"))
     with pytest.raises(ValueError, match="these are HeadResults, expected edges"):
         BothDirections(made_up_heads(), made_up_heads()).compare_with(truth)
 
