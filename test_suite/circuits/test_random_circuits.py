@@ -50,8 +50,11 @@ def test_edges_into_the_logits_are_where_the_circuit_has_some():
     like = Circuit.of(graph, [f"{edge} @{at}" for edge, at in (("input->a0.h0<k>", "S"), ("input->a0.h0<q>", "END"))])
     like |= Circuit(graph, Circuit.of(graph, ["a0.h0->logits"]).edges * np.array([[False], [True]]), "", like.positions)
     assert len(like.pruned()) == 3
-    for one in random_circuits(like, 20):
-        assert not one.edges[0, graph.first_edge[-1] :].any() and len(one.pruned()) == len(one)
+    most = np.ones((2, len(graph)), dtype=bool)
+    most[0, graph.first_edge[-1] :] = False
+    for each in (like, Circuit(graph, most, "", like.positions)):
+        for one in random_circuits(each, 10):
+            assert not one.edges[0, graph.first_edge[-1] :].any() and len(one.pruned()) == len(one)
 
 
 def test_every_path_is_drawn_and_small_circuits_are_single_paths():
