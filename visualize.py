@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from actpatch import create_agreement_map as create_agreement_map
 from actpatch import create_attention_patterns as create_attention_patterns
+from actpatch import create_circuit_graph as create_circuit_graph
 from actpatch import create_comparison as create_comparison
 from actpatch import create_component_comparison as create_component_comparison
 from actpatch import create_direction_quadrant as create_direction_quadrant

@@ -18,6 +18,7 @@ from .figures.bars import create_top_edges_bar as create_top_edges_bar
 from .figures.bars import create_top_heads_bar as create_top_heads_bar
 from .figures.captions import figure_caption as figure_caption
 from .figures.cards import create_head_cards as create_head_cards
+from .figures.circuit_graph import create_circuit_graph as create_circuit_graph
 from .figures.colours import on_dark as on_dark
 from .figures.comparison import create_comparison as create_comparison
 from .figures.edge_graph import create_edge_graph as create_edge_graph

@@ -89,7 +89,7 @@ def node_places_by_position(
         n_heads, has_mlps = max(map(len, rows)), any(node.kind == "mlp" for node in own)
         last = max(n_heads + has_mlps, 1) - 1.0
         for row, layer in enumerate(layers):
-            columns = pushed_apart([n.place * (n_heads - 1) for n in rows[row]], n_heads - 1) if rows[row] else []
+            columns = pushed_apart([node.place * (n_heads - 1) for node in rows[row]], n_heads - 1)
             for node in own:
                 if node.layer == layer and node.kind == "mlp":
                     places[node] = left + last, row + 0.5

@@ -176,12 +176,13 @@ def of_kinds(readers: Sequence[Reader]) -> list[tuple[str, str, str]]:
     ]
 
 
-def show_legend(figure: go.Figure, entries: Sequence[tuple[str, str, str]]) -> None:
+def show_legend(figure: go.Figure, entries: Sequence[tuple[str, str, str]], opacity: float | None = None) -> None:
     """Name, colour and dash of each entry."""
     for name, colour, dash in entries:
-        figure.add_scatter(
+        entry = go.Scatter(
             name=name, x=[None], y=[None], mode="lines", line={"color": colour, "width": 2, "dash": dash}
         )
+        figure.add_trace(entry if opacity is None else entry.update(opacity=opacity))
 
 
 def show_rows(figure: go.Figure, places: Places, layers: Sequence[int], name_of: Callable[[int], str]) -> float:
