@@ -11,3 +11,4 @@ from actpatch import SensitivityCard as SensitivityCard
 from actpatch import Variation as Variation
 from actpatch import circuit_from_mib_json as circuit_from_mib_json
 from actpatch import find_circuit as find_circuit
+from actpatch import sensitivity_card as sensitivity_card

@@ -2,6 +2,7 @@
 
 from .circuits.patcher import CircuitPatcher as CircuitPatcher
 from .circuits.search import find_circuit as find_circuit
+from .circuits.sensitivity import sensitivity_card as sensitivity_card
 from .core.circuits import Circuit as Circuit
 from .core.direction import Direction as Direction
 from .core.edge_patches import EdgePatches as EdgePatches

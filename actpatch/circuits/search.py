@@ -6,9 +6,7 @@ Faithfulness"), so that each of its edges leads to the logits.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,7 +14,7 @@ from jaxtyping import Float, Int
 
 from actpatch.core.circuits import Circuit
 from actpatch.core.estimate_words import exact_or_estimated
-from actpatch.core.graph import Graph
+from actpatch.core.growth import grown
 from actpatch.core.indices import is_integer
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
@@ -73,7 +71,7 @@ def find_circuit(
     if not len(known):
         raise ValueError("every effect is NaN, no pair was usable: use a corruption that breaks the behaviour")
     ranked = known[np.argsort(-keys[known], kind="stable")]
-    order = ranked if method == "top" else np.fromiter(_grown(graph, ranked), dtype=np.int64)
+    order = ranked if method == "top" else np.fromiter(grown(graph, ranked), dtype=np.int64)
     n = _n_taken(order, effects, keys, n_edges, threshold, share)
     edges = np.zeros(len(graph), dtype=bool)
     edges[order[:n]] = True
@@ -94,34 +92,6 @@ def _check_goal(n_edges: Any, threshold: Any, share: Any) -> None:
         raise ValueError(f"threshold is {threshold!r}, expected a number above 0")
     if share is not None and (not isinstance(share, (int, float)) or not 0 < share <= 1):
         raise ValueError(f"share is {share!r}, expected a number above 0 and at most 1")
-
-
-def _grown(graph: Graph, ranked: Int[np.ndarray, " known"]) -> Iterator[int]:
-    """Edges in the order in which a circuit grows from the logits, the best of those that lead there first."""
-    ranks = np.full(len(graph), len(ranked))
-    ranks[ranked] = np.arange(len(ranked))
-    readers_of: dict[int, list[int]] = {}
-    for reader, moved in enumerate(graph.moved):
-        for writer in moved:
-            readers_of.setdefault(writer, []).append(reader)
-    heap: list[int] = []
-    opened: set[int] = set()
-
-    def open_reader(reader: int) -> None:
-        if reader not in opened:
-            opened.add(reader)
-            first = int(graph.first_edge[reader])
-            for rank in ranks[first : first + int(graph.n_writers_before[reader])].tolist():
-                if rank < len(ranked):
-                    heapq.heappush(heap, rank)
-
-    open_reader(len(graph.readers) - 1)
-    while heap:
-        number = int(ranked[heapq.heappop(heap)])
-        yield number
-        reader = int(np.searchsorted(graph.first_edge, number, side="right")) - 1
-        for behind in readers_of.get(number - int(graph.first_edge[reader]), []):
-            open_reader(behind)
 
 
 def _n_taken(

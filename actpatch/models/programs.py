@@ -12,6 +12,7 @@ Interpretability"; these are written by hand. Nothing here knows prompts or effe
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 import torch
@@ -77,7 +78,7 @@ def program_model(
         raise ValueError(f"model_class {model_class!r} is unknown: expected HookedTransformer or TransformerBridge")
     if (model_class == "HookedTransformer") != has_hooked:
         raise ValueError(
-            f"programs cannot be made as {model_class} with TransformerLens {transformer_lens.__version__}: leave "
+            f"programs cannot be made as {model_class} with TransformerLens {version('transformer_lens')}: leave "
             "model_class out"
         )
     weights = _Weights()
@@ -108,18 +109,17 @@ class _Weights:
     """Weights in the layout of `HookedTransformer`: zeros, of which a program sets some and the rest become junk."""
 
     def __init__(self) -> None:
-        heads, double = (N_LAYERS, N_HEADS), {"dtype": torch.float64}
-        self.embed = torch.zeros(N_TOKENS, D_MODEL, **double)  # type: ignore[arg-type]
-        self.position = torch.zeros(N_CONTEXT, D_MODEL, **double)  # type: ignore[arg-type]
-        self.unembed = torch.zeros(D_MODEL, N_TOKENS, **double)  # type: ignore[arg-type]
+        self.embed = _zeros(N_TOKENS, D_MODEL)
+        self.position = _zeros(N_CONTEXT, D_MODEL)
+        self.unembed = _zeros(D_MODEL, N_TOKENS)
         self.embed[:, TOKEN] = torch.eye(N_TOKENS)
         self.position[:, POSITION] = torch.eye(N_CONTEXT)
         self.unembed[PREDICTION] = LOGIT * torch.eye(N_TOKENS)
-        self.q, self.k, self.v = (torch.zeros(*heads, D_MODEL, D_HEAD, **double) for _ in "qkv")  # type: ignore[arg-type]
-        self.o = torch.zeros(*heads, D_HEAD, D_MODEL, **double)  # type: ignore[arg-type]
-        self.mlp_in = torch.zeros(N_LAYERS, D_MODEL, D_MLP, **double)  # type: ignore[arg-type]
-        self.mlp_bias = torch.zeros(N_LAYERS, D_MLP, **double)  # type: ignore[arg-type]
-        self.mlp_out = torch.zeros(N_LAYERS, D_MLP, D_MODEL, **double)  # type: ignore[arg-type]
+        self.q, self.k, self.v = (_zeros(N_LAYERS, N_HEADS, D_MODEL, D_HEAD) for _ in "qkv")
+        self.o = _zeros(N_LAYERS, N_HEADS, D_HEAD, D_MODEL)
+        self.mlp_in = _zeros(N_LAYERS, D_MODEL, D_MLP)
+        self.mlp_bias = _zeros(N_LAYERS, D_MLP)
+        self.mlp_out = _zeros(N_LAYERS, D_MLP, D_MODEL)
         self.used: set[tuple[int, int]] = set()
         self.n_neurons = [0] * N_LAYERS
 
@@ -253,6 +253,10 @@ _PROGRAMS: dict[ProgramName, Callable[[_Weights], None]] = {
 }
 
 
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float64)
+
+
 def _later_by(places: int) -> Tensor:
     """Position p -> the one-hot vector of p + places."""
     return torch.diag(torch.ones(N_CONTEXT - places), places)
@@ -304,7 +308,8 @@ def _bridge(name: ProgramName, weights: _Weights, dtype: torch.dtype) -> Any:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources import native
 
-    model = native.boot(TransformerBridgeConfig(**_config(name)), device="cpu", dtype=dtype, model_name=_called(name))
+    boot: Any = vars(native)["boot"]  # 3.x has the module, but not this function
+    model = boot(TransformerBridgeConfig(**_config(name)), device="cpu", dtype=dtype, model_name=_called(name))
     state = {
         "tok_embed.weight": weights.embed,
         "pos.weight": weights.position,
