@@ -57,6 +57,8 @@ PLAIN = 1.6
 """Pixels of the line of an edge of unknown effect."""
 SAG = 0.38
 """How far below its row the line hangs that joins a head's nodes, in rows."""
+JOINED = "dashdot"
+"""Of that line."""
 FULL_COLOUR = "full colour:"
 """How the figure marks what is significant, in a word."""
 
@@ -104,9 +106,10 @@ def create_circuit_graph(
     Nodes and lines are those of `create_edge_graph`: edges into queries are solid, into keys dashed, into values
     dotted. Where effects of its edges are given, they are blue above 0 and red below, and the wider the larger |effect|
     is; edges whose interval holds 0, or that are not significant after correction, are faint. Of a circuit that tells
-    positions apart each position has a column, in which a component stands where it reads or writes there; a thin line
-    joins the node where a head reads keys or values to those where it writes, as attention moves what is read there.
-    So does it under grouped-query attention, from keys and values (`L5KV0`) to the heads that share them.
+    positions apart each position has a column, in which a component stands where it reads or writes there: an edge
+    into keys or values where these read. A line of dashes and dots joins the node where a head reads keys or values to
+    those where it writes, as attention moves what is read there; so it does, under grouped-query attention, keys and
+    values (`L5KV0`) and the heads that share them.
 
     Args:
         circuit: what is drawn.
@@ -328,7 +331,8 @@ def _joined(ends: Ends, readers: Sequence[Reader], places: Places, graph: Graph)
         start, end = left + side * one.half_wide, right - side * other.half_wide
         x += [*(start + (end - start) * t).round(3).tolist(), None]
         y += [*(row - SAG * 4 * t * (1 - t)).round(3).tolist(), None]
-    return [go.Scatter(x=x, y=y, mode="lines", line={"color": LINE, "width": 1.5}, hoverinfo="skip", showlegend=False)]
+    look = {"color": LINE, "width": 1.5, "dash": JOINED}
+    return [go.Scatter(x=x, y=y, mode="lines", line=look, hoverinfo="skip", showlegend=False)]
 
 
 def _show_positions(figure: go.Figure, bounds: dict[str, tuple[float, float]], ends: tuple[float, float]) -> None:
@@ -348,12 +352,15 @@ def _legend(
     is_joined: bool,
 ) -> list[tuple[str, str, str]]:
     entries = of_kinds(readers)
-    if results is not None and (known := drawn.rows[drawn.rows >= 0].tolist()):
-        entries += signs_of(results.sweep.of_patches(known))
-        if len(known) < len(drawn):
-            entries.append(("not measured", GREY, "solid"))
+    known = drawn.rows >= 0
+    if results is not None and (coloured := drawn.rows[known & ~drawn.dangling].tolist()):
+        entries += signs_of(results.sweep.of_patches(coloured))
+    if drawn.dangling.any():
+        entries.append(("on no way", GREY, "solid"))
+    if results is not None and not known[~drawn.dangling].all():
+        entries.append(("not measured", GREY, "solid"))
     if is_joined:
-        entries.append(("the same head" if any(drawn.at) else "of these heads", LINE, "solid"))
+        entries.append(("the same head" if any(drawn.at) else "of these heads", LINE, JOINED))
     return entries
 
 
@@ -368,9 +375,9 @@ def _how_to_read(drawn: DrawnEdges, evidence: Certainty | None, is_joined: bool,
         parts.append("a component stands at each position where it reads or writes, keys and values where they read")
     if is_joined:
         parts.append(
-            "thin grey: the same head, which moves what it reads in one place to another"
+            "dashes and dots: the same head, which moves what it reads in one place to another"
             if has_positions
-            else "thin grey: heads that share these keys and values"
+            else "dashes and dots: heads that share these keys and values"
         )
     return parts
 
