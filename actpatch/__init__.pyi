@@ -1,5 +1,6 @@
 # The public names, and where each comes from. `__init__.py` reads this file: a name that stands here can be imported.
 
+from .circuits.evaluation import evaluate_circuit as evaluate_circuit
 from .circuits.patcher import CircuitPatcher as CircuitPatcher
 from .circuits.search import find_circuit as find_circuit
 from .circuits.sensitivity import sensitivity_card as sensitivity_card
@@ -62,6 +63,8 @@ from .results.cards import HeadCards as HeadCards
 from .results.check import Change as Change
 from .results.check import DatasetCheck as DatasetCheck
 from .results.check import PairCheck as PairCheck
+from .results.circuit_evaluation import CircuitEvaluation as CircuitEvaluation
+from .results.circuit_evaluation import CircuitMeasurements as CircuitMeasurements
 from .results.edges import EdgeResults as EdgeResults
 from .results.ensembles import ensemble as ensemble
 from .results.generation import Continuation as Continuation

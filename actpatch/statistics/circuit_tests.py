@@ -1,4 +1,4 @@
-"""Tests of a circuit from arrays: against random ones, for equivalence with the model, for independence of the rest.
+"""Tests of a circuit from arrays: against random ones, for equivalence with the model, minimality, and independence.
 
 - *Random circuits* of the same size: p = (1 + random ones at least as faithful) / (1 + random ones), which is valid
   where the circuit could be one of them (Phipson & Smyth 2010). "As faithful" is as large an f, or as near to 1.
@@ -8,6 +8,12 @@
   few pairs give one always. So the opposite is tested too, with |θ − ½| ≥ ε as the null hypothesis, by two one-sided
   tests (Schuirmann 1987): a small p there says that the circuit is above and below about equally often. Neither says by
   how much. Pairs on which both are equal count half.
+- *Minimality* (Shi et al. 2024): a part of a circuit that is needed changes it more than what is not needed does. Of
+  the latter there are examples: into the circuit go the edges of a random path, and one of these is taken out again. The
+  null hypothesis is that the part's change is above such a one with a chance of at least q* = 0.9, and p the chance of
+  as few below it, by the binomial distribution. A small p says that the part does no more than what was put in at
+  random; a large one does not show that it is needed. Changes are means over pairs of |difference of the metric|, and
+  equal ones are not above.
 - *Independence* (Shi et al. 2024): where the circuit is all that does the task, what is left of the model without it
   varies over pairs independently of the model. The statistic is the Hilbert-Schmidt independence criterion with
   Gaussian kernels (Gretton et al. 2007, "A kernel statistical test of independence"), tr(KHLH) / (n − 1)², the width
@@ -81,6 +87,20 @@ class IndependenceTest:
     seed: int
 
 
+@dataclass(frozen=True, eq=False)
+class MinimalityTests:
+    """Whether parts of a circuit change it more than edges do that were put into it at random. An entry per part."""
+
+    share_above: Float[np.ndarray, " part"]
+    """Of the random edges, the share that changes the metric less than the part does; NaN where there is none."""
+    p: Float[np.ndarray, " part"]
+    """Small where the part is above random edges less often than by `quantile`: it is then not needed."""
+    p_corrected: Float[np.ndarray, " part"]
+    """Corrected over all parts (Bonferroni, as Shi et al. have it)."""
+    quantile: float
+    n_random: int
+
+
 def compare_with_random(value: float, random: Float[np.ndarray, " draw"]) -> RandomComparison:
     """The faithfulness of a circuit among that of random circuits of its size (module docstring).
 
@@ -128,6 +148,34 @@ def equivalence_test(
     # The count farther from n/2 decides; a half counts as the whole number beyond it.
     equivalent = float(upper.cdf(math.ceil(n / 2 + distance)))
     return EquivalenceTest(n_above, n - n_above - n_equal, n_equal, epsilon, min(1.0, different), equivalent)
+
+
+def minimality_tests(
+    changes: Float[np.ndarray, " part"], random: Float[np.ndarray, " draw"], *, quantile: float = 0.9
+) -> MinimalityTests:
+    """The test of minimality of each part (module docstring). Without a random edge nothing is known: all is NaN.
+
+    Args:
+        changes: how much each part changes the circuit's metric, from 0 on.
+        random: how much each random edge changes that of the circuit it was put into.
+        quantile: the share of random edges that a needed part is above; Shi et al. take 0.9.
+
+    Raises:
+        ValueError: for a change that is negative or not finite, and a quantile that is not between 0 and 1.
+    """
+    for name, values in (("changes", changes), ("random", random)):
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise ValueError(f"{name} has values below 0 or not finite: expected means of absolute differences")
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile is {quantile!r}, expected a number between 0 and 1, for instance 0.9")
+    n = len(random)
+    if not n:
+        unknown = np.full(len(changes), math.nan)
+        return MinimalityTests(unknown, unknown, unknown, quantile, 0)
+    least = ROUNDING * max([0.0, *changes.tolist(), *random.tolist()])
+    n_above = (changes[:, None] > random + least).sum(axis=1)
+    p = stats.binom.cdf(n_above, n, quantile)
+    return MinimalityTests(n_above / n, p, np.minimum(1.0, p * len(p)), quantile, n)
 
 
 def independence_test(
