@@ -9,9 +9,11 @@ from actpatch import Circuit as Circuit
 from actpatch import CircuitEvaluation as CircuitEvaluation
 from actpatch import CircuitMeasurements as CircuitMeasurements
 from actpatch import CircuitPatcher as CircuitPatcher
+from actpatch import FaithfulnessCurve as FaithfulnessCurve
 from actpatch import SensitivityCard as SensitivityCard
 from actpatch import Variation as Variation
 from actpatch import circuit_from_mib_json as circuit_from_mib_json
 from actpatch import evaluate_circuit as evaluate_circuit
+from actpatch import faithfulness_curve as faithfulness_curve
 from actpatch import find_circuit as find_circuit
 from actpatch import sensitivity_card as sensitivity_card

@@ -1,5 +1,6 @@
 # The public names, and where each comes from. `__init__.py` reads this file: a name that stands here can be imported.
 
+from .circuits.curves import faithfulness_curve as faithfulness_curve
 from .circuits.evaluation import evaluate_circuit as evaluate_circuit
 from .circuits.patcher import CircuitPatcher as CircuitPatcher
 from .circuits.search import find_circuit as find_circuit
@@ -66,7 +67,9 @@ from .results.check import PairCheck as PairCheck
 from .results.circuit_evaluation import CircuitEvaluation as CircuitEvaluation
 from .results.circuit_evaluation import CircuitMeasurements as CircuitMeasurements
 from .results.edges import EdgeResults as EdgeResults
+from .results.ensembles import Ensemble as Ensemble
 from .results.ensembles import ensemble as ensemble
+from .results.faithfulness_curve import FaithfulnessCurve as FaithfulnessCurve
 from .results.generation import Continuation as Continuation
 from .results.generation import Generation as Generation
 from .results.head_positions import HeadPositionResults as HeadPositionResults

@@ -2,25 +2,25 @@
 
 In a run of a circuit every receiver reads of its senders in the circuit what these give in this very run, and of all
 others what the other run of the pair (or an ablation) has in their place; normalizations are computed anew. With all
-edges it is the clean run, with none the corrupted one. ACDC (Conmy et al. 2023, "Towards Automated Circuit Discovery
-for Mechanistic Interpretability") goes through the readers from the logits backwards, and leaves out each edge whose
-removal, with all that was left out before, costs less than a threshold.
+edges it is the clean run, with none the corrupted one. A circuit that tells positions apart has no edge at those that
+it does not name.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
+from actpatch.circuits.acdc import Order, Search, acdc, places_of
 from actpatch.core.circuit_patches import CircuitPatches
-from actpatch.core.circuits import Circuit
+from actpatch.core.circuits import Circuit, CircuitPosition
 from actpatch.core.direction import Direction
 from actpatch.core.graph import Graph
-from actpatch.core.indices import is_integer
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
@@ -28,11 +28,9 @@ from actpatch.metrics.chosen import MetricChoice
 from actpatch.models.graph import graph_of
 from actpatch.patchers.experiment import encoded, run_sweeps
 from actpatch.results.shapes import SweepResults
+from actpatch.results.sweep import Sweep
 from actpatch.tasks.dataset import PatchingDataset
-
-Order = Literal["reverse", "forward", "random"]
-MOST_AT_ONCE = 64
-"""Most candidates of which all are taken to be left out until one is seen not to be."""
+from actpatch.tasks.encoding import EncodedPairs
 
 
 class CircuitPatcher:
@@ -89,10 +87,25 @@ class CircuitPatcher:
         """
         named = _named(circuits)
         check_graphs(self.graph, named)
-        patches = CircuitPatches(self.graph, np.stack([one.edges for one in named.values()]), tuple(named))
         settings = Settings(pair_indices=pair_indices, direction=direction, source=source, metrics=metrics)
         pairs = encoded(self.model, dataset, settings)
-        return SweepResults(run_sweeps(self.engine, pairs, lambda pairs: patches, settings)[0])
+        alike: dict[tuple[CircuitPosition, ...], list[int]] = {}
+        for number, circuit in enumerate(named.values()):
+            alike.setdefault(circuit.positions, []).append(number)
+        for positions in alike:
+            places_of(positions, pairs.in_direction(direction))  # all are checked before any is run
+        sweeps = [
+            run_sweeps(self.engine, pairs, functools.partial(self._patches, named, numbers), settings)[0]
+            for numbers in alike.values()
+        ]
+        return SweepResults(_joined(sweeps, [*itertools.chain(*alike.values())]))
+
+    def _patches(self, named: Mapping[str, Circuit], numbers: Sequence[int], pairs: EncodedPairs) -> CircuitPatches:
+        """Some of the circuits, all of the same positions."""
+        names = [list(named)[number] for number in numbers]
+        circuits = [named[name] for name in names]
+        kept = np.stack([one.edges.reshape(-1, len(self.graph)) for one in circuits])
+        return CircuitPatches(self.graph, kept, tuple(names), places_of(circuits[0].positions, pairs))
 
     def acdc(
         self,
@@ -109,15 +122,16 @@ class CircuitPatcher:
     ) -> Circuit:
         """A circuit by ACDC: edges are left out one after the other, unless one costs `threshold` or more.
 
-        Candidates are run many at a time, each with all before it left out; from the first that has to stay on, the
-        others are run again, so that the circuit is that of one candidate after the other.
+        Readers are gone through from the logits backwards (`circuits.acdc`). What comes out is exactly what running one
+        candidate after the other would give. An edge into a component that leads to the logits by no edge any more
+        costs nothing.
 
         Args:
             dataset: prompt pairs and metric.
             threshold: how much worse the metric, as a mean over the pairs, may become by one edge, in its unit.
-            start: the circuit to begin with; None for the whole model.
+            start: the circuit to begin with, of whose positions the found one is; None for the whole model.
             order: in which order the senders of a receiver are tried: `reverse`, the latest first, as ACDC's code has
-                it, `forward`, or `random`. The circuit depends on it.
+                it, `forward`, `random`, or all senders of the graph in a list. The circuit depends on it, and says it.
             seed: of a random order.
             signed: whether a removal that makes the metric better is always taken; False asks that it changes less than
                 the threshold either way.
@@ -129,53 +143,29 @@ class CircuitPatcher:
             ValueError: before any run of the model, for a threshold that is no number from 0 on, an unknown order, and
                 as `run_circuits_experiment`.
         """
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
-            raise ValueError(f"threshold is {threshold!r}, expected a number from 0 on, in the metric's unit")
-        if order not in ("reverse", "forward", "random"):
-            raise ValueError(f"order {order!r} is unknown: expected 'reverse', 'forward' or 'random'")
         begin = Circuit.full(self.graph) if start is None else start
         check_graphs(self.graph, {"start": begin})
-        if not is_integer(seed):
-            raise ValueError(f"seed is {seed!r}, expected a whole number")
+        search = Search.of(self.graph, threshold, order, seed, signed)
         settings = Settings(pair_indices=pair_indices, direction="noising", source=source, metrics=metric)
         pairs = encoded(self.model, dataset, settings)
-        (chosen,) = pairs.metrics(settings.metrics)
-        references = settings.source.references(pairs)
-        kept = begin.edges.copy()
-        candidates = _in_order(self.graph, kept, order, seed)
-        sign = 1.0 if chosen.more_is_better else -1.0
-        with self.engine.measuring_circuits(pairs, self.graph, chosen, references=references) as measure:
-            now = sign * float(measure(kept[None])[0].mean())
-            while len(candidates):
-                some = candidates[:MOST_AT_ONCE]
-                tried = np.repeat(kept[None], len(some), axis=0)
-                for number in range(len(some)):
-                    tried[number:, some[number]] = False
-                found = sign * measure(tried).mean(axis=1)
-                lost = np.concatenate([[now], found[:-1]]) - found
-                stays = (lost >= threshold) if signed else (np.abs(lost) >= threshold)
-                n_out = int(stays.argmax()) if stays.any() else len(some)
-                kept[some[:n_out]] = False
-                now = found[n_out - 1] if n_out else now
-                candidates = candidates[n_out + 1 :] if n_out < len(some) else candidates[n_out:]
-        by = f"ACDC, threshold {threshold:g} of the {chosen.name}, senders in {order} order"
-        return Circuit(self.graph, kept, by + (f" (seed {seed})" if order == "random" else ""))
+        return acdc(self.engine, self.graph, pairs, begin, search, settings)
 
 
-def _in_order(graph: Graph, kept: np.ndarray, order: Order, seed: int) -> Int[np.ndarray, " edge"]:
-    """The edges of a circuit as ACDC tries them: readers from the logits backwards, of each its senders."""
-    rng = np.random.default_rng(seed)
-    ends = np.cumsum(graph.n_writers_before)
-    found = []
-    for end, n_senders in zip(ends[::-1].tolist(), graph.n_writers_before[::-1].tolist()):
-        of_reader = np.arange(end - n_senders, end)
-        if order == "reverse":
-            of_reader = of_reader[::-1]
-        elif order == "random":
-            of_reader = rng.permutation(of_reader)
-        found.append(of_reader)
-    every = np.concatenate(found)
-    return every[kept[every]]
+def _joined(sweeps: Sequence[Sweep], numbers: Sequence[int]) -> Sweep:
+    """Sweeps of the same pairs as one, whose patches stand in the order of these numbers."""
+    if len(sweeps) == 1:
+        return sweeps[0]
+    order = np.argsort(numbers)
+    patches = [*itertools.chain(*(sweep.patches for sweep in sweeps))]
+    each = zip(*(sweep.measured for sweep in sweeps))
+    measured = [replace(of[0], patched=np.concatenate([one.patched for one in of])[order]) for of in each]
+    notes = dict.fromkeys(itertools.chain(*(sweep.notes for sweep in sweeps)))
+    return replace(
+        sweeps[0],
+        patches=tuple(patches[number] for number in order),
+        measured=tuple(measured),
+        notes=tuple(notes),
+    )
 
 
 def _named(circuits: Circuit | Sequence[Circuit] | Mapping[str, Circuit]) -> dict[str, Circuit]:

@@ -1,129 +1,255 @@
-"""Circuits from the effects of edges, exact or estimated. Nothing here runs a model.
+"""Circuits from the effects of edges or of components, exact or estimated.
 
-`top` ranks edges by themselves; `greedy` grows a circuit from the logits downwards (Hanna et al. 2024, "Have Faith in
-Faithfulness"), so that each of its edges leads to the logits.
+`top` ranks them by themselves; `greedy` grows a circuit from the logits downwards (Hanna et al. 2024, "Have Faith in
+Faithfulness"), so that each of its edges leads to the logits. Neither runs a model, unless a share of the effect is the
+goal: what a circuit keeps is seen when it is run. `acdc` (Conmy et al. 2023) runs circuits all along.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from actpatch.circuits.measured import CircuitMetrics, metrics_of
+from actpatch.circuits.rankings import NodeRanking, Ranking, Scores, edge_ranking, is_of_nodes, scores_of
 from actpatch.core.circuits import Circuit
-from actpatch.core.estimate_words import exact_or_estimated
-from actpatch.core.growth import grown
+from actpatch.core.graph import Graph
 from actpatch.core.indices import is_integer
+from actpatch.core.text import count, number, plural
+from actpatch.core.warn import warn_user
+from actpatch.models.graph import graph_of
+from actpatch.patchers.experiment import ExactRuns
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
+from actpatch.results.ensembles import Ensemble
+from actpatch.results.shapes import SweepResults
+from actpatch.results.sweep import Sweep
+from actpatch.tasks.dataset import PatchingDataset
 
-Method = Literal["top", "greedy"]
+Method = Literal["top", "greedy", "acdc"]
+AT_ONCE = 8
+"""Sizes that are run together while a share is narrowed down."""
+ENOUGH = 1e-6
+"""So much a circuit may lack of a share, which is rounding."""
 
 
 def find_circuit(
-    results: EdgeResults | BothDirections[EdgeResults],
+    results: SweepResults | BothDirections[Any] | Ensemble,
     *,
     n_edges: int | None = None,
+    n_nodes: int | None = None,
     threshold: float | None = None,
     share: float | None = None,
     method: Method = "top",
     signed: bool = False,
+    model: Any = None,
+    dataset: PatchingDataset | None = None,
 ) -> Circuit:
-    """The circuit of the edges with the largest effects; exactly one of `n_edges`, `threshold` and `share` is given.
+    """The circuit of the edges, or of the components, with the largest effects.
 
-    Edges are taken in the order of |effect|, or of the effect, ties by their number; one whose effect is NaN never is.
-    The circuit is not pruned (`Circuit.pruned`), and says in `found_by` how it was found.
+    They are taken in the order of |effect|, or of the effect, ties by their number; one whose effect is NaN never is.
+    The circuit is not pruned (`Circuit.pruned`). It says in `found_by` how it was found, and in `seen` by which pairs,
+    so that it is judged on others.
+
+    Exactly one goal is given: `n_edges` (of components `n_nodes`), `threshold`, or `share`. ACDC takes a threshold.
 
     Args:
-        results: effects of edges at all positions; of both directions, the union of the circuits of each.
+        results: effects of edges at all positions, or at some that are told apart; or of heads' outputs, attn_out and
+            mlp_out, of which the circuit has all edges between those that are taken, the input and the logits, with all
+            components of a kind that was not ranked. Exact or estimated; of both directions, where the larger effect of
+            each counts, so that what stands above a threshold in either is in; or an `ensemble` of several methods.
         n_edges: number of edges.
-        threshold: take edges of at least this |effect|, or effect.
-        share: take edges until the positive effects among them add up to this share of all positive effects.
-        method: `"top"`: the largest of all. `"greedy"`: the largest of those into the logits and into what already
-            leads there by an edge that was taken; a threshold ends it at the first edge below.
-        signed: whether effects below 0 come last, instead of counting by their size.
+        n_nodes: number of components, or of layers of attention.
+        threshold: take what has at least this |effect|, or effect; of ACDC what an edge has to cost to stay, in the
+            unit of the metric.
+        share: take the fewest that keep this share of the effect when the circuit is run: its faithfulness on the pairs
+            of the results, with what they wrote in the place of senders that are left out. Sizes are run on a geometric
+            grid, and then between the last that fails and the first that does not until these are neighbours. Smaller
+            ones may keep as much where faithfulness goes up and down.
+        method: `"top"`: the largest of all. `"greedy"`, of edges: the largest of those into the logits and into what
+            already leads there by an edge that was taken; a threshold ends it at the first edge below. At positions
+            that are told apart keys and values lead there from all of them. `"acdc"`, of edges:
+            `CircuitPatcher.acdc` over all edges on the pairs of the results, whose effects play no part.
+        signed: whether effects below 0 come last, instead of counting by their size; of ACDC whether an edge whose
+            removal makes the metric better is left out at any rate.
+        model: of results that were read from a file the model that they are of, where circuits are run or components
+            are ranked.
+        dataset: likewise the dataset, where circuits are run.
 
     Raises:
-        ValueError: for results that are no edges at all positions, settings out of range, more edges than there are,
-            and where no edge has such an effect.
+        ValueError: before any run, for results of anything else, settings out of range or not of this method, more
+            edges than there are, where no effect is known or large enough, and where runs are needed and the results do
+            not know their model; after some, where no circuit keeps the share.
+        RuntimeError: where circuits of the model cannot be run.
+
+    Warns:
+        UserWarning: where no edge of the circuit lies on a way from the input to the logits.
     """
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}, expected one of {', '.join(map(repr, get_args(Method)))}")
-    _check_goal(n_edges, threshold, share)
-    if isinstance(results, BothDirections):
-        found = [
-            find_circuit(one, n_edges=n_edges, threshold=threshold, share=share, method=method, signed=signed)
-            for one in (results.denoising, results.noising)
-        ]
-        union = found[0] | found[1]
-        return Circuit(union.graph, union.edges, f"union of {found[0].found_by}; and {found[1].found_by}")
-    if not isinstance(results, EdgeResults):
-        raise ValueError(f"results is a {type(results).__name__}, expected what PathPatcher returns of edges")
-    if results.positions:
-        raise ValueError("these edges were patched at positions, which circuits do not know: patch all positions")
-    graph, sweep = results.graph, results.sweep
-    effects = np.full(len(graph), np.nan)
-    effects[results.edges.numbers] = sweep.effects
-    keys = effects if signed else np.abs(effects)
-    known = np.flatnonzero(~np.isnan(effects))
-    if not len(known):
+    goals = {"n_edges": n_edges, "n_nodes": n_nodes, "threshold": threshold, "share": share}
+    goal, value = _checked_goal({name: given for name, given in goals.items() if given is not None}, method)
+    scores = scores_of(results)
+    of_nodes = is_of_nodes(scores.results)
+    _check_fits(scores, of_nodes, goal, method, signed)
+    if method == "acdc":
+        return _by_acdc(scores, value, signed, model, dataset)
+    ranking = _ranking(scores, of_nodes, method, signed, model)
+    if not ranking.n_known:
         raise ValueError("every effect is NaN, no pair was usable: use a corruption that breaks the behaviour")
-    ranked = known[np.argsort(-keys[known], kind="stable")]
-    order = ranked if method == "top" else np.fromiter(grown(graph, ranked), dtype=np.int64)
-    n = _n_taken(order, effects, keys, n_edges, threshold, share)
-    edges = np.zeros(len(graph), dtype=bool)
-    edges[order[:n]] = True
-    goal = f"threshold {threshold:g}" if threshold is not None else f"share {share:g}" if share is not None else ""
-    by = "signed effect" if signed else "|effect|"
-    how = [f"{method} {n:,} of {len(known):,} edges by {by}", goal, exact_or_estimated(sweep.estimate), sweep.direction]
-    return Circuit(graph, edges, ", ".join(filter(None, how)))
+    if goal == "share":
+        runs = metrics_of(scores.sweep, model, dataset, "share=")
+        n, found = _fewest_that_keep(value, ranking, runs.faithfulness)
+        told = _told_of_share(value, found, scores.sweep, runs)
+    else:
+        n = _n_taken(goal, value, ranking)
+        told = f"threshold {value:g}" if goal == "threshold" else ""
+    circuit = ranking.circuit(n)
+    _warn_of_dangling(circuit, method)
+    of_all = f"{method} {n:,} of {ranking.n_known:,} {plural(ranking.noun)} by {scores.by(signed)}"
+    how = ", ".join(filter(None, [of_all, scores.how, scores.sweep.path, ranking.kept, told]))
+    return replace(circuit, found_by=how, seen=scores.seen)
 
 
-def _check_goal(n_edges: Any, threshold: Any, share: Any) -> None:
-    given = {k: v for k, v in (("n_edges", n_edges), ("threshold", threshold), ("share", share)) if v is not None}
+def _checked_goal(given: dict[str, Any], method: Method) -> tuple[str, Any]:
+    """The one goal that is given, and its value."""
     if len(given) != 1:
         said = " and ".join(given) or "none"
-        raise ValueError(f"{said} of n_edges, threshold and share is given, expected exactly one")
-    if n_edges is not None and (not is_integer(n_edges) or n_edges < 1):
-        raise ValueError(f"n_edges is {n_edges!r}, expected a whole number of at least 1")
-    if threshold is not None and (not isinstance(threshold, (int, float)) or not 0 < threshold < math.inf):
-        raise ValueError(f"threshold is {threshold!r}, expected a number above 0")
-    if share is not None and (not isinstance(share, (int, float)) or not 0 < share <= 1):
-        raise ValueError(f"share is {share!r}, expected a number above 0 and at most 1")
+        raise ValueError(f"{said} of n_edges, n_nodes, threshold and share is given, expected exactly one")
+    ((goal, value),) = given.items()
+    if method == "acdc" and goal != "threshold":
+        raise ValueError(f"{goal} is given, and acdc takes a threshold alone, in the unit of the metric")
+    if goal in ("n_edges", "n_nodes") and (not is_integer(value) or value < 1):
+        raise ValueError(f"{goal} is {value!r}, expected a whole number of at least 1")
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if goal == "threshold" and not (is_number and 0 < value < math.inf):
+        raise ValueError(f"threshold is {value!r}, expected a number above 0")
+    if goal == "share" and not (is_number and 0 < value <= 1):
+        raise ValueError(f"share is {value!r}, expected a number above 0 and at most 1")
+    return goal, value
 
 
-def _n_taken(
-    order: Int[np.ndarray, " taken"],
-    effects: Float[np.ndarray, " edge"],
-    keys: Float[np.ndarray, " edge"],
-    n_edges: int | None,
-    threshold: float | None,
-    share: float | None,
-) -> int:
-    """How many edges of the order reach the goal."""
-    if n_edges is not None:
-        if n_edges > len(order):
-            raise ValueError(f"n_edges is {n_edges:,}, only {len(order):,} edges can be taken: give at most that many")
-        return n_edges
-    if threshold is not None:
-        below = np.flatnonzero(keys[order] < threshold)
-        n = int(below[0]) if len(below) else len(order)
-        if n == 0:
+def _check_fits(scores: Scores, of_nodes: bool, goal: str, method: Method, signed: bool) -> None:
+    """Raises a ValueError where goal or method are not for what was ranked."""
+    if goal == ("n_edges" if of_nodes else "n_nodes"):
+        what, other = ("components", "n_nodes") if of_nodes else ("edges", "n_edges")
+        raise ValueError(f"{goal} is given, and these results are of {what}: give {other}")
+    if of_nodes and method != "top":
+        raise ValueError(f"{method} goes from edge to edge, and these results are of components: choose 'top'")
+    if not scores.has_unit and goal == "threshold" and method != "acdc":
+        raise ValueError("ranks have no unit for a threshold: give a number or a share, or ensemble(by='scores')")
+    if not scores.has_unit and signed:
+        raise ValueError("ranks are by size, without a sign: leave out signed, or give ensemble(by='scores')")
+
+
+def _ranking(scores: Scores, of_nodes: bool, method: Method, signed: bool, model: Any) -> Ranking:
+    results, keys = scores.results, scores.keys(signed)
+    if isinstance(results, EdgeResults):
+        return edge_ranking(results, keys, "greedy" if method == "greedy" else "top")
+    return NodeRanking(_graph_of(results.sweep, model), results, keys)
+
+
+def _graph_of(sweep: Sweep, model: Any) -> Graph:
+    """The graph of the model that components are of."""
+    if model is None:
+        runs = sweep.run_exactly
+        if not isinstance(runs, ExactRuns) or runs.pairs.origin is None:
             raise ValueError(
-                f"no edge that can be taken has an effect of {threshold:g} or more: give a smaller threshold"
+                "these results of components do not know their model (they were read from a file, copied, or are of "
+                "some pairs alone), whose edges the circuit is of: give model="
             )
-        return n
-    assert share is not None
-    gains = np.where(effects[order] > 0, effects[order], 0.0)
-    n_positive = int((effects > 0).sum())
-    if not n_positive:
-        raise ValueError("no edge has an effect above 0, so there is no share to reach: give n_edges")
-    reached = np.flatnonzero(np.cumsum(gains) >= share * math.fsum(effects[effects > 0]))
-    last = np.flatnonzero(gains > 0)
-    if len(last) == n_positive:  # all are taken, whatever rounding makes of their sum
-        reached = np.append(reached, last[-1])
-    if not len(reached):
-        raise ValueError(f"share is {share:g}, edges that lead to the logits do not reach it: give a smaller one")
-    return int(reached.min()) + 1
+        model = runs.pairs.origin.model
+    graph = graph_of(model)
+    if (graph.model, graph.n_layers) != (sweep.model, sweep.n_layers):
+        raise ValueError(
+            f"model is {graph.model} of {count(graph.n_layers, 'layer')}, and the results are of {sweep.model} of "
+            f"{sweep.n_layers}: give the model that they were run on"
+        )
+    return graph
+
+
+def _by_acdc(scores: Scores, threshold: float, signed: bool, model: Any, dataset: PatchingDataset | None) -> Circuit:
+    """ACDC on the pairs of the results; ValueError where these are of some edges alone."""
+    results, sweep = scores.results, scores.sweep
+    assert isinstance(results, EdgeResults)
+    every = edge_ranking(results, np.zeros(len(results)), "top")
+    start = every.circuit(len(every))
+    if len(start) < start.edges.size:
+        raise ValueError(
+            f"acdc goes through all {start.edges.size:,} edges, and these results are of {len(start):,}: give results "
+            "of all edges, or CircuitPatcher.acdc(start=) a circuit to begin with"
+        )
+    runs = metrics_of(sweep, model, dataset, "acdc")
+    found = runs.patcher.acdc(
+        runs.dataset,
+        threshold,
+        start=start,
+        signed=signed,
+        pair_indices=runs.pair_indices,
+        source=runs.source,
+        metric=runs.metric,
+    )
+    by = "signed" if signed else "absolute"
+    how = f"{found.found_by}, {by} changes, exact, noising, all edges tried on {count(len(sweep.pair_indices), 'pair')}"
+    return replace(found, found_by=how, seen=scores.seen)
+
+
+def _n_taken(goal: str, value: Any, ranking: Ranking) -> int:
+    """How many of a ranking reach a goal that needs no runs."""
+    if goal != "threshold":
+        if value > len(ranking):
+            raise ValueError(
+                f"{goal} is {value:,}, only {len(ranking):,} {plural(ranking.noun)} can be taken: give at most as many"
+            )
+        return int(value)
+    below = np.flatnonzero(ranking.keys < value)
+    n = int(below[0]) if len(below) else len(ranking)
+    if n == 0:
+        raise ValueError(
+            f"no {ranking.noun} that can be taken has an effect of {value:g} or more: give a smaller threshold"
+        )
+    return n
+
+
+def _fewest_that_keep(
+    share: float, ranking: Ranking, faithfulness: Callable[[list[Circuit]], Float[np.ndarray, " circuit"]]
+) -> tuple[int, float]:
+    """The fewest of a ranking that keep a share, as far as sizes were run (`find_circuit`), and what they keep."""
+    last_that_fails, first = 0, len(ranking) + 1
+    sizes = sorted({*(2**power for power in range(len(ranking).bit_length())), len(ranking)})
+    kept = math.nan
+    while sizes:
+        found = faithfulness([ranking.circuit(n) for n in sizes])
+        enough = np.flatnonzero(found >= share - ENOUGH)
+        if len(enough):
+            first, kept = sizes[enough[0]], float(found[enough[0]])
+        elif first > len(ranking):
+            raise ValueError(
+                f"none of {len(sizes)} circuits of 1 to {len(ranking):,} {plural(ranking.noun)} keeps a share of "
+                f"{share:g}, the best {number(float(found.max()), 3)}: give a smaller share, or results of all edges"
+            )
+        last_that_fails = max([n for n in sizes if n < first], default=last_that_fails)
+        between = np.linspace(last_that_fails, first, AT_ONCE + 2).round().astype(int).tolist()
+        sizes = sorted({n for n in between if last_that_fails < n < first})
+    return first, kept
+
+
+def _told_of_share(share: float, found: float, sweep: Sweep, runs: CircuitMetrics) -> str:
+    return (
+        f"the fewest along the ranking found to keep {share:g}: faithfulness {number(found, 3)} when run on "
+        f"{count(len(sweep.pair_indices), 'pair')} (noising, {runs.source.label})"
+    )
+
+
+def _warn_of_dangling(circuit: Circuit, method: Method) -> None:
+    if not len(circuit.pruned()):
+        instead = "" if method == "greedy" else ", or choose method='greedy'"
+        warn_user(
+            f"none of the {len(circuit):,} edges of this circuit lies on a way from the input to the logits, so that "
+            f"it does nothing: take more{instead}"
+        )

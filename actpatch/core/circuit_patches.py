@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,18 @@ class CircuitPatches(GraphPatches):
     very run, and of all others what is written."""
 
     graph: Graph
-    kept: Bool[np.ndarray, "circuit edge"]
-    """Which edges each circuit has, of all in the order of `edge_patches(graph)`."""
+    kept: Bool[np.ndarray, "circuit place edge"]
+    """Which edges each circuit has at each of the places, of all in the order of `edge_patches(graph)`. At a position
+    of several places it has those of each, at positions of none it has no edge."""
     names: tuple[str, ...]
     """What each circuit is called."""
     places: tuple[tuple[Site, ...], ...] = ALL_POSITIONS
 
     def __post_init__(self) -> None:
-        if self.kept.shape != (len(self.names), len(self.graph)):
+        expected = (len(self.names), len(self.places), len(self.graph))
+        if self.kept.shape != expected:
             raise ValueError(
-                f"circuits are of shape {self.kept.shape}, expected (circuits, edges) = "
-                f"{(len(self.names), len(self.graph))}"
+                f"circuits are of shape {self.kept.shape}, expected (circuits, places, edges) = {expected}"
             )
 
     def __len__(self) -> int:
@@ -49,13 +49,7 @@ class CircuitPatches(GraphPatches):
     def used_readers(self) -> Int[np.ndarray, " used"]:
         return np.arange(len(self.graph.readers))
 
-    @cached_property
-    def first_edge(self) -> Int[np.ndarray, " reader"]:
-        """Number of the first edge into each reader: those into one reader follow each other, by sender."""
-        return np.concatenate([[0], np.cumsum(self.graph.n_writers_before)[:-1]])
-
-    def left_out(self, circuits: Int[np.ndarray, " row"], readers: list[int]) -> Bool[np.ndarray, "row reader writer"]:
-        """Which of the edges into some readers with as many senders each are not in these circuits."""
-        n_writers = int(self.graph.n_writers_before[readers[0]])
-        edges = self.first_edge[readers][:, None] + np.arange(n_writers)
-        return ~self.kept[circuits][:, edges]
+    @property
+    def tells_positions_apart(self) -> bool:
+        """Whether its places are some of the positions, and not all of them together."""
+        return self.places != ALL_POSITIONS

@@ -14,34 +14,43 @@ from jaxtyping import Int
 from actpatch.core.graph import Graph
 
 
-def grown(graph: Graph, ranked: Int[np.ndarray, " known"]) -> Iterator[int]:
+def grown(graph: Graph, ranked: Int[np.ndarray, " known"], n_places: int = 1) -> Iterator[int]:
     """Numbers of edges in the order in which a circuit grows from the logits, the best of those that lead there first.
+
+    Where positions are told apart, edges lead to the logits at any of them. What reads a sender there leads on from
+    that position alone, as queries and MLPs do; what keys and values read leads on from all of them.
 
     Args:
         graph: of the model.
-        ranked: numbers of the edges that may be taken, the best first; edges that lead nowhere never come.
+        ranked: numbers of the edges that may be taken, the best first; edges that lead nowhere never come. At
+            positions an edge's number is `edge * n_places + place`.
+        n_places: number of positions that are told apart; 1 for all together.
     """
-    ranks = np.full(len(graph), len(ranked))
-    ranks[ranked] = np.arange(len(ranked))
+    each = np.full(len(graph) * n_places, len(ranked))
+    each[ranked] = np.arange(len(ranked))
+    ranks = each.reshape(-1, n_places)
     readers_of: dict[int, list[int]] = {}
     for reader, moved in enumerate(graph.moved):
         for writer in moved:
             readers_of.setdefault(writer, []).append(reader)
     heap: list[int] = []
-    opened: set[int] = set()
+    opened: set[tuple[int, int]] = set()
 
-    def open_reader(reader: int) -> None:
-        if reader not in opened:
-            opened.add(reader)
+    def open_reader(reader: int, place: int) -> None:
+        if (reader, place) not in opened:
+            opened.add((reader, place))
             first = int(graph.first_edge[reader])
-            for rank in ranks[first : first + int(graph.n_writers_before[reader])].tolist():
+            for rank in ranks[first : first + int(graph.n_writers_before[reader]), place].tolist():
                 if rank < len(ranked):
                     heapq.heappush(heap, rank)
 
-    open_reader(len(graph.readers) - 1)
+    for place in range(n_places):
+        open_reader(len(graph.readers) - 1, place)
     while heap:
         number = int(ranked[heapq.heappop(heap)])
         yield number
-        reader = int(np.searchsorted(graph.first_edge, number, side="right")) - 1
-        for behind in readers_of.get(number - int(graph.first_edge[reader]), []):
-            open_reader(behind)
+        edge, place = divmod(number, n_places)
+        reader = int(np.searchsorted(graph.first_edge, edge, side="right")) - 1
+        for behind in readers_of.get(edge - int(graph.first_edge[reader]), []):
+            for at in range(n_places) if graph.readers[behind].kind in ("k", "v") else (place,):
+                open_reader(behind, at)

@@ -22,27 +22,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.direction import Direction, check_direction
-from actpatch.core.edge_patches import GraphPatches
+from actpatch.core.edge_patches import ALL_POSITIONS, GraphPatches
 from actpatch.core.estimates import Estimate
 from actpatch.core.graph import Graph
 from actpatch.core.hook_points import expand_hook_points
 from actpatch.core.indices import is_integer
-from actpatch.core.sites import Patch
+from actpatch.core.sites import Patch, Site
 from actpatch.core.text import count
 from actpatch.engine import checks
 from actpatch.engine.agreement import Rounding
+from actpatch.engine.circuit_measure import CircuitMeasure
 from actpatch.engine.edges import INPUT, recorded_for
 from actpatch.engine.embeddings import embedding_deviation
 from actpatch.engine.experiment import Experiment
@@ -211,9 +212,10 @@ class PatchingEngine:
         metric: AnyMetric,
         direction: Direction = "noising",
         *,
+        places: Sequence[Sequence[Site]] = ALL_POSITIONS,
         references: References | None = None,
         noise: GaussianNoise | None = None,
-    ) -> Iterator[Callable[[Bool[np.ndarray, "circuit edge"]], Float[np.ndarray, "circuit pair"]]]:
+    ) -> Iterator[CircuitMeasure]:
         """For searches, which choose what is run next by what was measured: what measures circuits.
 
         Both runs of all pairs are recorded once, and kept while the context lasts.
@@ -223,34 +225,17 @@ class PatchingEngine:
             graph: of the model.
             metric: what is measured.
             direction: which run of each pair is patched.
+            places: where circuits tell their edges apart, counted in the run that is patched.
             references: as in `sweep`.
             noise: likewise.
         """
         (measured,) = sets_of([metric], samples := _samples(references, noise))
-        whole = CircuitPatches(graph, np.ones((1, len(graph)), dtype=bool), ("all edges",))
+        every = np.ones((1, len(places), len(graph)), dtype=bool)
+        whole = CircuitPatches(graph, every, ("all edges",), tuple(map(tuple, places)))  # type: ignore[arg-type]
         options = {"references": references, "noise": noise, "continuations": measured.continuations}
         asked = (pairs, {direction: whole}, measured.reads_all_positions, measured.tokens)
         with self.running(*asked, **options) as runs:  # type: ignore[arg-type]
-            recorded = [chunk for (chunk,) in runs.chunks()]
-
-            def measure(kept: Bool[np.ndarray, "circuit edge"]) -> Float[np.ndarray, "circuit pair"]:
-                patches = CircuitPatches(graph, kept, tuple(map(str, range(len(kept)))))
-                values = np.full((len(measured), len(kept), measured.n_runs(len(pairs))), np.nan)
-                for chunk in recorded:
-                    clean = chunk.other if direction == "denoising" else chunk.base
-                    for batch, logits in runs.batches(replace(runs.experiment, patches=patches), chunk):
-                        of_rows = measured.measure(
-                            logits,
-                            clean.logits,
-                            rows=torch.from_numpy(batch.pairs),
-                            pairs=chunk.pairs,
-                            lengths=chunk.lengths,
-                            clean_lengths=chunk.lengths_of(clean),
-                        )
-                        values[:, batch.patches, chunk.pairs.numpy()[batch.pairs]] = of_rows.numpy()
-                return mean_of_samples(measured.of_pairs(values), samples)[0]
-
-            yield measure
+            yield CircuitMeasure(runs, measured, whole, len(pairs), samples)
 
     def _measured(
         self,

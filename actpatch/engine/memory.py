@@ -10,6 +10,7 @@ import psutil
 import torch
 from jaxtyping import Int
 
+from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.edge_patches import EdgePatches, GraphPatches
 from actpatch.core.path_patches import HeadPaths
 from actpatch.engine.experiment import Experiment
@@ -64,6 +65,8 @@ def _changes_held(patches: Sequence[Any]) -> int:
     """Of how many senders, or paths, what they change is held for each pair."""
     if isinstance(patches, EdgePatches):
         return len(patches.used_writers)
+    if isinstance(patches, CircuitPatches):
+        return len(patches.graph.writers)
     if isinstance(patches, HeadPaths):
         return len(patches) * (1 + len(patches.receivers))
     return len(patches) if isinstance(patches, GraphPatches) else 0

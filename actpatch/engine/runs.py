@@ -31,7 +31,7 @@ from actpatch.engine.agreement import (
     run_alone,
     ways_to_agree,
 )
-from actpatch.engine.circuits import circuit_batches
+from actpatch.engine.circuits import CircuitRuns
 from actpatch.engine.edges import INPUT, error_of_edges, error_of_writers, patches_that_enter_alike, recorded_for
 from actpatch.engine.entering import PatchWork, Work
 from actpatch.engine.estimators import estimator_of, kept_for_recomputing, rows_with_gradients
@@ -158,10 +158,7 @@ class Runs:
         """Each batch with its patched logits: of what the metric reads, positions and vocabulary entries."""
         edges = experiment.patches
         if isinstance(edges, CircuitPatches):
-            most = self.batch_size if self.exactness.together else 1
-            how = {"alone": self.exactness.logits, "check": experiment.direction not in self._run_circuits}
-            yield from circuit_batches(experiment, edges, chunk, self.max_tokens, most, **how)
-            self._run_circuits.add(experiment.direction)
+            yield from self.circuit_batches(self.circuit_runs(experiment, chunk), edges)
             return
         if not isinstance(edges, EdgePatches):
             yield from self._batches(experiment, chunk)
@@ -169,6 +166,29 @@ class Runs:
         for numbers in parts_that_fit(experiment, edges, len(chunk.pairs)):
             for batch, logits in self._batches(replace(experiment, patches=edges.taken(numbers)), chunk):
                 yield replace(batch, patches=numbers[batch.patches]), logits
+
+    def circuit_runs(self, experiment: Experiment, chunk: Chunk) -> CircuitRuns:
+        """What runs circuits on the pairs of a chunk, checked once in each direction.
+
+        Raises:
+            RuntimeError: where circuits of this model cannot be run.
+        """
+        runs = CircuitRuns(experiment, chunk, self.exactness)
+        if experiment.direction not in self._run_circuits:
+            if reason := runs.check():
+                self.exactness = self._left_out(self.exactness, self.exactness.without_resuming(), reason)
+                self._tell()
+                runs = CircuitRuns(experiment, chunk, self.exactness)
+                if reason := runs.check():
+                    raise RuntimeError(f"circuits of this model cannot be run: {reason}")
+            self._run_circuits.add(experiment.direction)
+        return runs
+
+    def circuit_batches(
+        self, runs: CircuitRuns, circuits: CircuitPatches
+    ) -> Iterator[tuple[Batch, Float[Tensor, "row read token"]]]:
+        """Each batch of circuits with its logits."""
+        return runs.batches(circuits, self.max_tokens, self.batch_size if self.exactness.together else 1)
 
     def scores(
         self, experiment: Experiment, chunk: Chunk, measure: Measure

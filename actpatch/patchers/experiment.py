@@ -112,7 +112,7 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
             dtype=engine.dtype,
             shortcuts=runs.shortcuts,
             estimate=engine.estimate,
-            run_exactly=None if engine.estimate is None else ExactRuns(engine, pairs, settings, direction),
+            run_exactly=ExactRuns(engine, pairs, settings, direction),
             notes=(*filter(None, [*told[direction], *left_alone[direction], cut]), *runs.notes),
             versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
         )
@@ -125,12 +125,13 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
 
 
 class ExactRuns:
-    """Runs patches of an experiment that was estimated.
+    """Runs patches of an experiment once more, exactly, and knows with what others of its kind can be run.
 
-    Results carry it, so that they can be verified. It holds the model: a copy of results that is pickled is without it.
+    Results carry it, so that estimates can be verified, and circuits that are found in any results be run. It holds the
+    model: a copy of results that is pickled is without it.
 
     Args:
-        engine: that estimated.
+        engine: that ran or estimated it.
         pairs: of the experiment.
         settings: of the experiment.
         direction: of these results.

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
+from jaxtyping import Float
 
 from actpatch.core.heavy import pd
 from actpatch.results.differences import differing
 from actpatch.results.shapes import SweepResults
+from actpatch.results.sweep import Sweep
 from actpatch.statistics.ensembles import mean_rank, normalised_mean
 
 By = Literal["scores", "ranks"]
 
 
-def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> pd.DataFrame:
+class Ensemble(pd.DataFrame):
+    """The sites of several results as one table, the most important first, which knows what it is of.
+
+    Tables that are made of it (a selection, another order) are plain ones.
+    """
+
+    _metadata: ClassVar[list[str]] = ["results", "by", "scores", "are_sizes"]
+    results: tuple[SweepResults, ...]
+    """What was ranked together."""
+    by: By
+    """How."""
+    scores: np.ndarray
+    """The score of each patch, in the order of the patches; by ranks the mean rank, below 0, so that more is better."""
+    are_sizes: bool
+    """Whether scores have no sign."""
+
+
+def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> Ensemble:
     """The sites of several results of the same patches, ranked by all of them together.
 
     Mondorf et al. 2025 average normalised scores, or ranks, of several methods; it costs nothing beside their runs.
@@ -27,6 +46,7 @@ def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> pd.DataFr
 
     Returns:
         A row per site, the first the most important: `site`, `score` (or `rank`), and the effects by each method.
+        `find_circuit` takes the table as it is.
 
     Raises:
         ValueError: for fewer than two results, and for such as are of other patches, runs or metrics.
@@ -41,17 +61,22 @@ def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> pd.DataFr
         if what := differing(first, other) or ("patches" if first.patches != other.patches else None):
             raise ValueError(f"the results differ in {what}, expected the same patches on the same pairs")
     names = ["exact" if sweep.estimate is None else sweep.estimate.method for sweep in sweeps]
+    scores, are_sizes = _scores(sweeps, by)
+    columns = {"site": first.labels, **({"rank": -scores} if by == "ranks" else {"score": scores})}
+    for number, (name, sweep) in enumerate(zip(names, sweeps)):
+        twice = names.index(name) != number
+        columns[f"{name} ({number})" if twice else name] = sweep.effects
+    order = np.argsort(-np.abs(scores) if by == "scores" else -scores, kind="stable")
+    found = Ensemble(pd.DataFrame(columns).iloc[order].reset_index(drop=True))
+    found.results, found.by, found.scores, found.are_sizes = tuple(results), by, scores, are_sizes
+    return found
+
+
+def _scores(sweeps: Sequence[Sweep], by: By) -> tuple[Float[np.ndarray, " patch"], bool]:
+    """The score of each patch, and whether scores have no sign."""
     effects = [sweep.effects for sweep in sweeps]
     are_sizes = any(sweep.estimate is not None and sweep.estimate.what.is_absolute for sweep in sweeps)
     compared = [np.abs(each) for each in effects] if are_sizes else effects
-    table = pd.DataFrame({"site": first.labels})
     if by == "ranks":
-        table = table.assign(rank=mean_rank(compared))
-        order = np.argsort(table["rank"].to_numpy(), kind="stable")
-    else:
-        table = table.assign(score=normalised_mean(compared))
-        order = np.argsort(-np.abs(table["score"].to_numpy()), kind="stable")
-    for number, (name, each) in enumerate(zip(names, effects)):
-        twice = names.index(name) != number
-        table[f"{name} ({number})" if twice else name] = each
-    return table.iloc[order].reset_index(drop=True)
+        return -mean_rank(compared), True
+    return normalised_mean(compared), are_sizes

@@ -114,7 +114,7 @@ class Sweep:
     notes: tuple[str, ...] = ()
     """What a reader should know of how it was run: shortcuts that do not hold for this model, what rounding does."""
     run_exactly: Callable[[Sequence[Patch]], Sweep] | None = field(default=None, compare=False)
-    """Of estimates, what runs patches on the same pairs in the same way; None where the model is not at hand."""
+    """What runs patches on the same pairs in the same way; None where the model is not at hand."""
     selected: int = 0
     """Which of `measured` is shown."""
     whole: Sweep | None = None

@@ -35,7 +35,7 @@ def some_pairs() -> Any:
 
 
 def circuits_of(graph: Graph, n: int, seed: int = 0, share: float = 0.6) -> CircuitPatches:
-    kept = np.random.default_rng(seed).random((n, len(graph))) < share
+    kept = np.random.default_rng(seed).random((n, 1, len(graph))) < share
     return CircuitPatches(graph, kept, tuple(f"circuit {number}" for number in range(n)))
 
 
@@ -56,7 +56,7 @@ def test_readers_read_what_writers_give_in_this_very_run(name: str) -> None:
         base, source = runs if direction == "noising" else runs[::-1]
         for number in range(2):
             logits = [
-                logits_of_circuit(model, graph, base, source, circuits.kept[number], from_cache=mistaken)[-1]
+                logits_of_circuit(model, graph, base, source, circuits.kept[number, 0], from_cache=mistaken)[-1]
                 for mistaken in (False, True)
             ]
             expected, mistaken = (float(each[3] - each[9]) for each in logits)
@@ -70,7 +70,7 @@ def test_all_edges_are_one_run_and_none_the_other(name: str) -> None:
     graph = graph_of(model)
     ends = np.stack([np.ones(len(graph), bool), np.zeros(len(graph), bool)])
     for direction in DIRECTIONS:
-        found = run(model, pairs, CircuitPatches(graph, ends, ("all", "none")), direction)
+        found = run(model, pairs, CircuitPatches(graph, ends[:, None], ("all", "none")), direction)
         base, other = (found.clean, found.corrupted) if direction == "noising" else (found.corrupted, found.clean)
         assert np.abs(found.patched[0] - np.stack([base[0], other[0]])).max() < EXACT
 
@@ -82,7 +82,7 @@ def test_one_edge_left_out_is_that_edge_patched() -> None:
     chosen = np.random.default_rng(1).choice(len(edges), 20, replace=False)
     kept = np.ones((20, len(edges)), dtype=bool)
     kept[np.arange(20), chosen] = False
-    found = run(model, pairs, CircuitPatches(graph, kept, tuple(map(str, chosen)))).patched
+    found = run(model, pairs, CircuitPatches(graph, kept[:, None], tuple(map(str, chosen)))).patched
     assert np.abs(found - run(model, pairs, edges.taken(chosen)).patched).max() < EXACT
 
 
@@ -97,7 +97,7 @@ def test_batches_change_nothing_and_ablations_are_what_is_written() -> None:
     edges = edge_patches(graph)
     single = np.ones((1, len(edges)), dtype=bool)
     single[0, 7] = False
-    one = run(model, pairs, CircuitPatches(graph, single, ("one",)), references=zeros).patched
+    one = run(model, pairs, CircuitPatches(graph, single[:, None], ("one",)), references=zeros).patched
     assert np.abs(one - run(model, pairs, edges.taken([7]), references=zeros).patched).max() < EXACT
     assert np.abs(ablated.patched - found).max() > 1e-3
 
