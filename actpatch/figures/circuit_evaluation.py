@@ -109,7 +109,8 @@ def _alone(figure: go.Figure, row: int, e: CircuitEvaluation) -> None:
     names = ["circuit", "the rest"]
     n_random = len(e.values.random)
     for at in (0.0, 1.0):
-        figure.add_vline(at, line={"color": LINE, "width": 1.2, "dash": "dash" if at else "dot"}, row=row, col=1)
+        look = {"color": LINE, "width": 1.2, "dash": "dash" if at else "dot"}
+        figure.add_vline(at, line=look, layer="below", row=row, col=1, exclude_empty_subplots=False)
     if n_random:
         random = e.random_faithfulness.value
         figure.add_scatter(
@@ -142,7 +143,10 @@ def _alone(figure: go.Figure, row: int, e: CircuitEvaluation) -> None:
         row=row,
         col=1,
     )
-    figure.update_xaxes(title="faithfulness", zeroline=False, row=row, col=1)
+    every = [*values, *(e.random_faithfulness.value if n_random else [])]
+    low, high = min(0.0, *every), max(1.0, *every)
+    room = 0.08 * (high - low)
+    figure.update_xaxes(title="faithfulness", range=[low - room, high + room], zeroline=False, row=row, col=1)
     figure.update_yaxes(**rows_axis(names), row=row, col=1)
 
 
@@ -245,9 +249,9 @@ def _listed(names: Sequence[str]) -> str:
 
 def _told(e: CircuitEvaluation, n_drawn: int) -> list[str]:
     held: dict[Any, str] = {
-        True: "that the search did not see",
-        False: "some of which the search saw",
-        None: "the search's are not known",
+        True: " that the search did not see",
+        False: ", some of which the search saw",
+        None: ", of which it is not known whether the search saw them",
     }
     unit = f"{e.metric} ({e.values.unit})" if e.values.unit else e.metric
     kind = "component" if e.kind_of_parts == "node" else "edge"
@@ -258,7 +262,7 @@ def _told(e: CircuitEvaluation, n_drawn: int) -> list[str]:
         e.circuit.graph.model,
         e.task,
         unit,
-        f"{count(len(e.pair_indices), 'pair')}, {held[e.held_out]}",
+        f"{count(len(e.pair_indices), 'pair')}{held[e.held_out]}",
         "" if math.isnan(e.faithfulness.low[0]) else f"bars: {e.level * 100:g}% intervals over pairs",
         f"against {count(len(random.random), 'random circuit')}: p {_p(random.p)}" if random is not None else "",
         f"{n_drawn} of {len(e.parts):,} {plural(kind)}, the largest drops" if n_drawn < len(e.parts) else "",

@@ -87,6 +87,9 @@ def create_faithfulness_curve(
     figure.update_layout(width=760, height=430, showlegend=True)
     left_out = sum(len(one.sizes) - len(shown[name]) for name, one in curves.items())
     note = f"{count(left_out, 'circuit')} without edges or faithfulness not drawn" if left_out else ""
+    if of_band is not None:
+        random = f"{count(len(curves[of_band].random_values), 'random ranking')}, seed {curves[of_band].seed}"
+        note = " · ".join(filter(None, [f"band: {random}{f', of {of_band}' if len(curves) > 1 else ''}", note]))
     parts = [*_told(curves, found, ranking), note]
     return finish(figure, title or "Faithfulness by size of the circuit", parts, around=(90, 110))
 
@@ -229,7 +232,7 @@ def _axis_name(sizes: Sizes) -> str:
 
 def _sizes_axis(places: Sequence[np.ndarray], scale: Scale) -> dict[str, Any]:
     if scale == "linear":
-        return {"range": [-0.02, 1.02]}
+        return {"range": [-0.02, 1.02], "zeroline": False}
     every = np.concatenate(list(places))
     low, high = math.log10(every.min()), math.log10(every.max())
     room = 0.05 * ((high - low) or 1.0)
@@ -256,9 +259,9 @@ def _told(curves: Mapping[str, FaithfulnessCurve], found: Mapping[str, Faithfuln
 
 def _of_curve(curve: FaithfulnessCurve, found: Faithfulness, ranking: str) -> list[str]:
     held = {
-        True: "that the ranking did not see",
-        False: "some of which the ranking saw",
-        None: "the ranking's are not known",
+        True: " that the ranking did not see",
+        False: ", some of which the ranking saw",
+        None: ", of which it is not known whether the ranking saw them",
     }
     unit = f"{curve.metric} ({curve.unit})" if curve.unit else curve.metric
     has_intervals = bool(np.isfinite(found.low).any())
@@ -268,9 +271,8 @@ def _of_curve(curve: FaithfulnessCurve, found: Faithfulness, ranking: str) -> li
         curve.task,
         f"{curve.method} edges by {'|effect|' if ranking == 'absolute' else 'signed effect'}, {curve.ranked_by}",
         unit,
-        f"{count(len(curve.pair_indices), 'pair')}, {held[curve.held_out]}",
+        f"{count(len(curve.pair_indices), 'pair')}{held[curve.held_out]}",
         f"bars: {found.level:.0%} intervals over pairs" if has_intervals else "no intervals: too few pairs",
-        f"band: {len(curve.random_values)} random rankings, seed {curve.seed}" if len(curve.random_values) else "",
         *(["; ".join(curve.flags)] if curve.flags else [""]),
         *(["; ".join(curve.notes)] if curve.notes else [""]),
     ]

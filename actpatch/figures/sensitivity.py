@@ -15,7 +15,7 @@ from actpatch.figures.colours import BLUE, GRID, INK, LINE, VIOLET
 from actpatch.figures.frame import finish, room_for
 from actpatch.results.sensitivity import SensitivityCard, Variation, check_card
 
-ROW = 30
+ROW = 34
 """Pixels of a row, of one line or two."""
 LETTERS = 26
 """Of a line of a setting's name."""
@@ -46,15 +46,17 @@ def create_sensitivity_card(card: SensitivityCard, *, title: str | None = None) 
     figure = _panels(has_jaccard)
     n_rows = len(rows)
     for at in (0.0, 1.0):
-        figure.add_vline(at, line={"color": LINE, "width": 1}, row=1, col=1)
+        _add_line(figure, at, {"color": LINE, "width": 1.2})
     if not math.isnan(card.base.faithfulness):
-        figure.add_vline(card.base.faithfulness, line={"color": INK, "width": 1.2, "dash": "dash"}, row=1, col=1)
+        _add_line(figure, card.base.faithfulness, {"color": INK, "width": 1.2, "dash": "dash"})
     for is_base in (False, True):
         chosen = [(row, one) for row, one in enumerate(rows) if isinstance(one, Variation) and one.is_base == is_base]
         figure.add_trace(_dots(chosen, is_base), row=1, col=1)
     if has_jaccard:
         figure.add_trace(_overlaps(rows), row=1, col=2)
-        figure.update_xaxes(title="edges shared", range=[-0.06, 1.06], tickvals=[0, 0.5, 1], row=1, col=2)
+        figure.update_xaxes(
+            title="edges shared", range=[-0.06, 1.06], tickvals=[0, 0.5, 1], zeroline=False, row=1, col=2
+        )
     figure.update_xaxes(title="faithfulness", range=_range(card), zeroline=False, row=1, col=1)
     labels = [f"<b>{one}</b>" if isinstance(one, str) else _label(one) for one in rows]
     ticks = {"tickvals": list(range(n_rows)), "ticktext": labels, "range": [n_rows - 0.5, -0.5]}
@@ -73,6 +75,10 @@ def create_sensitivity_card(card: SensitivityCard, *, title: str | None = None) 
         least_width=least,
         around=(room + 40, 110),
     )
+
+
+def _add_line(figure: go.Figure, at: float, look: dict[str, Any]) -> None:
+    figure.add_vline(at, line=look, layer="below", row=1, col=1, exclude_empty_subplots=False)
 
 
 def _rows(card: SensitivityCard) -> list[str | Variation]:
