@@ -124,7 +124,7 @@ def _dots(chosen: Sequence[tuple[int, Variation]], is_base: bool) -> go.Scatter:
 def _overlaps(rows: Sequence[str | Variation]) -> go.Scatter:
     found = [(row, one) for row, one in enumerate(rows) if isinstance(one, Variation) and not math.isnan(one.jaccard)]
     return go.Scatter(
-        name="edges shared with the base case (Jaccard)",
+        name="edges shared (Jaccard)",
         x=[one.jaccard for _, one in found],
         y=[row for row, _ in found],
         mode="markers",

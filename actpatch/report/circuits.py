@@ -82,15 +82,6 @@ class CircuitParts:
         return found
 
     @property
-    def models(self) -> dict[str, str]:
-        """What each argument is of."""
-        found = {"circuit": self.circuit and self.circuit.graph.model}
-        found["circuit_evaluation"] = self.evaluation and self.evaluation.circuit.graph.model
-        found |= {"faithfulness": next((one.model for one in self.named_curves.values()), None)}
-        found["sensitivity"] = self.card and self.card.circuit.graph.model
-        return {name: model for name, model in found.items() if model is not None}
-
-    @property
     def model(self) -> str:
         return next(iter(self.models.values()), "")
 
