@@ -49,6 +49,7 @@ from actpatch.figures.graph_parts import (
 )
 from actpatch.figures.words import hovers, told
 from actpatch.results.edges import EdgeResults
+from actpatch.statistics.resampling import ROUNDING
 from actpatch.statistics.sites import SiteStatistics
 
 FAINT = 0.3
@@ -259,6 +260,12 @@ def _effects(drawn: DrawnEdges, results: EdgeResults | None) -> Float[np.ndarray
     return np.where(drawn.rows >= 0, results.sweep.effects[drawn.rows], np.nan)
 
 
+def _is_grey(drawn: DrawnEdges, results: EdgeResults | None) -> Bool[np.ndarray, " edge"]:
+    """Edges that lead nowhere, and such as have no effect but for rounding, or none that is known."""
+    sizes = np.nan_to_num(np.abs(_effects(drawn, results)))
+    return drawn.dangling | (sizes <= ROUNDING * sizes.max())
+
+
 def _evidence(results: EdgeResults | None, statistics: SiteStatistics | None) -> Certainty | None:
     if results is not None:
         return certainty(results.sweep, results.kind, statistics, mark=FULL_COLOUR)
@@ -296,7 +303,7 @@ def _lines(
         told_of = hovers([labels[i] for i in known], part, lambda i: evidence.lines(int(drawn.rows[known[i]])))
         texts = [dict(zip(known, told_of)).get(i, text) for i, text in enumerate(texts)]
     widths = np.where(np.isnan(effects), PLAIN, widths_of(effects))
-    colours = np.where(np.isnan(effects) | drawn.dangling, GREY, np.where(effects > 0, BLUE, RED)).tolist()
+    colours = np.where(_is_grey(drawn, results), GREY, np.where(effects > 0, BLUE, RED)).tolist()
     order = np.argsort(np.nan_to_num(np.abs(effects), nan=-1.0), kind="stable")
     return [
         line_of(
@@ -353,7 +360,7 @@ def _legend(
 ) -> list[tuple[str, str, str]]:
     entries = of_kinds(readers)
     known = drawn.rows >= 0
-    if results is not None and (coloured := drawn.rows[known & ~drawn.dangling].tolist()):
+    if results is not None and (coloured := drawn.rows[known & ~_is_grey(drawn, results)].tolist()):
         entries += signs_of(results.sweep.of_patches(coloured))
     if drawn.dangling.any():
         entries.append(("on no way", GREY, "solid"))

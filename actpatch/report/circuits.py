@@ -185,7 +185,8 @@ def _of_circuit(parts: CircuitParts) -> str:
         f"The circuit: {of}{at}, between {count(len(pruned.heads), 'head')} and {count(len(pruned.mlps), 'MLP')}"
     ]
     if dangling := len(circuit) - len(pruned):
-        sentences.append(f"{count(dangling, 'more edge')} of it lie on no way from the input to the logits")
+        lie = "lies" if dangling == 1 else "lie"
+        sentences.append(f"{count(dangling, 'more edge')} of it {lie} on no way from the input to the logits")
     if not len(pruned):
         sentences.append("Without any that does, there is nothing to draw")
     if circuit.found_by:
