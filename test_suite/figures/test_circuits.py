@@ -234,6 +234,16 @@ def test_curves_lie_over_one_another_by_name():
     assert sum(one.fill == "toself" for one in figure.data) == 1 and "of top <b>" in caption
 
 
+def test_the_band_lies_between_its_two_ends():
+    curve = judged().curve
+    random = np.random.default_rng(0).uniform(0, 4, curve.random_values.shape)
+    spread = dataclasses.replace(curve, random_values=random)
+    low, high = spread.random_band()
+    assert (low < high).all()
+    band = next(one for one in create_faithfulness_curve(spread, scale="linear").data if one.fill == "toself")
+    np.testing.assert_allclose(band.y, np.concatenate([high, low[::-1]]))
+
+
 def test_flags_of_a_curve_are_in_its_caption():
     curve = judged().curve
     turned = dataclasses.replace(curve, more_is_better=False)
@@ -333,6 +343,16 @@ def test_the_evaluation_shows_what_was_judged():
     x, y = (np.concatenate([getattr(one, axis) for one in points]) for axis in "xy")
     np.testing.assert_allclose(y - x, e.knocked_out.value, atol=1e-12)
     np.testing.assert_allclose(y, x, atol=1e-9)  # the circuit is all that does it
+
+
+def test_knock_outs_that_hurt_the_model_less_lie_above_the_diagonal():
+    e = judged().evaluation
+    half = dataclasses.replace(e.values, circuit_knocked=(e.values.circuit_knocked + e.values.empty) / 2)
+    lacking = dataclasses.replace(e, measured=(half, *e.measured[1:]))
+    points = [one for one in create_circuit_evaluation(lacking).data if one.name and " sets (" in one.name]
+    x, y = (np.concatenate([getattr(one, axis) for one in points]) for axis in "xy")
+    assert (lacking.knocked_out.value > 0.1).any()
+    np.testing.assert_allclose(y - x, lacking.knocked_out.value, atol=1e-12)
 
 
 def test_another_metric_and_fewer_parts_can_be_drawn():
