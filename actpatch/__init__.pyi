@@ -4,7 +4,9 @@ from .circuits.curves import faithfulness_curve as faithfulness_curve
 from .circuits.evaluation import evaluate_circuit as evaluate_circuit
 from .circuits.patcher import CircuitPatcher as CircuitPatcher
 from .circuits.search import find_circuit as find_circuit
+from .circuits.selftest import selftest as selftest
 from .circuits.sensitivity import sensitivity_card as sensitivity_card
+from .core.circuit_comparison import CircuitComparison as CircuitComparison
 from .core.circuits import Circuit as Circuit
 from .core.direction import Direction as Direction
 from .core.edge_patches import EdgePatches as EdgePatches
@@ -14,6 +16,8 @@ from .core.graph import Graph as Graph
 from .core.sites import Patch as Patch
 from .core.sites import Site as Site
 from .core.sites import block_hook as block_hook
+from .core.truth import PublishedHeads as PublishedHeads
+from .core.truth import Truth as Truth
 from .figures.attention import create_attention_patterns as create_attention_patterns
 from .figures.bars import create_component_comparison as create_component_comparison
 from .figures.bars import create_effect_distribution as create_effect_distribution
@@ -51,6 +55,7 @@ from .metrics.own import DatasetMetric as DatasetMetric
 from .models.graph import graph_of as graph_of
 from .models.load import can_be_loaded as can_be_loaded
 from .models.load import load_model as load_model
+from .models.programs import program_model as program_model
 from .patchers.activation import ActivationPatcher as ActivationPatcher
 from .patchers.activation import summarize_results as summarize_results
 from .patchers.attribution import AttributionPatcher as AttributionPatcher
@@ -70,7 +75,6 @@ from .results.check import PairCheck as PairCheck
 from .results.circuit_evaluation import CircuitEvaluation as CircuitEvaluation
 from .results.circuit_evaluation import CircuitMeasurements as CircuitMeasurements
 from .results.edges import EdgeResults as EdgeResults
-from .results.ensembles import Ensemble as Ensemble
 from .results.ensembles import ensemble as ensemble
 from .results.faithfulness_curve import FaithfulnessCurve as FaithfulnessCurve
 from .results.generation import Continuation as Continuation
@@ -90,6 +94,7 @@ from .results.mib import to_mib_json as to_mib_json
 from .results.paths import PathResults as PathResults
 from .results.positions import PositionResults as PositionResults
 from .results.saved import load_results as load_results
+from .results.self_test import SelfTest as SelfTest
 from .results.sensitivity import SensitivityCard as SensitivityCard
 from .results.sensitivity import Variation as Variation
 from .results.shapes import HeadResults as HeadResults
@@ -98,6 +103,7 @@ from .results.shapes import NeuronResults as NeuronResults
 from .results.shapes import SweepResults as SweepResults
 from .results.stability import stability_of as stability_of
 from .results.sweep import Sweep as Sweep
+from .results.truth_comparison import TruthComparison as TruthComparison
 from .results.verification import Verification as Verification
 from .statistics.sites import SiteStatistics as SiteStatistics
 from .statistics.stability import Stability as Stability
@@ -110,6 +116,10 @@ from .tasks.language import AgreementDataset as AgreementDataset
 from .tasks.language import CapitalsDataset as CapitalsDataset
 from .tasks.language import GenderedPronounDataset as GenderedPronounDataset
 from .tasks.own import PromptPairs as PromptPairs
+from .tasks.programs import ProgramDataset as ProgramDataset
+from .tasks.programs import program_truths as program_truths
+from .tasks.published_circuits import published_heads as published_heads
+from .tasks.published_circuits import published_truths as published_truths
 from .tasks.sequence import DocstringDataset as DocstringDataset
 from .tasks.sequence import GreaterThanDataset as GreaterThanDataset
 from .tasks.sequence import InductionDataset as InductionDataset

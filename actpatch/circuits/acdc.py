@@ -3,9 +3,11 @@
 Readers are gone through from the logits backwards, of each its senders (Conmy et al. 2023, "Towards Automated Circuit
 Discovery for Mechanistic Interpretability"). When a reader is visited, what is behind it is settled, so that of a
 candidate only what this reader's edges lead to is run; everything else is as in the circuit so far, which is run once
-and held. Candidates are run many at a time, each with all before it left out; from the first that has to stay on, the
-others are run again, so that the circuit is that of one candidate after the other. An edge into what leads to the
-logits by no edge costs nothing, and is not run. Nothing here knows how circuits are run.
+and held. An edge into what leads to the logits by no edge costs nothing, and is not run.
+
+Candidates are run many at a time, each with those before it left out, or not, as they are guessed to be settled: first
+that all are left out, then as the run before made it look. They are settled as far as the guesses are right, and the
+others run again, so that the circuit is that of one candidate after the other. Nothing here knows how circuits are run.
 """
 
 from __future__ import annotations
@@ -29,15 +31,16 @@ from actpatch.core.text import described, shortened
 from actpatch.engine.circuit_measure import CircuitMeasure
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.places import named_columns
-from actpatch.interventions.settings import Settings
+from actpatch.interventions.sources import References
+from actpatch.metrics.chosen import AnyMetric
 from actpatch.tasks.encoding import EncodedPairs
 
 WayThrough = Literal["reverse", "forward", "random"]
 Order: TypeAlias = "WayThrough | Sequence[str | tuple[int, int]]"
 """In which order the senders of a receiver are tried: a word, or all senders of the graph by name."""
 
-FEWEST_AT_ONCE, MOST_AT_ONCE = 4, 256
-"""Candidates of which all are taken to be left out until one is seen not to be."""
+FEWEST_AT_ONCE, MOST_AT_ONCE = 16, 256
+"""Candidates that are run together."""
 HELD_FOR = 32
 """So many candidates, into other readers too, are run over one held circuit."""
 
@@ -99,34 +102,36 @@ class Search:
 
 
 def acdc(
-    engine: PatchingEngine, graph: Graph, pairs: EncodedPairs, start: Circuit, search: Search, settings: Settings
+    engine: PatchingEngine,
+    pairs: EncodedPairs,
+    metric: AnyMetric,
+    start: Circuit,
+    search: Search,
+    references: References | None = None,
 ) -> Circuit:
     """The circuit that ACDC finds on these pairs.
 
     Args:
         engine: of the model.
-        graph: of the model.
         pairs: the prompts.
+        metric: what the search goes by.
         start: the circuit to begin with.
         search: how to go.
-        settings: what is written in the place of senders that are left out, and the one metric.
+        references: the prompts whose mean activations are written for senders that are left out; None for the other
+            run of each pair.
 
     Raises:
-        ValueError: before any run, for a position that a pair lacks, and several metrics.
+        ValueError: before any run, for a position that a pair lacks.
     """
-    metrics = pairs.metrics(settings.metrics)
-    if len(metrics) != 1:
-        raise ValueError(f"metric names {len(metrics)}, expected one: a search goes by one number")
-    (chosen,) = metrics
+    graph = start.graph
     places = places_of(start.positions, pairs.in_direction("noising"))
-    references = settings.source.references(pairs)
     kept = start.edges.reshape(-1, len(graph)).copy()
-    sign = 1.0 if chosen.more_is_better else -1.0
-    with engine.measuring_circuits(pairs, graph, chosen, places=places, references=references) as measure:
+    sign = 1.0 if metric.more_is_better else -1.0
+    with engine.measuring_circuits(pairs, graph, metric, places=places, references=references) as measure:
         kept = _Going(measure, graph, kept, search, sign).through()
     seen = frozenset(map(pair_key, pairs.clean_tokens, pairs.corrupted_tokens))
     how = "" if search.signed else " either way"
-    by = f"ACDC, threshold {search.threshold:g} of the {chosen.name}{how}, senders in {search.order}"
+    by = f"ACDC, threshold {search.threshold:g} of the {metric.name}{how}, senders in {search.order}"
     begun = "" if len(start) == start.edges.size else f", from {len(start):,} edges"
     return Circuit(graph, kept.reshape(start.edges.shape), by + begun, start.positions, seen)
 
@@ -148,7 +153,7 @@ class _Going:
     ) -> None:
         self.measure, self.graph, self.kept, self.search, self.sign = measure, graph, kept, search, sign
         self.now = self._values(kept[None])[0]
-        self.at_once = 16
+        self.at_once = FEWEST_AT_ONCE
 
     def through(self) -> Bool[np.ndarray, "place edge"]:
         """Go through all readers; what is left."""
@@ -161,7 +166,7 @@ class _Going:
 
     def _stage(self, readers: list[int]) -> None:
         """Readers of which none reads what another one moves, so that which of them lead on is known before."""
-        leads = leading_writers(self.graph, self.kept.any(axis=0))
+        leads = leading_writers(self.graph, np.any(self.kept, axis=0))
         waiting: list[tuple[int, int, int]] = []
         for number in readers:
             moved = list(self.graph.moved[number])
@@ -173,29 +178,47 @@ class _Going:
                     elif not self.search.stays(0.0):
                         self.kept[place, edge] = False
         held_for, n_since = -1, HELD_FOR
+        guessed: list[bool] = []
         while waiting:
             if waiting[0][0] != held_for and n_since >= HELD_FOR:
                 self.measure.hold(self.kept)
                 held_for, n_since = waiting[0][0], 0
-            n_tried = self._try(waiting[: self.at_once])
-            del waiting[:n_tried]
-            n_since += n_tried
+            some = waiting[: self.at_once]
+            n_settled, guessed = self._try(some, [*guessed, *[False] * len(some)][: len(some)])
+            del waiting[:n_settled]
+            n_since += n_settled
 
-    def _try(self, some: list[tuple[int, int, int]]) -> int:
-        """Leave out the first so many candidates of which none has to stay; how many have been settled."""
-        tried = np.repeat(self.kept[None], len(some), axis=0)
-        for number, (_, place, edge) in enumerate(some):
-            tried[number:, place, edge] = False
+    def _try(self, some: list[tuple[int, int, int]], guessed: list[bool]) -> tuple[int, list[bool]]:
+        """Run each of some candidates left out, with those before it as they are guessed to be settled.
+
+        They are settled as far as the guesses before them are right. What the others came to is the next guess.
+
+        Args:
+            guessed: whether each is taken to stay.
+
+        Returns:
+            How many are settled; of each of the others, whether it is taken to stay.
+        """
+        tried, left = np.repeat(self.kept[None], len(some), axis=0), self.kept.copy()
+        for row, (_, place, edge), stays in zip(tried, some, guessed):
+            row[:] = left
+            row[place, edge] = False
+            left[place, edge] = stays
         found = self._values(tried)
-        stays = self.search.stays(np.concatenate([[self.now], found[:-1]]) - found)
-        n_out = int(stays.argmax()) if stays.any() else len(some)
-        if n_out:
-            self.kept, self.now = tried[n_out - 1], found[n_out - 1]
-        if n_out == len(some):
-            self.at_once = min(MOST_AT_ONCE, 2 * self.at_once)
-            return n_out
-        self.at_once = max(FEWEST_AT_ONCE, min(self.at_once, 2 * n_out))
-        return n_out + 1
+        before, n_settled, is_settled, seen = self.now, 0, True, []
+        for row, value, guess in zip(tried, found, guessed):
+            stays = bool(self.search.stays(before - value))
+            if is_settled:
+                n_settled += 1
+                if not stays:
+                    self.kept, self.now = row, value
+                is_settled = stays == guess
+            else:
+                seen.append(stays)
+            before = before if guess else value
+        is_all = n_settled == len(some)
+        self.at_once = min(MOST_AT_ONCE, 2 * self.at_once) if is_all else max(FEWEST_AT_ONCE, 2 * n_settled)
+        return n_settled, seen
 
     def _values(self, kept: Bool[np.ndarray, "circuit place edge"]) -> np.ndarray:
         return self.sign * self.measure(kept).mean(axis=1)

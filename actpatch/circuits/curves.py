@@ -12,12 +12,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from actpatch.circuits.held_out import Split, held_out_indices
 from actpatch.circuits.measured import CircuitMetrics
 from actpatch.circuits.rankings import EdgeRanking, Growth, Scores, edge_ranking, scores_of
 from actpatch.core.circuits import Circuit, CircuitPosition
 from actpatch.core.graph import Graph
+from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.text import described
 from actpatch.interventions.settings import Settings
@@ -27,8 +29,9 @@ from actpatch.models.graph import graph_of
 from actpatch.patchers.experiment import encoded
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
-from actpatch.results.ensembles import Ensemble
+from actpatch.results.ensembles import members_of
 from actpatch.results.faithfulness_curve import FaithfulnessCurve
+from actpatch.results.shapes import SweepResults
 from actpatch.statistics.areas import MIB_SIZES, edge_counts
 from actpatch.tasks.dataset import PatchingDataset
 
@@ -38,7 +41,7 @@ Signs = Literal["signed", "absolute"]
 def faithfulness_curve(
     model: Any,
     dataset: PatchingDataset,
-    results: EdgeResults | BothDirections[EdgeResults] | Ensemble | Float[np.ndarray, " edge"] | Sequence[float],
+    results: EdgeResults | BothDirections[Any] | pd.DataFrame | ArrayLike,
     *,
     method: Growth = "top",
     rankings: Sequence[Signs] = ("signed", "absolute"),
@@ -142,7 +145,7 @@ class _Scored:
         self.graph, self.scores = graph, None
         self.positions: tuple[CircuitPosition, ...] = ()
         notes: list[str] = []
-        if not isinstance(results, (EdgeResults, BothDirections, Ensemble)):
+        if not isinstance(results, (SweepResults, BothDirections)) and members_of(results) is None:
             self.given = _given(graph, results)
             self.how, self.seen = "given scores", frozenset[str]()
             n_known = int((~np.isnan(self.given)).sum())

@@ -66,9 +66,10 @@ def evaluate_circuit(
         dataset: prompt pairs and metric.
         circuit: of this model.
         split: `held-out` leaves out the pairs that the circuit's search saw (`Circuit.seen`); `all` does not.
-        direction: `noising`: how much of the behaviour the circuit keeps while all else is as in the corrupted run (or
-            an ablation); `denoising`: how much of what the corruption does it does through the circuit alone, while all
-            else is as in the clean run. The two differ where parts stand in for each other.
+        direction: `noising`: how much of the behaviour the circuit keeps while all other edges are of the corrupted run
+            (or an ablation); `denoising`: how much of it comes back in the corrupted run when the circuit's edges are
+            of the clean one. An edge that is restored makes good whatever went wrong before it, so that of a chain any
+            edge will do: minimality and random circuits say little there.
         source: what stands in the place of edges that are left out.
         metrics: as in `ActivationPatcher.run_patching_experiment`; None for the dataset's own, and the KL divergence
             from the clean run beside it.
@@ -86,8 +87,8 @@ def evaluate_circuit(
 
     Raises:
         ValueError: before any run of the model, for a circuit of another graph and for one whose edges lie on no way
-            from the input to the logits, where the search saw every pair, for an ablation of the corrupted run, and for
-            whatever of the other arguments or the dataset is wrong.
+            from the input to the logits, where the search saw every pair, for denoising with an ablation or with a
+            circuit that tells positions apart, and for whatever of the other arguments or the dataset is wrong.
         RuntimeError: where circuits of this model cannot be run, with the reason.
     """
     patcher = model
@@ -101,8 +102,13 @@ def evaluate_circuit(
     settings = Settings(pair_indices=pair_indices, direction=direction, source=source, metrics=metrics)
     if direction == "denoising" and source.is_ablation:
         raise ValueError(
-            f"denoising with {type(source).__name__}() ablates the corrupted run, which does not do the task: choose "
+            f"denoising restores what the clean run has, and {type(source).__name__}() writes something else: choose "
             "direction='noising', or leave source out"
+        )
+    if direction == "denoising" and circuit.positions:
+        raise ValueError(
+            "denoising would restore all other positions too where a circuit tells positions apart: choose "
+            "direction='noising', or judge circuit.everywhere"
         )
     pairs = encoded(patcher.model, dataset, settings)
     judged_on = held_out_indices(pairs, circuit.seen, split)
@@ -175,7 +181,11 @@ class _Plan:
 
 @dataclass
 class _Runs:
-    """Runs circuits, each once however often it is asked for, and keeps what every metric came to."""
+    """Runs circuits, each once however often it is asked for, and keeps what every metric came to.
+
+    In denoising runs, which begin from the corrupted prompt, a circuit's edges are those that are written: the others
+    are what the run keeps of its own.
+    """
 
     patcher: CircuitPatcher
     dataset: PatchingDataset
@@ -198,14 +208,15 @@ class _Runs:
 
     def _run(self, circuits: list[Circuit]) -> None:
         asked = self.settings
+        (direction,) = asked.directions
         with warnings.catch_warnings():
             if self.sweep is not None:  # the same was said of the first sweep
                 warnings.simplefilter("ignore")
             self.sweep = self.patcher.run_circuits_experiment(
                 self.dataset,
-                circuits,
+                [~circuit for circuit in circuits] if direction == "denoising" else circuits,
                 pair_indices=asked.pair_indices,
-                direction=asked.directions[0],
+                direction=direction,
                 source=asked.source,
                 metrics=asked.metrics,
             ).sweep

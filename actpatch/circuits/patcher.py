@@ -148,7 +148,10 @@ class CircuitPatcher:
         search = Search.of(self.graph, threshold, order, seed, signed)
         settings = Settings(pair_indices=pair_indices, direction="noising", source=source, metrics=metric)
         pairs = encoded(self.model, dataset, settings)
-        return acdc(self.engine, self.graph, pairs, begin, search, settings)
+        metrics = pairs.metrics(settings.metrics)
+        if len(metrics) != 1:
+            raise ValueError(f"metric names {len(metrics)}, expected one: a search goes by one number")
+        return acdc(self.engine, pairs, metrics[0], begin, search, source.references(pairs))
 
 
 def _joined(sweeps: Sequence[Sweep], numbers: Sequence[int]) -> Sweep:

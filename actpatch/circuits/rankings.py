@@ -23,7 +23,7 @@ from actpatch.core.sites import Patch
 from actpatch.core.text import described
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
-from actpatch.results.ensembles import Ensemble
+from actpatch.results.ensembles import members_of
 from actpatch.results.shapes import HeadResults, LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 
@@ -81,11 +81,11 @@ def scores_of(results: Any) -> Scores:
         estimate = results.sweep.estimate
         how = f"{exact_or_estimated(estimate)}, {results.sweep.direction}"
         return Scores(results, (results.sweep.effects,), how, estimate is None or not estimate.what.is_absolute)
-    if isinstance(results, Ensemble) and hasattr(results, "results"):
-        sweeps = [one.sweep for one in results.results]
+    if members := members_of(results):
+        sweeps = [one.sweep for one in members.results]
         methods = " and ".join(method_of(sweep.estimate) or "exact effects" for sweep in sweeps)
-        how = f"ensemble of {methods} by {results.by}, {sweeps[0].direction}"
-        return Scores(results.results[0], (results.scores,), how, not results.are_sizes, results.by == "scores")
+        how = f"ensemble of {methods} by {members.by}, {sweeps[0].direction}"
+        return Scores(members.results[0], (members.scores,), how, not members.are_sizes, members.by == "scores")
     raise ValueError(
         f"results is {described(results)}, expected what PathPatcher, AttributionPatcher, HeadPatcher or "
         "ActivationPatcher returns, or an ensemble(...) of such as it is"

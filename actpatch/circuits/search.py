@@ -19,6 +19,7 @@ from actpatch.circuits.measured import CircuitMetrics, metrics_of
 from actpatch.circuits.rankings import NodeRanking, Ranking, Scores, edge_ranking, is_of_nodes, scores_of
 from actpatch.core.circuits import Circuit
 from actpatch.core.graph import Graph
+from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
 from actpatch.core.text import count, number, plural
 from actpatch.core.warn import warn_user
@@ -26,9 +27,9 @@ from actpatch.models.graph import graph_of
 from actpatch.patchers.experiment import ExactRuns
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
-from actpatch.results.ensembles import Ensemble
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
+from actpatch.results.verification import check_is_the_same_model
 from actpatch.tasks.dataset import PatchingDataset
 
 Method = Literal["top", "greedy", "acdc"]
@@ -39,7 +40,7 @@ ENOUGH = 1e-6
 
 
 def find_circuit(
-    results: SweepResults | BothDirections[Any] | Ensemble,
+    results: SweepResults | BothDirections[Any] | pd.DataFrame,
     *,
     n_edges: int | None = None,
     n_nodes: int | None = None,
@@ -62,7 +63,8 @@ def find_circuit(
         results: effects of edges at all positions, or at some that are told apart; or of heads' outputs, attn_out and
             mlp_out, of which the circuit has all edges between those that are taken, the input and the logits, with all
             components of a kind that was not ranked. Exact or estimated; of both directions, where the larger effect of
-            each counts, so that what stands above a threshold in either is in; or an `ensemble` of several methods.
+            each counts, so that what stands above a threshold in either is in; or of several methods,
+            what `ensemble` returned of them.
         n_edges: number of edges.
         n_nodes: number of components, or of layers of attention.
         threshold: take what has at least this |effect|, or effect; of ACDC what an edge has to cost to stay, in the
@@ -84,7 +86,7 @@ def find_circuit(
     Raises:
         ValueError: before any run, for results of anything else, settings out of range or not of this method, more
             edges than there are, where no effect is known or large enough, and where runs are needed and the results do
-            not know their model; after some, where no circuit keeps the share.
+            not know their model; after some, where no circuit keeps the share, or the model has changed.
         RuntimeError: where circuits of the model cannot be run.
 
     Warns:
@@ -105,6 +107,8 @@ def find_circuit(
     if goal == "share":
         runs = metrics_of(scores.sweep, model, dataset, "share=")
         n, found = _fewest_that_keep(value, ranking, runs.faithfulness)
+        assert runs.sweep is not None
+        check_is_the_same_model(scores.sweep, runs.sweep)
         told = _told_of_share(value, found, scores.sweep, runs)
     else:
         n = _n_taken(goal, value, ranking)
@@ -231,7 +235,7 @@ def _fewest_that_keep(
         elif first > len(ranking):
             raise ValueError(
                 f"none of {len(sizes)} circuits of 1 to {len(ranking):,} {plural(ranking.noun)} keeps a share of "
-                f"{share:g}, the best {number(float(found.max()), 3)}: give a smaller share, or results of all edges"
+                f"{share:g}, the best {number(float(found.max()), 3)}: give a smaller share, or results of more"
             )
         last_that_fails = max([n for n in sizes if n < first], default=last_that_fails)
         between = np.linspace(last_that_fails, first, AT_ONCE + 2).round().astype(int).tolist()

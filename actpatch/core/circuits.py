@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int
 
+from actpatch.core.circuit_comparison import CircuitComparison, compared
 from actpatch.core.edge_patches import EdgePatches, edges_of_numbers, ends_of
 from actpatch.core.files import write_file
 from actpatch.core.graph import Graph
 from actpatch.core.indices import check_index
 from actpatch.core.node_names import Names, as_list
 from actpatch.core.text import count, described, shortened
+from actpatch.core.truth import PublishedHeads, Truth
 
 if TYPE_CHECKING:
     import networkx
@@ -270,6 +272,17 @@ class Circuit:
     def mlps(self) -> tuple[int, ...]:
         """Layers of the MLPs among `nodes`."""
         return tuple(w.layer for w, is_in in zip(self.graph.writers, self._inner) if is_in and w.kind == "mlp")
+
+    def compare_with(self, truth: Truth | PublishedHeads) -> CircuitComparison:
+        """Which edges it shares with a known circuit, which are missing and which are extra; of published heads, which
+        of its `heads`. Edges at any position count.
+
+        A circuit does not know under which ablation it was found: `truth.check_stated_for` asks that of what was run.
+
+        Raises:
+            ValueError: for a truth of another model or graph.
+        """
+        return compared(self.graph, self.everywhere.edges, self.heads, truth)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """The circuit as a graph of NetworkX, from component to component.

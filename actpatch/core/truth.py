@@ -159,6 +159,10 @@ class PublishedHeads:
     """Who encoded it as edges, and how -> number of the edges."""
     note: str = ""
     """What a reader should know of it."""
+    mlps: tuple[int, ...] = ()
+    """Layers of the MLPs that are in it, where it names some."""
+    model_names: tuple[str, ...] = ()
+    """Other names under which the model is known."""
 
     def __post_init__(self) -> None:
         heads = self.heads
@@ -169,12 +173,16 @@ class PublishedHeads:
                 )
         if len(set(heads)) < len(heads):
             raise ValueError(f"{self.name} has a head in two classes: give each head once")
+        if others := [layer for layer in self.mlps if not 0 <= layer < self.n_layers]:
+            raise ValueError(f"{self.name} names the MLP of layer {others[0]}, expected one of {self.n_layers} layers")
 
     def __len__(self) -> int:
         return len(self.heads)
 
     def __repr__(self) -> str:
-        return f"PublishedHeads({self.name} in {self.model}: {count(len(self), 'head')}, {len(self.classes)} classes)"
+        mlps = f", {count(len(self.mlps), 'MLP')}" if self.mlps else ""
+        classes = f"{len(self.classes)} classes"
+        return f"PublishedHeads({self.name} in {self.model}: {count(len(self), 'head')}, {classes}{mlps})"
 
     @property
     def heads(self) -> tuple[tuple[int, int], ...]:
@@ -186,3 +194,13 @@ class PublishedHeads:
         found = np.zeros((self.n_layers, self.n_heads), dtype=bool)
         found[tuple(np.array(self.heads).T)] = True
         return found
+
+    def check_model(self, model: str, n_layers: int, n_heads: int) -> None:
+        """Raises ValueError for a model of another name, or of other numbers of layers and heads."""
+        if model not in (self.model, *self.model_names):
+            raise ValueError(f"{self.name} is published of {self.model}, and this is of {model}: give that model's")
+        if (n_layers, n_heads) != (self.n_layers, self.n_heads):
+            raise ValueError(
+                f"{self.name} is published of {self.n_layers} layers × {self.n_heads} heads, and these are of "
+                f"{n_layers} × {n_heads}: give results of {self.model}"
+            )

@@ -8,7 +8,7 @@ head by itself and goes through its own weights. Nothing here decides which circ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from actpatch.core.sites import block_hook
 from actpatch.engine.exactness import too_far
 from actpatch.engine.experiment import Chunk, resid_name
 from actpatch.engine.readers import QUERIES_KEYS_VALUES
-from actpatch.models.forwards import at_positions, replaced_forward
+from actpatch.models.forwards import at_positions, norm_of, replaced_forward
 from actpatch.models.runner import Hook, Runner
 
 
@@ -105,7 +105,7 @@ class CircuitRows:
         self.slots[self.noted] = np.arange(len(self.noted))
         n_positions, width = self.length - self.start, held.changes.shape[-1]
         self.changes = held.changes.new_zeros(len(circuits), n_positions, len(self.noted), width)
-        self.written = shared.is_written[self.pairs][..., None]
+        self.written = self._of_rows(shared.is_written)[..., None]
         self.norms: dict[tuple[int, str], tuple[nn.Module, Tensor, Tensor]] = {}
         self.streams: dict[int, Tensor] = {}
         self.is_inside = False
@@ -133,16 +133,29 @@ class CircuitRows:
 
     def recorded(self, name: str) -> Float[Tensor, "row pos ..."]:
         """What the held run has at a hook point."""
-        return self.held.activations[name][self.pairs, self.start : self.length]
+        return self._of_rows(self.held.activations[name][:, self.start : self.length])
 
-    def prepare(self, stack: ExitStack, layer: int, *, has_both: bool) -> None:
-        """See what a layer, its normalizations and its MLP are given, and have its readers read what circuits say.
+    def _of_rows(self, of_pairs: Tensor) -> Tensor:
+        """What belongs to the pair of each row; of one pair alone without a copy for each."""
+        if len(self.distinct_pairs) > 1:
+            return of_pairs[self.pairs]
+        return of_pairs[self.distinct_pairs].expand(len(self.pairs), *of_pairs.shape[1:])
+
+    def prepare(self, stack: ExitStack, layers: Sequence[int], *, has_both: bool) -> list[Hook]:
+        """See what layers, their normalizations and MLPs are given, and have MLPs read what circuits say.
 
         Args:
+            stack: on which what is put on the model is taken off again.
+            layers: those that are run.
             has_both: whether both heads and MLP are run by the block's own code; else one that is not is replaced.
+
+        Returns:
+            Hooks by which heads do the same, and that note what is changed.
         """
+        return [hook for layer in layers for hook in self._prepare(stack, layer, has_both)]
+
+    def _prepare(self, stack: ExitStack, layer: int, has_both: bool) -> list[Hook]:
         block = self.runner.model.blocks[layer]
-        heads, mlp = self.runs_part(layer, "q"), self.runs_part(layer, "mlp")
 
         def enter(module: nn.Module, args: Any) -> None:
             self.streams[layer] = args[0]
@@ -162,18 +175,18 @@ class CircuitRows:
             if name.startswith("ln"):
                 stack.callback(module.register_forward_hook(note(name)).remove)
         hooks: list[Hook] = []
-        if heads:
+        if self.runs_part(layer, "q"):
             hooks += [(block_hook(layer, kind), self._giving(layer, kind)) for kind in QUERIES_KEYS_VALUES]
             hooks += self.runner.writing_hooks(block_hook(layer, "z"), self._giving_heads(layer))
         elif not has_both and self.graph.heads[layer]:
             given = self.recorded(block_hook(layer, "attn_out"))
             stack.enter_context(_returning(block.attn, self.runner.attention_output(given)))
-        if mlp:
+        if self.runs_part(layer, "mlp"):
             stack.callback(block.mlp.register_forward_pre_hook(read).remove)
             hooks.append((block_hook(layer, "mlp_out"), self._noting_mlp(layer)))
         elif not has_both and self.graph.mlps[layer]:
             stack.enter_context(_returning(block.mlp, self.recorded(block_hook(layer, "mlp_out"))))
-        stack.enter_context(self.runner.hooks(hooks))
+        return hooks
 
     def stream_after(self, layer: int, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """The stream behind a layer of which nothing is run."""
@@ -228,7 +241,7 @@ class CircuitRows:
 
     def _source(self, name: str) -> Float[Tensor, "row pos ..."]:
         """What is written at a hook point."""
-        return self.shared.chunk.source[name][self.pairs, self.start : self.length]
+        return self._of_rows(self.shared.chunk.source[name][:, self.start : self.length])
 
     def _left_out(
         self, layer: int, kind: Kind, at: Int[Tensor, "row read"] | None = None
@@ -270,20 +283,22 @@ class CircuitRows:
         self, weights: Float[Tensor, "circuit reader writer"], of_row: Tensor, at: Tensor | None
     ) -> Float[Tensor, "row pos reader d_model"]:
         """What is added of writers that are not run, computed once for rows of one circuit and pair."""
-        n = weights.shape[-1]
-        changes = self.held.changes[:, :, :n]
-        if at is not None:
-            changes = at_positions(changes[self.pairs], at)
-            if len(weights) == 1:
-                return torch.matmul(weights[0], changes)
-            return torch.matmul(weights[of_row][:, None], changes)
+        changes = self.held.changes[self.distinct_pairs, :, : weights.shape[-1]]
+        if at is not None:  # which is the same in all rows of a pair
+            first = [int((self.of_pair == number).int().argmax()) for number in range(len(changes))]
+            changes = at_positions(changes, at[first])
         flat = weights.flatten(0, 1)
-        found = torch.stack([torch.matmul(flat, changes[pair]) for pair in self.distinct_pairs])
+        if len(changes) == 1:
+            found = torch.matmul(flat, changes[0]).unflatten(1, weights.shape[:2])
+            if len(weights) == 1:
+                return found.transpose(0, 1).expand(len(of_row), *(-1,) * 3)
+            return found.transpose(0, 1)[of_row]
+        found = torch.stack([torch.matmul(flat, of_pair) for of_pair in changes])
         found = found.unflatten(2, weights.shape[:2])  # [pair, pos, circuit, reader, d_model]
         return found[self.of_pair, :, of_row]
 
     def _left_out_at_places(
-        self, group: ReaderGroup, readers: Bool[np.ndarray, " reader"], changes: Tensor, at: Tensor | None
+        self, group: ReaderGroup, readers: Bool[np.ndarray, " of_group"], changes: Tensor, at: Tensor | None
     ) -> Float[Tensor, "row pos reader d_model"]:
         """The same where edges are left out at some positions, and all of them where no place is."""
         n = group.n_writers
@@ -355,7 +370,7 @@ class CircuitRows:
     def _normalized(self, module: nn.Module, streams: Float[Tensor, "row pos *reader d_model"]) -> Tensor:
         self.is_inside = True
         try:
-            return module(streams.flatten(1, -2)).view_as(streams)
+            return norm_of(module)(streams.flatten(1, -2)).view_as(streams)
         finally:
             self.is_inside = False
 

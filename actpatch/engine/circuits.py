@@ -31,7 +31,7 @@ from actpatch.engine.exactness import Exactness, too_far
 from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.plan import Batch
 from actpatch.engine.writes import noise_hook
-from actpatch.models.runner import Read, is_out_of_memory, recording_hooks
+from actpatch.models.runner import KeysValues, Read, is_out_of_memory, recording_hooks
 
 MOST_BYTES = 256 * 2**20
 """Most that what all writers change, and what a layer's readers read, takes in the rows that are run together."""
@@ -201,10 +201,10 @@ class CircuitRuns:
         if not self.resumes:
             return np.arange(len(self.graph.writers)) > 0
         if self.held.kept is None:
-            changed = ~kept.all(axis=(0, 1)) | (not self.covers_all)
+            changed = ~np.all(kept, axis=(0, 1)) | (not self.covers_all)
         else:
-            changed = (kept != self.held.kept).any(axis=(0, 1))
-        return changing_writers(self.graph, kept.any(axis=(0, 1)), changed)
+            changed = np.any(kept != self.held.kept, axis=(0, 1))
+        return changing_writers(self.graph, np.any(kept, axis=(0, 1)), changed)
 
     def _logits(self, rows: CircuitRows) -> Float[Tensor, "row read token"]:
         if not self.resumes:
@@ -234,18 +234,28 @@ class CircuitRuns:
         resid = rows.recorded(resid_name(first, n_layers))
         if self._call is None and parts:
             self._call = self.runner.begin(self.chunk.base, self.shared.start, self.shared.length)
-        with self.runner.hooks(list(hooks)):
+        run = [layer for layer in range(first, n_layers) if {(layer, "q"), (layer, "mlp")} & {*parts}]
+        with ExitStack() as stack:
+            own = rows.prepare(stack, run, has_both=False)
+            stack.enter_context(self.runner.hooks([*own, *hooks]))
             for layer in range(first, n_layers):
-                if not {(layer, "q"), (layer, "mlp")} & {*parts}:
-                    resid = rows.stream_after(layer, resid)
+                if layer in run:
+                    resid = self.runner.run_block(layer, resid, self._prefix(layer, rows), self._call)
                 else:
-                    prefix = self.runner.prefix(self.chunk.base, layer, rows.pairs, self.shared.start)
-                    with ExitStack() as stack:
-                        rows.prepare(stack, layer, has_both=False)
-                        resid = self.runner.run_block(layer, resid, prefix, self._call)
+                    resid = rows.stream_after(layer, resid)
                 if streams is not None:
                     streams[layer + 1] = resid
         return resid
+
+    def _prefix(self, layer: int, rows: CircuitRows) -> KeysValues | None:
+        """Keys and values of the positions before; of one pair alone without a copy for each row."""
+        if len(rows.distinct_pairs) > 1:
+            return self.runner.prefix(self.chunk.base, layer, rows.pairs, self.shared.start)
+        of_pair = self.runner.prefix(self.chunk.base, layer, rows.pairs[:1], self.shared.start)
+        if of_pair is None:
+            return None
+        keys, values = (value.expand(len(rows.pairs), *value.shape[1:]) for value in of_pair)
+        return keys, values
 
     def _in_full(self, rows: CircuitRows) -> Float[Tensor, "row read token"]:
         """The same by the model's own full pass."""
@@ -260,8 +270,7 @@ class CircuitRuns:
         with ExitStack() as stack:
             if chunk.base_noise is not None:
                 stack.enter_context(self.runner.hooks([noise_hook(chunk.base_noise[pairs, : self.shared.length])]))
-            for layer in range(self.graph.n_layers):
-                rows.prepare(stack, layer, has_both=True)
+            hooks = rows.prepare(stack, range(self.graph.n_layers), has_both=True)
             last = block_hook(self.graph.n_layers - 1, "resid_post")
-            stack.enter_context(self.runner.hooks([(last, reading_logits)]))
+            stack.enter_context(self.runner.hooks([*hooks, (last, reading_logits)]))
             return self.runner.run(chunk.base.tokens[pairs], read)

@@ -54,6 +54,28 @@ def fused_gelu(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a normalization computes, by torch's own kernel where it is one of TransformerLens' layer norms.
+
+    These spell it out in six passes over memory and two hook points; the kernel is the same to the last bit or two. One
+    with hooks on those is called as it is.
+    """
+    kind = type(module)
+    is_known = kind.__module__.startswith("transformer_lens.") and kind.__name__ in ("LayerNorm", "LayerNormPre")
+    if not is_known or any(part._forward_hooks or part._forward_pre_hooks for part in module.children()):
+        return module
+    weight, bias, eps = getattr(module, "w", None), getattr(module, "b", None), getattr(module, "eps", None)
+    if not isinstance(eps, float):
+        return module
+
+    def normalized(values: Tensor) -> Tensor:
+        if values.dtype not in (torch.float32, torch.float64):
+            return module(values)
+        return nn.functional.layer_norm(values, values.shape[-1:], weight, bias, eps)
+
+    return normalized
+
+
 @contextlib.contextmanager
 def laid_out_as_multiplied(model: nn.Module) -> Iterator[None]:
     """The model with its attention weights, on a CPU, in the memory layout that `HookedTransformer` multiplies in.

@@ -8,6 +8,7 @@ and none necessary; of parts that are all needed at once each is necessary and n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -17,9 +18,12 @@ import numpy as np
 
 from actpatch.core.estimate_words import exact_or_estimated, method_of
 from actpatch.core.heavy import pd
+from actpatch.core.truth import Truth
+from actpatch.results.edges import EdgeResults
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.patches import table_columns
 from actpatch.results.shapes import SweepResults
+from actpatch.results.truth_comparison import TruthComparison, check_truth, compared_edges
 
 Results = TypeVar("Results", bound=SweepResults)
 
@@ -57,6 +61,29 @@ class BothDirections(Generic[Results]):
         """Group of pairs -> both directions of these pairs alone (`SweepResults.by_group`)."""
         both = (self.denoising.by_group(), self.noising.by_group())
         return {group: BothDirections(results, both[1][group]) for group, results in both[0].items()}
+
+    def compare_with(self, truth: Truth, *, ks: Sequence[int] | None = None) -> TruthComparison:
+        """How well edges find a known circuit if each ranks by the larger |effect| of its two.
+
+        Of parts that stand in for each other noising sees none, and of parts that are all needed at once denoising; so
+        all edges of the truth are asked for, whatever it says of a direction.
+
+        Args:
+            truth: the known circuit.
+            ks: precision is told at each of these; None for the number of true edges.
+
+        Raises:
+            ValueError: for results of other than edges, and as `EdgeResults.compare_with`.
+        """
+        check_truth(truth)
+        first, second = self.denoising, self.noising
+        if not isinstance(first, EdgeResults) or not isinstance(second, EdgeResults):
+            raise ValueError(f"these are {type(first).__name__}, expected edges: compare each direction by itself")
+        truth.check_stated_for(first.sweep.source_of_values)
+        truth.check_graph(first.graph)
+        effects = np.fmax(np.abs(first.effects_of_all), np.abs(second.effects_of_all))
+        by, metric = f"{exact_or_estimated(first.sweep.estimate)}, both directions", first.sweep.metric
+        return compared_edges(first.graph, effects, truth, ranked_by=by, metric=metric, ks=ks, hidden=False)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Both long tables, one after the other; the column `direction` tells them apart."""

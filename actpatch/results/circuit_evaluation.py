@@ -90,16 +90,16 @@ class CircuitEvaluation:
     """How much of what a model does a circuit does alone, what it lacks, and which of its parts it needs.
 
     Everything derived is of one metric, the first that was asked for, unless another is selected (`by_metric`). In
-    noising runs faithfulness is the share of the behaviour that the circuit keeps while all else is ablated; in
-    denoising ones the share of what the corruption does to the metric that it does through the circuit alone, all else
-    being as in the clean run.
+    noising runs faithfulness is the share of the behaviour that the circuit keeps while all other edges are ablated; in
+    denoising ones the share that comes back in the corrupted run when the circuit's edges are of the clean one.
     """
 
     circuit: Circuit
     task: str
     """Name of the dataset, with its corruption."""
     direction: Direction
-    """`noising`: edges outside a circuit are ablated in the clean run; `denoising`: restored in the corrupted one."""
+    """`noising`: edges outside a circuit are ablated in the clean run; `denoising`: those of a circuit are restored in
+    the corrupted one."""
     source_of_values: str
     """What stands in the place of edges that are left out, in words."""
     varies: str
@@ -317,10 +317,10 @@ class CircuitEvaluation:
 
     def _faithfulness_of(self, circuits: Float[np.ndarray, "circuit pair"]) -> Faithfulness:
         values = self.values
-        # All edges in is the corrupted run in denoising runs, which is meant to be the worse one.
-        more_is_better = values.more_is_better == (self.direction == "noising")
-        options = {"more_is_better": more_is_better, "level": self.level, "seed": self.seed}
-        return faithfulness(circuits, values.full, values.empty, **options)  # type: ignore[arg-type]
+        better = values.more_is_better
+        return faithfulness(
+            circuits, values.full, values.empty, more_is_better=better, level=self.level, seed=self.seed
+        )
 
     def _differences(
         self, first: Float[np.ndarray, "difference pair"], second: Float[np.ndarray, "difference pair"]

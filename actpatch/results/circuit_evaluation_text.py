@@ -49,15 +49,16 @@ def _edges(e: CircuitEvaluation) -> str:
 def _faithfulness(e: CircuitEvaluation) -> str:
     pairs = count(len(e.pair_indices), "pair")
     which = {True: f"{pairs} that its search did not see", False: pairs, None: pairs}[e.held_out]
-    does = {
-        "noising": "keeps this share of the behaviour",
-        "denoising": "carries this share of what the corruption does",
-    }[e.direction]
     left_out = f" ({e.n_left_out} that it saw left out)" if e.n_left_out else ""
-    return (
-        f"Of {e.circuit.graph.model}, {_edges(e)}, {e.source_of_values} in the place of all others ({e.direction}): "
-        f"faithfulness {interval(e.faithfulness)} by {e.metric} over {which}{left_out}; alone, the circuit {does}"
-    )
+    f = interval(e.faithfulness)
+    of = f"Of {e.circuit.graph.model}, {_edges(e)}"
+    if e.direction == "noising":
+        how = f"kept, {e.source_of_values} in the place of all others (noising)"
+        share = f"what the circuit keeps of the behaviour is {f}"
+    else:
+        how = "of the clean run, all others of the corrupted one (denoising)"
+        share = f"what of the behaviour comes back is {f}"
+    return f"{of} {how}: {share} by {e.metric} (faithfulness) over {which}{left_out}"
 
 
 def _rest(e: CircuitEvaluation) -> str:

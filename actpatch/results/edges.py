@@ -11,13 +11,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from actpatch.core.edge_patches import EdgePatches, ends_of
+from actpatch.core.estimate_words import exact_or_estimated
 from actpatch.core.graph import Graph, Names
 from actpatch.core.heavy import pd
-from actpatch.core.text import shortened
+from actpatch.core.text import count, shortened
+from actpatch.core.truth import Truth
 from actpatch.results.items import EdgePatchingResult
 from actpatch.results.metric_values import mean
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep, largest
+from actpatch.results.truth_comparison import TruthComparison, check_truth, compared_edges
 
 Edges = TypeVar("Edges", bound="EdgeResults")
 
@@ -164,6 +167,52 @@ class EdgeResults(SweepResults, Sequence[EdgePatchingResult]):
         senders = [self.graph.writers[i].label for i in writers]
         receivers = [self.graph.readers[i].label for i in readers]
         return pd.DataFrame(table, pd.Index(senders, name="sender"), pd.Index(receivers, name="receiver"))
+
+    def compare_with(self, truth: Truth, *, absolute: bool = True, ks: Sequence[int] | None = None) -> TruthComparison:
+        """How well these effects find a known circuit: AUROC, AUPRC, precision, and the benchmark's own AUROC.
+
+        Edges of the graph that are not among these results rank below all others, as do such as have no effect known;
+        the comparison says how many.
+
+        Args:
+            truth: the known circuit.
+            absolute: rank by |effect|; False puts edges that work against the behaviour last.
+            ks: precision is told at each of these; None for the number of true edges.
+
+        Raises:
+            ValueError: for edges at positions, a truth of another model or graph, and one that is stated for another
+                ablation or direction than these results are of.
+        """
+        check_truth(truth)
+        effects = self.effects_of_all
+        truth.check_graph(self.graph)
+        sweep = self.sweep
+        truth.check_stated_for(sweep.source_of_values, sweep.direction)
+        return compared_edges(
+            self.graph,
+            effects,
+            truth,
+            ranked_by=f"{exact_or_estimated(sweep.estimate)}, {sweep.direction}",
+            metric=sweep.metric,
+            absolute=absolute,
+            ks=ks,
+        )
+
+    @property
+    def effects_of_all(self) -> Float[np.ndarray, " edge"]:
+        """Effect of each edge of the graph, in the order of `edge_patches(graph)`; NaN of such as are not among these.
+
+        Raises:
+            ValueError: for edges at positions.
+        """
+        if self.positions:
+            raise ValueError(
+                f"these edges were patched at {count(len(self.positions), 'position')}, expected one effect of each: "
+                "patch all positions at once"
+            )
+        effects = np.full(len(self.graph), np.nan)
+        effects[self.edges.numbers] = self.sweep.effects
+        return effects
 
     def _item(self, number: int) -> EdgePatchingResult:
         sweep, edges = self.sweep, self.edges

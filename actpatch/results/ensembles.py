@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -17,24 +18,24 @@ from actpatch.statistics.ensembles import mean_rank, normalised_mean
 By = Literal["scores", "ranks"]
 
 
-class Ensemble(pd.DataFrame):
-    """The sites of several results as one table, the most important first, which knows what it is of.
+_MEMBERS = "_ranked_together"
+"""Where a table keeps what it is of. pandas hands it to no table that is made of this one."""
 
-    Tables that are made of it (a selection, another order) are plain ones.
-    """
 
-    _metadata: ClassVar[list[str]] = ["results", "by", "scores", "are_sizes"]
+@dataclass(frozen=True, eq=False)
+class Members:
+    """What an ensemble is of, and its scores."""
+
     results: tuple[SweepResults, ...]
     """What was ranked together."""
     by: By
-    """How."""
-    scores: np.ndarray
+    scores: Float[np.ndarray, " patch"]
     """The score of each patch, in the order of the patches; by ranks the mean rank, below 0, so that more is better."""
     are_sizes: bool
     """Whether scores have no sign."""
 
 
-def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> Ensemble:
+def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> pd.DataFrame:
     """The sites of several results of the same patches, ranked by all of them together.
 
     Mondorf et al. 2025 average normalised scores, or ranks, of several methods; it costs nothing beside their runs.
@@ -67,9 +68,14 @@ def ensemble(results: Sequence[SweepResults], *, by: By = "scores") -> Ensemble:
         twice = names.index(name) != number
         columns[f"{name} ({number})" if twice else name] = sweep.effects
     order = np.argsort(-np.abs(scores) if by == "scores" else -scores, kind="stable")
-    found = Ensemble(pd.DataFrame(columns).iloc[order].reset_index(drop=True))
-    found.results, found.by, found.scores, found.are_sizes = tuple(results), by, scores, are_sizes
-    return found
+    table = pd.DataFrame(columns).iloc[order].reset_index(drop=True)
+    object.__setattr__(table, _MEMBERS, Members(tuple(results), by, scores, are_sizes))
+    return table
+
+
+def members_of(table: Any) -> Members | None:
+    """What a table that `ensemble` returned is of; None for anything else, and for tables that were made of it."""
+    return getattr(table, "__dict__", {}).get(_MEMBERS)
 
 
 def _scores(sweeps: Sequence[Sweep], by: By) -> tuple[Float[np.ndarray, " patch"], bool]:

@@ -18,12 +18,14 @@ from actpatch.core.components import SHORT_NAMES
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch
 from actpatch.core.text import escaped, plain
+from actpatch.core.truth import PublishedHeads
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.items import HeadPatchingResult, NeuronPatchingResult, OverPairs, PatchingResult, head_label
 from actpatch.results.metric_values import mean
 from actpatch.results.stability import StabilityOptions, stability_of
 from actpatch.results.sweep import Sweep, largest
+from actpatch.results.truth_comparison import TruthComparison, compared_heads
 from actpatch.results.verification import Verification, verify
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
 from actpatch.statistics.stability import Stability
@@ -365,6 +367,25 @@ class HeadResults(OfHeads[HeadPatchingResult]):
         for result in self:
             table[result.layer, result.head] = result.effect
         return table
+
+    def compare_with(
+        self, truth: PublishedHeads, *, absolute: bool = True, ks: Sequence[int] | None = None
+    ) -> TruthComparison:
+        """How well these effects find the heads of a published circuit: AUROC, AUPRC and precision over all heads.
+
+        Heads that were not patched rank below all others. What the authors wrote in the place of heads is told beside.
+
+        Args:
+            truth: the published heads.
+            absolute: rank by |effect|.
+            ks: precision is told at each of these; None for the number of published heads.
+
+        Raises:
+            ValueError: for heads that share keys and values, for other than published heads, and for another model's.
+        """
+        if self.counts_key_value_heads:
+            raise ValueError("these are key-value heads, which several heads share: patch 'output' or 'q'")
+        return compared_heads(self.matrix(), self.sweep, truth, absolute=absolute, ks=ks)
 
 
 class NeuronResults(RowResults[NeuronPatchingResult]):

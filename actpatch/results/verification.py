@@ -327,17 +327,18 @@ def verify(sweep: Sweep, kind: str, top: int, sample: int, seed: int) -> Verific
     return Verification(sweep, exact, tuple(best), tuple(drawn.tolist()), seed, kind)
 
 
-def _check_is_the_same_model(estimated: Sweep, exact: Sweep) -> None:
+def check_is_the_same_model(before: Sweep, exact: Sweep) -> None:
     """Raise a ValueError where runs that nothing is written into give another metric than they did then."""
-    gap = np.abs(estimated.clean - estimated.corrupted)
+    gap = np.abs(before.clean - before.corrupted)
+    how, anew = ("measured", "measure") if before.estimate is None else ("estimated", "estimate")
     for name in ("clean", "corrupted"):
-        then, now = getattr(estimated, name), getattr(exact, name)
+        then, now = getattr(before, name), getattr(exact, name)
         with np.errstate(invalid="ignore"):  # both may be -inf
             moved = np.where(then == now, 0.0, np.abs(now - then))
         if np.nanmean(moved) > MOST_MOVED * np.nanmean(gap):
             raise ValueError(
-                f"the model is not as it was when these effects were estimated (weights, or hooks on it): {name} runs "
-                f"had a mean {estimated.metric} of {np.nanmean(then):.3g} and now have {np.nanmean(now):.3g}; estimate "
+                f"the model is not as it was when these effects were {how} (weights, or hooks on it): {name} runs "
+                f"had a mean {before.metric} of {np.nanmean(then):.3g} and now have {np.nanmean(now):.3g}; {anew} "
                 "them anew"
             )
 
@@ -358,7 +359,7 @@ def _ran_exactly(sweep: Sweep, patches: Sequence[Patch]) -> Sweep:
     _check_can_be_run(sweep)
     assert sweep.run_exactly is not None
     exact = sweep.run_exactly(patches).by_metric(sweep.metric)
-    _check_is_the_same_model(sweep, exact)
+    check_is_the_same_model(sweep, exact)
     return exact
 
 

@@ -9,11 +9,11 @@
   tests (Schuirmann 1987): a small p there says that the circuit is above and below about equally often. Neither says by
   how much. Pairs on which both are equal count half.
 - *Minimality* (Shi et al. 2024): a part of a circuit that is needed changes it more than what is not needed does. Of
-  the latter there are examples: into the circuit go the edges of a random path, and one of these is taken out again. The
-  null hypothesis is that the part's change is above such a one with a chance of at least q* = 0.9, and p the chance of
-  as few below it, by the binomial distribution. A small p says that the part does no more than what was put in at
-  random; a large one does not show that it is needed. Changes are means over pairs of |difference of the metric|, and
-  equal ones are not above.
+  the latter there are examples: a random path is put into the circuit, and one of its edges taken out again. The null
+  hypothesis is that the part's change is above such a one with a chance of at least q* = 0.9, and p the chance of as
+  few below it, by the binomial distribution. A small p says that the part does no more than what was put in at random;
+  a large one does not show that it is needed. Changes are means over pairs of |difference of the metric|, and equal
+  ones are not above.
 - *Independence* (Shi et al. 2024): where the circuit is all that does the task, what is left of the model without it
   varies over pairs independently of the model. The statistic is the Hilbert-Schmidt independence criterion with
   Gaussian kernels (Gretton et al. 2007, "A kernel statistical test of independence"), tr(KHLH) / (n − 1)², the width

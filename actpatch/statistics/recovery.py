@@ -42,7 +42,7 @@ class Recovery:
     precision_at: dict[int, float]
     """k -> share of true edges among the k highest."""
     mib_auroc: float
-    """The benchmark's, of the highest edges at its ten sizes; NaN where the largest has no false edge."""
+    """The benchmark's, of circuits of its ten sizes; NaN where the largest has no false edge."""
     n_edges: int
     n_true: int
     n_unranked: int
@@ -80,6 +80,7 @@ def recovery(
     *,
     absolute: bool = True,
     ks: Sequence[int] | None = None,
+    circuits: Bool[np.ndarray, "..."] | None = None,
 ) -> Recovery:
     """How well these scores find the true edges (module docstring).
 
@@ -88,6 +89,7 @@ def recovery(
         truth: which edges are true.
         absolute: rank by |score|; otherwise the largest score is the highest.
         ks: the k of the precisions; None for the number of true edges.
+        circuits: (circuit, edge), of the benchmark's AUROC, as `mib_auroc` takes them; None for the highest edges.
 
     Raises:
         ValueError: where the shapes differ, there is no edge, a score is infinite, or a k is no number of edges.
@@ -107,7 +109,7 @@ def recovery(
         auroc=_auroc(ranked, truth),
         auprc=_average_precision(ranked, truth),
         precision_at={int(k): _precision_at(ranked, truth, int(k)) for k in chosen if k},
-        mib_auroc=mib_auroc(_highest(ranked), truth, ranked=~unranked),
+        mib_auroc=mib_auroc(_highest(ranked) if circuits is None else circuits, truth, ranked=~unranked),
         n_edges=n_edges,
         n_true=n_true,
         n_unranked=int(unranked.sum()),

@@ -1,7 +1,9 @@
-"""Random tokens that come twice: the prompts on which what a head attends to by place and repetition shows.
+"""Prompts of random tokens, for any vocabulary. Nothing here runs a model.
 
-Elhage et al. 2021 and Olsson et al. 2022 tell previous-token and induction heads by such sequences: nothing in them can
-be predicted by anything but their repetition. Nothing here runs a model.
+Tokens that come twice are the prompts on which what a head attends to by place and repetition shows: Elhage et al. 2021
+and Olsson et al. 2022 tell previous-token and induction heads by them, for nothing in them can be predicted by anything
+but their repetition. Pairs of prompts that differ in a token ask nothing of a model; what holds of every model holds on
+them too.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from actpatch.core.indices import is_integer
+from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.tokens import has_tokenizer, text_tokens
 
 
@@ -58,6 +61,52 @@ def repeated_tokens(model: Any, n_sequences: int, length: int, seed: int) -> Rep
     sequences = [chooser.choice(ids, length, replace=False).tolist() for _ in range(n_sequences)]
     first = [] if bos is None else [bos]
     return RepeatedTokens(torch.tensor([[*first, *tokens, *tokens] for tokens in sequences]), start, length)
+
+
+class RandomPairs(PatchingDataset):
+    """Pairs of prompts of random tokens, after BOS where the model has one, that differ in the second of them.
+
+    The answers are two random tokens; the metric is their logit difference.
+
+    Args:
+        model: for its vocabulary, of which special tokens are left out, its BOS and the length that it reads.
+        n_pairs: number of pairs.
+        length: number of random tokens; less where the model reads no more.
+        seed: seed of the choice of tokens.
+
+    Raises:
+        ValueError: where the model reads or knows fewer than two tokens (`too_short_to_repeat`).
+    """
+
+    def __init__(self, model: Any, n_pairs: int = 4, length: int = 8, *, seed: int = 0) -> None:
+        if reason := too_short_to_repeat(model):
+            raise ValueError(reason)
+        ids, bos = ordinary_tokens(model), bos_token(model)
+        first = [] if bos is None else [bos]
+        length, chooser = min(length, model.cfg.n_ctx - len(first)), np.random.default_rng(seed)
+        self.seed = seed
+        self.pairs: list[tuple[list[int], list[int]]] = []
+        self.answers: list[tuple[int, int]] = []
+        for _ in range(n_pairs):
+            tokens = chooser.choice(ids, length).tolist()
+            other = chooser.choice([token for token in ids if token != tokens[1]]).item()
+            self.pairs.append(([*first, *tokens], [*first, tokens[0], other, *tokens[2:]]))
+            right, wrong = chooser.choice(ids, 2, replace=False).tolist()
+            self.answers.append((right, wrong))
+
+    @property
+    def name(self) -> str:
+        return "random tokens"
+
+    @property
+    def varies(self) -> str:
+        return "the second token"
+
+    def get_clean_corrupt_pairs(self) -> list[tuple[list[int], list[int]]]:
+        return self.pairs
+
+    def get_target_tokens(self, pair_idx: int) -> tuple[int, int]:
+        return self.answers[pair_idx]
 
 
 def too_short_to_repeat(model: Any) -> str:

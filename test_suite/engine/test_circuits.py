@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.edge_patches import edge_patches
 from actpatch.core.graph import Graph
+from actpatch.core.sites import Site
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.sources import References
 from actpatch.models.graph import graph_of
@@ -100,6 +102,85 @@ def test_batches_change_nothing_and_ablations_are_what_is_written() -> None:
     one = run(model, pairs, CircuitPatches(graph, single[:, None], ("one",)), references=zeros).patched
     assert np.abs(one - run(model, pairs, edges.taken([7]), references=zeros).patched).max() < EXACT
     assert np.abs(ablated.patched - found).max() > 1e-3
+
+
+PLACES = ((Site("", position=4),), (Site("", position=5), Site("", position=6)), (Site("", position=5),))
+AT = ((4,), (5, 6), (5,))
+"""Two of them share a position; some positions are in none."""
+
+
+@pytest.mark.parametrize(
+    "name", model_parameters("hooked:grouped", "bridge:gpt2", slow=("hooked:parallel", "bridge:neox"))
+)
+def test_at_named_positions_readers_read_their_circuit_and_elsewhere_none(name: str) -> None:
+    """Random circuits of three places against every reader rebuilt by hand, position by position."""
+    model, pairs = edge_model(name), token_pairs([9, 7], [(3, 6), (2, 4)])
+    graph = graph_of(model)
+    kept = np.random.default_rng(0).random((2, 3, len(graph))) < 0.6
+    circuits = CircuitPatches(graph, kept, ("noised", "denoised"), PLACES)
+    runs = (pairs.clean[1], pairs.corrupted[1])
+    for number, direction in enumerate(("noising", "denoising")):
+        found = run(model, pairs, circuits, direction).patched[0, number, 1]
+        logits = logits_of_circuit(model, graph, *runs, kept[number], at=AT)[-1]
+        assert found == pytest.approx(float(logits[3] - logits[9]), rel=0, abs=1e-9)
+        assert (
+            abs(found - run(model, pairs, replace(circuits, places=PLACES[::-1]), direction).patched[0, number, 1])
+            > 1e-4
+        )
+        runs = runs[::-1]
+
+
+def test_a_circuit_at_every_position_is_that_circuit() -> None:
+    model, pairs = edge_model(PLAIN), token_pairs([7, 7], [(3, 6), (2, 4)])
+    circuits = circuits_of(graph_of(model), 3)
+    places = tuple((Site("", position=at),) for at in range(7))
+    apart = CircuitPatches(circuits.graph, circuits.kept.repeat(7, axis=1), circuits.names, places)
+    both = tuple(run(model, pairs, one).patched for one in (circuits, apart))
+    assert np.abs(both[0] - both[1]).max() < EXACT
+    one = replace(circuits, places=(tuple(site for place in places for site in place),))
+    assert np.abs(both[0] - run(model, pairs, one).patched).max() < EXACT
+
+
+@pytest.mark.parametrize("name", MODELS[:1] + MODELS[-1:])
+def test_runs_that_are_resumed_are_the_models_own(name: str) -> None:
+    """With a hook of the user's on it a model is run in full: all edges of some readers, as the only ones that change,
+    and circuits at positions come to the same."""
+    model, pairs = fresh_model(name), some_pairs()
+    graph = graph_of(model)
+    circuits = circuits_of(graph, 6, share=0.5)
+    edges = edge_patches(graph)
+    for number, layer in enumerate((0, 1, 1, 2)):  # whole below a layer, and in it but for its MLP or heads
+        kinds = ("mlp", "logits") if number % 2 else ("q", "k", "v", "logits")
+        below = [r for r, reader in enumerate(graph.readers) if reader.layer < layer or reader.kind not in kinds]
+        circuits.kept[number, 0, np.isin(edges.readers, below)] = True
+    circuits.kept[5] = False
+    placed = CircuitPatches(graph, circuits.kept[:3].swapaxes(0, 1), ("placed",), PLACES)
+    for of in (circuits, placed):
+        for direction in DIRECTIONS:
+            resumed = run(model, pairs, of, direction)
+            assert {"resume", "prefix"} <= {*resumed.shortcuts}
+            handle = model.blocks[0].register_forward_hook(lambda module, args, output: output)
+            in_full = run(model, pairs, of, direction)
+            handle.remove()
+            assert "resume" not in in_full.shortcuts
+            assert np.abs(resumed.patched - in_full.patched).max() < EXACT
+
+
+def test_what_is_held_changes_nothing() -> None:
+    """Circuits are the same over whatever run of a circuit they are run."""
+    model, pairs = edge_model(PLAIN), some_pairs()
+    graph = graph_of(model)
+    kept = circuits_of(graph, 12, share=0.7).kept
+    engine = PatchingEngine(model, show_progress=False)
+    with engine.measuring_circuits(pairs, graph, last_position_metric(len(pairs))) as measure:
+        plain = measure(kept)
+        for number in range(6):
+            measure.hold(kept[number])
+            assert np.abs(measure(kept[number:]) - plain[number:]).max() < EXACT
+            near = kept[number].repeat(3, axis=0)[:, None]
+            near[np.arange(3), 0, [5, 60, len(graph) - 3]] ^= True
+            found = measure(near)
+            assert np.abs(found - run(model, pairs, replace(circuits_of(graph, 3), kept=near)).patched[0]).max() < EXACT
 
 
 def test_the_model_is_left_as_it_was() -> None:

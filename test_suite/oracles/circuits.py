@@ -6,9 +6,11 @@ classic mistake, of which tests show that it is one: writers as they were record
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from actpatch.core.edge_patches import edge_patches
@@ -18,26 +20,41 @@ from test_suite.oracles.one_prompt import run
 
 
 def logits_of_circuit(
-    model: Any, graph: Graph, base: Tensor, source: Tensor, kept: np.ndarray, *, from_cache: bool = False
+    model: Any,
+    graph: Graph,
+    base: Tensor,
+    source: Tensor,
+    kept: np.ndarray,
+    *,
+    at: Sequence[Sequence[int]] | None = None,
+    from_cache: bool = False,
 ) -> Tensor:
     """Logits of one prompt, [pos, d_vocab], where readers read of senders outside the circuit what these write in the
     source.
 
     Args:
-        kept: which edges the circuit has, in the order of `edge_patches(graph)`.
+        kept: which edges the circuit has, in the order of `edge_patches(graph)`; a row for each place, where some are
+            given.
+        at: the positions of each place; None for all positions.
     """
+    is_in = np.zeros((len(base), len(edge_patches(graph))), dtype=bool)
+    for place, of_place in zip([range(len(base))] if at is None else at, kept.reshape(-1, is_in.shape[1])):
+        is_in[list(place)] |= of_place
     edges = edge_patches(graph)
     held = activations(model, source)
     at_base = activations(model, base)
     hooks: list[Any] = []
     for number, reader in enumerate(graph.readers):
-        of_reader = np.flatnonzero((edges.readers == number) & ~kept)
+        of_reader = np.flatnonzero((edges.readers == number) & ~is_in.all(axis=0))
         if not len(of_reader):
             continue
         now = at_base if from_cache else activations(model, base, hooks)
         change = sum(
-            written(model, held, graph.writers[edges.writers[edge]])
-            - written(model, now, graph.writers[edges.writers[edge]])
+            (
+                written(model, held, graph.writers[edges.writers[edge]])
+                - written(model, now, graph.writers[edges.writers[edge]])
+            )
+            * torch.from_numpy(~is_in[:, edge])[:, None]
             for edge in of_reader
         )
         assert isinstance(change, Tensor)

@@ -7,7 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from actpatch.statistics.circuit_tests import compare_with_random, equivalence_test, independence_test
+from actpatch.statistics.circuit_tests import (
+    compare_with_random,
+    equivalence_test,
+    independence_test,
+    minimality_tests,
+)
 
 # --- random circuits ---
 
@@ -97,6 +102,39 @@ def test_what_cannot_be_paired_is_refused():
             equivalence_test(np.ones(2), np.ones(2), epsilon=epsilon)
     with pytest.raises(ValueError, match="n_permutations is 0"):
         independence_test(np.arange(9.0), np.arange(9.0), n_permutations=0)
+
+
+# --- minimality ---
+
+
+def test_minimality_is_a_binomial_chance_of_as_few_random_edges_below():
+    random = np.array([0.0, 0.0, 0.1, 0.2, 0.5, 0.5, 0.5, 0.9])
+    found = minimality_tests(np.array([0.0, 0.1, 0.5, 0.5 + 1e-15, 1.0]), random, quantile=0.8)
+    n_above = [0, 2, 4, 4, 8]  # equal ones are not above, also where rounding alone differs
+    assert found.share_above.tolist() == [n / 8 for n in n_above] and found.n_random == 8
+    expected = [sum(binomial(8, k, 0.8) for k in range(n + 1)) for n in n_above]
+    assert found.p == pytest.approx(expected) and expected[-1] == pytest.approx(1)
+    assert found.p_corrected == pytest.approx(np.minimum(1, 5 * np.array(expected)))
+
+
+def test_minimality_holds_its_level_for_a_part_that_is_just_needed():
+    """A part that lies at the quantile itself is not needed no more often than the level says."""
+    generator, level = np.random.default_rng(0), 0.05
+    found = [minimality_tests(np.array([0.9]), generator.random(60)).p[0] for _ in range(2000)]
+    assert np.mean(np.array(found) <= level) <= level + 2.6 * math.sqrt(level / 2000)
+    idle = [minimality_tests(np.array([0.5]), generator.random(60)).p[0] for _ in range(100)]
+    assert max(idle) < level
+
+
+def test_minimality_without_random_edges_is_not_known_and_wrong_changes_are_refused():
+    found = minimality_tests(np.array([0.1, 0.2]), np.zeros(0))
+    assert np.isnan(found.p).all() and np.isnan(found.share_above).all() and found.n_random == 0
+    assert not len(minimality_tests(np.zeros(0), np.ones(3)).p)
+    for changes, random in ((np.array([-0.1]), np.ones(2)), (np.ones(2), np.array([np.nan]))):
+        with pytest.raises(ValueError, match="below 0 or not finite: expected means of absolute differences"):
+            minimality_tests(changes, random)
+    with pytest.raises(ValueError, match="quantile is 90, expected a number between 0 and 1"):
+        minimality_tests(np.ones(2), np.ones(2), quantile=90)
 
 
 # --- independence ---

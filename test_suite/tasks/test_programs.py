@@ -26,3 +26,5 @@ def test_exact_effects_are_those_of_the_truth(truth):
         sizes, true = np.abs(results.sweep.effects), truth.mask(results.graph, hidden=False)
         assert sizes[true].min() > 0.25
         assert sizes[~true].max() < 1e-9
+        found = results.compare_with(truth)
+        assert found.is_exact and found.visible.auprc == 1 and len(found.missed) <= len(truth.hidden)
