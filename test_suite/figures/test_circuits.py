@@ -347,7 +347,7 @@ def test_the_evaluation_shows_what_was_judged():
 
 def test_knock_outs_that_hurt_the_model_less_lie_above_the_diagonal():
     e = judged().evaluation
-    half = dataclasses.replace(e.values, circuit_knocked=(e.values.circuit_knocked + e.values.empty) / 2)
+    half = dataclasses.replace(e.values, model_knocked=(e.values.model_knocked + e.values.full) / 2)
     lacking = dataclasses.replace(e, measured=(half, *e.measured[1:]))
     points = [one for one in create_circuit_evaluation(lacking).data if one.name and " sets (" in one.name]
     x, y = (np.concatenate([getattr(one, axis) for one in points]) for axis in "xy")
