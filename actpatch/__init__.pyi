@@ -25,10 +25,13 @@ from .figures.bars import create_top_edges_bar as create_top_edges_bar
 from .figures.bars import create_top_heads_bar as create_top_heads_bar
 from .figures.captions import figure_caption as figure_caption
 from .figures.cards import create_head_cards as create_head_cards
+from .figures.circuit_evaluation import create_circuit_evaluation as create_circuit_evaluation
+from .figures.circuit_graph import create_circuit_graph as create_circuit_graph
 from .figures.colours import on_dark as on_dark
 from .figures.comparison import create_comparison as create_comparison
 from .figures.edge_graph import create_edge_graph as create_edge_graph
 from .figures.edges import create_edge_heatmap as create_edge_heatmap
+from .figures.faithfulness_curve import create_faithfulness_curve as create_faithfulness_curve
 from .figures.files import save_figure as save_figure
 from .figures.groups import create_group_comparison as create_group_comparison
 from .figures.head_positions import create_head_position_heatmap as create_head_position_heatmap
@@ -37,6 +40,7 @@ from .figures.maps import create_layer_heatmap as create_layer_heatmap
 from .figures.maps import create_position_heatmap as create_position_heatmap
 from .figures.scatter import create_direction_quadrant as create_direction_quadrant
 from .figures.scatter import create_metric_scatter as create_metric_scatter
+from .figures.sensitivity import create_sensitivity_card as create_sensitivity_card
 from .figures.verification import create_agreement_map as create_agreement_map
 from .figures.verification import create_estimate_comparison as create_estimate_comparison
 from .interventions.noise import GaussianNoise as GaussianNoise

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from actpatch.core.circuits import Circuit
 from actpatch.core.files import writable_folder
 from actpatch.core.heavy import go
 from actpatch.figures.bars import create_component_comparison, create_top_edges_bar, create_top_heads_bar
@@ -24,13 +25,16 @@ from actpatch.figures.edges import create_edge_heatmap
 from actpatch.figures.head_positions import create_head_position_heatmap
 from actpatch.figures.maps import create_head_heatmap, create_layer_heatmap, create_position_heatmap
 from actpatch.figures.scatter import create_metric_scatter
+from actpatch.report.circuits import CircuitParts, Curves, circuit_figures
 from actpatch.report.page import write_report
 from actpatch.report.verification import verification_figures
 from actpatch.results.cards import HeadCards
 from actpatch.results.check import DatasetCheck
+from actpatch.results.circuit_evaluation import CircuitEvaluation
 from actpatch.results.edges import EdgeResults
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.positions import PositionResults
+from actpatch.results.sensitivity import SensitivityCard
 from actpatch.results.shapes import LayerResults, SweepResults
 from actpatch.results.sweep import Sweep
 from actpatch.results.verification import Verification, check_verification
@@ -50,6 +54,10 @@ def create_full_report(
     check: DatasetCheck | None = None,
     head_cards: HeadCards | None = None,
     verification: Verification | None = None,
+    circuit: Circuit | None = None,
+    circuit_evaluation: CircuitEvaluation | None = None,
+    faithfulness: Curves | None = None,
+    sensitivity: SensitivityCard | None = None,
 ) -> list[Path]:
     """Write `report.html`, which carries everything and can be sent alone, and a page for each figure.
 
@@ -67,6 +75,12 @@ def create_full_report(
         check: what a linter says of the dataset; None lets the report judge by the runs' baselines alone.
         head_cards: what single heads do (`HeadPatcher.describe_heads`), which have a section of their own.
         verification: what exact runs say of estimated effects, which has a section of its own.
+        circuit: edges that are taken to do the task alone, which have a section of their own; `edge_results` of its
+            model give them their widths.
+        circuit_evaluation: how it was judged (`evaluate_circuit`), in the same section; its circuit is drawn where none
+            is given.
+        faithfulness: circuits of growing size (`faithfulness_curve`), one or several by name, in the same section.
+        sensitivity: what the judgement hangs on (`sensitivity_card`), in the same section.
 
     Returns:
         The written paths, `report.html` first.
@@ -84,7 +98,8 @@ def create_full_report(
         "head_position_results": known_heads(head_position_results),
         "edge_results": known_heads(edge_results),
     }
-    if all(results is None for results in (*given.values(), head_cards, verification)):
+    parts = CircuitParts(circuit, circuit_evaluation, faithfulness, sensitivity)
+    if not parts and all(results is None for results in (*given.values(), head_cards, verification)):
         raise ValueError(f"neither {' nor '.join(given)} was given: pass at least one of them")
     known_runs = {name: results.sweep for name, results in given.items() if isinstance(results, SweepResults)}
     if verification is not None:
@@ -92,6 +107,8 @@ def create_full_report(
         known_runs["verification"] = verification.estimated
     _check_one_model(known_runs)
     _check_cards(head_cards, known_runs)
+    parts.check()
+    _check_circuit(parts, {name: sweep.model for name, sweep in known_runs.items()})
     folder = _writable_folder(Path(save_dir))
     figures: dict[str, go.Figure] = {}
     sweeps: dict[str, SweepResults] = {}
@@ -114,7 +131,11 @@ def create_full_report(
         figures["head_cards"] = create_head_cards(head_cards)
     if verification is not None:
         figures |= verification_figures(verification)
-    return write_report(folder, figures, sweeps, statistics, check, head_cards, own, verification)
+    if parts:
+        of_edges = statistics.get("Edges")
+        effects = given["edge_results"] if isinstance(given["edge_results"], EdgeResults) else None
+        figures |= circuit_figures(parts, effects, of_edges if isinstance(of_edges, SiteStatistics) else None)
+    return write_report(folder, figures, sweeps, statistics, check, head_cards, own, verification, parts)
 
 
 @dataclass(frozen=True)
@@ -291,6 +312,13 @@ def _check_cards(cards: HeadCards | None, sweeps: Mapping[str, Sweep]) -> None:
             raise ValueError(
                 f"{name} are of the model {sweep.model}, head_cards of {cards.model}: write a report for each model"
             )
+
+
+def _check_circuit(parts: CircuitParts, models: Mapping[str, str]) -> None:
+    of = {**models, **parts.models}
+    if parts and len(set(of.values())) > 1:
+        which = ", ".join(f"{name} of {model}" for name, model in of.items())
+        raise ValueError(f"what was given is of different models, {which}: write a report for each model")
 
 
 def _writable_folder(folder: Path) -> Path:

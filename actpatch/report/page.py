@@ -15,7 +15,9 @@ from actpatch.core.files import write_files
 from actpatch.core.heavy import go
 from actpatch.core.text import with_minus
 from actpatch.figures.page import figure_page, figures_html, page_values
+from actpatch.report import circuits as of_circuits
 from actpatch.report.cards import cards_section
+from actpatch.report.circuits import CircuitParts, circuit_section
 from actpatch.report.parts import data_section, effects_section, pairs_section, settings_section
 from actpatch.report.rendering import REPORT
 from actpatch.report.tokens import strips_section
@@ -51,6 +53,7 @@ def write_report(
     cards: HeadCards | None = None,
     own: Mapping[str, Sequence[str]] | None = None,
     verification: Verification | None = None,
+    circuit: CircuitParts | None = None,
 ) -> list[Path]:
     """Write the report and the figures, all of them or, where that fails, none.
 
@@ -63,6 +66,7 @@ def write_report(
         cards: what single heads do.
         own: results that have a section of their own beside others -> the names of their figures.
         verification: what exact runs say of estimates, whose figures stand in its section.
+        circuit: what there is to tell of a circuit, likewise.
 
     Returns:
         The written paths, the report's first.
@@ -72,7 +76,8 @@ def write_report(
     """
     from plotly.offline import get_plotlyjs
 
-    pages: dict[str, str] = {REPORT_FILE: report_page(figures, shown, statistics, check, cards, own, verification)}
+    report = report_page(figures, shown, statistics, check, cards, own, verification, circuit)
+    pages: dict[str, str] = {REPORT_FILE: report}
     for name, figure in figures.items():
         pages[f"{name}.html"] = figure_page(name, figure, PLOTLY_FILE, report=REPORT_FILE)
     pages[PLOTLY_FILE] = get_plotlyjs()
@@ -87,13 +92,15 @@ def report_page(
     cards: HeadCards | None = None,
     own: Mapping[str, Sequence[str]] | None = None,
     verification: Verification | None = None,
+    circuit: CircuitParts | None = None,
 ) -> Markup:
     """The report as one HTML page; what `write_report` says of its arguments."""
     from markupsafe import Markup
 
     sections = {}
     of_estimates = {name: figure for name, figure in figures.items() if name in NAMES}
-    figures = {name: figure for name, figure in figures.items() if name not in NAMES}
+    of_circuit = {name: figure for name, figure in figures.items() if name in of_circuits.NAMES}
+    figures = {name: one for name, one in figures.items() if name not in (*NAMES, *of_circuits.NAMES)}
     together = {name: results for name, results in shown.items() if name not in (own or {})}
     apart_figures = {kind: {name: figures[name] for name in names} for kind, names in (own or {}).items()}
     if not together:
@@ -113,10 +120,13 @@ def report_page(
         )
     if verification is not None:
         sections[HEADING] = verification_section(verification, of_estimates)
+    if circuit:
+        sections[of_circuits.HEADING] = circuit_section(circuit, of_circuit)
     if cards is not None:
         sections["What these heads do"] = cards_section(cards)
     estimates = _estimates(shown)
-    how_to_read = REPORT.render("how_to_read.html", has_estimates=bool(estimates) or verification is not None)
+    has_estimates = bool(estimates) or verification is not None
+    how_to_read = REPORT.render("how_to_read.html", has_estimates=has_estimates, has_circuit=bool(circuit))
     title = "Activation patching report"
     if shown:
         sweeps = {name: results.sweep for name, results in shown.items()}
@@ -139,9 +149,9 @@ def report_page(
             "Data": data_section(shown),
         }
         title = f"Activation patching: {first.task} on {first.model}"
-    elif of := cards or (verification and verification.estimated):
+    elif of := cards or (verification and verification.estimated) or circuit:
         sections["How to read a score"] = how_to_read
-        title = f"Activation patching: {of.task} on {of.model}"
+        title = f"Activation patching: {' on '.join(filter(None, [of.task, of.model]))}"
     else:
         unknown = REPORT.render("plain_list.html")
         sections = {"What was run": unknown, **sections, "How to read a score": how_to_read}

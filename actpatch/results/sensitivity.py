@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, TypeAlias, get_args
 
@@ -161,19 +162,31 @@ class SensitivityCard:
         told = [f"{self.task} on {self.circuit.graph.model}", f"faithfulness of the {self.metric} on "]
         told[1] += where[self.held_out]
         heading = textwrap.fill(f"SensitivityCard of {count(len(self.circuit), 'edge')}: {', '.join(told)}", WIDTH)
-        rows = [("", "faithfulness", "interval", "Jaccard", "edges"), *map(_row, self.variations)]
-        wide = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join([row[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(row[1:], wide[1:]))]) for row in rows]
-        marked = [f"{line}{' *' if one.is_base else ''}" for line, one in zip(lines[1:], self.variations)]
+        table = _table([_row(one) for one in self.variations])
+        marked = [f"{line} *" if one.is_base else line for line, one in zip(table[1:], self.variations)]
         notes = [f"{one.name}: {one.note}" for one in self.variations if one.note]
         said = [textwrap.fill(f"note: {note}", WIDTH, subsequent_indent="  ") for note in (*notes, *self.notes)]
-        return "\n".join([heading, lines[0].rstrip(), *marked, "* the base case", *said])
+        return "\n".join([heading, table[0], *marked, "* the base case", *said])
 
 
 def check_card(card: object, caller: str) -> None:
     """Raises ValueError for what is no card."""
     if not isinstance(card, SensitivityCard):
         raise ValueError(f"{caller} was given {described(card)}, expected a SensitivityCard")
+
+
+def _table(rows: Sequence[tuple[str, str, str, str, str]]) -> list[str]:
+    """A line or more for each row, below their headings; long names are wrapped."""
+    headings = ("", "faithfulness", "interval", "Jaccard", "edges")
+    wide = [max(map(len, column)) for column in zip(headings, *rows)]
+    room = WIDTH - sum(wide[1:]) - 2 * len(wide)
+    names = [textwrap.wrap(row[0], room, subsequent_indent="  ") for row in rows]
+    first = max((len(line) for name in names for line in name), default=0)
+    lines = []
+    for name, cells in (([""], headings), *zip(names, rows)):
+        numbers = "  ".join(cell.rjust(width) for cell, width in zip(cells[1:], wide[1:]))
+        lines.append("\n".join([*name[:-1], f"{name[-1].ljust(first)}  {numbers}"]))
+    return lines
 
 
 def _row(one: Variation) -> tuple[str, str, str, str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import visualize
+from actpatch import EdgeResults, find_circuit
 from actpatch.core.estimates import METHODS, Estimate
 from actpatch.figures.captions import figure_caption, without_caption
 from actpatch.results.both import BothDirections
@@ -24,8 +25,13 @@ def estimated_patterns(estimate: Estimate | None) -> Any:
     return dataclasses.replace(patterns(), **known)
 
 
+def circuit_graph_of(results: EdgeResults) -> Any:
+    return visualize.create_circuit_graph(find_circuit(results, n_edges=30), results, prune=False)
+
+
 FIGURES: dict[str, Callable[[Estimate | None], Any]] = {
     "create_attention_patterns": lambda e: visualize.create_attention_patterns(estimated_patterns(e)),
+    "create_circuit_graph": lambda e: circuit_graph_of(results_of("EdgeResults", e)),
     "create_comparison": lambda e: visualize.create_comparison(
         results_of("HeadResults", e), results_of("HeadResults", e)
     ),
@@ -46,8 +52,12 @@ FIGURES: dict[str, Callable[[Estimate | None], Any]] = {
     "create_top_heads_bar": lambda e: visualize.create_top_heads_bar(results_of("HeadResults", e)),
 }
 """What each figure of the door draws of results that are estimated so."""
-OTHERWISE = {"create_head_cards", "create_full_report", "create_estimate_comparison", "create_agreement_map"}
-"""Cards are always of exact effects; the report is tested in `report`, and the last two draw nothing but estimates."""
+OTHERWISE = {
+    *("create_head_cards", "create_circuit_evaluation", "create_faithfulness_curve", "create_sensitivity_card"),
+    *("create_full_report", "create_estimate_comparison", "create_agreement_map"),
+}
+"""Cards and what circuits do are always exact; the report is tested in `report`, and the last two draw nothing but
+estimates."""
 MORE: dict[str, Callable[[Estimate | None], Any]] = {
     "heads of no experiment, as a map": lambda e: visualize.create_head_heatmap(
         of_no_experiment(results_of("HeadResults", e)), 4, 3
