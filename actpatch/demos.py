@@ -1,4 +1,4 @@
-"""What the three demo scripts do: patch layers, heads or edges, print and conclude, and write one report.
+"""What the four demo scripts do: patch layers, heads or edges, or judge a circuit, conclude, and write one report.
 
 Each report has what that of the script before has, and takes its place. The scripts themselves hold their first lines
 alone.
@@ -17,6 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from actpatch.circuits.curves import faithfulness_curve
+from actpatch.circuits.evaluation import evaluate_circuit
+from actpatch.circuits.patcher import CircuitPatcher
+from actpatch.circuits.search import find_circuit
+from actpatch.circuits.sensitivity import sensitivity_card
 from actpatch.core.components import PATCH_TYPE_ALIASES, PATCH_TYPES
 from actpatch.core.direction import DIRECTIONS
 from actpatch.core.files import writable_folder
@@ -24,11 +29,13 @@ from actpatch.core.graph import Graph
 from actpatch.core.text import count, number, plain
 from actpatch.models.load import can_be_loaded, load_model
 from actpatch.patchers.activation import ActivationPatcher, summarize_results
+from actpatch.patchers.attribution import AttributionPatcher
 from actpatch.patchers.heads import HeadPatcher, print_head_results
 from actpatch.patchers.paths import PathPatcher
 from actpatch.report.full import create_full_report
 from actpatch.results.cards import HeadCards
 from actpatch.results.edges import EdgeResults
+from actpatch.results.faithfulness_curve import FaithfulnessCurve
 from actpatch.results.headline import headline
 from actpatch.results.positions import PositionResults
 from actpatch.results.shapes import HeadResults, LayerResults, SweepResults
@@ -63,6 +70,16 @@ def head_demo(argv: list[str] | None, description: str | None) -> int:
 def path_demo(argv: list[str] | None, description: str | None) -> int:
     """Patch heads, then the edges into and out of them, then whole paths. Returns the script's exit code."""
     return guarded(_run_paths, arguments(description).parse_args(argv))
+
+
+def circuit_demo(argv: list[str] | None, description: str | None) -> int:
+    """Patch heads and edges, find a circuit on half of the pairs, and judge it on the others. Returns the script's exit
+    code."""
+    parser = arguments(description)
+    parser.add_argument(
+        "--share", type=float, default=0.9, help="of the behaviour that the circuit has to keep (default: 0.9)"
+    )
+    return guarded(_run_circuit, parser.parse_args(argv))
 
 
 def _run_layers(args: argparse.Namespace) -> None:
@@ -120,6 +137,55 @@ def _run_paths(args: argparse.Namespace) -> None:
 
     given = of_all(of_heads, dataset, heads, args) | {"edge_results": edges}
     list_figures(create_full_report(**given, head_cards=describe(of_heads, dataset, heads), save_dir=out))
+
+
+def _run_circuit(args: argparse.Namespace) -> None:
+    out = _out(args)
+    model = choose_model(args.model, args.device)
+    dataset = _dataset(model, args)
+    of_heads = HeadPatcher(model, show_progress=not args.quiet)
+    heads = of_heads.run_all_heads_experiment(dataset, direction=args.direction)
+    say(f"Heads: {headline(heads)}.")
+
+    search = range((len(dataset) + 1) // 2)
+    edges, how = rank_edges(model, dataset, search, args)
+    circuit = find_circuit(edges, share=args.share)
+    say(f"Edges: all {len(edges):,}, {how}, on {count(len(search), 'pair')}.")
+    say(f"Circuit: {circuit}.\n")
+
+    patcher = CircuitPatcher(model, show_progress=not args.quiet)
+    judged = evaluate_circuit(patcher, dataset, circuit, seed=args.seed)
+    say(judged.summary())
+    curve = faithfulness_curve(patcher, dataset, edges, seed=args.seed)
+    print(f"\n{size_table(curve)}\n")
+    card = sensitivity_card(patcher, dataset, edges, n_edges=len(circuit), seed=args.seed)
+    print(card)
+
+    given = of_all(of_heads, dataset, heads, args) | {"edge_results": edges}
+    found: dict[str, Any] = {"circuit_evaluation": judged, "faithfulness": curve, "sensitivity": card}
+    list_figures(create_full_report(**given, **found, head_cards=describe(of_heads, dataset, heads), save_dir=out))
+
+
+def rank_edges(model: Any, dataset: IOIDataset, pairs: range, args: argparse.Namespace) -> tuple[EdgeResults, str]:
+    """All edges by their effects on some pairs, and how these were come by: estimated, of a graph with many edges."""
+    exact = PathPatcher(model, show_progress=not args.quiet)
+    options: dict[str, Any] = {"pair_indices": pairs, "direction": args.direction}
+    if len(exact.graph) <= MOST_EDGES:
+        return exact.run_all_edges_experiment(dataset, **options), "patched one by one"  # type: ignore[return-value]
+    estimated = AttributionPatcher(model, show_progress=not args.quiet)
+    return estimated.run_all_edges_experiment(dataset, method="eap_ig", **options), "estimated by eap_ig"  # type: ignore[return-value]
+
+
+def size_table(curve: FaithfulnessCurve) -> str:
+    """Faithfulness by size, beside that of random rankings, and the benchmark's areas."""
+    f, random = curve.faithfulness().value, curve.random_faithfulness.mean(axis=0)
+    rows = [
+        f"{size:>7.1%}  {int(edges):>7,}  {plain(of_top, 2):>12}  {plain(by_chance, 2):>7}"
+        for size, edges, of_top, by_chance in zip(curve.sizes, curve.nominal[-1], f, random)
+    ]
+    areas, signed = curve.areas("absolute"), curve.areas("signed")
+    head = f"{'size':>7}  {'edges':>7}  {'faithfulness':>12}  {'random':>7}"
+    return "\n".join([head, *rows, f"CMD {number(areas.cmd)}, CPR of the signed ranking {number(signed.cpr)}"])
 
 
 def which_edges(graph: Graph, heads: HeadResults) -> tuple[list[str] | None, list[str] | None]:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from actpatch.circuits.held_out import Split, held_out_indices
 from actpatch.circuits.measured import CircuitMetrics
+from actpatch.circuits.patcher import patcher_of
 from actpatch.circuits.rankings import EdgeRanking, Growth, Scores, edge_ranking, scores_of
 from actpatch.core.circuits import Circuit, CircuitPosition
 from actpatch.core.graph import Graph
@@ -25,7 +26,6 @@ from actpatch.core.text import described
 from actpatch.interventions.settings import Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
-from actpatch.models.graph import graph_of
 from actpatch.patchers.experiment import encoded
 from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
@@ -85,11 +85,12 @@ def faithfulness_curve(
         RuntimeError: where circuits of this model cannot be run, with the reason.
     """
     shares = _checked(method, rankings, sizes, n_random, seed, metric)
-    graph = graph_of(model)
+    patcher = patcher_of(model, batch_size, show_progress)
+    graph = patcher.graph
     scored = _Scored(graph, results)
     nominal = edge_counts(len(graph) * scored.n_places, shares.tolist())
     chosen = held_out_indices(
-        encoded(model, dataset, Settings(pair_indices=pair_indices, source=source, direction="noising")),
+        encoded(patcher.model, dataset, Settings(pair_indices=pair_indices, source=source, direction="noising")),
         scored.seen,
         split,
     )
@@ -97,13 +98,11 @@ def faithfulness_curve(
     drawn = [scored.random(np.random.default_rng([seed, draw]), method) for draw in range(n_random)]
     circuits = [_of_sizes(ranking, nominal) for ranking in (*ranked, *drawn)]
     run = CircuitMetrics(
-        model,
+        patcher,
         dataset,
         pair_indices=chosen.pair_indices,
         source=source,
         metric=metric,
-        batch_size=batch_size,
-        show_progress=show_progress,
     )
     flat = run.of([one for of_ranking in circuits for one in of_ranking])
     values = flat.reshape(len(circuits), len(shares), -1)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from actpatch.circuits.held_out import HeldOut, Split, held_out_indices
 from actpatch.circuits.knock_outs import Nodes, greedy_sets, nodes_of, random_sets, without_nodes
-from actpatch.circuits.patcher import CircuitPatcher, check_graphs
+from actpatch.circuits.patcher import CircuitPatcher, check_graphs, patcher_of
 from actpatch.circuits.random_circuits import RandomPaths, random_circuits
 from actpatch.core.circuits import Circuit
 from actpatch.core.direction import Direction, check_direction
@@ -91,9 +91,7 @@ def evaluate_circuit(
             circuit that tells positions apart, and for whatever of the other arguments or the dataset is wrong.
         RuntimeError: where circuits of this model cannot be run, with the reason.
     """
-    patcher = model
-    if not isinstance(model, CircuitPatcher):
-        patcher = CircuitPatcher(model, batch_size=batch_size, show_progress=show_progress)
+    patcher = patcher_of(model, batch_size, show_progress)
     check_graphs(patcher.graph, {"circuit": circuit})
     counts = {"n_random": n_random, "n_knock_outs": n_knock_outs, "n_greedy": n_greedy, "n_inflated": n_inflated}
     _check_numbers(**counts, seed=seed)

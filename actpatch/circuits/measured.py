@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from actpatch.circuits.patcher import CircuitPatcher
+from actpatch.circuits.patcher import patcher_of
 from actpatch.core.circuits import Circuit
 from actpatch.core.text import number
 from actpatch.interventions.sources import OTHER_RUN, Source
@@ -52,7 +52,7 @@ class CircuitMetrics:
         batch_size: int | None = None,
         show_progress: bool = True,
     ) -> None:
-        self.patcher = CircuitPatcher(model, batch_size=batch_size, show_progress=show_progress)
+        self.patcher = patcher_of(model, batch_size, show_progress)
         self.dataset, self.pair_indices, self.source, self.metric = dataset, pair_indices, source, metric
         self.sweep: Sweep | None = None
         """The last runs, for the settings and the pairs; None before the first."""

@@ -179,6 +179,17 @@ def _named(circuits: Circuit | Sequence[Circuit] | Mapping[str, Circuit]) -> dic
     return {f"circuit {number}": circuit for number, circuit in enumerate(circuits)}
 
 
+def patcher_of(model: Any, batch_size: int | None, show_progress: bool) -> CircuitPatcher:
+    """What runs circuits of a model; what is one already keeps its own settings.
+
+    Raises:
+        TypeError: for a model of another class.
+    """
+    if isinstance(model, CircuitPatcher):
+        return model
+    return CircuitPatcher(model, batch_size=batch_size, show_progress=show_progress)
+
+
 def check_graphs(graph: Graph, circuits: Mapping[str, Circuit]) -> None:
     """Raise a ValueError for no circuit, what is none, and one of another graph."""
     if not circuits:

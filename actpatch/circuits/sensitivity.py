@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from actpatch.circuits.held_out import Split, held_out_indices
-from actpatch.circuits.patcher import CircuitPatcher, check_graphs
+from actpatch.circuits.patcher import CircuitPatcher, check_graphs, patcher_of
 from actpatch.circuits.search import find_circuit
 from actpatch.core.circuits import Circuit, CircuitPosition
 from actpatch.core.direction import Direction
@@ -77,7 +77,7 @@ def sensitivity_card(
     - *order of search*: ACDC with senders in another order, if `acdc_threshold` is given.
 
     Args:
-        model: that was searched, or a `CircuitPatcher` of it.
+        model: that was searched, or a `CircuitPatcher` of it, which has its own `batch_size` and `show_progress`.
         dataset: pairs to judge on.
         results: effects of edges at all positions, in one direction, that circuits are found by.
         n_edges: as `find_circuit` takes it, of which exactly one goal is given.
@@ -111,10 +111,7 @@ def sensitivity_card(
         raise ValueError(
             f"no edge of {circuit!r} lies on a way from the input to the logits: take more edges, or greedy"
         )
-    if isinstance(model, CircuitPatcher):
-        patcher = model
-    else:
-        patcher = CircuitPatcher(model, batch_size=batch_size, show_progress=show_progress)
+    patcher = patcher_of(model, batch_size, show_progress)
     check_graphs(patcher.graph, {"the circuit of these results": circuit})
     every = encoded(patcher.model, dataset, Settings(pair_indices=pair_indices))
     held_out = held_out_indices(every, circuit.seen, split)

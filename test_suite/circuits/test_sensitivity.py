@@ -16,6 +16,7 @@ from actpatch import (
     PathPatcher,
     PromptPair,
     PromptPairs,
+    Resample,
     Zero,
     find_circuit,
     sensitivity_card,
@@ -107,7 +108,7 @@ def test_what_cannot_be_written_has_a_row_that_says_so() -> None:
     dataset = PromptPairs(model, [pair])
     results = PathPatcher(model, show_progress=False).run_all_edges_experiment(dataset, direction="noising")
     card = sensitivity_card(
-        model, dataset, results, n_edges=N_EDGES, split="all", sources=[Mean()], n_resamples=0, show_progress=False
+        model, dataset, results, n_edges=N_EDGES, split="all", sources=[Resample()], n_resamples=0, show_progress=False
     )
     _, row = card.of("ablation")
     assert math.isnan(row.faithfulness) and row.note
