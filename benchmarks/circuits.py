@@ -30,7 +30,7 @@ from benchmarks.rows import EDGES, FLIP, GPT2, Row, Task, loaded, task
 
 N_PAIRS, REPETITIONS, FORWARDS = 8, 3, 20
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-SHARES = (0.003, 0.03)
+SHARES = (0.03, 0.003)
 """Thresholds of ACDC, as shares of the metric's gap."""
 
 
@@ -88,7 +88,7 @@ def searched(model: Any, todo: Task, share: float) -> str:
     graph, engine = graph_of(model), PatchingEngine(model, show_progress=False)
     runs = engine.baselines(todo.pairs, [todo.metric])
     threshold = share * abs(float(runs.clean.mean() - runs.corrupted.mean()))
-    search = Search.of(graph, threshold, "reverse", 0, False)
+    search = Search.of(graph, threshold, "reverse", 0, True)
     of_one = [seconds_of(lambda: forwards(model, todo, FORWARDS)) / FORWARDS]
     began = time.perf_counter()
     found = acdc(engine, todo.pairs, todo.metric, Circuit.full(graph), search)

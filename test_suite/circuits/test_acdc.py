@@ -37,7 +37,10 @@ def patcher(name: str = PLAIN) -> CircuitPatcher:
 
 
 def some_of(graph: Graph, share: float, seed: int = 0) -> Circuit:
-    return Circuit(graph, np.random.default_rng(seed).random(len(graph)) < share)
+    """A random circuit with all edges into the logits, so that much of it leads there."""
+    edges = np.random.default_rng(seed).random(len(graph)) < share
+    edges[graph.first_edge[-1] :] = True
+    return Circuit(graph, edges)
 
 
 def plainly(measure: Any, graph: Graph, start: Circuit, search: Search, sign: float = 1.0) -> Circuit:
@@ -58,11 +61,12 @@ def plainly(measure: Any, graph: Graph, start: Circuit, search: Search, sign: fl
 @pytest.mark.parametrize(
     ("name", "share", "threshold", "order", "signed", "metric"),
     [
-        (PLAIN, 1.0, 0.05, "reverse", True, None),
-        (PLAIN, 0.5, 0.02, "forward", False, None),
-        (PLAIN, 0.5, 0.05, "random", False, None),
-        (PLAIN, 0.4, 0.002, "reverse", True, "kl_divergence"),
-        (PARALLEL, 0.4, 0.02, "reverse", False, None),
+        pytest.param(PLAIN, 1.0, 0.05, "reverse", True, None, marks=pytest.mark.slow),
+        (PLAIN, 0.4, 0.005, "reverse", True, None),
+        (PLAIN, 0.4, 0.01, "forward", False, None),
+        (PLAIN, 0.4, 0.003, "random", False, None),
+        (PLAIN, 0.4, 0.0002, "reverse", True, "kl_divergence"),
+        (PARALLEL, 0.4, 0.005, "reverse", False, None),
     ],
 )
 def test_the_circuit_is_that_of_one_candidate_after_the_other(
@@ -79,12 +83,12 @@ def test_the_circuit_is_that_of_one_candidate_after_the_other(
         sign = 1.0 if chosen.more_is_better else -1.0
         expected = plainly(measure, graph, start, Search.of(graph, threshold, order, 3, signed), sign)
     assert found == expected
-    assert 3 < len(found) < len(start) - 10
+    assert 0 < len(found) < len(start)
 
 
 def test_it_is_that_of_runs_of_circuits_ablations_included() -> None:
     of, dataset = patcher(), Words(some_pairs())
-    start = some_of(of.graph, 0.2)
+    start = some_of(of.graph, 0.05, seed=2)
 
     def measure(kept: np.ndarray) -> np.ndarray:
         return of.run_circuits_experiment(dataset, Circuit(of.graph, kept[0, 0]), source=Zero()).sweep.patched
@@ -98,29 +102,30 @@ def test_positions_are_told_apart() -> None:
     of, pairs = patcher(), some_pairs()
     names = [{"S": 3, "END": 8}, {"S": 2, "END": 6}]
     dataset = Words(pairs, names)
-    table = np.random.default_rng(1).random((2, len(of.graph))) < 0.35
+    table = np.random.default_rng(1).random((2, len(of.graph))) < 0.12
+    table[:, of.graph.first_edge[-1] :] = True
     start = Circuit(of.graph, table, positions=("S", "END"))
-    found = of.acdc(dataset, 0.005, start=start, signed=False)
+    found = of.acdc(dataset, 0.0005, start=start, signed=False)
     encoded = encode_pairs(of.model, dataset)
     (chosen,) = encoded.metrics()
     places = places_of(start.positions, encoded.in_direction("noising"))
     with of.engine.measuring_circuits(encoded, of.graph, chosen, places=places) as measure:
-        assert found == plainly(measure, of.graph, start, Search.of(of.graph, 0.005, "reverse", 0, False))
+        assert found == plainly(measure, of.graph, start, Search.of(of.graph, 0.0005, "reverse", 0, False))
     assert found.positions == ("S", "END")
-    assert 3 < len(found) < len(start) - 10
+    assert 0 < len(found) < len(start)
 
 
 def test_an_order_of_ones_own_is_the_order_and_is_said() -> None:
     of, dataset = patcher(), Words(some_pairs())
     labels = [writer.label for writer in of.graph.writers]
     start = some_of(of.graph, 0.7)
-    forward = of.acdc(dataset, 0.05, start=start, order="forward", signed=False)
-    assert of.acdc(dataset, 0.05, start=start, order=labels, signed=False) == forward
+    forward = of.acdc(dataset, 0.003, start=start, order="forward", signed=False)
+    assert of.acdc(dataset, 0.003, start=start, order=labels, signed=False) == forward
     shuffled = [labels[i] for i in np.random.default_rng(0).permutation(len(labels))]
-    found = of.acdc(dataset, 0.05, start=start, order=shuffled, signed=False)
+    found = of.acdc(dataset, 0.003, start=start, order=shuffled, signed=False)
     assert found != forward
     assert "forward order" in forward.found_by and "the order given" in found.found_by
-    assert found.found_by != of.acdc(dataset, 0.05, start=start, order=shuffled[::-1]).found_by
+    assert found.found_by != of.acdc(dataset, 0.003, start=start, order=shuffled[::-1]).found_by
     pairs = encode_pairs(of.model, dataset)
     assert found.seen == {*map(pair_key, pairs.clean_tokens, pairs.corrupted_tokens)}
 
