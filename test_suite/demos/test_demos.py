@@ -1,4 +1,4 @@
-"""The three demo scripts: what they print, what they write, and how they refuse."""
+"""The four demo scripts: what they print, what they write, and how they refuse."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+import circuit_demo
 import demo
 import head_demo
 import path_demo
@@ -52,7 +53,12 @@ def listed_figures(printed: str) -> list[Path]:
     return [Path(line.strip()) for line in printed.partition("Figures:")[2].splitlines() if line.strip()]
 
 
-SCRIPTS = {demo: "position_heatmap", head_demo: "head_heatmap", path_demo: "edge_graph"}
+SCRIPTS = {
+    demo: "position_heatmap",
+    head_demo: "head_heatmap",
+    path_demo: "edge_graph",
+    circuit_demo: "circuit_graph",
+}
 """The demos, and a figure that each draws and those before it do not."""
 
 
@@ -60,13 +66,25 @@ def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path
     """What a demo prints and writes without arguments where GPT-2 small cannot be had."""
     assert printed.startswith("Model: tiny (the bundled one: gpt2-small is not in the local cache, and")
     assert max(map(len, printed.partition("Figures:")[0].splitlines())) <= 80
-    row = {demo: r"blocks\.\d\.hook_\w+", head_demo: r"L\d+H\d+", path_demo: r"input → L1H0 v"}[script] + r" +[+-]\d"
-    row = f"^{row}"
-    assert re.search(row, printed, re.MULTILINE)
+    rows = {
+        demo: r"blocks\.\d\.hook_\w+ +[+-]\d",
+        head_demo: r"L\d+H\d+ +[+-]\d",
+        path_demo: r"input → L1H0 v +[+-]\d",
+        circuit_demo: r" +10.0%      47 +0\.8\d +0\.0\d",
+    }
+    assert re.search(f"^{rows[script]}", printed, re.MULTILINE)
     assert "Task: IOI (second subject flipped), 20 pairs" in printed
     told = " ".join(printed.split())
     if script is demo:
         assert "attention of layer 1 alone restores" in told and "Layer 2 carries what decides from S2 to END" in told
+    elif script is circuit_demo:
+        assert "Edges: all 479, patched one by one, on 10 pairs." in told
+        assert re.search(r"found to keep 0\.9: faithfulness 0\.9\d", told)
+        assert re.search(
+            r"0\.88 \[0\.8\d, 0\.9\d\] by logit difference \(faithfulness\) over 10 pairs that its search did", told
+        )
+        assert "Of 99 random circuits of its size (median 0.00) none is at least as faithful (p = 0.010)" in told
+        assert "SensitivityCard of 54 edges" in told
     elif script is path_demo:
         assert (
             "L1H0 restores 0.60" in told
@@ -87,7 +105,7 @@ def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path
 
 
 @pytest.mark.parametrize(
-    "script", [demo, *(pytest.param(one, marks=pytest.mark.slow) for one in (head_demo, path_demo))]
+    "script", [demo, *(pytest.param(one, marks=pytest.mark.slow) for one in (head_demo, path_demo, circuit_demo))]
 )
 def test_demos_without_arguments_fall_back_to_the_bundled_model_and_say_why(script, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
@@ -286,7 +304,7 @@ def test_demos_patch_the_same_layers(tmp_path, monkeypatch):
 
 def test_each_demo_s_report_has_what_the_one_s_before_had(tmp_path):
     parts = ("each edge", "each head", "each layer", "resid_pre at each position")
-    for script, has in ((demo, parts[2:]), (head_demo, parts[1:]), (path_demo, parts)):
+    for script, has in ((demo, parts[2:]), (head_demo, parts[1:]), (path_demo, parts), (circuit_demo, parts)):
         assert script.main([*TINY, "--pairs", "2", "--out", str(tmp_path), "--quiet"]) == 0
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert [part for part in parts if f">Effect of {part}" in page] == list(has)

@@ -84,11 +84,14 @@ def test_every_call_of_the_table_works(tmp_path, monkeypatch, capsys):
     dataset = actpatch.IOIDataset(model, 6, corruption="flip_subject")
     patcher = actpatch.ActivationPatcher(model, show_progress=False)
     results = actpatch.HeadPatcher(model, show_progress=False).run_all_heads_experiment(dataset)
+    edges = actpatch.PathPatcher(model, show_progress=False).run_all_edges_experiment(dataset)
+    circuit, others = actpatch.find_circuit(edges, n_edges=40), actpatch.IOIDataset(model, 2, seed=1)
     (clean, corrupted), *_ = dataset.get_clean_corrupt_pairs()
     named = {
         **{name: getattr(actpatch, name) for name in actpatch.__all__},
         **{"model": model, "dataset": dataset, "patcher": patcher, "clean": clean, "corrupted": corrupted},
         **{"prompt": clean, "hook_point": "blocks.0.hook_attn_out", "important": results.top(3), "results": results},
+        **{"edges": edges, "circuit": circuit, "others": others},
         **{"results_a": results, "results_b": results, "fig": actpatch.create_head_heatmap(results)},
         "both": patcher.run_patching_experiment(dataset, "attn_out", direction="both"),
     }
