@@ -47,7 +47,7 @@ def find_circuit(
     threshold: float | None = None,
     share: float | None = None,
     method: Method = "top",
-    signed: bool = False,
+    signed: bool | None = None,
     model: Any = None,
     dataset: PatchingDataset | None = None,
 ) -> Circuit:
@@ -78,7 +78,7 @@ def find_circuit(
             that are told apart keys and values lead there from all of them. `"acdc"`, of edges:
             `CircuitPatcher.acdc` over all edges on the pairs of the results, whose effects play no part.
         signed: whether effects below 0 come last, instead of counting by their size; of ACDC whether an edge whose
-            removal makes the metric better is left out at any rate.
+            removal makes the metric better always goes. None for sizes, and for signs of ACDC, as each is defined.
         model: of results that were read from a file the model that they are of, where circuits are run or components
             are ranked.
         dataset: likewise the dataset, where circuits are run.
@@ -96,6 +96,7 @@ def find_circuit(
         raise ValueError(f"method is {method!r}, expected one of {', '.join(map(repr, get_args(Method)))}")
     goals = {"n_edges": n_edges, "n_nodes": n_nodes, "threshold": threshold, "share": share}
     goal, value = _checked_goal({name: given for name, given in goals.items() if given is not None}, method)
+    signed = method == "acdc" if signed is None else signed
     scores = scores_of(results)
     of_nodes = is_of_nodes(scores.results)
     _check_fits(scores, of_nodes, goal, method, signed)
