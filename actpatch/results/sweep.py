@@ -402,12 +402,12 @@ class Sweep:
         if labels and not measured:
             raise ValueError("no position that was patched has a partner in the other run: match or name others")
         found = site_statistics(
-            self.patched[measured][:, usable],
+            self.patched[np.ix_(measured, usable)],
             self.base[usable],
             self.source[usable],
             sites=[labels[i] for i in measured],
             groups=[group for group, kept in zip(self.groups, usable) if kept],
-            written=self.written[measured][:, usable],
+            written=self.written[np.ix_(measured, usable)],
             **options,
         )
         found = found.of_estimates(self.estimate)
