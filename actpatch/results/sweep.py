@@ -185,6 +185,8 @@ class Sweep:
                 "metrics=[...] in the run"
             )
         selected = keys.index(metric_key(name))
+        if selected == self.selected:
+            return self  # which knows its statistics already
         whole = None if self.whole is None else replace(self.whole, selected=selected)
         return replace(self, selected=selected, whole=whole)
 

@@ -12,6 +12,7 @@ Knows neither effects nor p-values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ def counts_reaching(
     # The same sum in another order differs by rounding: it has to count as equal.
     observed = np.abs(changes.sum(axis=1)) - ROUNDING * sizes
     rounded = _rounded(changes, observed, sizes) if changes.shape[1] <= MOST_ROUNDED else None
-    reached = np.zeros(len(changes))
+    reached, room = np.zeros(len(changes)), np.empty(AT_ONCE * min(SITES_AT_ONCE, len(changes)), dtype=np.float32)
     for some in signs:
         exactly = some.astype(np.float64)
         shortly = some.astype(np.float32)
@@ -67,7 +68,7 @@ def counts_reaching(
             if rounded is None:
                 reached[rows] += _count(exactly @ changes[rows].T, observed[rows])
             else:
-                found, doubtful = rounded.counts(rows, shortly)
+                found, doubtful = rounded.counts(rows, shortly, room)
                 again = rows.start + np.flatnonzero(doubtful)
                 found[doubtful] = _count(exactly @ changes[again].T, observed[again]) if len(again) else 0
                 reached[rows] += found
@@ -84,9 +85,12 @@ class _Rounded:
     perhaps: Float[np.ndarray, " site"]
     """One below does not."""
 
-    def counts(self, rows: slice, signs: Float[np.ndarray, "flip pair"]) -> tuple[np.ndarray, np.ndarray]:
-        """How many sums surely reach the observed one, and for which sites some others might."""
-        sums = signs @ self.changes[rows].T
+    def counts(
+        self, rows: slice, signs: Float[np.ndarray, "flip pair"], room: Float[np.ndarray, " cell"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """How many sums surely reach the observed one, and for which sites some others might; sums stand in `room`."""
+        shape = len(signs), rows.stop - rows.start
+        sums = np.matmul(signs, self.changes[rows].T, out=room[: math.prod(shape)].reshape(shape))
         np.abs(sums, out=sums)
         surely = _reaching(sums, self.surely[rows])
         return surely, surely != _reaching(sums, self.perhaps[rows])
