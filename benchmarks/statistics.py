@@ -1,9 +1,10 @@
 """How long statistics take and how much memory they need beside the numbers they are of: maps of four shapes.
 
-    python -m benchmarks.statistics            # about two minutes on one core
+    python -m benchmarks.statistics            # about three minutes on one core
     python -m benchmarks.statistics --quick    # without the largest map
 
-Each shape in a fresh process, from arrays alone: no model. The statistics of a map, those of one whose
+Seconds are those of the CPU, which other work on the machine does not change; OMP_NUM_THREADS=1 makes them those of one
+core. Each shape in a fresh process, from arrays alone: no model. The statistics of a map, those of one whose
 pairs are of two groups, and the stability of its order.
 Memory is the most that the resident memory rises beyond the process that holds the map.
 """
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="without the largest map")
     quick = parser.parse_args(argv).quick
-    print("| sites × pairs |" + "".join(f" {name}: s | MB |" for name in WORK))
+    print("| sites × pairs |" + "".join(f" {name}: CPU s | MB |" for name in WORK))
     print("|---|" + "---|---|" * len(WORK))
     for n_sites, n_pairs in SHAPES[: -1 if quick else None]:
         cells = []
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measured(name: str, n_sites: int, n_pairs: int) -> tuple[float, int]:
-    """Seconds that the work takes on a random map, and by how many bytes memory rises."""
+    """CPU seconds that the work takes on a random map, and by how many bytes memory rises."""
     rng = np.random.default_rng(0)
     patched = rng.standard_normal((n_sites, n_pairs)) + (rng.random((n_sites, 1)) < 0.05)
     base, source = np.zeros(n_pairs), 5 + rng.standard_normal(n_pairs)
@@ -66,10 +67,10 @@ def measured(name: str, n_sites: int, n_pairs: int) -> tuple[float, int]:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         work[name]()
-        took = time.perf_counter() - began
+        took = time.process_time() - began
     finally:
         over.set()
         watching.join()

@@ -76,7 +76,9 @@ def evidence_of(
     found = {name: np.full(n_sites, np.nan) for name in ("effect", "low", "high", "flips", "p", "reach")}
     most, size_of_most = 0, np.nan
     for sites, pairs in _alike(written):
-        of_sites = changes if len(sites) == n_sites and pairs.all() else changes[np.ix_(sites, pairs)]
+        of_sites = (
+            changes if len(sites) == n_sites and pairs.all() else np.ascontiguousarray(changes[np.ix_(sites, pairs)])
+        )
         n_pairs = int(pairs.sum())
         weight = skewness_weight(of_sites)
         # The size is found once for each weight: one that differs by less hardly shows in it.
