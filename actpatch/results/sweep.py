@@ -185,6 +185,8 @@ class Sweep:
                 "metrics=[...] in the run"
             )
         selected = keys.index(metric_key(name))
+        if selected == self.selected:
+            return self  # which knows its statistics already
         whole = None if self.whole is None else replace(self.whole, selected=selected)
         return replace(self, selected=selected, whole=whole)
 
@@ -398,16 +400,17 @@ class Sweep:
 
     def _computed_statistics(self, options: StatisticsOptions) -> SiteStatistics:
         usable, labels = self.usable, self.labels
-        measured = np.flatnonzero(~self.unmatched).tolist()
+        known = np.flatnonzero(~self.unmatched)
+        measured = known.tolist()
         if labels and not measured:
             raise ValueError("no position that was patched has a partner in the other run: match or name others")
         found = site_statistics(
-            self.patched[measured][:, usable],
+            self.patched[np.ix_(known, usable)],
             self.base[usable],
             self.source[usable],
             sites=[labels[i] for i in measured],
             groups=[group for group, kept in zip(self.groups, usable) if kept],
-            written=self.written[measured][:, usable],
+            written=self.written[np.ix_(known, usable)],
             **options,
         )
         found = found.of_estimates(self.estimate)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from actpatch.statistics.resampling import detectable_size, gaps_cancel, ratio_intervals, sign_flip_p_values
-from actpatch.statistics.skewness import careful_p_values, skewness_weight
+from actpatch.statistics.skewness import careful_p_values, deviations, skewness_weight
 
 WEIGHTS = 20
 """In how many steps the skewness' weight counts for the detectable effect."""
@@ -76,7 +76,9 @@ def evidence_of(
     found = {name: np.full(n_sites, np.nan) for name in ("effect", "low", "high", "flips", "p", "reach")}
     most, size_of_most = 0, np.nan
     for sites, pairs in _alike(written):
-        of_sites = changes if len(sites) == n_sites and pairs.all() else np.ascontiguousarray(changes[sites][:, pairs])
+        of_sites = (
+            changes if len(sites) == n_sites and pairs.all() else np.ascontiguousarray(changes[np.ix_(sites, pairs)])
+        )
         n_pairs = int(pairs.sum())
         weight = skewness_weight(of_sites)
         # The size is found once for each weight: one that differs by less hardly shows in it.
@@ -99,7 +101,7 @@ def _of_alike(
         changes, gaps, level=tests.level, n_resamples=tests.n_resamples, seed=tests.for_intervals
     )
     flips = sign_flip_p_values(changes, n_flips=tests.n_flips, seed=tests.for_flips)
-    spread = changes.std(axis=1, ddof=1) if n_pairs > 1 else np.full(n_sites, np.nan)
+    spread = deviations(changes) if n_pairs > 1 else np.full(n_sites, np.nan)
     return {
         "effect": changes.mean(axis=1) / gap,
         "low": low,

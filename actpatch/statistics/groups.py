@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 
 from actpatch.core.heavy import pd
 from actpatch.core.text import count, plain
-from actpatch.statistics.resampling import ROUNDING, gaps_cancel
+from actpatch.statistics.resampling import ROUNDING, gaps_cancel, portions
 
 FEWEST_OF_A_GROUP = 4
 """A group of fewer pairs is not compared: its scatter is not known, and with two groups of three no p is below 0.1."""
@@ -32,8 +32,8 @@ N_DEALS = 1999
 """Most ways of dealing pairs to groups that are tried."""
 WORTH_SAYING = 0.05
 """A smaller difference between two groups' effects is not told, however sure it is."""
-MOST_AT_ONCE = 2**22
-"""Most numbers of one array while deals are tried."""
+PORTION = 4
+"""Sites are worked through in portions of a fourth of the numbers that one array may have: there are several."""
 _NO_SCATTER = 1e-20
 """Variance taken for that of a group whose pairs all say the same, as a share of all pairs' mean square."""
 
@@ -154,26 +154,41 @@ def group_differences(
     counts = [sizes[name] for name in kept]
     changes, gaps = changes[:, pairs] / np.abs(gaps[pairs]).max(), gaps[pairs] / np.abs(gaps[pairs]).max()
     members = np.repeat(np.eye(len(kept)), counts, axis=0)
-    effects, observed = _statistic(changes, gaps, members[None])
-    reached, reached_by_any = np.zeros(len(changes)), np.zeros(len(changes))
     deals = _deals(counts, seed)
-    least = observed[:, 0] * (1 - 1e-9)
-    at_once = max(1, MOST_AT_ONCE // max(1, len(changes) * len(kept)))
-    for start in range(0, len(deals), at_once):
-        _, found = _statistic(changes, gaps, members[deals[start : start + at_once]])
-        reached += (found >= least[:, None]).sum(axis=1)
-        reached_by_any += (found.max(axis=0)[None] >= least[:, None]).sum(axis=1)
+    effects, reached, reached_by_any = _compared(changes, gaps, members, deals)
     return GroupDifferences(
         sites=tuple(sites),
         groups=tuple(kept),
         n_pairs=tuple(counts),
-        effects=effects[:, 0],
+        effects=effects,
         p=reached / len(deals),
         p_corrected=reached_by_any / len(deals),
         smallest_p=_alike(counts) / len(deals) if _n_deals(counts) <= N_DEALS else 1 / len(deals),
         alpha=alpha,
         left_out=tuple(name for name in sizes if name not in kept),
     )
+
+
+def _compared(
+    changes: Float[np.ndarray, "site pair"],
+    gaps: Float[np.ndarray, " pair"],
+    members: Float[np.ndarray, "pair g"],
+    deals: Int[np.ndarray, "deal pair"],
+) -> tuple[Float[np.ndarray, "site g"], Float[np.ndarray, " site"], Float[np.ndarray, " site"]]:
+    """Effect of each group, in how many deals a site's statistic comes to the observed one, and in how many that of any
+    site does."""
+    n_sites, (n_pairs, n_groups) = len(changes), members.shape
+    effects, least, reached = np.empty((n_sites, n_groups)), np.empty(n_sites), np.zeros(n_sites)
+    largest = np.full(len(deals), -np.inf)
+    for rows in portions(n_sites, PORTION * n_pairs):
+        given, observed = _statistic(changes[rows], gaps, members[None])
+        effects[rows], least[rows] = given[:, 0], observed[:, 0] * (1 - 1e-9)
+        for some in portions(len(deals), n_groups * max(rows.stop - rows.start, n_pairs)):
+            _, found = _statistic(changes[rows], gaps, members[deals[some]])
+            reached[rows] += (found >= least[rows, None]).sum(axis=1)
+            largest[some] = np.maximum(largest[some], found.max(axis=0))
+    known = np.sort(largest[~np.isnan(largest)])
+    return effects, reached, (len(known) - np.searchsorted(known, least)).astype(float)
 
 
 def _statistic(

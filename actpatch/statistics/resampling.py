@@ -41,22 +41,18 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt
 
 from actpatch.core.heavy import optimize, stats
-from actpatch.statistics.skewness import adjusted_skewness, skewed_p_values
+from actpatch.statistics.flips import ROUNDING, all_signs, counts_reaching, random_signs
+from actpatch.statistics.simulated import simulated
+from actpatch.statistics.skewness import skewed_p_values
 
 FEWEST_PAIRS = 5
 """With fewer pairs there is no interval: too many resamples repeat a single pair and have no spread."""
 N_FLIPS = 9_999
-ROUNDING = 1e-12
-"""Share of what is added up that a sum may be off by."""
-N_SIMULATED = 4_000
-"""Experiments from which the power of the test is found."""
 FEW_PATTERNS = 8
 """Up to so many patterns of signs that attain a level are looked at one by one."""
-FLIPS_AT_ONCE = 128
-"""Sign flips that are counted at once: few enough for a byte."""
 MOST_CELLS = 2**21
 """Most numbers of one temporary array: sites are worked through in portions."""
 
@@ -79,14 +75,15 @@ def ratio_intervals(
     low, high = np.full(n_sites, np.nan), np.full(n_sites, np.nan)
     if n_pairs < FEWEST_PAIRS or gaps_cancel(gaps):
         return low, high
-    shares = np.random.default_rng(seed).multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), n_resamples).T / n_pairs
+    times = _times_drawn(n_pairs, n_resamples, seed)
     tail = math.floor((n_resamples + 1) * (1 - level) / 2 + 1e-9)
     if gaps.mean() < 0:  # both signs turned leave the ratio as it is, and a mean gap above 0
         changes, gaps = -changes, -gaps
-    for rows in portions(n_sites, n_resamples):
+    for rows in portions(n_sites, max(n_resamples, n_pairs)):
         effects = changes[rows].mean(axis=1) / gaps.mean()
         residuals = changes[rows] - effects[:, None] * gaps
-        pivots = np.sort(_studentised_means(residuals, shares), axis=1)
+        pivots = _studentised_means(residuals, times)
+        pivots.partition((tail - 1, n_resamples - tail), axis=1)
         differ = (np.abs(residuals) > ROUNDING * np.abs(gaps).max()).any(axis=1)
         low[rows] = np.where(differ, effects + _shift(residuals, gaps, pivots[:, -tail]), np.nan)
         high[rows] = np.where(differ, effects + _shift(residuals, gaps, pivots[:, tail - 1]), np.nan)
@@ -101,18 +98,9 @@ def sign_flip_p_values(
     Exact, over every pattern of signs, where these are at most `n_flips` + 1 (a pattern and its opposite count as
     one); from `n_flips` random patterns otherwise, the observed one added.
     """
-    n_sites, n_pairs = changes.shape
+    n_pairs = changes.shape[1]
     exact = _is_exact(n_pairs, n_flips)
-    # The same sum in another order differs by rounding: it has to count as equal.
-    observed = np.abs(changes.sum(axis=1)) - ROUNDING * np.abs(changes).sum(axis=1)
-    reached = np.zeros(n_sites)
-    for signs in _all_signs(n_pairs) if exact else _random_signs(n_pairs, n_flips, seed):
-        for rows in portions(n_sites, len(signs)):
-            sums = signs @ changes[rows].T
-            for first in range(0, len(signs), FLIPS_AT_ONCE):
-                some = sums[first : first + FLIPS_AT_ONCE]
-                reaching = np.abs(some, out=some) >= observed[rows]
-                reached[rows] += np.add.reduce(reaching.view(np.uint8), axis=0, dtype=np.uint8)
+    reached = counts_reaching(changes, all_signs(n_pairs) if exact else random_signs(n_pairs, n_flips, seed))
     return reached / 2 ** (n_pairs - 1) if exact else (reached + 1) / (n_flips + 1)
 
 
@@ -130,7 +118,7 @@ def split_half_agreement(
         return math.nan
     order = np.random.default_rng(seed).permuted(np.tile(np.arange(n_pairs), (n_splits, 1)), axis=1)
     found = []
-    for rows in portions(n_splits, n_sites):
+    for rows in portions(n_splits, max(n_sites, n_pairs)):
         ranks = []
         for part in (order[rows, :half], order[rows, half : 2 * half]):
             member = np.zeros((len(part), n_pairs))
@@ -165,26 +153,22 @@ def detectable_size(
     if patterns < 1:
         return math.nan
     few = patterns <= FEW_PATTERNS and _is_exact(n_pairs, n_flips)
-    found = _found_by_few_patterns if few else _found_by_quantile
-    rng = np.random.default_rng(0)
-    draws = rng.standard_normal((N_SIMULATED, n_pairs))
-    estimates = np.sqrt(rng.chisquare(n_pairs - 1, N_SIMULATED) / (n_pairs - 1))
-    means, scatter = draws.mean(axis=1), draws.std(axis=1, ddof=1)
-    skewness = adjusted_skewness(draws) if weight > 0 else np.zeros(N_SIMULATED)
+    drawn = simulated(n_pairs, keep=few)
 
     def missing(size: float) -> float:
-        added = size * estimates / math.sqrt(n_pairs)
-        sure = found(draws + added[:, None], patterns, patterns * step)
+        added = size * drawn.estimates / math.sqrt(n_pairs)
+        if few:
+            sure = _found_by_few_patterns(drawn.changes + added[:, None], patterns)
+        else:
+            sure = _found_by_quantile(drawn.sums_of_powers(added), patterns * step)
         if weight > 0:
-            sure &= skewed_p_values(means + added, scatter, skewness, n_pairs, weight) <= alpha
+            sure &= skewed_p_values(drawn.means + added, drawn.scatter, drawn.skewness, n_pairs, weight) <= alpha
         return sure.mean() - power
 
     return float(optimize.brentq(missing, 0.0, 1e3, xtol=1e-3)) if missing(1e3) > 0 else math.nan
 
 
-def _found_by_few_patterns(
-    changes: Float[np.ndarray, "draw pair"], patterns: int, alpha: float
-) -> Bool[np.ndarray, " draw"]:
+def _found_by_few_patterns(changes: Float[np.ndarray, "draw pair"], patterns: int) -> Bool[np.ndarray, " draw"]:
     """Whether the observed sum is among the largest: so many patterns of signs, a pattern and its opposite one, pass.
 
     Those have equal signs but for a few of the smallest changes, so the observed pattern is one of them where its
@@ -198,19 +182,21 @@ def _found_by_few_patterns(
     return -np.minimum(changes, 0).sum(axis=1) <= left_out * (1 + ROUNDING)
 
 
-def _found_by_quantile(
-    changes: Float[np.ndarray, "draw pair"], patterns: int, alpha: float
-) -> Bool[np.ndarray, " draw"]:
+def _found_by_quantile(sums: Float[np.ndarray, "power draw"], alpha: float) -> Bool[np.ndarray, " draw"]:
     """Whether the observed sum is beyond the quantile of the sums with random signs.
 
     By Cornish and Fisher's expansion (1938), in the fourth and the sixth cumulant of these sums.
+
+    Args:
+        sums: of the changes of each experiment, of their squares, and of their powers up to the sixth.
+        alpha: the level.
     """
-    squares = (changes**2).sum(axis=1)
-    fourth, sixth = (changes**4).sum(axis=1) / squares**2, (changes**6).sum(axis=1) / squares**3
+    total, squares, _, fourth, _, sixth = sums
+    fourth, sixth = fourth / squares**2, sixth / squares**3
     z = stats.norm.isf(alpha / 2)
     quantile = z - fourth / 12 * (z**3 - 3 * z)
     quantile += sixth / 45 * (z**5 - 10 * z**3 + 15 * z) - fourth**2 / 96 * (3 * z**5 - 24 * z**3 + 29 * z)
-    return np.abs(changes.sum(axis=1)) >= quantile * np.sqrt(squares)
+    return np.abs(total) >= quantile * np.sqrt(squares)
 
 
 def smallest_p_value(n_pairs: int, n_flips: int) -> float:
@@ -218,17 +204,33 @@ def smallest_p_value(n_pairs: int, n_flips: int) -> float:
     return 2.0 ** (1 - n_pairs) if _is_exact(n_pairs, n_flips) else 1 / (n_flips + 1)
 
 
+def _times_drawn(n_pairs: int, n_resamples: int, seed: int) -> UInt[np.ndarray, "resample pair"]:
+    """How often each pair is drawn in each resample, in few bytes: they are kept while sites are worked through."""
+    rng, chances = np.random.default_rng(seed), np.full(n_pairs, 1 / n_pairs)
+    times = np.empty((n_resamples, n_pairs), dtype=np.min_scalar_type(n_pairs))
+    for some in portions(n_resamples, n_pairs):
+        times[some] = rng.multinomial(n_pairs, chances, some.stop - some.start)
+    return times
+
+
 def _studentised_means(
-    residuals: Float[np.ndarray, "site pair"], shares: Float[np.ndarray, "pair resample"]
+    residuals: Float[np.ndarray, "site pair"], times: UInt[np.ndarray, "resample pair"]
 ) -> Float[np.ndarray, "site resample"]:
     """Mean / standard error of the residuals in each resample; infinite where a resample has no spread."""
-    means = residuals @ shares
-    squares = residuals**2 @ shares
-    variances = squares - means**2
-    without_spread = variances <= ROUNDING * squares
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pivots = means * np.sqrt((residuals.shape[1] - 1) / variances)
-    return np.where(without_spread, np.where(squares > 0, np.copysign(np.inf, means), 0.0), pivots)
+    n_pairs = residuals.shape[1]
+    pivots, square = np.empty((len(residuals), len(times))), residuals**2
+    for some in portions(len(times), n_pairs):
+        shares = times[some].T / n_pairs
+        means, squares = residuals @ shares, square @ shares
+        variances = squares - means**2
+        without_spread = variances <= ROUNDING * squares
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.sqrt(np.divide(n_pairs - 1, variances, out=variances), out=variances)
+            np.multiply(means, variances, out=pivots[:, some])
+        if without_spread.any():
+            unsure = np.where(squares > 0, np.copysign(np.inf, means), 0.0)
+            np.copyto(pivots[:, some], unsure, where=without_spread)
+    return pivots
 
 
 def _shift(
@@ -249,19 +251,6 @@ def _shift(
     leading = gaps.mean() ** 2 - q**2 * gaps.var(ddof=1) / n
     root = -(q**2 * shared + q * np.sqrt(q**2 * shared**2 + leading * error)) / leading
     return np.where(bounded, root, np.copysign(np.inf, -pivot))
-
-
-def _all_signs(n_pairs: int) -> Iterator[Float[np.ndarray, "flip pair"]]:
-    """Every pattern of signs whose last sign is +, in portions."""
-    patterns = np.arange(2 ** (n_pairs - 1))
-    for rows in portions(len(patterns), 512):
-        yield 1.0 - 2.0 * ((patterns[rows, None] >> np.arange(n_pairs)) & 1)
-
-
-def _random_signs(n_pairs: int, n_flips: int, seed: int) -> Iterator[Float[np.ndarray, "flip pair"]]:
-    rng = np.random.default_rng(seed)
-    for rows in portions(n_flips, 512):
-        yield 1.0 - 2.0 * rng.integers(0, 2, size=(rows.stop - rows.start, n_pairs), dtype=np.int8)
 
 
 def _is_exact(n_pairs: int, n_flips: int) -> bool:

@@ -254,7 +254,7 @@ def site_statistics(
     # Sums over pairs round by where the numbers lie in memory: selected pairs and loaded files lie differently.
     changes, gaps = np.ascontiguousarray(patched - base), source - base
     exponent = np.frexp(np.abs(gaps).max())[1]  # whatever the metric's unit: a power of two changes no digit
-    changes, gaps = np.ldexp(changes, -exponent), np.ldexp(gaps, -exponent)
+    changes, gaps = np.ldexp(changes, -exponent, out=changes), np.ldexp(gaps, -exponent)
     n_pairs = len(gaps)
     lone = _level_of_a_lone_site(alpha, len(labels), correction)
     n_flips = min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
@@ -264,10 +264,11 @@ def site_statistics(
     low, high, p = found.low, found.high, found.p
     p_corrected, flips_corrected = (stats.false_discovery_control(of, method=correction) for of in (p, found.flips))
     too_skewed = (flips_corrected <= alpha) & (p_corrected > alpha)
-    whole = np.flatnonzero(written.all(axis=1)).tolist()
+    whole = np.flatnonzero(written.all(axis=1))
     for_deals = int(np.random.SeedSequence(seed).generate_state(4)[3])
     differences = group_differences(changes, gaps, groups, sites=labels, written=written, alpha=alpha, seed=for_deals)
-    split_half = split_half_agreement(changes[whole], gaps, seed=for_splits)
+    in_all = changes if len(whole) == len(changes) else changes[whole]
+    split_half = split_half_agreement(in_all, gaps, seed=for_splits)
     step = smallest_p_value(n_pairs, n_flips)
     too_few = _too_few(n_pairs, len(labels), lone, step)
     return SiteStatistics(
@@ -291,7 +292,7 @@ def site_statistics(
         too_few="" if (p_corrected <= alpha).any() else too_few,
         differences=differences,
         notes=(
-            *filter(None, [differences.sentence if differences else _not_compared(groups, whole), too_few]),
+            *filter(None, [differences.sentence if differences else _not_compared(groups, len(whole) > 0), too_few]),
             *_notes(low, high, changes, split_half, found.n_pairs, len(whole)),
             *_notes_on_skewness(labels, changes, too_skewed, found.size, lone >= step, power),
             *(() if too_few else _notes_on_disagreement(labels, low, high, p, level)),
@@ -322,13 +323,13 @@ def _too_few(n_pairs: int, n_sites: int, lone: float, step: float) -> str:
     )
 
 
-def _not_compared(groups: Sequence[str], whole: Sequence[int]) -> str:
+def _not_compared(groups: Sequence[str], any_whole: bool) -> str:
     sizes = Counter(filter(None, groups))
     if len(sizes) < 2:
         return ""
     why = (
         f"two or more need at least {FEWEST_OF_A_GROUP} usable pairs each, the largest has {max(sizes.values())}"
-        if whole
+        if any_whole
         else "no site was patched in all pairs"
     )
     return f"effects are not compared between the {len(sizes)} groups of pairs: {why}"

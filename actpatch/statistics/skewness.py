@@ -31,6 +31,8 @@ always do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -40,6 +42,8 @@ FEWEST_FOR_SKEWNESS = 5
 """With fewer pairs, no pattern of signs is rare enough for anything to be held back."""
 UNDERSTATED = 1.5
 """How many times the skewness that samples show is reckoned with (module docstring)."""
+MOST_CELLS = 2**19
+"""Most changes that are worked through at once: temporary arrays of a large map stay small."""
 ROUNDING = 1e-12
 """Share of a site's largest change that the others may be off by."""
 
@@ -56,13 +60,15 @@ def careful_p_values(changes: Float[np.ndarray, "site pair"], weight: float) -> 
     n_pairs = changes.shape[1]
     if n_pairs < FEWEST_FOR_SKEWNESS or weight == 0:
         return np.zeros(len(changes))
-    scatter, scattered = changes.std(axis=1, ddof=1), _scattered(changes)
+    scatter, scattered = deviations(changes), _scattered(changes)
     means = changes.mean(axis=1)
     held_back = np.zeros(len(changes))
-    skewness = adjusted_skewness(changes[scattered])
+    skewness = adjusted_skewness(changes, scattered)
     held_back[scattered] = skewed_p_values(means[scattered], scatter[scattered], skewness, n_pairs, weight)
     others = weight * np.median(scatter[scattered]) if scattered.any() else 0.0
-    against = (changes * np.sign(means)[:, None]).min(axis=1) < -ROUNDING * np.abs(changes).max(axis=1)
+    lowest, highest = changes.min(axis=1), changes.max(axis=1)
+    furthest_against = np.select([means > 0, means < 0], [lowest, -highest], 0.0)
+    against = furthest_against < -ROUNDING * np.maximum(highest, -lowest)
     wider = ~against & (others > scatter)
     held_back[wider] = np.maximum(held_back, _two_sided(means * np.sqrt(n_pairs) / (others or 1.0), n_pairs))[wider]
     return held_back
@@ -74,7 +80,7 @@ def skewness_weight(changes: Float[np.ndarray, "site pair"]) -> float:
     if n < FEWEST_FOR_SKEWNESS or not scattered.any():
         return 0.0
     normal = 6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))
-    return max(0.0, 1 - normal / max(float((adjusted_skewness(changes[scattered]) ** 2).mean()), normal))
+    return max(0.0, 1 - normal / max(float((adjusted_skewness(changes, scattered) ** 2).mean()), normal))
 
 
 def skewed_p_values(
@@ -104,13 +110,32 @@ def skewed_p_values(
     return np.where(against > 0, _two_sided(np.maximum(corrected, 0.0), n_pairs), 0.0)
 
 
-def adjusted_skewness(changes: Float[np.ndarray, "site pair"]) -> Float[np.ndarray, " site"]:
-    """G1 of Joanes & Gill (1998), for unequal changes: taken in units of the largest, so that no cube overflows."""
-    n = changes.shape[1]
-    centred = changes / np.abs(changes).max(axis=1, keepdims=True)
-    centred -= centred.mean(axis=1, keepdims=True)
-    g1 = (centred**3).mean(axis=1) / (centred**2).mean(axis=1) ** 1.5
+def adjusted_skewness(
+    changes: Float[np.ndarray, "site pair"], which: Bool[np.ndarray, " site"] | None = None
+) -> Float[np.ndarray, " some"]:
+    """G1 of Joanes & Gill (1998), for unequal changes: taken in units of the largest, so that no cube overflows.
+
+    Args:
+        changes: of each site.
+        which: the sites that it is asked of; None for all.
+    """
+    n, chosen = changes.shape[1], np.arange(len(changes)) if which is None else np.flatnonzero(which)
+    g1 = np.empty(len(chosen))
+    for some in _portions(len(chosen), n):
+        centred = changes[chosen[some]]
+        centred /= np.abs(centred).max(axis=1, keepdims=True)
+        centred -= centred.mean(axis=1, keepdims=True)
+        square = centred**2
+        g1[some] = (square * centred).mean(axis=1) / square.mean(axis=1) ** 1.5
     return g1 * np.sqrt(n * (n - 1)) / (n - 2)
+
+
+def deviations(changes: Float[np.ndarray, "site pair"]) -> Float[np.ndarray, " site"]:
+    """Standard deviation of each site's changes, a portion of the sites at a time."""
+    found = np.empty(len(changes))
+    for some in _portions(*changes.shape):
+        found[some] = changes[some].std(axis=1, ddof=1)
+    return found
 
 
 def _two_sided(t: Float[np.ndarray, " site"], n_pairs: int) -> Float[np.ndarray, " site"]:
@@ -119,4 +144,12 @@ def _two_sided(t: Float[np.ndarray, " site"], n_pairs: int) -> Float[np.ndarray,
 
 def _scattered(changes: Float[np.ndarray, "site pair"]) -> Bool[np.ndarray, " site"]:
     """Which sites' changes differ by more than rounding."""
-    return np.ptp(changes, axis=1) > ROUNDING * np.abs(changes).max(axis=1)
+    lowest, highest = changes.min(axis=1), changes.max(axis=1)
+    return highest - lowest > ROUNDING * np.maximum(highest, -lowest)
+
+
+def _portions(n_sites: int, n_pairs: int) -> Iterator[slice]:
+    """Sites that are worked through together."""
+    at_once = max(1, MOST_CELLS // n_pairs)
+    for start in range(0, n_sites, at_once):
+        yield slice(start, min(start + at_once, n_sites))

@@ -131,7 +131,7 @@ def stability(
         same_sign=same_sign,
         in_top=in_top,
         top_k=top_k,
-        jaccard=_mean_jaccard(is_in_top[in_top > 0], top_k),
+        jaccard=_mean_jaccard(is_in_top, np.flatnonzero(in_top), top_k),
         jaccard_with_all=float(_jaccard(is_in_top[largest].sum(axis=0), top_k).mean()),
         absolute=absolute,
         level=level,
@@ -163,10 +163,14 @@ def _middle(
     return ordered[:, at[0]], ordered[:, at[1]]
 
 
-def _mean_jaccard(is_in_top: Bool[np.ndarray, "site resample"], top_k: int) -> float:
-    """Of all pairs of resamples; NaN for a single one."""
-    members = is_in_top.astype(np.float32)
-    found, n = _jaccard(members.T @ members, top_k), is_in_top.shape[1]
+def _mean_jaccard(is_in_top: Bool[np.ndarray, "site resample"], sites: Int[np.ndarray, " some"], top_k: int) -> float:
+    """Of all pairs of resamples, from the sites that are in any; NaN for a single one."""
+    n = is_in_top.shape[1]
+    shared = np.zeros((n, n), dtype=np.float32)
+    for some in portions(len(sites), n):
+        members = is_in_top[sites[some]].astype(np.float32)
+        shared += members.T @ members
+    found = _jaccard(shared, top_k)
     return float((found.sum(dtype=float) - n) / (n * (n - 1))) if n > 1 else math.nan  # each has 1 with itself
 
 
