@@ -109,9 +109,10 @@ def test_the_glossary_has_each_word_once():
     needed = (
         "clean run, corrupted run, activation patching, denoising, noising, effect, head, hook point, residual stream, "
         "pattern, S1+1, END, studentised bootstrap, detectable effect, n.s., corrected p-value, window, reading, "
-        "varies, named position, direct effect, indirect effect, edge, sender, receiver, path, path patching, frozen"
+        "varies, named position, direct effect, indirect effect, edge, sender, receiver, path, path patching, frozen, "
+        "circuit, dangling edge, ACDC, held-out, faithfulness, completeness, knock-out, minimality, truth"
     )
-    assert set(needed.split(", ")) | {"z, output", "q, k, v"} <= set(words)
+    assert set(needed.split(", ")) | {"z, output", "q, k, v", "CPR, CMD"} <= set(words)
 
 
 def test_every_page_is_in_the_navigation():
