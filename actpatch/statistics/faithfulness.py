@@ -15,11 +15,12 @@ opposite (f < 0). Where the denominator carries no ratio, or has the wrong sign,
 - *Minimality*: f(C) − f(C∖{e}), the drop without an edge or a head; near 0 for what the circuit does not need.
 
 The last two are differences between two runs: `faithfulness_differences`. Intervals are those of
-`statistics.resampling`: a studentised bootstrap over pairs.
+`statistics.resampling`: a studentised bootstrap over pairs; that of the denominator, a mean, is Student's.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ from jaxtyping import Bool, Float
 
 from actpatch.core.heavy import stats
 from actpatch.core.text import count, plain
-from actpatch.statistics.resampling import ROUNDING, gaps_cancel, ratio_intervals, sign_flip_p_values
+from actpatch.statistics.resampling import FEWEST_PAIRS, ROUNDING, gaps_cancel, ratio_intervals, sign_flip_p_values
 from actpatch.statistics.unverified import check_confidence
 
 
@@ -37,7 +38,7 @@ class Denominator:
 
     mean: float
     low: float
-    """Lower end of its interval; NaN with fewer than five pairs, and where all gaps are one number."""
+    """Lower end of its interval (Student's); NaN with fewer than five pairs, and where all gaps are one number."""
     high: float
     n_pairs: int
     is_zero: Bool[np.ndarray, " pair"]
@@ -145,7 +146,7 @@ def faithfulness(
     check_metrics(circuits, full, empty)
     check_confidence(level, "level")
     gaps = full - empty
-    denominator = _denominator(full, empty, more_is_better, level, n_resamples, seed)
+    denominator = _denominator(full, empty, more_is_better, level)
     values, low, high = _ratios(circuits - empty, gaps, level, n_resamples, seed)
     pair_values = _pair_ratios(circuits - empty, gaps, denominator.is_zero)
     return Faithfulness(values, low, high, pair_values, denominator, level, n_resamples, seed)
@@ -199,24 +200,31 @@ def check_metrics(
             raise ValueError(f"{n_bad} metrics of {name} are not finite: leave their pairs out")
 
 
-def _denominator(
-    full: np.ndarray, empty: np.ndarray, more_is_better: bool, level: float, n_resamples: int, seed: int
-) -> Denominator:
+def _denominator(full: np.ndarray, empty: np.ndarray, more_is_better: bool, level: float) -> Denominator:
     gaps = full - empty
     is_zero = _no_gap(full, empty)
-    low, high = ratio_intervals(gaps[None], np.ones(len(gaps)), level=level, n_resamples=n_resamples, seed=seed)
+    low, high = _of_mean(gaps, level)
     better = gaps if more_is_better else -gaps
     cancels = bool(is_zero.all()) or gaps_cancel(gaps)
     return Denominator(
         mean=float(gaps.mean()),
-        low=float(low[0]),
-        high=float(high[0]),
+        low=low,
+        high=high,
         n_pairs=len(gaps),
         is_zero=is_zero,
         is_inverted=(better < 0) & ~is_zero,
         cancels=cancels,
         inverted=bool(better.mean() < 0) and not cancels,
     )
+
+
+def _of_mean(gaps: Float[np.ndarray, " pair"], level: float) -> tuple[float, float]:
+    """Student's interval of the mean gap: with few pairs a bootstrap's is far too wide for one that is far from 0."""
+    spread = float(gaps.std(ddof=1)) if len(gaps) >= FEWEST_PAIRS else 0.0
+    if spread <= ROUNDING * float(np.abs(gaps).max()):
+        return math.nan, math.nan
+    half = float(stats.t.ppf((1 + level) / 2, len(gaps) - 1)) * spread / math.sqrt(len(gaps))
+    return float(gaps.mean()) - half, float(gaps.mean()) + half
 
 
 def _no_gap(full: Float[np.ndarray, " pair"], empty: Float[np.ndarray, " pair"]) -> Bool[np.ndarray, " pair"]:

@@ -134,3 +134,13 @@ def test_levels_and_shapes_that_make_no_sense_are_refused():
         faithfulness(circuit, full, empty, level=95)
     with pytest.raises(ValueError, match=r"first has shape \(1, 20\), second \(2, 20\)"):
         faithfulness_differences(circuit, np.repeat(circuit, 2, axis=0), full, empty)
+
+
+def test_a_gap_that_all_of_few_pairs_have_is_sure() -> None:
+    """Student's interval by hand: mean 20, standard deviation 2, five pairs, t = 2.776."""
+    gaps = np.array([18.0, 18, 20, 22, 22])
+    found = faithfulness(np.zeros((1, 5)), gaps, np.zeros(5)).denominator
+    assert (found.low, found.high) == pytest.approx((20 - 2.776445 * 2 / 5**0.5, 20 + 2.776445 * 2 / 5**0.5), abs=1e-5)
+    assert not found.flags
+    unsure = faithfulness(np.zeros((1, 5)), gaps - 19, np.zeros(5)).denominator
+    assert unsure.unsure and "could be 0" in unsure.flags[0]
