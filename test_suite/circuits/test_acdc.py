@@ -186,3 +186,17 @@ def test_the_model_is_left_as_it_was() -> None:
     before = state_of(model)
     acdc(engine, pairs, last_position_metric(2), some_of(graph, 0.2), search)
     assert_same_state(before, state_of(model))
+
+
+def test_a_metric_that_is_no_number_ends_the_search() -> None:
+    """No threshold is below it, so that every edge would be left out."""
+    model = fresh_model(PLAIN)
+    for parameter in model.unembed.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite in a run with edges left out"):
+        CircuitPatcher(model, show_progress=False).acdc(Words(some_pairs()), 0.1)
+
+
+def test_what_is_no_circuit_is_refused() -> None:
+    with refused("circuits is a int, expected a Circuit, several"):
+        patcher().run_circuits_experiment(Words(some_pairs()), 5)  # type: ignore[arg-type]
