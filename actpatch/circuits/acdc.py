@@ -221,4 +221,10 @@ class _Going:
         return n_settled, seen
 
     def _values(self, kept: Bool[np.ndarray, "circuit place edge"]) -> np.ndarray:
-        return self.sign * self.measure(kept).mean(axis=1)
+        found = self.sign * self.measure(kept).mean(axis=1)
+        if not np.isfinite(found).all():  # whatever changes costs no number, and every edge would go
+            raise ValueError(
+                "the metric is not finite in a run with edges left out, so that ACDC cannot go on: load the model in "
+                "float32 or float64, or choose another metric"
+            )
+        return found

@@ -22,7 +22,7 @@ from actpatch.core.circuits import Circuit, CircuitPosition
 from actpatch.core.graph import Graph
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer
-from actpatch.core.text import described
+from actpatch.core.text import described, shortened
 from actpatch.interventions.settings import Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
@@ -220,7 +220,10 @@ def _checked(
             raise ValueError(f"{name} is {given!r}, expected a whole number from 0 on")
     if isinstance(metric, (list, tuple)) and len(metric) != 1:
         raise ValueError(f"metric is a list of {len(metric)}, expected one: make a curve for each")
-    shares = np.unique(np.asarray(sizes, dtype=float))
+    try:
+        shares = np.unique(np.asarray(sizes, dtype=float))
+    except (TypeError, ValueError):
+        shares = np.empty(0)
     if not len(shares):
-        raise ValueError("sizes is empty, expected shares of all edges, from 0 to 1")
+        raise ValueError(f"sizes is {shortened(sizes)}, expected shares of all edges, from 0 to 1")
     return shares

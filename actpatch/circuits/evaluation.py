@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float
 
+from actpatch.circuits.acdc import places_of
 from actpatch.circuits.held_out import HeldOut, Split, held_out_indices
 from actpatch.circuits.knock_outs import Nodes, greedy_sets, nodes_of, random_sets, without_nodes
 from actpatch.circuits.patcher import CircuitPatcher, check_graphs, patcher_of
@@ -110,6 +111,7 @@ def evaluate_circuit(
         )
     pairs = encoded(patcher.model, dataset, settings)
     judged_on = held_out_indices(pairs, circuit.seen, split)
+    places_of(circuit.positions, pairs.in_direction(direction))  # before anything is run
     if metrics is None and metric_key(pairs.metrics()[0].name) != "kl_divergence":
         settings = replace(settings, metrics=("dataset", "kl_divergence"))
     plan = _planned(circuit, parts, n_random, n_knock_outs, n_inflated, seed)

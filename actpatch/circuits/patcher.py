@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.circuits import Circuit, CircuitPosition
 from actpatch.core.direction import Direction
 from actpatch.core.graph import Graph
+from actpatch.core.text import described
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
@@ -176,6 +177,10 @@ def _named(circuits: Circuit | Sequence[Circuit] | Mapping[str, Circuit]) -> dic
         return {"circuit": circuits}
     if isinstance(circuits, Mapping):
         return dict(circuits)
+    if not isinstance(circuits, Iterable):
+        raise ValueError(
+            f"circuits is {described(circuits)}, expected a Circuit, several, or a mapping of names to them"
+        )
     return {f"circuit {number}": circuit for number, circuit in enumerate(circuits)}
 
 

@@ -9,6 +9,7 @@ the search, give another circuit. Each row changes one choice and keeps the othe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,19 +18,21 @@ from typing import Any
 
 import numpy as np
 
+from actpatch.circuits.acdc import places_of
 from actpatch.circuits.held_out import Split, held_out_indices
 from actpatch.circuits.patcher import CircuitPatcher, check_graphs, patcher_of
 from actpatch.circuits.search import find_circuit
 from actpatch.core.circuits import Circuit, CircuitPosition
 from actpatch.core.direction import Direction
 from actpatch.core.indices import is_integer
-from actpatch.core.text import count
+from actpatch.core.text import count, described
 from actpatch.interventions.settings import Settings
 from actpatch.interventions.sources import OTHER_RUN, Mean, Resample, Source, Zero
 from actpatch.patchers.experiment import encoded
 from actpatch.results.edges import EdgeResults
 from actpatch.results.sensitivity import Axis, SensitivityCard, Variation
 from actpatch.statistics.faithfulness import Faithfulness, faithfulness
+from actpatch.statistics.unverified import check_confidence
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs
 
@@ -39,6 +42,7 @@ FEWEST_PER_TEMPLATE = 2
 """Of a template with fewer pairs there is no row."""
 MOST_LETTERS = 44
 """Of a template's name."""
+SAME_PAIRS = "searched on pairs that it is judged on, for want of others in the dataset"
 
 
 def sensitivity_card(
@@ -103,6 +107,12 @@ def sensitivity_card(
     for name, given in (("n_resamples", n_resamples), ("n_orders", n_orders), ("seed", seed)):
         if not is_integer(given) or given < 0:
             raise ValueError(f"{name} is {given!r}, expected a whole number from 0 on")
+    check_confidence(level, "level")
+    _check_sources(sources)
+    if isinstance(positions, (str, int)):
+        raise ValueError(f"positions is {positions!r}, expected a list of them: [{positions!r}]")
+    if isinstance(metric, (list, tuple)) and len(metric) != 1:
+        raise ValueError(f"metric is a list of {len(metric)}, expected one: make a card for each")
     if not isinstance(results, EdgeResults):
         raise ValueError(f"results is a {type(results).__name__}, expected effects of edges in one direction")
     goal = {"n_edges": n_edges, "threshold": threshold, "method": method, "signed": signed}
@@ -123,6 +133,7 @@ def sensitivity_card(
     asked.append(_Asked("direction", "denoising", (circuit,), direction="denoising"))
     asked += _by_granularity(circuit)
     if names := _common_names(pairs) if positions is None else tuple(positions):
+        places_of(names, pairs.in_direction("noising"))  # before anything is run
         there = Circuit(circuit.graph, np.repeat(circuit.edges[None], len(names), axis=0), "", names)
         asked.append(_Asked("positions", f"at {', '.join(map(str, names))} alone", (there,)))
     asked += _by_template(circuit, pairs)
@@ -130,7 +141,8 @@ def sensitivity_card(
         asked.append(_Asked("bootstrap", count(n_resamples, "resample"), _resampled(results, n_resamples, seed, goal)))
     if acdc_threshold is not None:
         options = {"metric": metric, "pair_indices": search_pairs}
-        asked += _by_order(patcher, dataset, acdc_threshold, n_orders, seed, options)
+        note = SAME_PAIRS if {*search_pairs} & {*pairs.indices} else ""
+        asked += _by_order(patcher, dataset, acdc_threshold, n_orders, seed, options, note)
     judged = _Judged(patcher, dataset, pairs, metric, asked)
     rows = [judged.row(one, circuit, level, seed) for one in asked]
     return SensitivityCard(
@@ -156,6 +168,8 @@ class _Asked:
     """Which of the pairs, by their place among them; None for all."""
     compared_with: Circuit | None = None
     """What Jaccard's index is taken with; None for the base circuit."""
+    note: str = ""
+    """What a reader should know of it."""
 
 
 class _Judged:
@@ -198,13 +212,17 @@ class _Judged:
 
     def row(self, asked: _Asked, base: Circuit, level: float, seed: int) -> Variation:
         """The row of what was asked."""
-        with_base = [_jaccard(circuit, asked.compared_with or base) for circuit in asked.circuits]
+        if not asked.circuits:
+            return Variation(asked.axis, asked.value, math.nan, note="none of them gave a circuit")
+        other = base if asked.compared_with is None else asked.compared_with
+        with_base = [_jaccard(circuit, other) for circuit in asked.circuits]
         n_edges = round(float(np.mean([len(circuit.pruned()) for circuit in asked.circuits])))
         row = Variation(asked.axis, asked.value, math.nan, jaccard=float(np.mean(with_base)), n_edges=n_edges)
         if asked.source.label in self.refused:
             return replace(row, note=self.refused[asked.source.label])
         f = self._faithfulness(asked, level, seed)
-        row = replace(row, n_pairs=f.pair_values.shape[1], note="; ".join(f.denominator.flags))
+        flags = filter(None, [asked.note, *f.denominator.flags])
+        row = replace(row, n_pairs=f.pair_values.shape[1], note="; ".join(flags))
         if len(asked.circuits) == 1:
             return replace(row, faithfulness=f.value[0], low=f.low[0], high=f.high[0])
         low, high = np.quantile(f.value, [(1 - level) / 2, (1 + level) / 2])
@@ -237,11 +255,10 @@ def _by_template(circuit: Circuit, pairs: EncodedPairs) -> list[_Asked]:
             places.setdefault(name, []).append(place)
         if len(places) < 2:
             continue
-        found += [
-            _Asked("template", _short(name), (circuit,), places=tuple(which))
-            for name, which in places.items()
-            if len(which) >= FEWEST_PER_TEMPLATE
-        ]
+        for name, which in places.items():
+            if len(which) >= FEWEST_PER_TEMPLATE:
+                taken = [one.value for one in found]
+                found.append(_Asked("template", _unlike(_short(name), taken), (circuit,), places=tuple(which)))
     return found
 
 
@@ -257,7 +274,13 @@ def _resampled(results: EdgeResults, n: int, seed: int, goal: Mapping[str, Any])
 
 
 def _by_order(
-    patcher: CircuitPatcher, dataset: PatchingDataset, threshold: float, n: int, seed: int, options: Mapping[str, Any]
+    patcher: CircuitPatcher,
+    dataset: PatchingDataset,
+    threshold: float,
+    n: int,
+    seed: int,
+    options: Mapping[str, Any],
+    note: str,
 ) -> list[_Asked]:
     """What ACDC finds with each receiver's senders in another order, compared with the usual one."""
     orders: list[tuple[str, dict[str, Any]]] = [("latest sender first", {}), ("earliest first", {"order": "forward"})]
@@ -265,7 +288,7 @@ def _by_order(
     found = [(said, patcher.acdc(dataset, threshold, **how, **options)) for said, how in orders]
     usual = found[0][1]
     return [
-        _Asked("order of search", f"ACDC {threshold:g}, {said}", (circuit,), compared_with=usual)
+        _Asked("order of search", f"ACDC {threshold:g}, {said}", (circuit,), compared_with=usual, note=note)
         for said, circuit in found
     ]
 
@@ -280,6 +303,27 @@ def _jaccard(first: Circuit, second: Circuit) -> float:
 def _short(name: str) -> str:
     """A template's name as a row can show it."""
     return textwrap.shorten(name, MOST_LETTERS, placeholder=" ...") if name else "no name"
+
+
+def _unlike(name: str, taken: Sequence[str]) -> str:
+    """The name, with a number where it is taken: names of templates that begin alike are cut to the same letters."""
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
+
+
+def _check_sources(sources: Sequence[Source]) -> None:
+    """Raises a ValueError for what is no source, and for two that write what is called the same."""
+    if isinstance(sources, (str, Source)):
+        raise ValueError(f"sources is {described(sources)}, expected a list of sources, for instance [Zero(), Mean()]")
+    labels = [OTHER_RUN.label]
+    for source in sources:
+        Settings(source=source, direction="noising")  # refuses what is no source
+        if source.label in labels:
+            raise ValueError(
+                f"sources write {source.label} twice, the base row counted, which writes {OTHER_RUN.label}: give each "
+                "once"
+            )
+        labels.append(source.label)
 
 
 def _common_names(pairs: EncodedPairs) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from actpatch.core.circuit_comparison import CircuitComparison, compared
 from actpatch.core.edge_patches import EdgePatches, edges_of_numbers, ends_of
 from actpatch.core.files import write_file
 from actpatch.core.graph import Graph
-from actpatch.core.indices import check_index
+from actpatch.core.indices import check_index, is_integer
 from actpatch.core.node_names import Names, as_list
 from actpatch.core.text import count, described, shortened
 from actpatch.core.truth import PublishedHeads, Truth
@@ -66,7 +66,11 @@ class Circuit:
     """The pairs that its edges were chosen by (`pair_key`); empty where that is not known, or none were."""
 
     def __post_init__(self) -> None:
-        positions = tuple(tuple(at) if isinstance(at, list) else at for at in self.positions)
+        if isinstance(self.positions, str) or not isinstance(self.positions, Iterable):
+            raise ValueError(
+                f"positions is {shortened(self.positions)}, expected several: [{shortened(self.positions)}]"
+            )
+        positions = tuple(map(_position, self.positions))
         if len(set(positions)) < len(positions):
             raise ValueError(f"positions {shortened(positions)} name one twice: give each once")
         given = np.asarray(self.edges)
@@ -345,6 +349,8 @@ class Circuit:
         try:
             graph, positions = Graph(**stored["graph"]), tuple(map(_position, stored["positions"]))
             rows = [cls.of(graph, list(map(_text, row))).edges for row in stored["edges"]]
+            if not positions and len(rows) > 1:
+                raise ValueError(f"edges at {len(rows)} positions that have no name")
             edges = np.stack(rows) if positions else rows[0]
             return cls(graph, edges, _text(stored["found_by"]), positions, frozenset(map(_text, stored["seen"])))
         except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -427,12 +433,14 @@ def _plain(at: str) -> int | str:
     return int(at) if at.removeprefix("-").isdecimal() else at
 
 
-def _position(stored: Any) -> CircuitPosition:
-    if isinstance(stored, list):
-        return tuple(map(_position, stored))  # type: ignore[arg-type]
-    if isinstance(stored, bool) or not isinstance(stored, (int, str)):
-        raise TypeError(f"{shortened(stored)} is no position")
-    return stored
+def _position(given: Any) -> CircuitPosition:
+    if isinstance(given, (list, tuple)) and given and not any(isinstance(one, (list, tuple)) for one in given):
+        return tuple(map(_position, given))  # type: ignore[arg-type]
+    if is_integer(given):
+        return int(given)
+    if not isinstance(given, str) or not given:
+        raise ValueError(f"{shortened(given)} is no position: expected a number, a name, or several of these")
+    return given
 
 
 def _places(circuit: Circuit) -> str:

@@ -29,6 +29,7 @@ from actpatch.engine.circuit_rows import CircuitRows, Held, Shared
 from actpatch.engine.edges import difference, written_at
 from actpatch.engine.exactness import Exactness, too_far
 from actpatch.engine.experiment import Chunk, Experiment, resid_name
+from actpatch.engine.partners import written_positions
 from actpatch.engine.plan import Batch
 from actpatch.engine.writes import noise_hook
 from actpatch.models.runner import KeysValues, Read, is_out_of_memory, recording_hooks
@@ -53,7 +54,8 @@ class CircuitRuns:
         self.runner, self.graph = experiment.runner, self.patches.graph
         self.resumes = exactness.resume
         start = self._start()
-        anywhere = written_at(replace(experiment, positions=[[None]]), chunk)[0].to(self.runner.device)
+        everywhere = [[written_positions(None, experiment.partners)]]  # where a position has a partner to write from
+        anywhere = written_at(replace(experiment, positions=everywhere), chunk)[0].to(self.runner.device)
         places = written_at(experiment, chunk).to(self.runner.device)
         self.shared = Shared(self.runner, self.graph, chunk, start, anywhere[:, start:], places[:, :, start:], {})
         self.covers_all = bool((places.any(dim=0) == anywhere).all())

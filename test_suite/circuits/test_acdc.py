@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from actpatch import Zero
 from actpatch.circuits.acdc import Search, acdc, places_of
@@ -17,7 +18,7 @@ from actpatch.models.graph import graph_of
 from actpatch.tasks.encoding import encode_pairs
 from test_suite.engine.test_left_as_found import assert_same_state, state_of
 from test_suite.helpers.edges import edge_model
-from test_suite.helpers.models import HAS_HOOKED, fresh_model, last_position_metric, token_pairs
+from test_suite.helpers.models import D_VOCAB, HAS_HOOKED, fresh_model, last_position_metric, token_pairs
 from test_suite.helpers.prompts import Words
 from test_suite.helpers.refusals import refused
 
@@ -186,3 +187,17 @@ def test_the_model_is_left_as_it_was() -> None:
     before = state_of(model)
     acdc(engine, pairs, last_position_metric(2), some_of(graph, 0.2), search)
     assert_same_state(before, state_of(model))
+
+
+def test_a_metric_that_is_no_number_ends_the_search() -> None:
+    """No threshold is below it, so that every edge would be left out."""
+    model = fresh_model(PLAIN)
+    for parameter in model.unembed.parameters():  # of a single token, one of the answers
+        parameter.data.index_fill_(parameter.shape.index(D_VOCAB), torch.tensor([2]), float("inf"))
+    with pytest.raises(ValueError, match="not finite in a run with edges left out"):
+        CircuitPatcher(model, show_progress=False).acdc(Words(some_pairs()), 0.1)
+
+
+def test_what_is_no_circuit_is_refused() -> None:
+    with refused("circuits is a int, expected a Circuit, several"):
+        patcher().run_circuits_experiment(Words(some_pairs()), 5)  # type: ignore[arg-type]

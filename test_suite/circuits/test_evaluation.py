@@ -23,6 +23,7 @@ from actpatch.tasks.words import IOI_SCENE_TEMPLATES
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.edges import edge_model
 from test_suite.helpers.models import HAS_HOOKED, bundled
+from test_suite.helpers.refusals import no_forward_pass
 
 SOURCES = {source.label: source for source in (OtherRun(), Zero())}
 TRUTHS = [truth for name in get_args(ProgramName) for truth in program_truths(name)]
@@ -297,7 +298,7 @@ def test_what_cannot_be_judged_is_refused_before_any_run():
     dangling = Circuit.of(graph, ["input->a0.h0<v>", "a1.h0->logits"])
 
     def refused(match: str, circuit: Any = good, **options: Any) -> None:
-        with pytest.raises(ValueError, match=match):
+        with no_forward_pass(), pytest.raises(ValueError, match=match):
             evaluate_circuit(patcher_of("fraction"), data, circuit, **options)
 
     refused("none of the circuit's 2 edges lies on a way from the input to the logits", dangling)
@@ -313,6 +314,8 @@ def test_what_cannot_be_judged_is_refused_before_any_run():
     refused(r"Zero\(\) writes something else: choose direction='noising'", direction="denoising", source=Zero())
     there = Circuit.of(graph, [f"{edge} @END" for edge in truth_of("fraction").edges])
     refused("would restore all other positions too", there, direction="denoising")
+    elsewhere = Circuit.of(graph, [f"{edge} @ELSEWHERE" for edge in truth_of("fraction").edges])
+    refused("no position named 'ELSEWHERE'", elsewhere)
     refused("direction", direction="both")
     for name in (*FEW, "seed"):
         refused(f"{name} is -1, expected a whole number from 0 on", **{name: -1})

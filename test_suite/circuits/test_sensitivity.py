@@ -13,6 +13,7 @@ from actpatch import (
     CircuitPatcher,
     IOIDataset,
     Mean,
+    OtherRun,
     PathPatcher,
     PromptPair,
     PromptPairs,
@@ -26,6 +27,7 @@ from actpatch.core.graph import Graph
 from actpatch.models.programs import program_model
 from actpatch.tasks.programs import ProgramDataset
 from test_suite.helpers.models import bundled
+from test_suite.helpers.refusals import refused
 
 N_EDGES = 40
 
@@ -124,8 +126,48 @@ def test_what_is_wrong_is_refused_before_any_run(found: Any) -> None:
         sensitivity_card(model, dataset, results, n_edges=N_EDGES, n_resamples=-1)
     with pytest.raises(ValueError, match="results is a list, expected effects of edges in one direction"):
         sensitivity_card(model, dataset, [], n_edges=3)
+    for wrong, told in (
+        ({"level": 95}, "level is 95, expected a share"),
+        ({"sources": [Zero(), Zero()]}, "sources write zero twice, .*: give each once"),
+        ({"sources": [OtherRun()]}, "sources write the other run twice"),
+        ({"sources": ["zero"]}, r"source is 'zero', expected .*Zero\(\)"),
+        ({"sources": Zero()}, r"sources is a Zero, expected a list of sources"),
+        ({"metric": ["dataset", "kl_divergence"]}, "metric is a list of 2, expected one"),
+        ({"positions": "END"}, r"positions is 'END', expected a list of them: \['END'\]"),
+        ({"positions": ["S9"]}, "no position named 'S9'"),
+    ):
+        with refused(told):
+            sensitivity_card(model, dataset, results, n_edges=N_EDGES, acdc_threshold=0.5, **wrong)
     with pytest.raises(ValueError, match="is a circuit of"):
         sensitivity_card(program_model("copy"), dataset, results, n_edges=N_EDGES)
+
+
+def test_templates_that_begin_alike_have_a_row_each() -> None:
+    class Alike(ProgramDataset):
+        def get_template(self, pair_idx: int) -> str:
+            return f"Of two templates that both begin with these many words, number {pair_idx % 2}"
+
+    model, dataset = program_model("or_gate"), Alike("or_gate", 4)
+    results = PathPatcher(model, show_progress=False).run_all_edges_experiment(dataset, direction="denoising")
+    card = sensitivity_card(
+        model, dataset, results, n_edges=5, split="all", sources=(), positions=(), n_resamples=0, show_progress=False
+    )
+    first, second, *_ = card.of("template")
+    assert second.value == f"{first.value} (2)" and (first.n_pairs, second.n_pairs) == (2, 2)
+
+
+def test_orders_that_keep_no_edge_are_compared_with_each_other() -> None:
+    """And where the dataset has no other pairs for ACDC than those that are judged on, the rows say so."""
+    model = program_model("or_gate")
+    results = PathPatcher(model, show_progress=False).run_all_edges_experiment(
+        ProgramDataset("or_gate", 4), direction="denoising"
+    )
+    other = ProgramDataset("or_gate", 4, seed=1)
+    options: dict[str, Any] = {"sources": (), "positions": (), "n_resamples": 0, "show_progress": False}
+    card = sensitivity_card(model, other, results, n_edges=5, split="all", acdc_threshold=1e6, n_orders=0, **options)
+    rows = card.of("order of search")
+    assert [row.n_edges for row in rows] == [0, 0] and [row.jaccard for row in rows] == [1, 1]
+    assert all("searched on pairs that it is judged on" in row.note for row in rows)
 
 
 def test_jaccard_counts_edges_that_do_something() -> None:

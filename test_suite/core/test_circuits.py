@@ -359,3 +359,19 @@ def test_positions_that_do_not_go_together_are_refused() -> None:
         Circuit(SMALL, np.zeros((2, len(SMALL)), dtype=bool), "", ("S2", "S2"))
     with pytest.raises(ValueError, match="position 'S3' is none of this circuit's"):
         _ = "input->logits @S3" in circuit
+
+
+def test_what_is_no_position_is_refused_and_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    graph = Graph("m", (1,), (1,), (True,))
+    edges = np.ones((1, len(graph)), dtype=bool)
+    circuit = Circuit(graph, edges, positions=(np.int64(3),))  # type: ignore[arg-type]
+    assert circuit.positions == (3,) and Circuit.load(circuit.save(tmp_path / "circuit.json")) == circuit
+    for wrong in (1.5, None, True, "", ()):
+        with pytest.raises(ValueError, match="is no position: expected a number, a name, or several"):
+            Circuit(graph, edges, positions=(wrong,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"positions is 'A', expected several: \['A'\]"):
+        Circuit(graph, edges, positions="A")  # type: ignore[arg-type]
+    stored = json.loads((tmp_path / "circuit.json").read_text(encoding="utf-8"))
+    (tmp_path / "lost.json").write_text(json.dumps({**stored, "positions": [], "edges": stored["edges"] * 2}))
+    with pytest.raises(ValueError, match=r"is damaged .*edges at 2 positions that have no name"):
+        Circuit.load(tmp_path / "lost.json")

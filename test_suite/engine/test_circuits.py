@@ -15,10 +15,12 @@ from actpatch.core.sites import Site
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.sources import References
 from actpatch.models.graph import graph_of
+from test_suite.engine.test_aligned import aligned
 from test_suite.engine.test_left_as_found import assert_same_state, state_of
 from test_suite.helpers.closeness import EXACT
 from test_suite.helpers.edges import edge_model
 from test_suite.helpers.models import HAS_HOOKED, fresh_model, last_position_metric, model_parameters, token_pairs
+from test_suite.oracles.aligned import partners_of
 from test_suite.oracles.circuits import logits_of_circuit
 
 _SLOW = ("rotary", "ungrouped", "alibi", "qk_norm", "soft_capped", "folded", "folded_rms", "parallel_grouped")
@@ -126,6 +128,27 @@ def test_at_named_positions_readers_read_their_circuit_and_elsewhere_none(name: 
             > 1e-4
         )
         runs = runs[::-1]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_positions_without_a_partner_are_left_alone(direction: Any) -> None:
+    """Of pairs of other lengths, readers there read every writer as it is in this very run, whatever the circuit."""
+    model = edge_model(PLAIN)
+    clean = ([1, 5, 6, 20, 7, 8, 9, 4], [1, 23, 24, 6, 10, 9, 8, 3])
+    corrupted = ([1, 5, 6, 30, 31, 32, 7, 8, 9, 4], [1, 35, 6, 10, 9, 8, 3])
+    pairs = aligned(clean, corrupted, [((2, 3), (4, 6), (7, 9)), ((1, 1), (3, 2), (5, 5), (7, 6))])
+    graph = graph_of(model)
+    circuits = circuits_of(graph, 2)
+    placed = CircuitPatches(graph, np.tile(circuits.kept[:1], (1, 2, 1)), ("placed",), PLACES[:2])
+    found = np.concatenate([run(model, pairs, each, direction).patched[0] for each in (circuits, placed)])
+    for pair in (0, 1):
+        base, source = (pairs.clean[pair], pairs.corrupted[pair])[:: 1 if direction == "noising" else -1]
+        partners = partners_of(pairs.matches[pair], direction)
+        assert len(partners) < len(base)
+        for number, kept, at in ((0, circuits.kept[0], None), (1, circuits.kept[1], None), (2, placed.kept[0], AT[:2])):
+            logits = logits_of_circuit(model, graph, base, source, kept, at=at, partners=partners)[-1]
+            expected = float(logits[2 + pair] - logits[8 + pair])
+            assert found[number, pair] == pytest.approx(expected, rel=0, abs=1e-9)
 
 
 def test_a_circuit_at_every_position_is_that_circuit() -> None:

@@ -6,7 +6,7 @@ classic mistake, of which tests show that it is one: writers as they were record
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def logits_of_circuit(
     kept: np.ndarray,
     *,
     at: Sequence[Sequence[int]] | None = None,
+    partners: Mapping[int, int] | None = None,
     from_cache: bool = False,
 ) -> Tensor:
     """Logits of one prompt, [pos, d_vocab], where readers read of senders outside the circuit what these write in the
@@ -36,12 +37,18 @@ def logits_of_circuit(
         kept: which edges the circuit has, in the order of `edge_patches(graph)`; a row for each place, where some are
             given.
         at: the positions of each place; None for all positions.
+        partners: position in the base -> the one in the source that stands for it: nothing is written at others. None
+            where each stands for that of its own number.
     """
     is_in = np.zeros((len(base), len(edge_patches(graph))), dtype=bool)
     for place, of_place in zip([range(len(base))] if at is None else at, kept.reshape(-1, is_in.shape[1])):
         is_in[list(place)] |= of_place
     edges = edge_patches(graph)
     held = activations(model, source)
+    if partners is not None:
+        is_in[[position for position in range(len(base)) if position not in partners]] = True
+        taken = [partners.get(position, 0) for position in range(len(base))]
+        held = {name: value[taken] for name, value in held.items()}
     at_base = activations(model, base)
     hooks: list[Any] = []
     for number, reader in enumerate(graph.readers):
