@@ -18,7 +18,7 @@ from actpatch.models.graph import graph_of
 from actpatch.tasks.encoding import encode_pairs
 from test_suite.engine.test_left_as_found import assert_same_state, state_of
 from test_suite.helpers.edges import edge_model
-from test_suite.helpers.models import D_VOCAB, HAS_HOOKED, fresh_model, last_position_metric, token_pairs
+from test_suite.helpers.models import D_VOCAB, HAS_HOOKED, fresh_model, last_position_metric, needs_hooked, token_pairs
 from test_suite.helpers.prompts import Words
 from test_suite.helpers.refusals import refused
 
@@ -189,9 +189,10 @@ def test_the_model_is_left_as_it_was() -> None:
     assert_same_state(before, state_of(model))
 
 
+@needs_hooked
 def test_a_metric_that_is_no_number_ends_the_search() -> None:
     """No threshold is below it, so that every edge would be left out."""
-    model = fresh_model(PLAIN)
+    model = fresh_model("hooked:learned")  # whose embedding and unembedding are two
     for parameter in model.unembed.parameters():  # of a single token, one of the answers
         parameter.data.index_fill_(parameter.shape.index(D_VOCAB), torch.tensor([2]), float("inf"))
     with pytest.raises(ValueError, match="not finite in a run with edges left out"):
