@@ -21,8 +21,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from jaxtyping import Bool, Int
 
+from actpatch.core.circuit_names import CircuitPosition, pair_key
 from actpatch.core.circuit_reach import leading_writers
-from actpatch.core.circuits import Circuit, CircuitPosition, pair_key
+from actpatch.core.circuits import Circuit
 from actpatch.core.edge_patches import ALL_POSITIONS
 from actpatch.core.graph import Graph
 from actpatch.core.indices import is_integer

@@ -18,7 +18,8 @@ from actpatch.circuits.held_out import Split, held_out_indices
 from actpatch.circuits.measured import CircuitMetrics
 from actpatch.circuits.patcher import patcher_of
 from actpatch.circuits.rankings import EdgeRanking, Growth, Scores, edge_ranking, scores_of
-from actpatch.core.circuits import Circuit, CircuitPosition
+from actpatch.core.circuit_names import CircuitPosition
+from actpatch.core.circuits import Circuit
 from actpatch.core.graph import Graph
 from actpatch.core.heavy import pd
 from actpatch.core.indices import is_integer

@@ -9,7 +9,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from actpatch.core.circuits import pair_key
+from actpatch.core.circuit_names import pair_key
 from actpatch.core.text import count
 from actpatch.tasks.encoding import EncodedPairs
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from actpatch.circuits.acdc import Order, Search, acdc, places_of
+from actpatch.core.circuit_names import CircuitPosition
 from actpatch.core.circuit_patches import CircuitPatches
-from actpatch.core.circuits import Circuit, CircuitPosition
+from actpatch.core.circuits import Circuit
 from actpatch.core.direction import Direction
 from actpatch.core.graph import Graph
 from actpatch.core.text import described

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from actpatch.core.circuits import Circuit, CircuitPosition, pair_key
+from actpatch.core.circuit_names import CircuitPosition, pair_key
+from actpatch.core.circuits import Circuit
 from actpatch.core.estimate_words import exact_or_estimated, method_of
 from actpatch.core.graph import Graph
 from actpatch.core.growth import grown

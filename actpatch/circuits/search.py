@@ -94,6 +94,8 @@ def find_circuit(
     """
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}, expected one of {', '.join(map(repr, get_args(Method)))}")
+    if signed is not None and not isinstance(signed, bool):
+        raise ValueError(f"signed is {signed!r}, expected True, False, or None for the method's own")
     goals = {"n_edges": n_edges, "n_nodes": n_nodes, "threshold": threshold, "share": share}
     goal, value = _checked_goal({name: given for name, given in goals.items() if given is not None}, method)
     signed = method == "acdc" if signed is None else signed

@@ -22,7 +22,8 @@ from actpatch.circuits.acdc import places_of
 from actpatch.circuits.held_out import Split, held_out_indices
 from actpatch.circuits.patcher import CircuitPatcher, check_graphs, patcher_of
 from actpatch.circuits.search import find_circuit
-from actpatch.core.circuits import Circuit, CircuitPosition
+from actpatch.core.circuit_names import CircuitPosition
+from actpatch.core.circuits import Circuit
 from actpatch.core.direction import Direction
 from actpatch.core.indices import is_integer
 from actpatch.core.text import count, described

@@ -14,28 +14,24 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from actpatch.core.circuit_comparison import CircuitComparison, compared
-from actpatch.core.edge_patches import EdgePatches, edges_of_numbers, ends_of
+from actpatch.core.circuit_names import CircuitPosition, checked_position, number_of, split_name
+from actpatch.core.edge_patches import EdgePatches, edges_of_numbers
 from actpatch.core.files import write_file
 from actpatch.core.graph import Graph
-from actpatch.core.indices import check_index, is_integer
 from actpatch.core.node_names import Names, as_list
 from actpatch.core.text import count, described, shortened
 from actpatch.core.truth import PublishedHeads, Truth
 
 if TYPE_CHECKING:
     import networkx
-
-CircuitPosition: TypeAlias = int | str | tuple[int | str, ...]
-"""A position, a name of one or of a span of tokens, or several that count as one."""
 
 FILE_FORMAT = 1
 """Raised whenever what is stored changes."""
@@ -70,7 +66,7 @@ class Circuit:
             raise ValueError(
                 f"positions is {shortened(self.positions)}, expected several: [{shortened(self.positions)}]"
             )
-        positions = tuple(map(_position, self.positions))
+        positions = tuple(map(checked_position, self.positions))
         if len(set(positions)) < len(positions):
             raise ValueError(f"positions {shortened(positions)} name one twice: give each once")
         given = np.asarray(self.edges)
@@ -103,11 +99,11 @@ class Circuit:
         """
         if not isinstance(edges, Iterable) or isinstance(edges, EdgePatches):
             raise ValueError(f"edges is {described(edges)}, expected a list of ids, labels or numbers of edges")
-        listed = [_split(edge) for edge in ([edges] if isinstance(edges, str) else edges)]
+        listed = [split_name(edge) for edge in ([edges] if isinstance(edges, str) else edges)]
         positions = tuple(dict.fromkeys(at for _, at in listed))
         table = np.zeros((max(1, len(positions)), len(graph)), dtype=bool)
         for edge, at in listed:
-            table[positions.index(at), _number(graph, edge)] = True
+            table[positions.index(at), number_of(graph, edge)] = True
         if positions in ((), (None,)):
             return cls(graph, table[0], found_by)
         if None in positions:
@@ -190,11 +186,11 @@ class Circuit:
         Raises:
             ValueError: for what is no edge of the graph, and a position that the circuit has not.
         """
-        name, at = _split(edge)
+        name, at = split_name(edge)
         if at is not None and at not in self.positions:
             raise ValueError(f"position {at!r} is none of this circuit's, which has {_places(self)}")
         rows = self._table if at is None else self._table[[self.positions.index(at)]]
-        return bool(rows[:, _number(self.graph, name)].any())
+        return bool(rows[:, number_of(self.graph, name)].any())
 
     @property
     def everywhere(self) -> Circuit:
@@ -347,7 +343,7 @@ class Circuit:
                 f"{FILE_FORMAT}: read it with the version that wrote it"
             )
         try:
-            graph, positions = Graph(**stored["graph"]), tuple(map(_position, stored["positions"]))
+            graph, positions = Graph(**stored["graph"]), tuple(map(checked_position, stored["positions"]))
             rows = [cls.of(graph, list(map(_text, row))).edges for row in stored["edges"]]
             if not positions and len(rows) > 1:
                 raise ValueError(f"edges at {len(rows)} positions that have no name")
@@ -414,45 +410,8 @@ class Circuit:
             )
 
 
-def pair_key(clean: Sequence[str], corrupted: Sequence[str]) -> str:
-    """What tells a pair from others: a digest of the tokens of its prompts."""
-    return sha256(json.dumps([list(clean), list(corrupted)]).encode()).hexdigest()[:16]
-
-
-def _split(edge: Any) -> tuple[Any, CircuitPosition | None]:
-    """An edge and its position, None where it has none."""
-    if not isinstance(edge, str) or "@" not in edge:
-        return edge, None
-    name, _, at = edge.partition("@")
-    several = [_plain(one) for one in at.split(" + ")]
-    return name.strip(), several[0] if len(several) == 1 else tuple(several)
-
-
-def _plain(at: str) -> int | str:
-    at = at.strip()
-    return int(at) if at.removeprefix("-").isdecimal() else at
-
-
-def _position(given: Any) -> CircuitPosition:
-    if isinstance(given, (list, tuple)) and given and not any(isinstance(one, (list, tuple)) for one in given):
-        return tuple(map(_position, given))  # type: ignore[arg-type]
-    if is_integer(given):
-        return int(given)
-    if not isinstance(given, str) or not given:
-        raise ValueError(f"{shortened(given)} is no position: expected a number, a name, or several of these")
-    return given
-
-
 def _places(circuit: Circuit) -> str:
     return ", ".join(map(repr, circuit.positions)) or "none"
-
-
-def _number(graph: Graph, edge: object) -> int:
-    """Number of an edge among all of the graph, by its id, its label or this very number."""
-    if isinstance(edge, str):
-        writer, reader = ends_of(graph, edge)
-        return int(graph.first_edge[reader]) + writer
-    return check_index(edge, len(graph), "edge")  # type: ignore[arg-type]
 
 
 def _between(

@@ -11,7 +11,8 @@ import torch
 from actpatch import Zero
 from actpatch.circuits.acdc import Search, acdc, places_of
 from actpatch.circuits.patcher import CircuitPatcher
-from actpatch.core.circuits import Circuit, pair_key
+from actpatch.core.circuit_names import pair_key
+from actpatch.core.circuits import Circuit
 from actpatch.core.graph import Graph
 from actpatch.engine.engine import PatchingEngine
 from actpatch.models.graph import graph_of

@@ -24,7 +24,7 @@ from actpatch import (
 )
 from actpatch.circuits.held_out import HeldOut, held_out_indices
 from actpatch.circuits.measured import CircuitMetrics
-from actpatch.core.circuits import pair_key
+from actpatch.core.circuit_names import pair_key
 from actpatch.interventions.settings import Settings
 from actpatch.models.graph import graph_of
 from actpatch.models.programs import program_model

@@ -11,7 +11,8 @@ import pytest
 
 from actpatch.circuits.evaluation import evaluate_circuit
 from actpatch.circuits.patcher import CircuitPatcher
-from actpatch.core.circuits import Circuit, pair_key
+from actpatch.core.circuit_names import pair_key
+from actpatch.core.circuits import Circuit
 from actpatch.core.truth import Truth
 from actpatch.interventions.sources import Mean, OtherRun, Resample, Zero
 from actpatch.models.programs import ProgramName, program_graph, program_model

@@ -31,7 +31,7 @@ from actpatch import (
     load_results,
 )
 from actpatch.circuits.rankings import EdgeRanking
-from actpatch.core.circuits import pair_key
+from actpatch.core.circuit_names import pair_key
 from actpatch.core.graph import Graph
 from actpatch.core.sites import Patch, Site
 from actpatch.models.graph import graph_of
@@ -438,6 +438,7 @@ def test_results_that_no_circuit_is_made_of_are_refused() -> None:
 @pytest.mark.parametrize(
     "options, sentence",
     [
+        ({"n_edges": 3, "signed": "no"}, "signed is 'no', expected True, False, or None"),
         ({"method": "best"}, "method is 'best', expected one of 'top', 'greedy', 'acdc'"),
         ({"threshold": None}, "none of n_edges, n_nodes, threshold and share is given, expected exactly one"),
         ({"n_edges": 3}, "n_edges and threshold of n_edges, n_nodes, threshold and share is given"),
