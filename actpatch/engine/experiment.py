@@ -45,6 +45,11 @@ class Experiment:
     estimate: Estimate | None = None
     """How patches are estimated from gradients; None where they are run."""
 
+    @property
+    def enters(self) -> bool:
+        """Whether rows of patches enter recorded runs: not where effects are estimated, nor where circuits are run."""
+        return self.estimate is None and not isinstance(self.patches, CircuitPatches)
+
     @functools.cached_property
     def resumes(self) -> bool:
         """Whether the model's blocks are run singly, if it lets them: to patch, or to compute attention anew."""

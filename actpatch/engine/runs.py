@@ -359,7 +359,7 @@ class Runs:
         self._check_edges(chunks)
         if not self._is_checked:
             self._is_checked = True
-            if not self.experiment.resumes:
+            if not self.experiment.enters:
                 self._tell()
                 return True
             embedding = [(Site("hook_embed"),)] if self.experiment.noise is not None else []
@@ -391,7 +391,7 @@ class Runs:
         for experiment, chunk in zip(self.experiments, chunks):
             edges = experiment.patches
             assert isinstance(edges, GraphPatches)
-            if not experiment.resumes:
+            if not experiment.enters:
                 if reason := error_of_writers(experiment.runner, edges, chunk):
                     raise RuntimeError(f"single edges of this model cannot be told apart: {reason}")
                 continue

@@ -70,7 +70,7 @@ def assert_the_defaults_are_shown(script: ModuleType, printed: str, folder: Path
         demo: r"blocks\.\d\.hook_\w+ +[+-]\d",
         head_demo: r"L\d+H\d+ +[+-]\d",
         path_demo: r"input → L1H0 v +[+-]\d",
-        circuit_demo: r" +10.0%      47 +0\.8\d +0\.0\d",
+        circuit_demo: r" +10\.0% +47 +0\.8\d +0\.0\d",
     }
     assert re.search(f"^{rows[script]}", printed, re.MULTILINE)
     assert "Task: IOI (second subject flipped), 20 pairs" in printed
