@@ -8,6 +8,7 @@ rankings, chosen in the same way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -90,27 +91,18 @@ def faithfulness_curve(
     graph = patcher.graph
     scored = _Scored(graph, results)
     nominal = edge_counts(len(graph) * scored.n_places, shares.tolist())
-    chosen = held_out_indices(
-        encoded(patcher.model, dataset, Settings(pair_indices=pair_indices, source=source, direction="noising")),
-        scored.seen,
-        split,
-    )
+    settings = Settings(pair_indices=pair_indices, source=source, direction="noising", metrics=metric)
+    chosen = held_out_indices(encoded(patcher.model, dataset, settings), scored.seen, split)
     ranked = [scored.ranking(signs == "signed", method) for signs in rankings]
     drawn = [scored.random(np.random.default_rng([seed, draw]), method) for draw in range(n_random)]
     circuits = [_of_sizes(ranking, nominal) for ranking in (*ranked, *drawn)]
-    run = CircuitMetrics(
-        patcher,
-        dataset,
-        pair_indices=chosen.pair_indices,
-        source=source,
-        metric=metric,
-    )
-    flat = run.of([one for of_ranking in circuits for one in of_ranking])
+    settings = replace(settings, pair_indices=chosen.pair_indices)
+    run = CircuitMetrics(patcher, dataset, settings)
+    flat = run.of([one for of_ranking in circuits for one in of_ranking])[0]
     values = flat.reshape(len(circuits), len(shares), -1)
     real = np.array([[len(one) for one in of_ranking] for of_ranking in circuits], dtype=np.int64)
     n = len(rankings)
     sweep = run.sweep
-    assert sweep is not None
     return FaithfulnessCurve(
         model=sweep.model,
         task=sweep.task,
@@ -127,8 +119,8 @@ def faithfulness_curve(
         nominal=np.tile(nominal, (n, 1)),
         real=real[:n],
         values=values[:n],
-        full=run.full,
-        empty=run.empty,
+        full=run.full[0],
+        empty=run.empty[0],
         random_values=values[n:],
         random_real=real[n:].reshape(n_random, len(shares)),
         pair_indices=chosen.pair_indices,

@@ -8,9 +8,8 @@ each step. What the numbers mean stands with the result (`results.circuit_evalua
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -19,7 +18,8 @@ from jaxtyping import Float
 from actpatch.circuits.acdc import places_of
 from actpatch.circuits.held_out import HeldOut, Split, held_out_indices
 from actpatch.circuits.knock_outs import Nodes, greedy_sets, nodes_of, random_sets, without_nodes
-from actpatch.circuits.patcher import CircuitPatcher, check_graphs, patcher_of
+from actpatch.circuits.measured import CircuitMetrics
+from actpatch.circuits.patcher import check_graphs, patcher_of
 from actpatch.circuits.random_circuits import RandomPaths, random_circuits
 from actpatch.core.circuits import Circuit
 from actpatch.core.direction import Direction, check_direction
@@ -31,7 +31,6 @@ from actpatch.metrics.chosen import MetricChoice
 from actpatch.metrics.names import metric_key
 from actpatch.patchers.experiment import encoded
 from actpatch.results.circuit_evaluation import CircuitEvaluation, CircuitMeasurements, KindOfParts
-from actpatch.results.sweep import Sweep
 from actpatch.statistics.unverified import check_confidence
 from actpatch.tasks.dataset import PatchingDataset
 
@@ -115,7 +114,7 @@ def evaluate_circuit(
     if metrics is None and metric_key(pairs.metrics()[0].name) != "kl_divergence":
         settings = replace(settings, metrics=("dataset", "kl_divergence"))
     plan = _planned(circuit, parts, n_random, n_knock_outs, n_inflated, seed)
-    runs = _Runs(patcher, dataset, replace(settings, pair_indices=judged_on.pair_indices))
+    runs = CircuitMetrics(patcher, dataset, replace(settings, pair_indices=judged_on.pair_indices))
     runs.of(plan.circuits)
     n_steps = 0 if plan.is_every_set else n_greedy
     greedy = greedy_sets(plan.nodes, n_steps, lambda sets: _gaps(runs, circuit, sets), seed=seed)
@@ -142,17 +141,11 @@ class _Plan:
     seed: int
 
     @property
-    def ends(self) -> list[Circuit]:
-        """The whole model, no edge at all, the circuit, and its complement."""
-        graph = self.circuit.graph
-        return [Circuit.full(graph), Circuit.empty(graph), self.circuit, ~self.circuit]
-
-    @property
     def circuits(self) -> list[Circuit]:
         """All of them."""
         knocked = [one for each in _knocked(self.circuit, self.sets) for one in each]
         inflated = [one for both in self.inflated for one in both]
-        return [*self.ends, *self.random, *self.parts.values(), *knocked, *inflated]
+        return [self.circuit, ~self.circuit, *self.random, *self.parts.values(), *knocked, *inflated]
 
     @property
     def is_every_set(self) -> bool:
@@ -177,51 +170,6 @@ class _Plan:
         if (n := len(self.inflated)) < self.n_inflated:
             notes.append(f"only {n} of {self.n_inflated} random paths brought the circuit an edge that it has not")
         return notes
-
-
-@dataclass
-class _Runs:
-    """Runs circuits, each once however often it is asked for, and keeps what every metric came to.
-
-    In denoising runs, which begin from the corrupted prompt, a circuit's edges are those that are written: the others
-    are what the run keeps of its own.
-    """
-
-    patcher: CircuitPatcher
-    dataset: PatchingDataset
-    settings: Settings
-    known: dict[Circuit, Float[np.ndarray, "metric pair"]] = field(default_factory=dict)
-    sweep: Sweep | None = None
-
-    def of(self, circuits: Sequence[Circuit]) -> Float[np.ndarray, "metric circuit pair"]:
-        """Every metric of these circuits on each pair."""
-        by_positions: dict[Any, list[Circuit]] = {}
-        for circuit in dict.fromkeys(circuits):
-            if circuit not in self.known:
-                by_positions.setdefault(circuit.positions, []).append(circuit)
-        for some in by_positions.values():
-            self._run(some)
-        assert self.sweep is not None
-        if not circuits:
-            return np.zeros((len(self.sweep.measured), 0, len(self.sweep.pair_indices)))
-        return np.stack([self.known[circuit] for circuit in circuits], axis=1)
-
-    def _run(self, circuits: list[Circuit]) -> None:
-        asked = self.settings
-        (direction,) = asked.directions
-        with warnings.catch_warnings():
-            if self.sweep is not None:  # the same was said of the first sweep
-                warnings.simplefilter("ignore")
-            self.sweep = self.patcher.run_circuits_experiment(
-                self.dataset,
-                [~circuit for circuit in circuits] if direction == "denoising" else circuits,
-                pair_indices=asked.pair_indices,
-                direction=direction,
-                source=asked.source,
-                metrics=asked.metrics,
-            ).sweep
-        found = np.stack([values.patched for values in self.sweep.measured], axis=1)
-        self.known.update(zip(circuits, found))
 
 
 def _check_numbers(**given: Any) -> None:
@@ -285,22 +233,25 @@ def _knocked(circuit: Circuit, sets: Sequence[Nodes]) -> tuple[list[Circuit], li
     return [without_nodes(full, nodes) for nodes in sets], [without_nodes(circuit, nodes) for nodes in sets]
 
 
-def _gaps(runs: _Runs, circuit: Circuit, sets: Sequence[Nodes]) -> Float[np.ndarray, " set"]:
+def _gaps(runs: CircuitMetrics, circuit: Circuit, sets: Sequence[Nodes]) -> Float[np.ndarray, " set"]:
     """How far the first metric's means of model and circuit are apart, both without each of these sets."""
     models, circuits = _knocked(circuit, sets)
     found = runs.of([*models, *circuits])[0].mean(axis=1)
     return np.abs(found[: len(sets)] - found[len(sets) :])
 
 
-def _evaluation(plan: _Plan, runs: _Runs, greedy: list[Nodes], judged_on: HeldOut, level: float) -> CircuitEvaluation:
+def _evaluation(
+    plan: _Plan, runs: CircuitMetrics, greedy: list[Nodes], judged_on: HeldOut, level: float
+) -> CircuitEvaluation:
     circuit, sets = plan.circuit, [*plan.sets, *greedy]
-    full, empty, alone, complement = np.moveaxis(runs.of(plan.ends), 1, 0)
+    alone, complement = np.moveaxis(runs.of([circuit, ~circuit]), 1, 0)
     models, knocked = map(runs.of, _knocked(circuit, sets))
     random, without = runs.of(plan.random), runs.of(list(plan.parts.values()))
     inflated, cut = (runs.of([both[which] for both in plan.inflated]) for which in (0, 1))
     sweep = runs.sweep
-    assert sweep is not None
-    each = zip(sweep.measured, full, empty, alone, complement, random, without, knocked, models, inflated, cut)
+    each = zip(
+        sweep.measured, runs.full, runs.empty, alone, complement, random, without, knocked, models, inflated, cut
+    )
     writers = circuit.graph.writers
     return CircuitEvaluation(
         circuit=circuit,

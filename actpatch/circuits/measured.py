@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from actpatch.circuits.patcher import patcher_of
+from actpatch.circuits.patcher import CircuitPatcher
 from actpatch.core.circuits import Circuit
 from actpatch.core.text import number
-from actpatch.interventions.sources import OTHER_RUN, Source
+from actpatch.interventions.settings import Settings
 from actpatch.metrics.chosen import MetricChoice
 from actpatch.metrics.names import metric_key
 from actpatch.metrics.registry import METRICS
@@ -29,84 +29,98 @@ from actpatch.tasks.encoding import encode_pairs
 
 
 class CircuitMetrics:
-    """The metric of circuits on the same pairs. All edges in are the clean run.
+    """What every metric of circuits comes to on the same pairs. Each circuit is run once, however often it is asked.
+
+    With all edges a circuit is the clean run. In denoising runs, which begin from the corrupted prompt, a circuit's
+    edges are those that are written: the others are what the run keeps of its own, and with all edges it is the clean
+    run but for positions that have no partner there.
 
     Args:
-        model: that they are circuits of.
+        patcher: runs circuits.
         dataset: prompt pairs and metric.
-        pair_indices: which pairs; None for all.
-        source: what stands in the place of senders that are left out.
-        metric: what is measured; None for the dataset's own.
-        batch_size: as `CircuitPatcher` takes it.
-        show_progress: likewise.
+        settings: which pairs, in one direction, what stands in the place of senders that are left out, and what is
+            measured.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        dataset: PatchingDataset,
-        *,
-        pair_indices: Sequence[int] | None = None,
-        source: Source = OTHER_RUN,
-        metric: MetricChoice = None,
-        batch_size: int | None = None,
-        show_progress: bool = True,
-    ) -> None:
-        self.patcher = patcher_of(model, batch_size, show_progress)
-        self.dataset, self.pair_indices, self.source, self.metric = dataset, pair_indices, source, metric
-        self.sweep: Sweep | None = None
-        """The last runs, for the settings and the pairs; None before the first."""
-        self.empty: Float[np.ndarray, " pair"] = np.empty(0)
-        """The metric with every edge off, once anything was run."""
-        self._known: dict[Circuit, Float[np.ndarray, " pair"]] = {}
+    def __init__(self, patcher: CircuitPatcher, dataset: PatchingDataset, settings: Settings) -> None:
+        self.patcher, self.dataset, self.settings = patcher, dataset, settings
+        (self.direction,) = settings.directions
+        self._sweep: Sweep | None = None
+        self._ends: tuple[Circuit, Circuit] | None = None
+        """With no edge, and with all of them."""
+        self._known: dict[Circuit, Float[np.ndarray, "metric pair"]] = {}
 
-    def of(self, circuits: Sequence[Circuit]) -> Float[np.ndarray, "circuit pair"]:
-        """The metric of each circuit on each pair. Those that were not run yet are run together.
+    def of(self, circuits: Sequence[Circuit]) -> Float[np.ndarray, "metric circuit pair"]:
+        """Every metric of each circuit on each pair. Those that were not run yet are run together.
 
         Raises:
             ValueError: as `CircuitPatcher.run_circuits_experiment`.
             RuntimeError: likewise.
         """
-        none = replace(circuits[0], edges=np.zeros_like(circuits[0].edges))
-        asked = dict.fromkeys([none, *circuits])
-        if new := [one for one in asked if one not in self._known and not self._is_whole(one)]:
-            # What baselines are to be warned of was told with the first runs.
-            with warnings.catch_warnings() if self.sweep is not None else nullcontext():
-                if self.sweep is not None:
-                    warnings.simplefilter("ignore")
-                self.sweep = self.patcher.run_circuits_experiment(
-                    self.dataset, new, pair_indices=self.pair_indices, source=self.source, metrics=self.metric
-                ).sweep
-            self._known.update(zip(new, self.sweep.patched))
-        self.empty = self._known[none]
-        return np.stack([self.full if self._is_whole(one) else self._known[one] for one in circuits])
+        asked = [*circuits]
+        if self._ends is None:
+            none = np.zeros_like(circuits[0].edges)
+            self._ends = replace(circuits[0], edges=none), replace(circuits[0], edges=~none)
+            asked += self._ends if self.direction == "denoising" else self._ends[:1]
+        if new := [one for one in dict.fromkeys(asked) if one not in self._known and not self._is_clean(one)]:
+            self._run(new)
+        found = [self.full if self._is_clean(one) else self._known[one] for one in circuits]
+        return np.stack(found, axis=1) if found else np.zeros((*self.full.shape[:1], 0, *self.full.shape[1:]))
+
+    def _is_clean(self, circuit: Circuit) -> bool:
+        """Whether nothing is left out of the clean run; at positions that are told apart all others always are."""
+        return self.direction == "noising" and not circuit.positions and bool(circuit.edges.all())
+
+    def _run(self, circuits: list[Circuit]) -> None:
+        with warnings.catch_warnings() if self._sweep is not None else nullcontext():
+            if self._sweep is not None:  # what baselines are to be warned of was told with the first runs
+                warnings.simplefilter("ignore")
+            self._sweep = self.patcher.run_circuits_experiment(
+                self.dataset,
+                [~circuit for circuit in circuits] if self.direction == "denoising" else circuits,
+                pair_indices=self.settings.pair_indices,
+                direction=self.direction,
+                source=self.settings.source,
+                metrics=self.settings.metrics,
+            ).sweep
+        found = np.stack([values.patched for values in self._sweep.measured], axis=1)
+        self._known.update(zip(circuits, found))
 
     @property
-    def full(self) -> Float[np.ndarray, " pair"]:
-        """The metric of the whole model, once anything was run."""
-        assert self.sweep is not None
-        return self.sweep.clean
+    def sweep(self) -> Sweep:
+        """The last runs, for the settings and the pairs, once anything was run."""
+        assert self._sweep is not None
+        return self._sweep
+
+    @property
+    def full(self) -> Float[np.ndarray, "metric pair"]:
+        """Every metric of the whole model, once anything was run."""
+        if self.direction == "noising":
+            return np.stack([values.clean for values in self.sweep.measured])
+        assert self._ends is not None
+        return self._known[self._ends[1]]
+
+    @property
+    def empty(self) -> Float[np.ndarray, "metric pair"]:
+        """Every metric with every edge off, likewise."""
+        assert self._ends is not None
+        return self._known[self._ends[0]]
 
     def faithfulness(self, circuits: Sequence[Circuit]) -> Float[np.ndarray, " circuit"]:
-        """Ratio of means (`statistics.faithfulness`) of each circuit.
+        """Ratio of means (`statistics.faithfulness`) of each circuit, by the first metric.
 
         Raises:
             ValueError: where the whole model does as with every edge off, so that no circuit has one; and as `of`.
         """
-        values = self.of(circuits)
-        gaps = self.full - self.empty
+        values, full, empty = self.of(circuits)[0], self.full[0], self.empty[0]
+        gaps = full - empty
         if gaps_cancel(gaps) or not np.isfinite(gaps).all():
             raise ValueError(
-                f"the whole model has a mean {self.sweep.metric if self.sweep else ''} of {number(self.full.mean())} "
-                f"and {number(self.empty.mean())} with every edge off: there is no effect to keep a share of; use a "
-                "corruption (or a metric) that breaks the behaviour"
+                f"the whole model has a mean {self.sweep.metric} of {number(full.mean())} and {number(empty.mean())} "
+                "with every edge off: there is no effect to keep a share of; use a corruption (or a metric) that "
+                "breaks the behaviour"
             )
-        return (values - self.empty).mean(axis=1) / gaps.mean()
-
-    @staticmethod
-    def _is_whole(circuit: Circuit) -> bool:
-        """Whether nothing is left out; at positions that are told apart all others always are."""
-        return not circuit.positions and bool(circuit.edges.all())
+        return (values - empty).mean(axis=1) / gaps.mean()
 
 
 def metrics_of(sweep: Sweep, model: Any, dataset: PatchingDataset | None, what: str) -> CircuitMetrics:
@@ -129,26 +143,24 @@ def metrics_of(sweep: Sweep, model: Any, dataset: PatchingDataset | None, what: 
             f"{what} runs circuits, which have no noise, and these results were run under {sweep.noise}: give results "
             "of pairs of two prompts"
         )
-    runs = sweep.run_exactly
     if dataset is not None:
         _check_is_of(sweep, model, dataset, what)
-        return CircuitMetrics(model, dataset, pair_indices=sweep.pair_indices, metric=_known_name(sweep))
+        named = Settings(pair_indices=sweep.pair_indices, direction="noising", metrics=_known_name(sweep))
+        return CircuitMetrics(CircuitPatcher(model), dataset, named)
+    runs = sweep.run_exactly
     if not isinstance(runs, ExactRuns) or runs.pairs.origin is None:
         raise ValueError(
             f"{what} runs circuits, and these results do not know their model (they were read from a file, copied, or "
             "are of some pairs alone): give model= and dataset=, or another goal (n_edges=, threshold=)"
         )
     asked = runs.settings.metrics
-    several = isinstance(asked, Sequence) and not isinstance(asked, str)
-    return CircuitMetrics(
-        runs.pairs.origin.model,
-        runs.pairs.origin.dataset,
-        pair_indices=sweep.pair_indices,
-        source=runs.settings.source,
-        metric=asked[sweep.selected] if several else asked,  # type: ignore[index]
-        batch_size=runs.engine.batch_size,
-        show_progress=runs.engine.show_progress,
+    if isinstance(asked, Sequence) and not isinstance(asked, str):
+        asked = asked[sweep.selected]
+    settings = replace(runs.settings, pair_indices=sweep.pair_indices, direction="noising", metrics=asked)
+    patcher = CircuitPatcher(
+        runs.pairs.origin.model, batch_size=runs.engine.batch_size, show_progress=runs.engine.show_progress
     )
+    return CircuitMetrics(patcher, runs.pairs.origin.dataset, settings)
 
 
 def _known_name(sweep: Sweep) -> MetricChoice:

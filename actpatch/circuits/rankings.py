@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from actpatch.core.circuit_names import CircuitPosition, pair_key
+from actpatch.core.circuit_names import CircuitPosition, pair_key, position_named
 from actpatch.core.circuits import Circuit
 from actpatch.core.estimate_words import exact_or_estimated, method_of
 from actpatch.core.graph import Graph
@@ -164,7 +164,7 @@ def edge_ranking(results: EdgeResults, keys: Float[np.ndarray, " patch"], growth
         )
     table = np.full((len(names), len(results.graph)), np.nan)
     table[columns, edges.numbers] = keys
-    return EdgeRanking(results.graph, table, growth, tuple(map(_position, names)) if any(names) else ())
+    return EdgeRanking(results.graph, table, growth, tuple(map(position_named, names)) if any(names) else ())
 
 
 class NodeRanking(Ranking):
@@ -242,9 +242,3 @@ def _writers_of(graph: Graph, patch: Patch) -> tuple[int, ...]:
             f"{patch.label} is no component of a circuit: expected effects of heads' outputs, attn_out or mlp_out"
         )
     return found
-
-
-def _position(name: str) -> CircuitPosition:
-    """A position as circuits have it; several that were patched together are a tuple."""
-    parts = [int(one) if one.removeprefix("-").isdecimal() else one for one in name.split(" + ")]
-    return parts[0] if len(parts) == 1 else tuple(parts)

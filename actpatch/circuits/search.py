@@ -110,7 +110,6 @@ def find_circuit(
     if goal == "share":
         runs = metrics_of(scores.sweep, model, dataset, "share=")
         n, found = _fewest_that_keep(value, ranking, runs.faithfulness)
-        assert runs.sweep is not None
         check_is_the_same_model(scores.sweep, runs.sweep)
         told = _told_of_share(value, found, scores.sweep, runs)
     else:
@@ -197,13 +196,13 @@ def _by_acdc(scores: Scores, threshold: float, signed: bool, model: Any, dataset
         threshold,
         start=start,
         signed=signed,
-        pair_indices=runs.pair_indices,
-        source=runs.source,
-        metric=runs.metric,
+        pair_indices=runs.settings.pair_indices,
+        source=runs.settings.source,
+        metric=runs.settings.metrics,
     )
     by = "signed" if signed else "absolute"
     how = f"{found.found_by}, {by} changes, exact, noising, all edges tried on {count(len(sweep.pair_indices), 'pair')}"
-    return replace(found, found_by=how, seen=scores.seen)
+    return replace(found, found_by=how)
 
 
 def _n_taken(goal: str, value: Any, ranking: Ranking) -> int:
@@ -249,7 +248,7 @@ def _fewest_that_keep(
 def _told_of_share(share: float, found: float, sweep: Sweep, runs: CircuitMetrics) -> str:
     return (
         f"the fewest along the ranking found to keep {share:g}: faithfulness {number(found, 3)} when run on "
-        f"{count(len(sweep.pair_indices), 'pair')} (noising, {runs.source.label})"
+        f"{count(len(sweep.pair_indices), 'pair')} (noising, {runs.settings.source.label})"
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from actpatch.circuits.acdc import places_of
 from actpatch.circuits.held_out import Split, held_out_indices
+from actpatch.circuits.measured import CircuitMetrics
 from actpatch.circuits.patcher import CircuitPatcher, check_graphs, patcher_of
 from actpatch.circuits.search import find_circuit
 from actpatch.core.circuit_names import CircuitPosition
@@ -148,8 +149,8 @@ def sensitivity_card(
     rows = [judged.row(one, circuit, level, seed) for one in asked]
     return SensitivityCard(
         circuit=circuit,
-        metric=judged.metric,
-        unit=judged.unit,
+        metric=judged.sweep.metric,
+        unit=judged.sweep.unit,
         task=pairs.task,
         held_out=held_out.held_out,
         variations=(replace(rows[0], is_base=True), *rows[1:]),
@@ -187,29 +188,20 @@ class _Judged:
     def __init__(
         self, patcher: CircuitPatcher, dataset: PatchingDataset, pairs: EncodedPairs, metric: Any, asked: list[_Asked]
     ) -> None:
-        self.graph = patcher.graph
-        self.values: dict[tuple[str, Direction, Circuit], np.ndarray] = {}
         self.refused: dict[str, str] = {}
         """What is written -> why it cannot be, for these pairs."""
-        ways = dict.fromkeys((one.source, one.direction) for one in asked)
-        for source, direction in ways:
+        self.ways: dict[tuple[Source, Direction], CircuitMetrics] = {}
+        for source, direction in dict.fromkeys((one.source, one.direction) for one in asked):
             try:
                 source.references(pairs)
             except ValueError as error:
                 self.refused[source.label] = str(error)
                 continue
-            here = [
-                circuit
-                for one in asked
-                if (one.source, one.direction) == (source, direction)
-                for circuit in one.circuits
-            ]
-            some = list(dict.fromkeys([Circuit.full(self.graph), Circuit.empty(self.graph), *here]))
-            left = [~circuit for circuit in some] if direction == "denoising" else some
-            options: dict[str, Any] = {"source": source, "direction": direction, "metrics": metric}
-            sweep = patcher.run_circuits_experiment(dataset, left, pair_indices=pairs.indices, **options).sweep
-            self.metric, self.unit, self.more_is_better = sweep.metric, sweep.unit, sweep.more_is_better
-            self.values |= {(source.label, direction, circuit): row for circuit, row in zip(some, sweep.patched)}
+            settings = Settings(pair_indices=pairs.indices, direction=direction, source=source, metrics=metric)
+            way = self.ways[source, direction] = CircuitMetrics(patcher, dataset, settings)
+            here = [one.circuits for one in asked if (one.source, one.direction) == (source, direction)]
+            way.of([*itertools.chain(*here)])
+        self.sweep = next(iter(self.ways.values())).sweep
 
     def row(self, asked: _Asked, base: Circuit, level: float, seed: int) -> Variation:
         """The row of what was asked."""
@@ -233,12 +225,10 @@ class _Judged:
         )
 
     def _faithfulness(self, asked: _Asked, level: float, seed: int) -> Faithfulness:
-        places = slice(None) if asked.places is None else list(asked.places)
-        ends = Circuit.full(self.graph), Circuit.empty(self.graph)
-        rows = [self.values[asked.source.label, asked.direction, one][places] for one in (*ends, *asked.circuits)]
-        full, empty, *of_circuits = rows
-        options: dict[str, Any] = {"more_is_better": self.more_is_better, "level": level, "seed": seed}
-        return faithfulness(np.stack(of_circuits), full, empty, **options)
+        way, places = self.ways[asked.source, asked.direction], slice(None) if asked.places is None else [*asked.places]
+        of_circuits, full, empty = way.of(asked.circuits)[0], way.full[0], way.empty[0]
+        options: dict[str, Any] = {"more_is_better": self.sweep.more_is_better, "level": level, "seed": seed}
+        return faithfulness(of_circuits[:, places], full[places], empty[places], **options)
 
 
 def _by_granularity(circuit: Circuit) -> list[_Asked]:

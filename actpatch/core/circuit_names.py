@@ -26,13 +26,14 @@ def split_name(edge: Any) -> tuple[Any, CircuitPosition | None]:
     if not isinstance(edge, str) or "@" not in edge:
         return edge, None
     name, _, at = edge.partition("@")
-    several = [_plain(one) for one in at.split(" + ")]
-    return name.strip(), several[0] if len(several) == 1 else tuple(several)
+    return name.strip(), position_named(at)
 
 
-def _plain(at: str) -> int | str:
-    at = at.strip()
-    return int(at) if at.removeprefix("-").isdecimal() else at
+def position_named(name: str) -> CircuitPosition:
+    """The position of this name; several that count as one are joined by ` + `."""
+    each = [one.strip() for one in name.split(" + ")]
+    parts = [int(one) if one.removeprefix("-").isdecimal() else one for one in each]
+    return parts[0] if len(parts) == 1 else tuple(parts)
 
 
 def checked_position(given: Any) -> CircuitPosition:

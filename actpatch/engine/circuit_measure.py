@@ -1,5 +1,6 @@
-"""Circuits measured again and again on the same pairs: for searches, which choose what is run by what was measured.
+"""Circuits measured again and again in noising runs of the same pairs.
 
+It is for searches, which choose what is run by what was measured.
 Nothing here chooses anything.
 """
 
@@ -41,15 +42,14 @@ class CircuitMeasure:
         values = np.full((len(self.measured), len(kept), self.measured.n_runs(self.n_pairs)), np.nan)
         for of_chunk in self._of_chunks:
             chunk = of_chunk.chunk
-            clean = chunk.other if self.runs.experiment.direction == "denoising" else chunk.base
             for batch, logits in self.runs.circuit_batches(of_chunk, patches):
                 of_rows = self.measured.measure(
                     logits,
-                    clean.logits,
+                    chunk.base.logits,
                     rows=torch.from_numpy(batch.pairs),
                     pairs=chunk.pairs,
                     lengths=chunk.lengths,
-                    clean_lengths=chunk.lengths_of(clean),
+                    clean_lengths=chunk.lengths,
                 )
                 values[:, batch.patches, chunk.pairs.numpy()[batch.pairs]] = of_rows.numpy()
         return mean_of_samples(self.measured.of_pairs(values), self.samples)[0]

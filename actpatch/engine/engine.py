@@ -210,13 +210,11 @@ class PatchingEngine:
         pairs: EncodedPairs,
         graph: Graph,
         metric: AnyMetric,
-        direction: Direction = "noising",
         *,
-        places: Sequence[Sequence[Site]] = ALL_POSITIONS,
+        places: tuple[tuple[Site, ...], ...] = ALL_POSITIONS,
         references: References | None = None,
-        noise: GaussianNoise | None = None,
     ) -> Iterator[CircuitMeasure]:
-        """For searches, which choose what is run next by what was measured: what measures circuits.
+        """For searches, which choose what is run next by what was measured: what measures circuits in noising runs.
 
         Both runs of all pairs are recorded once, and kept while the context lasts.
 
@@ -224,17 +222,14 @@ class PatchingEngine:
             pairs: the prompts.
             graph: of the model.
             metric: what is measured.
-            direction: which run of each pair is patched.
             places: where circuits tell their edges apart, counted in the run that is patched.
             references: as in `sweep`.
-            noise: likewise.
         """
-        (measured,) = sets_of([metric], samples := _samples(references, noise))
+        (measured,) = sets_of([metric], samples := _samples(references, None))
         every = np.ones((1, len(places), len(graph)), dtype=bool)
-        whole = CircuitPatches(graph, every, ("all edges",), tuple(map(tuple, places)))  # type: ignore[arg-type]
-        options = {"references": references, "noise": noise, "continuations": measured.continuations}
-        asked = (pairs, {direction: whole}, measured.reads_all_positions, measured.tokens)
-        with self.running(*asked, **options) as runs:  # type: ignore[arg-type]
+        whole = CircuitPatches(graph, every, ("all edges",), places)
+        asked: Any = (pairs, {"noising": whole}, measured.reads_all_positions, measured.tokens)
+        with self.running(*asked, references=references, noise=None, continuations=measured.continuations) as runs:
             yield CircuitMeasure(runs, measured, whole, len(pairs), samples)
 
     def _measured(

@@ -148,14 +148,14 @@ def test_random_rankings_are_of_the_seed() -> None:
 
 def test_equal_circuits_are_run_once() -> None:
     model, dataset, effects = induction()
-    metrics = CircuitMetrics(model, dataset, show_progress=False)
+    metrics = CircuitMetrics(CircuitPatcher(model, show_progress=False), dataset, Settings(direction="noising"))
     graph, true = effects.noising.graph, true_edges()
-    values = metrics.of([true, Circuit.full(graph), true, Circuit.empty(graph)])
-    assert metrics.sweep is not None and len(metrics.sweep.patches) == 2
-    assert np.array_equal(values[0], values[2]) and np.array_equal(values[1], metrics.full)
-    assert np.array_equal(values[3], metrics.empty)
+    (values,) = metrics.of([true, Circuit.full(graph), true, Circuit.empty(graph)])
+    assert len(metrics.sweep.patches) == 2
+    assert np.array_equal(values[0], values[2]) and np.array_equal(values[1], metrics.full[0])
+    assert np.array_equal(values[3], metrics.empty[0])
     first = metrics.sweep
-    assert np.array_equal(metrics.of([true]), values[:1]) and metrics.sweep is first
+    assert np.array_equal(metrics.of([true])[0], values[:1]) and metrics.sweep is first
     np.testing.assert_allclose(metrics.faithfulness([true, Circuit.empty(graph)]), [1, 0], atol=1e-12)
 
 
