@@ -16,8 +16,7 @@ from torch import Tensor
 from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.direction import Direction
 from actpatch.core.edge_patches import EdgePatches, GraphPatches
-from actpatch.core.estimates import Estimate
-from actpatch.core.sites import Site, block_hook, head_axis
+from actpatch.core.sites import Site, head_axis
 from actpatch.core.text import MOST_LISTED
 from actpatch.core.warn import warn_user
 from actpatch.engine.agreement import (
@@ -32,9 +31,9 @@ from actpatch.engine.agreement import (
     ways_to_agree,
 )
 from actpatch.engine.circuits import CircuitRuns
-from actpatch.engine.edges import INPUT, error_of_edges, error_of_writers, patches_that_enter_alike, recorded_for
+from actpatch.engine.edges import error_of_edges, error_of_writers, patches_that_enter_alike
 from actpatch.engine.entering import PatchWork, Work
-from actpatch.engine.estimators import estimator_of, kept_for_recomputing, rows_with_gradients
+from actpatch.engine.estimators import estimator_of, rows_with_gradients
 from actpatch.engine.exactness import (
     ONE_PROMPT,
     Exactness,
@@ -47,6 +46,7 @@ from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.full import run_in_full
 from actpatch.engine.gradients import Measure
 from actpatch.engine.memory import pairs_that_fit, parts_that_fit, tokens_that_fit
+from actpatch.engine.needed import names_to_record
 from actpatch.engine.paths import graph_work
 from actpatch.engine.plan import Batch, Route, plan, route
 from actpatch.engine.recording import Recorder
@@ -134,7 +134,7 @@ class Runs:
             is_first = isinstance(self.patches, GraphPatches) and not self._is_checked
             indices = self._next(waiting, min(most, FIRST_FEW) if is_first else most)
             try:
-                chunks = self._recorder.record(torch.tensor(indices), *self._recorded_names(), exactness=self.exactness)
+                chunks = self._recorder.record(torch.tensor(indices), *self._names(), exactness=self.exactness)
                 if not self._settled(chunks):
                     continue
             except RuntimeError as error:
@@ -263,43 +263,15 @@ class Runs:
                 self.max_tokens //= 2
 
     def _pairs_at_once(self) -> int:
-        base, source = self._recorded_names()
+        base, source = self._names()
         recorded = [len(base), len(source)] if len(self.experiments) == 1 else [len(base | source)] * 2
         return pairs_that_fit(self.experiment, recorded)
 
-    def _recorded_names(self) -> tuple[set[str], set[str]]:
-        """Hook points needed of the run that is patched, and of the run whose activations are copied."""
-        n_layers, hook_points = self.runner.n_layers, set(self.runner.hook_points)
+    def _names(self) -> tuple[set[str], set[str]]:
+        """Hook points that both runs are recorded at."""
         checked = self._checked[0]
-        source = {site.hook_point for patch in checked.patches for site in patch.sites}
-        if (estimate := self.experiment.estimate) is not None or isinstance(self.patches, CircuitPatches):
-            return self._recorded_for_full_runs(estimate, source)
-        routes = self.routes(checked)  # the same hook points in each direction
-        base = {resid_name(layer, n_layers) for layer in range(n_layers + 1)} if routes else set()
-        for way in routes:
-            base |= {site.hook_point for site in way.on_entry}
-            for site in way.on_entry:
-                if site.layer is not None and site.kind.is_added:
-                    base |= {block_hook(site.layer, "attn_out"), block_hook(site.layer, "mlp_out")} & hook_points
-        if isinstance(self.patches, GraphPatches):
-            of_edges, source = recorded_for(self.patches)
-            base |= of_edges
-        return base, source
-
-    def _recorded_for_full_runs(self, estimate: Estimate | None, written: set[str]) -> tuple[set[str], set[str]]:
-        """The same where circuits are run, and where effects are estimated: both runs at what is written, and at what
-        the method takes besides."""
-        base = written
-        if isinstance(self.patches, GraphPatches):
-            base, written = recorded_for(self.patches)
-        n_layers = self.runner.n_layers
-        if isinstance(self.patches, GraphPatches) or self.experiment.resumes:
-            base = base | {resid_name(layer, n_layers) for layer in range(n_layers + 1)}
-        if self.experiment.resumes:
-            base = base | kept_for_recomputing(written)
-        if estimate is not None and estimate.method == "eap_ig":
-            base, written = base | {INPUT}, written | {INPUT}
-        return base | written, written
+        routes = self.routes(checked) if self.experiment.enters else []  # of the same hook points in each direction
+        return names_to_record(self.experiment, checked.patches, routes)
 
     def _first_try(self) -> Exactness:
         """All shortcuts but those that this experiment, or what is on the model, leaves out from the start."""

@@ -87,8 +87,9 @@ def test_zeros_are_zeros_on_a_bridge(name: str) -> None:
     read = LogitDifference(Answers(((3,),) * 3, ((9,),) * 3))
     sites = [Site(block_hook(1, "resid_mid")), Site(block_hook(2, "resid_mid"), position=-1)]
     zeros = References(((),), (0, 0, 0))
-    found = engine_on(model).sweep(pairs, singles(sites), [read], references=zeros).patched[0]
-    assert np.ptp(found, axis=1).max() <= SINGLE
+    # One prompt at a time: in a batch, rows of the same numbers are rounded otherwise with another number of threads.
+    found = engine_on(model, batch_size=1).sweep(pairs, singles(sites), [read], references=zeros).patched[0]
+    assert np.ptp(found, axis=1).max() == 0
     assert np.ptp(engine_on(model).baselines(pairs, [read]).clean) > 1e-4
 
 
