@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from jaxtyping import Int
@@ -21,18 +22,26 @@ from actpatch.core.circuits import Circuit
 from actpatch.core.direction import Direction
 from actpatch.core.graph import Graph
 from actpatch.core.indices import is_integer
+from actpatch.core.stores import Store
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
 from actpatch.models.graph import graph_of
-from actpatch.patchers.experiment import encoded, run_sweeps
+from actpatch.patchers.experiment import encoded, run_experiment
 from actpatch.results.shapes import SweepResults
+from actpatch.runs.plan import Plan
 from actpatch.tasks.dataset import PatchingDataset
 
 Order = Literal["reverse", "forward", "random"]
 MOST_AT_ONCE = 64
 """Most candidates of which all are taken to be left out until one is seen not to be."""
+
+
+class _OfRuns(TypedDict, total=False):
+    pair_indices: Sequence[int] | None
+    metrics: MetricChoice
+    store: Store | str | Path | None
 
 
 class CircuitPatcher:
@@ -59,6 +68,29 @@ class CircuitPatcher:
         """The model's writers, readers and edges (`graph_of`)."""
         return graph_of(self.model)
 
+    @overload
+    def run_circuits_experiment(
+        self,
+        dataset: PatchingDataset,
+        circuits: Circuit | Sequence[Circuit] | Mapping[str, Circuit],
+        *,
+        plan: Literal[True],
+        direction: Direction = "noising",
+        source: Source = OTHER_RUN,
+        **options: Unpack[_OfRuns],
+    ) -> Plan: ...
+
+    @overload
+    def run_circuits_experiment(
+        self,
+        dataset: PatchingDataset,
+        circuits: Circuit | Sequence[Circuit] | Mapping[str, Circuit],
+        *,
+        direction: Direction = "noising",
+        source: Source = OTHER_RUN,
+        **options: Unpack[_OfRuns],
+    ) -> SweepResults: ...
+
     def run_circuits_experiment(
         self,
         dataset: PatchingDataset,
@@ -68,7 +100,9 @@ class CircuitPatcher:
         direction: Direction = "noising",
         source: Source = OTHER_RUN,
         metrics: MetricChoice = None,
-    ) -> SweepResults:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> SweepResults | Plan:
         """Run each circuit on each pair, with all edges that it has not patched together.
 
         The effect of noising is by how much the circuit falls short: 0 where it does what the model does, 1 where it
@@ -81,6 +115,8 @@ class CircuitPatcher:
             direction: `noising`: edges in the circuit are of the clean run; `denoising`: of the corrupted one.
             source: what stands in the place of senders that are left out.
             metrics: as in `ActivationPatcher.run_patching_experiment`.
+            store: likewise.
+            plan: likewise.
 
         Raises:
             ValueError: before any run of the model, for circuits of another graph, and for whatever of the arguments or
@@ -90,9 +126,11 @@ class CircuitPatcher:
         named = _named(circuits)
         check_graphs(self.graph, named)
         patches = CircuitPatches(self.graph, np.stack([one.edges for one in named.values()]), tuple(named))
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices, direction=direction, source=source, metrics=metrics, store=store, plan=plan
+        )
         pairs = encoded(self.model, dataset, settings)
-        return SweepResults(run_sweeps(self.engine, pairs, lambda pairs: patches, settings)[0])
+        return run_experiment(self.engine, SweepResults, pairs, lambda pairs: patches, settings)  # type: ignore[no-any-return]
 
     def acdc(
         self,

@@ -1,0 +1,7 @@
+"""x"""
+
+
+class Plan: ...
+
+
+def plan_of(*a): ...
