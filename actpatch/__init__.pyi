@@ -12,6 +12,7 @@ from .core.graph import Graph as Graph
 from .core.sites import Patch as Patch
 from .core.sites import Site as Site
 from .core.sites import block_hook as block_hook
+from .core.stores import Store as Store
 from .figures.attention import create_attention_patterns as create_attention_patterns
 from .figures.bars import create_component_comparison as create_component_comparison
 from .figures.bars import create_effect_distribution as create_effect_distribution
@@ -89,6 +90,8 @@ from .results.shapes import SweepResults as SweepResults
 from .results.stability import stability_of as stability_of
 from .results.sweep import Sweep as Sweep
 from .results.verification import Verification as Verification
+from .runs.plan import Plan as Plan
+from .runs.stored import load_run as load_run
 from .statistics.sites import SiteStatistics as SiteStatistics
 from .statistics.stability import Stability as Stability
 from .tasks.columns import PromptPair as PromptPair

@@ -103,4 +103,4 @@ def _starts(sites: Sequence[Site], pairs: np.ndarray, lengths: np.ndarray, first
         per_pair = [at[i] for i in pairs] if isinstance(at, tuple) else [at] * len(pairs)
         earliest = [min((p % n for p in span_of(span)), default=n) for span, n in zip(per_pair, lengths.tolist())]
         each.append(np.maximum(first, earliest))
-    return np.min(each, axis=0)
+    return np.min(each, axis=0).astype(float)

@@ -257,7 +257,7 @@ def site_statistics(
     changes, gaps = np.ldexp(changes, -exponent), np.ldexp(gaps, -exponent)
     n_pairs = len(gaps)
     lone = _level_of_a_lone_site(alpha, len(labels), correction)
-    n_flips = min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
+    n_flips = _number_of_flips(lone)
     for_intervals, for_flips, for_splits = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     tests = Tests(level, n_resamples, lone, n_flips, power, for_intervals, for_flips)
     found = evidence_of(changes, gaps, written, tests)
@@ -299,6 +299,23 @@ def site_statistics(
         n_corrected=len(labels),
         pairs_at=found.n_pairs,
     )
+
+
+def reach_of_pairs(
+    n_pairs: int, n_sites: int, *, alpha: float = 0.05, correction: Correction = "bh"
+) -> tuple[float, str]:
+    """What so many pairs can show of so many sites, before anything is measured.
+
+    Returns:
+        The smallest p-value, before correction; and why no site alone can be significant, empty where one can be.
+    """
+    lone = _level_of_a_lone_site(alpha, n_sites, correction)
+    step = smallest_p_value(n_pairs, _number_of_flips(lone))
+    return step, _too_few(n_pairs, n_sites, lone, step)
+
+
+def _number_of_flips(lone: float) -> int:
+    return min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
 
 
 def _level_of_a_lone_site(alpha: float, n_sites: int, correction: Correction) -> float:
