@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from actpatch.core.text import MOST_LISTED, count, shortened
+from actpatch.runs.parts import Part, read_part
 from actpatch.runs.spec import FORMAT, Spec
 from actpatch.runs.units import Unit
 
@@ -101,7 +102,7 @@ class RunFolder:
                 f"{self} is the run of another call: {listed}. Make the same call again to go on with it, or give "
                 "another folder"
             )
-        self._check_can_be_written()
+        self.check_can_be_written()
         self._tidy()
         return stood
 
@@ -114,6 +115,16 @@ class RunFolder:
 
     def part(self, unit: Unit) -> Path:
         return self.path / "parts" / f"{unit.id}.parquet"
+
+    def read_part(self, spec: Spec, number: int) -> Part:
+        """The part of a unit.
+
+        Raises:
+            FileNotFoundError: where it is not there.
+            ValueError: where it is damaged, with the reason.
+        """
+        unit = spec.units[number]
+        return read_part(self.part(unit), spec.id, unit, len(spec.data["direction"]), len(spec.data["metrics"]))
 
     def write_part(self, unit: Unit, content: bytes) -> None:
         """Put a unit's part there.
@@ -147,6 +158,15 @@ class RunFolder:
         """Unit -> its last failure, of those that are left alone."""
         return {unit: failed[-1] for unit, failed in self.failures().items() if len(failed) >= ATTEMPTS}
 
+    def told_of_quarantine(self, n_units: int) -> str:
+        """A sentence on the units that are left alone."""
+        found = self.quarantined()
+        return (
+            f"of {count(n_units, 'unit')}, {len(found)} failed three times and the results lack what is theirs: "
+            f"{listed_failures([*found.values()])}. To try again, delete the folder {str(self.path / 'failures')!r} "
+            "and go on with the run"
+        )
+
     def finish(self, spec: Spec, said: Mapping[str, Any]) -> None:
         """Write the manifest: every unit is there."""
         data = {"run": spec.id, "units": len(spec.units), "finished": _now(), **said}
@@ -174,7 +194,7 @@ class RunFolder:
                 f"{f' and {len(others) - 1} more' if len(others) > 1 else ''}): give a new or an empty folder"
             )
 
-    def _check_can_be_written(self) -> None:
+    def check_can_be_written(self) -> None:
         """Raises OSError where no part could be written."""
         with _told(self, "nothing was run"):
             for name in ("parts", "failures"):
@@ -220,7 +240,7 @@ def _told(folder: RunFolder, state: str) -> Any:
         what, remedy = ("is full", "make room") if full else ("cannot be written", "give a folder that can be")
         raise OSError(
             error.errno,
-            f"{folder} {what} ({error.strerror or error}): {state}; {remedy}, and make the same call again",
+            f"{folder} {what} ({error.strerror or error}): {state}; {remedy}, and go on with the run",
         ) from error
 
 

@@ -23,6 +23,7 @@ from actpatch.runs.parts import Part, part_content
 from actpatch.runs.spec import Spec, spec_of
 from actpatch.runs.units import Unit, Units
 from actpatch.runs.work import runs_per_pair, work_of_patches, work_of_recording
+from actpatch.runs.worker import engine_of
 from actpatch.statistics.sites import reach_of_pairs
 
 SECONDS = 0.7
@@ -102,6 +103,21 @@ def plan_of(engine: PatchingEngine, asked: Asked, kind: str, store: Store | None
     """What this experiment would take of this engine's model, after a calibration of a second or two."""
     engine.check(asked.pairs, asked.patches, references=asked.references, noise=asked.noise)
     spec = spec_of(engine, asked, kind, None if store is None else store.rows_per_unit)
+    return _plan(engine, asked, spec, None if store is None else Path(store.folder))
+
+
+def plan_of_folder(folder: str | Path, *, device: str | None = None) -> Plan:
+    """What the whole run in this folder takes here, however far it has come: its model is loaded, and a sample run.
+
+    Raises:
+        ValueError: as `work_on`.
+    """
+    at = RunFolder(Path(folder))
+    spec = at.read_spec()
+    return _plan(engine_of(at, spec, None, device, None, False), spec.asked, spec, at.path)
+
+
+def _plan(engine: PatchingEngine, asked: Asked, spec: Spec, folder: Path | None) -> Plan:
     units = spec.units
     model, n_pairs = engine.runner.model, len(asked.pairs)
     of_patches = work_of_patches(engine, asked)
@@ -113,7 +129,7 @@ def plan_of(engine: PatchingEngine, asked: Asked, kind: str, store: Store | None
     largest = max(units[number].n_rows for number in {0, len(units) - 1}) * len(asked.patches) * len(asked.metrics)
     smallest_p, too_few = reach_of_pairs(n_pairs, asked.n_patches)
     return Plan(
-        kind=kind,
+        kind=spec.kind,
         n_patches=asked.n_patches,
         n_pairs=n_pairs,
         directions=tuple(asked.patches),
@@ -127,7 +143,7 @@ def plan_of(engine: PatchingEngine, asked: Asked, kind: str, store: Store | None
         units=len(units),
         smallest_p=smallest_p,
         too_few=too_few,
-        folder=None if store is None else Path(store.folder),
+        folder=folder,
         spec=spec,
     )
 

@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 
 from actpatch.core.stores import Store
-from actpatch.core.text import count
 from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
 from actpatch.results.both import BothDirections
@@ -22,11 +21,11 @@ from actpatch.results.saved import SavedResults
 from actpatch.results.shapes import KINDS
 from actpatch.results.sweep import Sweep
 from actpatch.runs.asked import Asked
-from actpatch.runs.folder import RunFolder, listed_failures
+from actpatch.runs.folder import RunFolder
 from actpatch.runs.joining import Joined, in_all, said_once
-from actpatch.runs.parts import Part, check_can_store, read_part
+from actpatch.runs.parts import check_can_store
 from actpatch.runs.spec import Spec, spec_of
-from actpatch.runs.worker import run_units
+from actpatch.runs.worker import complete
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that results may take which are handed out whole."""
@@ -45,23 +44,10 @@ def stored_sweeps(engine: PatchingEngine, asked: Asked, kind: str, store: Store)
     engine.check(asked.pairs, asked.patches, references=asked.references, noise=asked.noise)
     check_fits_into_memory(len(asked.patches), len(asked.metrics), asked.n_patches, len(asked.pairs), folder)
     spec = folder.begin(spec_of(engine, asked, kind, store.rows_per_unit))
-    every = range(len(spec.units))
-    run_units(folder, spec, asked, engine, every)
+    complete(folder, spec, asked, engine, range(len(spec.units)))
     found = read_parts(folder, spec, asked)
-    if found.damaged:  # parts that stood there before
-        for number, reason in found.damaged.items():
-            folder.drop(spec.units[number], reason)
-        run_units(folder, spec, asked, engine, every)
-        found = read_parts(folder, spec, asked)
-    if not found.lacking:
-        if not folder.is_finished:
-            folder.finish(spec, {"seconds": found.seconds, "halved": found.halved})
-    elif quarantined := folder.quarantined():
-        warn_user(
-            f"of {count(len(every), 'unit')}, {len(quarantined)} failed three times and the results lack what is "
-            f"theirs: {listed_failures([*quarantined.values()])}. To try again, delete the folder "
-            f"{str(folder.path / 'failures')!r} and make the same call"
-        )
+    if found.lacking:
+        warn_user(folder.told_of_quarantine(len(spec.units)))
     sweeps = found.sweeps(asked)
     engine.shortcuts = sweeps[0].shortcuts
     return sweeps
@@ -113,15 +99,12 @@ class Found:
     spec: Spec
     there: np.ndarray
     """Which units are there."""
-    damaged: dict[int, str]
-    """Number of a unit whose part is not whole -> why."""
     shortcuts: list[list[tuple[str, ...]]]
     """Per direction those of each unit."""
     notes: list[list[str]]
     """Per direction those of all units."""
     versions: tuple[tuple[tuple[str, str], ...], ...]
-    seconds: float
-    halved: list[str]
+    """Of the libraries that units were computed with."""
 
     @property
     def lacking(self) -> list[int]:
@@ -190,14 +173,11 @@ def read_parts(folder: RunFolder, spec: Spec, asked: Asked) -> Found:
     there = np.zeros(len(spec.units), dtype=bool)
     shortcuts: list[list[tuple[str, ...]]] = [[] for _ in range(n)]
     notes: list[list[str]] = [[] for _ in range(n)]
-    damaged, versions, halved, seconds = {}, {}, [], 0.0
+    versions: dict[tuple[tuple[str, str], ...], None] = {}
     for number in folder.done(spec):
         try:
-            part = part_of(folder, spec, number)
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            damaged[number] = str(error)
+            part = folder.read_part(spec, number)
+        except (FileNotFoundError, ValueError):  # not whole: it is not there
             continue
         joined.put(part.unit, part.measured)
         there[number] = True
@@ -205,17 +185,4 @@ def read_parts(folder: RunFolder, spec: Spec, asked: Asked) -> Found:
             shortcuts[i].append(runs.shortcuts)
             notes[i] += runs.notes
         versions[tuple(sorted(part.how["versions"].items()))] = None
-        seconds += part.how["seconds"]
-        halved += [f"unit {part.unit.id}: {what}" for what in part.how["halved"]]
-    return Found(joined, spec, there, damaged, shortcuts, notes, tuple(versions), round(seconds, 3), halved)
-
-
-def part_of(folder: RunFolder, spec: Spec, number: int) -> Part:
-    """The part of a unit.
-
-    Raises:
-        FileNotFoundError: where it is not there.
-        ValueError: where it is damaged, with the reason.
-    """
-    unit = spec.units[number]
-    return read_part(folder.part(unit), spec.id, unit, len(spec.data["direction"]), len(spec.data["metrics"]))
+    return Found(joined, spec, there, shortcuts, notes, tuple(versions))
