@@ -91,8 +91,10 @@ from .results.stability import stability_of as stability_of
 from .results.sweep import Sweep as Sweep
 from .results.verification import Verification as Verification
 from .runs.plan import Plan as Plan
+from .runs.progress import Progress as Progress
 from .runs.progress import progress_of as progress_of
 from .runs.stored import load_run as load_run
+from .runs.worker import work_on as work_on
 from .statistics.sites import SiteStatistics as SiteStatistics
 from .statistics.stability import Stability as Stability
 from .tasks.columns import PromptPair as PromptPair

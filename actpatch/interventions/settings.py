@@ -72,6 +72,11 @@ class Settings:
             check_direction(self.direction)
 
     @property
+    def stored_in(self) -> Store | None:
+        """The folder, as a value."""
+        return as_store(self.store)
+
+    @property
     def directions(self) -> tuple[Direction, ...]:
         """The directions that are run."""
         if self.direction == "both":

@@ -30,7 +30,8 @@ _HOW = (
 
 def fingerprint(model: Any) -> str:
     """A hash over the names, shapes, types and values of all weights, the same on every device."""
-    weights = {str(name): weight for name, weight in model.state_dict().items()}
+    # Of a bridge the one lacks some that the other has; quantized weights are no parameters.
+    weights: dict[str, Any] = {**dict(model.named_parameters()), **model.state_dict()}
     distinct = {_key(weight): weight for weight in weights.values()}  # tied weights are looked at once
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         said = dict(zip(distinct, pool.map(_said, distinct.values())))
@@ -67,7 +68,7 @@ def _said(weight: Any) -> str:
     """Shape, type and hash of a tensor; the hash of what else stands among weights (quantized ones, packed away)."""
     if isinstance(weight, Tensor) and not weight.is_quantized:
         raw = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return f"{tuple(weight.shape)} {weight.dtype} {hashlib.sha256(raw.numpy()).hexdigest()}"
+        return f"{tuple(weight.shape)} {weight.dtype} {hashlib.sha256(raw.numpy().data).hexdigest()}"
     kept = io.BytesIO()
     torch.save(weight, kept)
     return hashlib.sha256(kept.getvalue()).hexdigest()

@@ -64,7 +64,7 @@ def planned(
 ) -> Plan:
     """What these patches on these pairs would take."""
     asked = _asked(engine, pairs, patches, settings)
-    return plan_of(engine, asked, kind, settings.store)
+    return plan_of(engine, asked, kind, settings.stored_in)
 
 
 def run_sweeps(
@@ -76,10 +76,8 @@ def run_sweeps(
         kind: the shape in which they are handed out, which a folder that they are stored in names.
     """
     asked = _asked(engine, pairs, patches, settings)
-    if settings.store is None:
-        sweeps = asked.sweeps(asked.measured(engine))
-    else:
-        sweeps = stored_sweeps(engine, asked, kind, settings.store)
+    store = settings.stored_in
+    sweeps = asked.sweeps(asked.measured(engine)) if store is None else stored_sweeps(engine, asked, kind, store)
     if engine.estimate is not None:
         ways = ((sweep, ExactRuns(engine, pairs, settings, sweep.direction)) for sweep in sweeps)
         sweeps = [replace(sweep, run_exactly=exactly) for sweep, exactly in ways]

@@ -140,7 +140,9 @@ def library_versions() -> dict[str, str]:
 
 
 def _pairs_taken(pairs: EncodedPairs, numbers: Sequence[int]) -> EncodedPairs:
-    some = {name: tuple(of_pairs[i] for i in numbers) for name in _OF_PAIRS if (of_pairs := getattr(pairs, name))}
+    some: dict[str, Any] = {
+        name: tuple(of_pairs[i] for i in numbers) for name in _OF_PAIRS if (of_pairs := getattr(pairs, name))
+    }
     return replace(pairs, **some)
 
 

@@ -148,7 +148,7 @@ class RunFolder:
     def failures(self) -> dict[str, list[Failure]]:
         """Unit -> its failed attempts."""
         found: dict[str, list[Failure]] = {}
-        for path in sorted((self.path / "failures").glob("*.failed.json")):
+        for path in sorted((self.path / "failures").glob("*.failed.json"), key=_written_at):
             with contextlib.suppress(OSError, ValueError, KeyError):
                 data = json.loads(path.read_text(encoding="utf-8"))
                 found.setdefault(data["unit"], []).append(Failure(data["unit"], data["error"], data["at"]))
@@ -224,6 +224,13 @@ def listed_failures(failures: Collection[Failure]) -> str:
 
 def _names(path: Path) -> set[str]:
     return {entry.name for entry in os.scandir(path) if not entry.name.startswith(".")}
+
+
+def _written_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _now() -> str:

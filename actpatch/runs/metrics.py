@@ -68,10 +68,11 @@ class MetricOfPairs:
 def metric_of_pairs(metric: AnyMetric, numbers: Sequence[int]) -> AnyMetric:
     """The metric on these of its pairs, which are counted as before by nothing but their index in the dataset."""
     if isinstance(metric, (AnswerMetric, SequenceMetric)):
-        answers = metric.answers
+        answers: Any = metric.answers
         each = {f.name: getattr(answers, f.name) for f in fields(answers)}
         some = {name: tuple(of_pairs[i] for i in numbers) for name, of_pairs in each.items() if of_pairs}
-        return replace(metric, answers=replace(answers, **some))  # type: ignore[type-var]
+        changed: Any = replace(answers, **some)
+        return replace(metric, answers=changed)
     if isinstance(metric, DatasetMetric):
         return replace(metric, pair_indices=tuple(metric.pair_indices[i] for i in numbers))
     if is_ours(metric):
@@ -119,9 +120,9 @@ def metric_from_data(data: dict[str, Any], pair_indices: tuple[int, ...]) -> Any
     if "answers" not in data:
         return kind(name=data["name"]) if "name" in {f.name for f in fields(kind)} else kind()
     every = tuples(data["answers"])
-    sides = (tuple(every[place] for place in data[side]) for side in ("correct", "incorrect"))
-    answers = (AnswerSequences if issubclass(kind, SequenceMetric) else Answers)(*sides, pair_indices)
-    return kind(answers, name=data["name"])
+    correct, incorrect = (tuple(every[place] for place in data[side]) for side in ("correct", "incorrect"))
+    of = AnswerSequences if issubclass(kind, SequenceMetric) else Answers
+    return kind(of(correct, incorrect, pair_indices), name=data["name"])
 
 
 def _code_of(function: Callable[..., Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ circuits as the arrays that they are, with their graph. Nothing here knows a fil
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -105,12 +105,13 @@ def patches_from_data(data: dict[str, Any]) -> Sequence[Patch]:
     if data["of"] == "single patches":
         sizes = data["sizes"]
         ends = np.cumsum(np.full(data["n"], sizes) if isinstance(sizes, int) else np.array(sizes, dtype=np.int64))
-        columns = [{name: _column(data[name]) for name in names} for names in (_OF_SITE, _OF_PATCH)]
-        return StoredPatches(ends, *columns, chosen=range(data["n"]))
+        of_site, of_patch = ({name: _column(data[name]) for name in names} for names in (_OF_SITE, _OF_PATCH))
+        return StoredPatches(ends, of_site, of_patch, chosen=range(data["n"]))
     graph = Graph(**{name: tuples(value) for name, value in data["graph"].items()})
     places = tuple(tuple(_site(site) for site in place) for place in data["places"])
     if data["of"] == "edges":
-        return EdgePatches(graph, *(np.array(data[name], dtype=np.int64) for name in _OF_EDGES), places=places)
+        arrays = {name: np.array(data[name], dtype=np.int64) for name in _OF_EDGES}
+        return EdgePatches(graph, **arrays, places=places)
     if data["of"] == "heads":
         return HeadPaths(graph, tuple(data["senders"]), tuple(data["receivers"]), data["through"], places)
     if data["of"] == "paths":
@@ -143,7 +144,7 @@ def _singles(patches: Sequence[Patch]) -> dict[str, Any]:
 def _column_data(each: Iterable[Any]) -> dict[str, Any]:
     """Distinct values in the order in which they come; those that are one object are looked at once."""
     by_object: dict[int, tuple[Any, int]] = {}
-    by_value: dict[Hashable, int] = {}
+    by_value: dict[tuple[type, Any], int] = {}
     which = []
     for value in each:
         if id(value) not in by_object:

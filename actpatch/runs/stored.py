@@ -153,10 +153,10 @@ class Found:
                 [patch for block in np.flatnonzero(patches) for patch in each_patch[block]],
             )
 
-        options = [chosen(grid.all(axis=1), grid.any(axis=0))]
+        options = [chosen(np.asarray(grid.all(axis=1)), np.asarray(grid.any(axis=0)))]
         rows = np.unique(grid[grid.any(axis=1)], axis=0)
         for wanted in rows:  # pairs that have all of these blocks of patches
-            options.append(chosen((grid | ~wanted).all(axis=1), wanted))
+            options.append(chosen(np.logical_or(grid, ~wanted).all(axis=1), wanted))
         return max(options, key=lambda option: len(option[0]) * len(option[1]))
 
 

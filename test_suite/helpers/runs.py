@@ -58,7 +58,9 @@ def experiments(model: Any) -> dict[str, Experiment]:
         "outside of blocks": lambda **o: patcher.run_patching_experiment(data, ["hook_embed", "attn_out"], **o),
         "heads": lambda **o: heads.run_all_heads_experiment(data, "pattern", **o),
         "mean": lambda **o: heads.run_all_heads_experiment(data, source=Mean(), **o),
-        "resample": lambda **o: heads.run_all_heads_experiment(data, source=Resample(samples=2), layers=[1, 2], **o),
+        "resample": lambda **o: heads.run_all_heads_experiment(
+            ioi_of(model, 18), source=Resample(samples=2), layers=[1, 2], **o
+        ),
         "zero": lambda **o: heads.run_all_heads_experiment(data, source=Zero(), positions=["S2", -1], **o),
         "noise": lambda **o: patcher.run_patching_experiment(
             data, "mlp_out", noise=GaussianNoise("S1", samples=2), **o

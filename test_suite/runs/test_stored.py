@@ -19,6 +19,8 @@ from test_suite.helpers.models import bundled
 from test_suite.helpers.runs import assert_same_results, experiments, ioi_of, sweeps_of
 
 KINDS = list(experiments(bundled()))
+OTHERWISE_WRITTEN = ("places", "mean", "noise", "whole answers", "edges", "through", "paths", "circuits", "estimates")
+"""Those whose patches, sources or metrics are written down each in a way of its own."""
 WITHIN = 1e-9
 """In double precision."""
 
@@ -37,7 +39,9 @@ def test_units_together_are_the_sweep_of_one_call(kind, tmp_path):
     assert run(store=tmp_path / "run") == stored
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in OTHERWISE_WRITTEN)) for kind in KINDS]
+)
 def test_what_a_folder_holds_is_all_that_a_worker_needs(kind, tmp_path):
     run = experiments(bundled())[kind]
     stored = run(store=Store(tmp_path / "run", rows_per_unit=40))
