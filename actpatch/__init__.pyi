@@ -93,6 +93,8 @@ from .results.verification import Verification as Verification
 from .runs.plan import Plan as Plan
 from .runs.progress import Progress as Progress
 from .runs.progress import progress_of as progress_of
+from .runs.reading import StoredRun as StoredRun
+from .runs.reading import open_run as open_run
 from .runs.stored import load_run as load_run
 from .runs.worker import work_on as work_on
 from .statistics.sites import SiteStatistics as SiteStatistics
