@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "run"
             run_seconds["in memory"].append(_seconds(run))
-            run_seconds["stored"].append(_seconds(lambda at=folder: run(at)))
+            run_seconds["stored"].append(_seconds(partial(run, folder)))
             parts = sorted((folder / "parts").iterdir())
             units.append(json.loads((folder / "manifest.json").read_text())["seconds"] / len(parts))
             size = sum(part.stat().st_size for part in parts)
             parts[0].unlink()
             (folder / "manifest.json").unlink()
-            run_seconds["one unit again"].append(_seconds(lambda at=folder: run(at)))
-            run_seconds["all there"].append(_seconds(lambda at=folder: run(at)))
+            run_seconds["one unit again"].append(_seconds(partial(run, folder)))
+            run_seconds["all there"].append(_seconds(partial(run, folder)))
     of = {name: statistics.median(seconds) for name, seconds in run_seconds.items()}
     print(f"2,048 neurons × {asked.pairs} pairs, {len(parts)} units, {size / 2**20:.1f} MiB")
     for name, seconds in of.items():

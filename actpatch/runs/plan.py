@@ -103,7 +103,7 @@ def plan_of(engine: PatchingEngine, asked: Asked, kind: str, store: Store | None
     """What this experiment would take of this engine's model, after a calibration of a second or two."""
     engine.check(asked.pairs, asked.patches, references=asked.references, noise=asked.noise)
     spec = spec_of(engine, asked, kind, None if store is None else store.rows_per_unit)
-    return _plan(engine, asked, spec, None if store is None else Path(store.folder))
+    return replan(engine, asked, spec, None if store is None else Path(store.folder))
 
 
 def plan_of_folder(folder: str | Path, *, device: str | None = None) -> Plan:
@@ -114,10 +114,11 @@ def plan_of_folder(folder: str | Path, *, device: str | None = None) -> Plan:
     """
     at = RunFolder(Path(folder))
     spec = at.read_spec()
-    return _plan(engine_of(at, spec, None, device, None, False), spec.asked, spec, at.path)
+    return replan(engine_of(at, spec, None, device, None, False), spec.asked, spec, at.path)
 
 
-def _plan(engine: PatchingEngine, asked: Asked, spec: Spec, folder: Path | None) -> Plan:
+def replan(engine: PatchingEngine, asked: Asked, spec: Spec, folder: Path | None) -> Plan:
+    """What a run that is described already takes of this engine, all of it, after a calibration."""
     units = spec.units
     model, n_pairs = engine.runner.model, len(asked.pairs)
     of_patches = work_of_patches(engine, asked)

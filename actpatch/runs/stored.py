@@ -5,6 +5,7 @@ The folder says what is there; results are put together from its parts each time
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from tqdm.auto import tqdm
 
 from actpatch.core.stores import Store
 from actpatch.core.warn import warn_user
@@ -24,9 +26,12 @@ from actpatch.runs.asked import Asked
 from actpatch.runs.folder import RunFolder
 from actpatch.runs.joining import Joined, in_all, said_once
 from actpatch.runs.parts import check_can_store
+from actpatch.runs.plan import replan
 from actpatch.runs.spec import Spec, spec_of
 from actpatch.runs.worker import complete
 
+LONG = 10
+"""A run of which so many units are lacking says first what all of it takes."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that results may take which are handed out whole."""
 
@@ -44,6 +49,8 @@ def stored_sweeps(engine: PatchingEngine, asked: Asked, kind: str, store: Store)
     engine.check(asked.pairs, asked.patches, references=asked.references, noise=asked.noise)
     check_fits_into_memory(len(asked.patches), len(asked.metrics), asked.n_patches, len(asked.pairs), folder)
     spec = folder.begin(spec_of(engine, asked, kind, store.rows_per_unit))
+    if engine.show_progress and len(spec.units) - len(folder.done(spec)) >= LONG:
+        tqdm.write(str(replan(engine, asked, spec, folder.path)), file=sys.stderr)
     complete(folder, spec, asked, engine, range(len(spec.units)))
     found = read_parts(folder, spec, asked)
     if found.lacking:

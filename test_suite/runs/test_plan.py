@@ -72,6 +72,15 @@ def test_what_pairs_can_show_is_what_statistics_say_of_them(n_pairs, n_sites):
     assert too_few == found.too_few or (found.p_corrected <= 0.05).any()
 
 
+def test_a_long_run_says_first_what_it_takes(tmp_path, capsys):
+    patcher, data = ActivationPatcher(bundled()), ioi_of(bundled())
+    patcher.run_patching_experiment(data, "z", store=Store(tmp_path / "long", rows_per_unit=3))
+    told = capsys.readouterr()
+    assert "LayerResults: 4 patches × 9 pairs, denoising: 36 runs in 18 units" in told.err and not told.out
+    patcher.run_patching_experiment(data, "z", store=Store(tmp_path / "short", rows_per_unit=30))
+    assert "runs in" not in capsys.readouterr().err
+
+
 def test_a_plan_is_begun_where_it_is_told(tmp_path):
     plan = ActivationPatcher(bundled(), show_progress=False).run_patching_experiment(ioi_of(bundled()), "z", plan=True)
     with pytest.raises(ValueError, match="the plan has no folder: give one"):
