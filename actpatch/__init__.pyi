@@ -16,6 +16,7 @@ from .core.graph import Graph as Graph
 from .core.sites import Patch as Patch
 from .core.sites import Site as Site
 from .core.sites import block_hook as block_hook
+from .core.stores import Store as Store
 from .core.truth import PublishedHeads as PublishedHeads
 from .core.truth import Truth as Truth
 from .figures.attention import create_attention_patterns as create_attention_patterns
@@ -105,6 +106,13 @@ from .results.stability import stability_of as stability_of
 from .results.sweep import Sweep as Sweep
 from .results.truth_comparison import TruthComparison as TruthComparison
 from .results.verification import Verification as Verification
+from .runs.plan import Plan as Plan
+from .runs.progress import Progress as Progress
+from .runs.progress import progress_of as progress_of
+from .runs.reading import StoredRun as StoredRun
+from .runs.reading import open_run as open_run
+from .runs.stored import load_run as load_run
+from .runs.worker import work_on as work_on
 from .statistics.sites import SiteStatistics as SiteStatistics
 from .statistics.stability import Stability as Stability
 from .tasks.columns import PromptPair as PromptPair

@@ -12,7 +12,8 @@ import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -22,17 +23,25 @@ from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.circuits import Circuit
 from actpatch.core.direction import Direction
 from actpatch.core.graph import Graph
-from actpatch.core.text import described
+from actpatch.core.stores import Store
+from actpatch.core.text import count, described
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
 from actpatch.models.graph import graph_of
-from actpatch.patchers.experiment import encoded, run_sweeps
+from actpatch.patchers.experiment import encoded, run_experiment, run_sweeps
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
+from actpatch.runs.plan import Plan
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs
+
+
+class _OfRuns(TypedDict, total=False):
+    pair_indices: Sequence[int] | None
+    metrics: MetricChoice
+    store: Store | str | Path | None
 
 
 class CircuitPatcher:
@@ -59,6 +68,29 @@ class CircuitPatcher:
         """The model's writers, readers and edges (`graph_of`)."""
         return graph_of(self.model)
 
+    @overload
+    def run_circuits_experiment(
+        self,
+        dataset: PatchingDataset,
+        circuits: Circuit | Sequence[Circuit] | Mapping[str, Circuit],
+        *,
+        plan: Literal[True],
+        direction: Direction = "noising",
+        source: Source = OTHER_RUN,
+        **options: Unpack[_OfRuns],
+    ) -> Plan: ...
+
+    @overload
+    def run_circuits_experiment(
+        self,
+        dataset: PatchingDataset,
+        circuits: Circuit | Sequence[Circuit] | Mapping[str, Circuit],
+        *,
+        direction: Direction = "noising",
+        source: Source = OTHER_RUN,
+        **options: Unpack[_OfRuns],
+    ) -> SweepResults: ...
+
     def run_circuits_experiment(
         self,
         dataset: PatchingDataset,
@@ -68,7 +100,9 @@ class CircuitPatcher:
         direction: Direction = "noising",
         source: Source = OTHER_RUN,
         metrics: MetricChoice = None,
-    ) -> SweepResults:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> SweepResults | Plan:
         """Run each circuit on each pair, with all edges that it has not patched together.
 
         The effect of noising is by how much the circuit falls short: 0 where it does what the model does, 1 where it
@@ -81,6 +115,8 @@ class CircuitPatcher:
             direction: `noising`: edges in the circuit are of the clean run; `denoising`: of the corrupted one.
             source: what stands in the place of senders that are left out.
             metrics: as in `ActivationPatcher.run_patching_experiment`.
+            store: likewise.
+            plan: likewise.
 
         Raises:
             ValueError: before any run of the model, for circuits of another graph, and for whatever of the arguments or
@@ -89,17 +125,24 @@ class CircuitPatcher:
         """
         named = _named(circuits)
         check_graphs(self.graph, named)
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices, direction=direction, source=source, metrics=metrics, store=store, plan=plan
+        )
         pairs = encoded(self.model, dataset, settings)
         alike: dict[tuple[CircuitPosition, ...], list[int]] = {}
         for number, circuit in enumerate(named.values()):
             alike.setdefault(circuit.positions, []).append(number)
         for positions in alike:
             places_of(positions, pairs.in_direction(direction))  # all are checked before any is run
-        sweeps = [
-            run_sweeps(self.engine, pairs, functools.partial(self._patches, named, numbers), settings)[0]
-            for numbers in alike.values()
-        ]
+        patches = [functools.partial(self._patches, named, numbers) for numbers in alike.values()]
+        if len(alike) == 1:
+            return run_experiment(self.engine, SweepResults, pairs, patches[0], settings)  # type: ignore[no-any-return]
+        if plan or settings.stored_in is not None:
+            raise ValueError(
+                f"the circuits tell positions apart in {count(len(alike), 'way')}, and a stored or planned run has "
+                "one: give those of each a call and a folder of their own"
+            )
+        sweeps = [run_sweeps(self.engine, pairs, of_alike, settings)[0] for of_alike in patches]
         return SweepResults(_joined(sweeps, [*itertools.chain(*alike.values())]))
 
     def _patches(self, named: Mapping[str, Circuit], numbers: Sequence[int], pairs: EncodedPairs) -> CircuitPatches:

@@ -62,6 +62,8 @@ from actpatch.tasks.encoding import EncodedPairs
 WORTH_A_NOTE = 0.01
 """From this share of a metric's gap on, what rounding alone does is told."""
 
+NOTHING_TO_PATCH = "there is nothing to patch: give at least one site"
+
 
 class PatchingEngine:
     """Runs patches on one model.
@@ -180,8 +182,21 @@ class PatchingEngine:
         is patched, which may be others where prompts have other lengths.
         """
         if not all(patches.values()):
-            raise ValueError("there is nothing to patch: give at least one site")
+            raise ValueError(NOTHING_TO_PATCH)
         return self._measured(pairs, patches, metrics, references, noise)
+
+    def check(
+        self,
+        pairs: EncodedPairs,
+        patches: Mapping[Direction, Sequence[Patch]],
+        *,
+        references: References | None = None,
+        noise: GaussianNoise | None = None,
+    ) -> None:
+        """Raise what `sweeps` raises before any run, for sites, positions and what goes together; nothing is run."""
+        if not all(patches.values()):
+            raise ValueError(NOTHING_TO_PATCH)
+        self._checked(pairs, patches, references, noise)
 
     def baselines(
         self, pairs: EncodedPairs, metrics: Sequence[AnyMetric], *, noise: GaussianNoise | None = None
@@ -315,6 +330,33 @@ class PatchingEngine:
         )
         return [Measured(values, clean, corrupted, runs.exactness.held, notes) for values in each]
 
+    def _checked(
+        self,
+        pairs: EncodedPairs,
+        patches: Mapping[Direction, Sequence[Patch]],
+        references: References | None,
+        noise: GaussianNoise | None,
+    ) -> tuple[dict[Direction, list[list[Int[Tensor, "pair _"] | None]]], set[str]]:
+        """The positions of each direction's patches, and the hook points that are written."""
+        for direction in patches:
+            check_direction(direction)
+        known = self.runner.hook_points
+        positions = {
+            direction: self._positions(pairs.in_direction(direction), of_direction, known)
+            for direction, of_direction in patches.items()
+        }
+        if noise is not None and references is not None:
+            raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
+        names = {name for of_direction in patches.values() for name in _written(of_direction)}
+        if noise is None and references is None:
+            checks.check_can_be_aligned(names, pairs)
+        if self.estimate is not None and any(weight.is_inference() for weight in self.runner.model.parameters()):
+            raise ValueError(
+                "the model's weights were made in inference mode, through which torch takes no gradients: load the "
+                "model outside of torch.inference_mode(), or run the patches themselves"
+            )
+        return positions, names
+
     def _positions(
         self, pairs: EncodedPairs, patches: Sequence[Patch], known: Collection[str]
     ) -> list[list[Int[Tensor, "pair _"] | None]]:
@@ -346,23 +388,7 @@ class PatchingEngine:
             continuations: what is appended to both prompts of each pair, a run each; None for nothing. Positions count
                 in the prompts, and nothing is written after them.
         """
-        for direction in patches:
-            check_direction(direction)
-        known = self.runner.hook_points
-        positions = {
-            direction: self._positions(pairs.in_direction(direction), of_direction, known)
-            for direction, of_direction in patches.items()
-        }
-        if noise is not None and references is not None:
-            raise ValueError("noise makes the corrupted run that is patched from or into: ablations take none")
-        names = {name for of_direction in patches.values() for name in _written(of_direction)}
-        if noise is None and references is None:
-            checks.check_can_be_aligned(names, pairs)
-        if self.estimate is not None and any(weight.is_inference() for weight in self.runner.model.parameters()):
-            raise ValueError(
-                "the model's weights were made in inference mode, through which torch takes no gradients: load the "
-                "model outside of torch.inference_mode(), or run the patches themselves"
-            )
+        positions, names = self._checked(pairs, patches, references, noise)
         # Gradients are taken in whatever mode the caller is: what is recorded in inference mode has none.
         mode = contextlib.nullcontext() if self.estimate is None else torch.inference_mode(False)
         with mode, self.runner.as_found(names):

@@ -25,11 +25,8 @@ MOST_RECORDED_BYTES = 512 * 2**20
 def tokens_that_fit(experiment: Experiment) -> int:
     """Most rows × positions of a batch, by the device's kind and its free memory."""
     cfg, device = experiment.runner.model.cfg, experiment.runner.device
-    widest = max(cfg.d_model, getattr(cfg, "d_mlp", None) or 0)
     longest = experiment.pairs.longest
-    # Residual streams, attention and hidden activations, scores, and the gathered prefix of keys and values.
-    values = 12 * cfg.d_model + 5 * widest + 4 * cfg.n_heads * longest + 4 * cfg.d_model * longest
-    per_token = values * _bytes_per_value(experiment.runner.model)
+    per_token = _values_per_token(cfg, longest) * _bytes_per_value(experiment.runner.model)
     if experiment.vocabulary is None:  # logits, of each position or of a row that may compute one position alone
         per_token += (2 if experiment.reads is None else experiment.reads.shape[1]) * cfg.d_vocab * 4
     most = TOKENS_PER_BATCH.get(device.type, 8192)
@@ -59,6 +56,25 @@ def parts_that_fit(experiment: Experiment, edges: EdgePatches, n_pairs: int) -> 
     order, senders = np.argsort(edges.writers, kind="stable"), edges.used_writers
     ends = np.searchsorted(edges.writers[order], senders[most::most])
     return [np.sort(part) for part in np.split(order, ends)]
+
+
+def most_memory(model: Any, longest: int) -> int:
+    """Bytes that running takes at most besides the weights: of recordings, and of one batch.
+
+    Args:
+        model: the model.
+        longest: tokens of the longest prompt.
+    """
+    device = next(model.parameters()).device
+    share = MEMORY_SHARE * _free_memory(device)
+    of_batch = TOKENS_PER_BATCH.get(device.type, 8192) * _values_per_token(model.cfg, longest) * _bytes_per_value(model)
+    return int(min(MOST_RECORDED_BYTES, share) + min(of_batch, share))
+
+
+def _values_per_token(cfg: Any, longest: int) -> int:
+    """Residual streams, attention and hidden activations, scores, and the gathered prefix of keys and values."""
+    widest = max(cfg.d_model, getattr(cfg, "d_mlp", None) or 0)
+    return 12 * cfg.d_model + 5 * widest + 4 * cfg.n_heads * longest + 4 * cfg.d_model * longest
 
 
 def _changes_held(patches: Sequence[Any]) -> int:

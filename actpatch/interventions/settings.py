@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypedDict
 
 from actpatch.core.direction import Direction, check_direction
+from actpatch.core.stores import Store, as_store
 from actpatch.core.text import described
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.sources import OTHER_RUN, Source
@@ -19,6 +21,7 @@ class Options(TypedDict, total=False):
     pair_indices: Sequence[int] | None
     noise: GaussianNoise | None
     metrics: MetricChoice
+    store: Store | str | Path | None
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Settings:
     """What every experiment is asked.
 
     Raises:
-        ValueError: for an unknown direction, for what is no source or no noise, and for an ablation together with noise
-            or in both directions.
+        ValueError: for an unknown direction, for what is no source, no noise or no folder, and for an ablation together
+            with noise or in both directions.
     """
 
     pair_indices: Sequence[int] | None = None
@@ -40,8 +43,13 @@ class Settings:
     """Makes the corrupted run out of the clean prompt."""
     metrics: MetricChoice = None
     """What is measured; None for the dataset's own."""
+    store: Store | str | Path | None = None
+    """The folder in which it is stored while it runs, and gone on with; None keeps everything in memory."""
+    plan: bool = False
+    """Whether nothing is run but what tells how long it would take."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "store", as_store(self.store))
         if not isinstance(self.source, Source):
             given = described(self.source) if isinstance(self.source, type) else repr(self.source)
             raise ValueError(
@@ -62,6 +70,11 @@ class Settings:
             )
         if self.direction not in (None, "both"):
             check_direction(self.direction)
+
+    @property
+    def stored_in(self) -> Store | None:
+        """The folder, as a value."""
+        return as_store(self.store)
 
     @property
     def directions(self) -> tuple[Direction, ...]:

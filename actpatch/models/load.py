@@ -11,7 +11,9 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,30 @@ TINY = Path(__file__).resolve().parent / "tiny"
 
 HUB_TIMEOUT = 4.0
 """Seconds after which the Hugging Face hub counts as out of reach."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_model` was given, from which another process loads the same."""
+
+    name_or_path: str
+    """`tiny`, a name, or the absolute path of a directory."""
+    dtype: str
+    """For instance `float32`."""
+    model_class: ModelClass
+
+    def load(self, device: str | torch.device | None = None) -> Any:
+        """The model, on this device."""
+        dtype = getattr(torch, self.dtype)
+        return load_model(self.name_or_path, device=device, dtype=dtype, model_class=self.model_class)
+
+
+_LOADED: weakref.WeakKeyDictionary[Any, Loaded] = weakref.WeakKeyDictionary()
+
+
+def loaded_as(model: Any) -> Loaded | None:
+    """What `load_model` was given to load this model; None for one that it did not load."""
+    return _LOADED.get(model)
 
 
 def load_model(
@@ -60,27 +86,9 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
     directory = _directory(name_or_path)
-    if directory is None:
-        name = _known_name(str(name_or_path))
-        if not can_be_loaded(name):
-            raise ConnectionError(
-                f"the model {str(name_or_path)!r} is not in the local cache and the Hugging Face hub cannot be "
-                "reached. Without it, load_model('tiny') (the bundled model) and load_model(DIRECTORY) work"
-            )
-        with _off_stdout(with_bars=sys.stderr.isatty()):  # a download may take long
-            if model_class == "HookedTransformer":
-                return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
-            return _bridge(name, device, dtype)
-    with _off_stdout(with_bars=False):
-        if model_class == "HookedTransformer":
-            model = _hooked_from_directory(hooked, directory, device, dtype)
-        else:
-            model = _bridge(str(directory), device, dtype)
-    if len(model.tokenizer) <= len(model.tokenizer.all_special_tokens):  # what Transformers makes of missing files
-        raise ValueError(
-            f"{directory} holds no tokenizer: expected its files beside the checkpoint, as "
-            "tokenizer.save_pretrained(DIRECTORY) writes them"
-        )
+    model = _loaded(name_or_path, directory, hooked, device, dtype, model_class)
+    where = str(directory) if directory not in (None, TINY) else str(name_or_path)
+    _LOADED[model] = Loaded(where, str(dtype).removeprefix("torch."), model_class)
     return model
 
 
@@ -91,6 +99,33 @@ def can_be_loaded(name: str) -> bool:
     name = _known_name(name)
     cached = try_to_load_from_cache(name, "config.json")
     return isinstance(cached, str) or _hub_answers(name)
+
+
+def _loaded(
+    name_or_path: str | Path, directory: Path | None, hooked: Any, device: Any, dtype: torch.dtype, kind: ModelClass
+) -> Any:
+    if directory is None:
+        name = _known_name(str(name_or_path))
+        if not can_be_loaded(name):
+            raise ConnectionError(
+                f"the model {str(name_or_path)!r} is not in the local cache and the Hugging Face hub cannot be "
+                "reached. Without it, load_model('tiny') (the bundled model) and load_model(DIRECTORY) work"
+            )
+        with _off_stdout(with_bars=sys.stderr.isatty()):  # a download may take long
+            if kind == "HookedTransformer":
+                return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
+            return _bridge(name, device, dtype)
+    with _off_stdout(with_bars=False):
+        if kind == "HookedTransformer":
+            model = _hooked_from_directory(hooked, directory, device, dtype)
+        else:
+            model = _bridge(str(directory), device, dtype)
+    if len(model.tokenizer) <= len(model.tokenizer.all_special_tokens):  # what Transformers makes of missing files
+        raise ValueError(
+            f"{directory} holds no tokenizer: expected its files beside the checkpoint, as "
+            "tokenizer.save_pretrained(DIRECTORY) writes them"
+        )
+    return model
 
 
 def _check_device(device: str | torch.device) -> None:

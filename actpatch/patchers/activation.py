@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 from jaxtyping import Float
@@ -23,6 +24,7 @@ from torch import Tensor
 from actpatch.core.direction import Direction
 from actpatch.core.indices import as_integer, check_index, check_indices
 from actpatch.core.sites import Patch, Site, block_hook
+from actpatch.core.stores import Store
 from actpatch.core.text import shortened
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
@@ -40,7 +42,7 @@ from actpatch.interventions.places import (
 from actpatch.interventions.settings import Options, Settings
 from actpatch.interventions.sources import OTHER_RUN, Source
 from actpatch.metrics.chosen import MetricChoice
-from actpatch.patchers.experiment import encoded, run_experiment, run_sweeps
+from actpatch.patchers.experiment import encoded, planned, run_experiment, run_sweeps
 from actpatch.patchers.generation import PatchChoice, generation, one_hook_point
 from actpatch.results.both import BothDirections, check_kind
 from actpatch.results.generation import Generation
@@ -48,6 +50,7 @@ from actpatch.results.positions import PositionResults
 from actpatch.results.shapes import LayerResults, NeuronResults, SweepResults
 from actpatch.results.sweep import Sweep, largest
 from actpatch.results.text import results_text
+from actpatch.runs.plan import Plan
 from actpatch.tasks.dataset import OnePairAlign, PatchingDataset, SinglePair
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.tokens import Prompt
@@ -117,6 +120,18 @@ class ActivationPatcher:
         **options: Unpack[_AtPositionInWindow],
     ) -> LayerResults: ...
 
+    @overload
+    def run_patching_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: HookPoints,
+        *,
+        plan: Literal[True],
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[_AtPositionInWindow],
+    ) -> Plan: ...
+
     def run_patching_experiment(
         self,
         dataset: PatchingDataset,
@@ -129,7 +144,9 @@ class ActivationPatcher:
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> LayerResults | BothDirections[LayerResults]:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> LayerResults | BothDirections[LayerResults] | Plan:
         """Patch each hook point on each pair.
 
         Args:
@@ -155,6 +172,9 @@ class ActivationPatcher:
             metrics: what to measure, all in the same runs: names (`METRICS`), `Metric` objects and functions of
                 (logits, pair_idx), of which more is taken to be better; one or a list. None for the dataset's own.
                 Results show the first; `results.by_metric(name)` shows another.
+            store: a folder in which what is measured is stored while it runs: the same call goes on with it, whatever
+                ended it (`Store`).
+            plan: return what it would take instead, a `Plan`, having run no more than a second or two of it.
 
         Returns:
             A mapping hook point -> list of `PatchingResult`, one per pair; for `both` a `BothDirections` of two such.
@@ -162,7 +182,15 @@ class ActivationPatcher:
         Raises:
             ValueError: before any run of the model, for whatever of the arguments or the dataset is wrong.
         """
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices,
+            direction=direction,
+            source=source,
+            noise=noise,
+            metrics=metrics,
+            store=store,
+            plan=plan,
+        )
         pairs = encoded(self.model, dataset, settings)
 
         def patches(pairs: EncodedPairs) -> list[Patch]:
@@ -192,6 +220,18 @@ class ActivationPatcher:
         **options: Unpack[_Columns],
     ) -> PositionResults: ...
 
+    @overload
+    def run_position_experiment(
+        self,
+        dataset: PatchingDataset,
+        hook_points: str | Sequence[str] = "resid_pre",
+        *,
+        plan: Literal[True],
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[_Columns],
+    ) -> Plan: ...
+
     def run_position_experiment(
         self,
         dataset: PatchingDataset,
@@ -204,7 +244,9 @@ class ActivationPatcher:
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> PositionResults | BothDirections[PositionResults]:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> PositionResults | BothDirections[PositionResults] | Plan:
         """Patch each hook point at each position, one at a time: a layer × position map.
 
         Of an activation that heads have (`z`, `q`, ...) all heads are patched together, which labels and tables say;
@@ -223,7 +265,15 @@ class ActivationPatcher:
         if outside := [name for name in names if Site(name).layer is None]:
             raise ValueError(f"{outside[0]} lies in no layer, so it has no place in a layer × position map")
         check_window(window)
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices,
+            direction=direction,
+            source=source,
+            noise=noise,
+            metrics=metrics,
+            store=store,
+            plan=plan,
+        )
         pairs = encoded(self.model, dataset, settings)
 
         def patches(pairs: EncodedPairs) -> list[Patch]:
@@ -259,6 +309,19 @@ class ActivationPatcher:
         **options: Unpack[_AtPosition],
     ) -> NeuronResults: ...
 
+    @overload
+    def run_neurons_experiment(
+        self,
+        dataset: PatchingDataset,
+        layer: int | Sequence[int] | None = None,
+        neurons: Sequence[int] | None = None,
+        *,
+        plan: Literal[True],
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[_AtPosition],
+    ) -> Plan: ...
+
     def run_neurons_experiment(
         self,
         dataset: PatchingDataset,
@@ -271,7 +334,9 @@ class ActivationPatcher:
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> NeuronResults | BothDirections[NeuronResults]:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> NeuronResults | BothDirections[NeuronResults] | Plan:
         """Patch each neuron of a layer's MLP (`mlp.hook_post`) on each pair, or of several layers'.
 
         Args:
@@ -292,7 +357,15 @@ class ActivationPatcher:
             every = range(self.engine.n_neurons(at))
             of_layer = check_indices(every if neurons is None else neurons, len(every), "neurons", "neuron")
             chosen += [(name, neuron) for neuron in sorted(set(of_layer))]
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices,
+            direction=direction,
+            source=source,
+            noise=noise,
+            metrics=metrics,
+            store=store,
+            plan=plan,
+        )
         pairs = encoded(self.model, dataset, settings)
 
         def patches(pairs: EncodedPairs) -> list[Patch]:
@@ -304,6 +377,29 @@ class ActivationPatcher:
 
         return run_experiment(self.engine, NeuronResults, pairs, patches, settings)
 
+    @overload
+    def sweep(
+        self,
+        dataset: PatchingDataset,
+        patches: Sequence[Patch],
+        *,
+        plan: Literal[True],
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[Options],
+    ) -> Plan: ...
+
+    @overload
+    def sweep(
+        self,
+        dataset: PatchingDataset,
+        patches: Sequence[Patch],
+        *,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[Options],
+    ) -> Sweep: ...
+
     def sweep(
         self,
         dataset: PatchingDataset,
@@ -314,7 +410,9 @@ class ActivationPatcher:
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> Sweep:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> Sweep | Plan:
         """Run any patches: sets of sites that are replaced together, each on each pair.
 
         Arguments and errors are those of `run_patching_experiment`.
@@ -327,11 +425,33 @@ class ActivationPatcher:
         patches = list(patches)
         if wrong := [patch for patch in patches if not isinstance(patch, Patch)]:
             raise ValueError(f"patches holds {wrong[0]!r}, expected Patch: Patch((site,))")
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices,
+            direction=direction,
+            source=source,
+            noise=noise,
+            metrics=metrics,
+            store=store,
+            plan=plan,
+        )
         if len(settings.directions) > 1:
             raise ValueError("direction 'both' gives two sweeps, expected 'denoising' or 'noising': run each")
         pairs = encoded(self.model, dataset, settings)
+        if plan:
+            return planned(self.engine, pairs, lambda pairs: patches, settings)
         return run_sweeps(self.engine, pairs, lambda pairs: patches, settings)[0]
+
+    def plan(
+        self,
+        dataset: PatchingDataset,
+        patches: Sequence[Patch],
+        *,
+        direction: Direction | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[Options],
+    ) -> Plan:
+        """What `sweep` would take for these patches; every experiment says it with `plan=True`."""
+        return self.sweep(dataset, patches, plan=True, direction=direction, source=source, **options)
 
     def run_with_cache(
         self, prompt: Prompt, hook_points: str | Sequence[str]

@@ -7,25 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any, TypeAlias, TypeVar
 
 from actpatch.core.direction import Direction
-from actpatch.core.edge_patches import EdgePatches, GraphPatches
-from actpatch.core.path_patches import HeadPaths
+from actpatch.core.edge_patches import GraphPatches
 from actpatch.core.sites import Patch
 from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.settings import Settings
+from actpatch.interventions.sources import References
 from actpatch.metrics.base import AnswerMetric
 from actpatch.metrics.sequence import SequenceMetric
 from actpatch.patchers.answered import measured_answers
 from actpatch.patchers.estimates import check_can_be_estimated
 from actpatch.results.baselines import warn_about_baselines
 from actpatch.results.both import BothDirections
-from actpatch.results.metric_values import MetricValues
 from actpatch.results.shapes import SweepResults
 from actpatch.results.sweep import Sweep
+from actpatch.runs.asked import Asked, library_versions
+from actpatch.runs.plan import Plan, plan_of
+from actpatch.runs.stored import stored_sweeps
 from actpatch.tasks.dataset import CleanPrompts, PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.roles import mixed_roles
@@ -48,14 +49,44 @@ def run_experiment(
     pairs: EncodedPairs,
     patches: PatchesOf,
     settings: Settings,
-) -> Results | BothDirections[Results]:
-    """The results of these patches on these pairs, in the direction that is asked for or in both."""
-    results = [shape(sweep) for sweep in run_sweeps(engine, pairs, patches, settings)]
+) -> Any:
+    """The results of these patches on these pairs, in the direction that is asked for or in both; or what they would
+    take, where that is asked."""
+    kind = getattr(shape, "__name__", SweepResults.__name__)
+    if settings.plan:
+        return planned(engine, pairs, patches, settings, kind)
+    results = [shape(sweep) for sweep in run_sweeps(engine, pairs, patches, settings, kind)]
     return results[0] if len(results) == 1 else BothDirections(*results)
 
 
-def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, settings: Settings) -> list[Sweep]:
-    """The raw numbers of these patches on these pairs, per direction, with all that is needed to read them."""
+def planned(
+    engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, settings: Settings, kind: str = "SweepResults"
+) -> Plan:
+    """What these patches on these pairs would take."""
+    asked = _asked(engine, pairs, patches, settings)
+    return plan_of(engine, asked, kind, settings.stored_in)
+
+
+def run_sweeps(
+    engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, settings: Settings, kind: str = "SweepResults"
+) -> list[Sweep]:
+    """The raw numbers of these patches on these pairs, per direction, with all that is needed to read them.
+
+    Args:
+        kind: the shape in which they are handed out, which a folder that they are stored in names.
+    """
+    asked = _asked(engine, pairs, patches, settings)
+    store = settings.stored_in
+    sweeps = asked.sweeps(asked.measured(engine)) if store is None else stored_sweeps(engine, asked, kind, store)
+    sweeps = [replace(sweep, run_exactly=ExactRuns(engine, pairs, settings, sweep.direction)) for sweep in sweeps]
+    for sentence in asked.warned:
+        warn_user(sentence)
+    warn_about_baselines(sweeps[0])  # those of the other direction are the same
+    return sweeps
+
+
+def _asked(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, settings: Settings) -> Asked:
+    """The experiment, with everything looked up that its dataset, its source and its metrics say."""
     seen = {direction: pairs.in_direction(direction) for direction in settings.directions}
     of_direction = {direction: patches(of_run) for direction, of_run in seen.items()}
     if len({len(of_run) for of_run in of_direction.values()}) > 1:
@@ -71,57 +102,30 @@ def run_sweeps(engine: PatchingEngine, pairs: EncodedPairs, patches: PatchesOf, 
     cut = pairs.first_token_alone if reads_answers else ""
     correct, incorrect = measured_answers(pairs, metrics)
     references = settings.source.references(seen[settings.directions[0]])
-    told = {
-        direction: _told(of_run, of_direction[direction], is_ablation=references is not None)
-        for direction, of_run in seen.items()
-    }
-    left_alone = {
-        direction: []
-        if references is not None
-        else [unmatched_sentence(of_run), sometimes_written_sentence(of_run, of_direction[direction])]
-        for direction, of_run in seen.items()
-    }
-    measured = engine.sweeps(pairs, of_direction, metrics, references=references, noise=settings.noise)
-    sweeps = [
-        Sweep(
-            patches=_kept(of_direction[direction]),
-            measured=tuple(
-                MetricValues(metric.name, metric.unit, metric.more_is_better, *values)
-                for metric, *values in zip(metrics, runs.patched, runs.clean, runs.corrupted)
-            ),
-            direction=direction,
-            model=engine.model_name,
-            n_layers=engine.n_layers,
-            n_heads=engine.n_heads,
-            n_key_value_heads=engine.n_key_value_heads,
-            task=pairs.task,
-            pair_indices=pairs.indices,
-            clean_tokens=pairs.clean_tokens,
-            corrupted_tokens=pairs.corrupted_tokens,
-            matches=pairs.matches,
-            templates=pairs.templates,
-            groups=pairs.groups,
-            correct=correct,
-            incorrect=incorrect,
-            path=_path_of(of_direction[direction]),
-            source_of_values=settings.source.label,
-            source_kind="ablation" if settings.source.is_ablation else "other run",
-            noise="" if settings.noise is None else settings.noise.label,
-            varies=pairs.varies,
-            dataset_seed=pairs.seed,
-            dtype=engine.dtype,
-            shortcuts=runs.shortcuts,
-            estimate=engine.estimate,
-            run_exactly=ExactRuns(engine, pairs, settings, direction),
-            notes=(*filter(None, [*told[direction], *left_alone[direction], cut]), *runs.notes),
-            versions={name: version(name) for name in ("torch", "transformer_lens", "transformers")},
-        )
-        for direction, runs in zip(settings.directions, measured)
-    ]
-    for sentence in dict.fromkeys(sentence for sentences in told.values() for sentence in sentences):
-        warn_user(sentence)
-    warn_about_baselines(sweeps[0])  # those of the other direction are the same
-    return sweeps
+    told = {way: _told(of_run, of_direction[way], is_ablation=references is not None) for way, of_run in seen.items()}
+    return Asked(
+        pairs=pairs,
+        patches=of_direction,
+        metrics=metrics,
+        references=references,
+        noise=settings.noise,
+        estimate=engine.estimate,
+        model=engine.model_name,
+        n_layers=engine.n_layers,
+        n_heads=engine.n_heads,
+        n_key_value_heads=engine.n_key_value_heads,
+        dtype=engine.dtype,
+        correct=correct,
+        incorrect=incorrect,
+        source_of_values=settings.source.label,
+        source_kind="ablation" if settings.source.is_ablation else "other run",
+        versions=library_versions(),
+        notes={
+            way: tuple(filter(None, [*told[way], *_left_alone(of_run, of_direction[way], references), cut]))
+            for way, of_run in seen.items()
+        },
+        warned=tuple(dict.fromkeys(sentence for sentences in told.values() for sentence in sentences)),
+    )
 
 
 class ExactRuns:
@@ -138,7 +142,8 @@ class ExactRuns:
     """
 
     def __init__(self, engine: PatchingEngine, pairs: EncodedPairs, settings: Settings, direction: Direction) -> None:
-        self.engine, self.pairs, self.settings = engine, pairs, replace(settings, direction=direction)
+        self.engine, self.pairs = engine, pairs
+        self.settings = replace(settings, direction=direction, store=None)
 
     def __call__(self, patches: Sequence[Patch]) -> Sweep:
         """The exact sweep of these patches."""
@@ -156,18 +161,15 @@ def _told(pairs: EncodedPairs, patches: Sequence[Patch], *, is_ablation: bool) -
     return [*filter(None, [mixed, "" if is_ablation else nothing_written_sentence(pairs, placed)])]
 
 
+def _left_alone(pairs: EncodedPairs, patches: Sequence[Patch], references: References | None) -> list[str]:
+    """What is said of places without a partner in the other run, of which something is to be written."""
+    if references is not None:
+        return []
+    return [unmatched_sentence(pairs), sometimes_written_sentence(pairs, patches)]
+
+
 def _placed(patches: Sequence[Patch]) -> Sequence[Patch]:
     """The patches; of many edges one for each place, where all of them lie."""
     if not isinstance(patches, GraphPatches):
         return patches
     return [Patch(place, name=f"an edge{patches.at(column)}") for column, place in enumerate(patches.places)]
-
-
-def _path_of(patches: Sequence[Patch]) -> str:
-    """By which way heads send to others, in words; empty for patches of anything else."""
-    return patches.described if isinstance(patches, HeadPaths) else ""
-
-
-def _kept(patches: Sequence[Patch]) -> Sequence[Patch]:
-    """As results keep them: edges as arrays, which may be a million, others one by one."""
-    return patches if isinstance(patches, EdgePatches) else tuple(patches)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -25,6 +26,7 @@ from actpatch.core.components import patched_component
 from actpatch.core.direction import Direction
 from actpatch.core.indices import check_indices
 from actpatch.core.sites import Patch, block_hook
+from actpatch.core.stores import Store
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import Columns, Position, named_columns, places_at
@@ -53,6 +55,7 @@ from actpatch.results.cards import HeadCards
 from actpatch.results.head_positions import HeadPositionResults
 from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
 from actpatch.results.shapes import HeadResults, OfHeads
+from actpatch.runs.plan import Plan
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 
@@ -132,6 +135,18 @@ class HeadPatcher:
         **options: Unpack[_InLayers],
     ) -> HeadPositionResults: ...
 
+    @overload
+    def run_all_heads_experiment(
+        self,
+        dataset: PatchingDataset,
+        patch_type: str = "output",
+        *,
+        plan: Literal[True],
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[_InLayers],
+    ) -> Plan: ...
+
     def run_all_heads_experiment(
         self,
         dataset: PatchingDataset,
@@ -145,7 +160,9 @@ class HeadPatcher:
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> HeadResults | HeadPositionResults | BothDirections[HeadResults] | BothDirections[HeadPositionResults]:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> HeadResults | HeadPositionResults | BothDirections[HeadResults] | BothDirections[HeadPositionResults] | Plan:
         """Patch each head on each pair, at all positions or one position at a time.
 
         Args:
@@ -163,6 +180,8 @@ class HeadPatcher:
             source: likewise.
             noise: likewise.
             metrics: likewise.
+            store: likewise.
+            plan: likewise.
 
         Returns:
             A list of `HeadPatchingResult`, one per head, in order of layer and head; with `positions` of
@@ -183,7 +202,15 @@ class HeadPatcher:
                 "position and positions were both given: position patches every head at one place, positions at each "
                 "of several in turn; give one of them"
             )
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices,
+            direction=direction,
+            source=source,
+            noise=noise,
+            metrics=metrics,
+            store=store,
+            plan=plan,
+        )
         pairs = encoded(self.model, dataset, settings)
 
         def patches(pairs: EncodedPairs) -> list[Patch]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 from actpatch.core.direction import Direction
@@ -23,6 +24,7 @@ from actpatch.core.graph import Graph
 from actpatch.core.indices import check_indices
 from actpatch.core.node_names import Names
 from actpatch.core.path_patches import HeadPaths, Through, head_paths, path_patches
+from actpatch.core.stores import Store
 from actpatch.engine.engine import PatchingEngine
 from actpatch.interventions.noise import GaussianNoise
 from actpatch.interventions.places import Columns, Position, named_columns, places_at
@@ -35,6 +37,7 @@ from actpatch.results.both import BothDirections
 from actpatch.results.edges import EdgeResults
 from actpatch.results.paths import PathResults
 from actpatch.results.shapes import HeadResults
+from actpatch.runs.plan import Plan
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs
 
@@ -93,6 +96,17 @@ class PathPatcher:
         **options: Unpack[_OfEdges],
     ) -> EdgeResults: ...
 
+    @overload
+    def run_all_edges_experiment(
+        self,
+        dataset: PatchingDataset,
+        *,
+        plan: Literal[True],
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[_OfEdges],
+    ) -> Plan: ...
+
     def run_all_edges_experiment(
         self,
         dataset: PatchingDataset,
@@ -105,7 +119,9 @@ class PathPatcher:
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> EdgeResults | BothDirections[EdgeResults]:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> EdgeResults | BothDirections[EdgeResults] | Plan:
         """Patch each edge on each pair, exactly.
 
         Args:
@@ -123,6 +139,8 @@ class PathPatcher:
             source: likewise; it stands for what the writer writes.
             noise: likewise.
             metrics: likewise.
+            store: likewise.
+            plan: likewise.
 
         Returns:
             A sequence of `EdgePatchingResult`, by receiver, sender and position. For the direction `both` a
@@ -135,7 +153,15 @@ class PathPatcher:
         """
         graph = self.graph
         edge_patches(graph, senders, receivers)  # wrong names are told before prompts are looked at
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices,
+            direction=direction,
+            source=source,
+            noise=noise,
+            metrics=metrics,
+            store=store,
+            plan=plan,
+        )
         pairs = encoded(self.model, dataset, settings)
 
         def patches(pairs: EncodedPairs) -> EdgePatches:
@@ -167,6 +193,19 @@ class PathPatcher:
         **options: Unpack[_OfHeads],
     ) -> HeadResults: ...
 
+    @overload
+    def run_all_heads_experiment(
+        self,
+        dataset: PatchingDataset,
+        receivers: Names,
+        through: Through,
+        *,
+        plan: Literal[True],
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[_OfHeads],
+    ) -> Plan: ...
+
     def run_all_heads_experiment(
         self,
         dataset: PatchingDataset,
@@ -180,7 +219,9 @@ class PathPatcher:
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> HeadResults | BothDirections[HeadResults]:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> HeadResults | BothDirections[HeadResults] | Plan:
         """Path patching as in Wang et al. 2022: each head sends to the same receivers, which read it together.
 
         All other heads are held at what they give in the run that is patched. The normalization before each receiver is
@@ -199,6 +240,8 @@ class PathPatcher:
             source: likewise.
             noise: likewise.
             metrics: likewise.
+            store: likewise.
+            plan: likewise.
 
         Returns:
             `HeadResults` of the senders; heads behind all receivers have effect 0. `results.sweep.path` names receivers
@@ -212,7 +255,15 @@ class PathPatcher:
         graph = self.graph
         chosen = None if layers is None else check_indices(layers, graph.n_layers, "layers", "layer")
         head_paths(graph, receivers, through, layers=chosen)
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices,
+            direction=direction,
+            source=source,
+            noise=noise,
+            metrics=metrics,
+            store=store,
+            plan=plan,
+        )
         pairs = encoded(self.model, dataset, settings)
 
         def patches(pairs: EncodedPairs) -> HeadPaths:
@@ -241,6 +292,18 @@ class PathPatcher:
         **options: Unpack[Options],
     ) -> PathResults: ...
 
+    @overload
+    def run_path_experiment(
+        self,
+        dataset: PatchingDataset,
+        paths: Sequence[str] | str,
+        *,
+        plan: Literal[True],
+        direction: Direction | Literal["both"] | None = None,
+        source: Source = OTHER_RUN,
+        **options: Unpack[Options],
+    ) -> Plan: ...
+
     def run_path_experiment(
         self,
         dataset: PatchingDataset,
@@ -251,7 +314,9 @@ class PathPatcher:
         source: Source = OTHER_RUN,
         noise: GaussianNoise | None = None,
         metrics: MetricChoice = None,
-    ) -> PathResults | BothDirections[PathResults]:
+        store: Store | str | Path | None = None,
+        plan: bool = False,
+    ) -> PathResults | BothDirections[PathResults] | Plan:
         """Patch each of these paths on each pair: every component on it reads only what the path says has changed.
 
         Args:
@@ -263,6 +328,8 @@ class PathPatcher:
             source: likewise; it stands for what the first component writes.
             noise: likewise.
             metrics: likewise.
+            store: likewise.
+            plan: likewise.
 
         Returns:
             One `PathPatchingResult` per path, in their order. For the direction `both` a `BothDirections` of two such.
@@ -272,6 +339,14 @@ class PathPatcher:
             RuntimeError: as there.
         """
         asked = path_patches(self.graph, paths)
-        settings = Settings(pair_indices=pair_indices, direction=direction, source=source, noise=noise, metrics=metrics)
+        settings = Settings(
+            pair_indices=pair_indices,
+            direction=direction,
+            source=source,
+            noise=noise,
+            metrics=metrics,
+            store=store,
+            plan=plan,
+        )
         pairs = encoded(self.model, dataset, settings)
         return run_experiment(self.engine, PathResults, pairs, lambda pairs: asked, settings)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Int
 
+from actpatch.core.alignment import Span
 from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.sites import Patch, Site
 
@@ -75,8 +76,8 @@ def taken(patches: Sequence[Patch], numbers: Sequence[int]) -> Sequence[Patch]:
 def of_pairs(patches: Sequence[Patch], pairs: Sequence[int]) -> Sequence[Patch]:
     """The patches with the positions of these pairs, where they have one of its own in each."""
     if isinstance(patches, EdgePatches):
-        return replace(patches, places=tuple(_sites_of_pairs(place, pairs) for place in patches.places))
-    return tuple(replace(patch, sites=_sites_of_pairs(patch.sites, pairs)) for patch in patches)
+        return replace(patches, places=tuple(sites_of_pairs(place, pairs) for place in patches.places))
+    return tuple(replace(patch, sites=sites_of_pairs(patch.sites, pairs)) for patch in patches)
 
 
 def table_columns(patches: Sequence[Patch]) -> dict[str, Column]:
@@ -118,8 +119,22 @@ _AT: dict[str, Callable[[Site], Any]] = {
 """What belongs to the place in the prompts."""
 
 
-def _sites_of_pairs(sites: tuple[Site, ...], pairs: Sequence[int]) -> tuple[Site, ...]:
-    return tuple(
-        replace(site, position=tuple(site.position[i] for i in pairs)) if isinstance(site.position, tuple) else site
-        for site in sites
-    )
+def sites_of_pairs(
+    sites: tuple[Site, ...], pairs: Sequence[int], known: dict[int, tuple[object, tuple[Span, ...]]] | None = None
+) -> tuple[Site, ...]:
+    """The sites with the positions of these pairs, where they have one of its own in each.
+
+    Args:
+        known: what was taken out of the positions of other sites, by the object that these are; more is put into it.
+    """
+    found = {} if known is None else known
+    each = []
+    for site in sites:
+        at = site.position
+        if isinstance(at, tuple):
+            if id(at) not in found:
+                found[id(at)] = at, tuple(at[i] for i in pairs)  # kept, so that no other gets its id
+            each.append(replace(site, position=found[id(at)][1]))
+        else:
+            each.append(site)
+    return tuple(each)

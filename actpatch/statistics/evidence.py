@@ -84,17 +84,31 @@ def evidence_of(
         # The size is found once for each weight: one that differs by less hardly shows in it.
         rounded = round(weight * WEIGHTS) / WEIGHTS
         size = detectable_size(n_pairs, tests.lone, power=tests.power, n_flips=tests.n_flips, weight=rounded)
-        for name, values in _of_alike(of_sites, gaps[pairs], weight, size, tests).items():
+        for name, values in evidence_of_alike(of_sites, gaps[pairs], weight, size, tests).items():
             found[name][sites] = values
         if n_pairs > most:
             most, size_of_most = n_pairs, size
     return Evidence(size=size_of_most, n_pairs=written.sum(axis=1), **found)
 
 
-def _of_alike(
-    changes: Float[np.ndarray, "site pair"], gaps: Float[np.ndarray, " pair"], weight: float, size: float, tests: Tests
+def evidence_of_alike(
+    changes: Float[np.ndarray, "site pair"],
+    gaps: Float[np.ndarray, " pair"],
+    weight: float,
+    size: float,
+    tests: Tests,
+    scatter_of_map: float | None = None,
 ) -> dict[str, Float[np.ndarray, " site"]]:
-    """The same of sites that were all patched in these pairs."""
+    """The same of sites that were all patched in these pairs, by the names of `Evidence`.
+
+    Args:
+        changes: of the sites, which may be some of a map's.
+        gaps: as of `evidence_of`.
+        weight: `skewness_weight` of the whole map.
+        size: smallest mean change, in estimated standard errors, that is found.
+        tests: how.
+        scatter_of_map: `Skewness.scatter` of the whole map; None where these are all of its sites.
+    """
     n_sites, n_pairs = changes.shape
     gap = np.nan if gaps_cancel(gaps) else gaps.mean()
     low, high = ratio_intervals(
@@ -107,7 +121,7 @@ def _of_alike(
         "low": low,
         "high": high,
         "flips": flips,
-        "p": np.maximum(flips, careful_p_values(changes, weight)),
+        "p": np.maximum(flips, careful_p_values(changes, weight, scatter_of_map)),
         "reach": np.where(changes.any(axis=1), size * spread / np.sqrt(n_pairs) / abs(gap), np.nan),
     }
 

@@ -23,6 +23,7 @@ often they were right in simulations.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -256,10 +257,19 @@ def site_statistics(
     exponent = np.frexp(np.abs(gaps).max())[1]  # whatever the metric's unit: a power of two changes no digit
     changes, gaps = np.ldexp(changes, -exponent, out=changes), np.ldexp(gaps, -exponent)
     n_pairs = len(gaps)
-    lone = _level_of_a_lone_site(alpha, len(labels), correction)
-    n_flips = min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
-    for_intervals, for_flips, for_splits = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-    tests = Tests(level, n_resamples, lone, n_flips, power, for_intervals, for_flips)
+    tests = tests_of(
+        len(labels),
+        {
+            "seed": seed,
+            "level": level,
+            "alpha": alpha,
+            "correction": correction,
+            "power": power,
+            "n_resamples": n_resamples,
+        },
+    )
+    lone, n_flips = tests.lone, tests.n_flips
+    for_splits = int(np.random.SeedSequence(seed).generate_state(3)[2])
     found = evidence_of(changes, gaps, written, tests)
     low, high, p = found.low, found.high, found.p
     p_corrected, flips_corrected = (stats.false_discovery_control(of, method=correction) for of in (p, found.flips))
@@ -300,6 +310,50 @@ def site_statistics(
         n_corrected=len(labels),
         pairs_at=found.n_pairs,
     )
+
+
+def checked_options(given: StatisticsOptions) -> StatisticsOptions:
+    """All options, with the defaults of `site_statistics` for those that are not given.
+
+    Raises:
+        ValueError: for settings out of range.
+    """
+    defaults = inspect.signature(site_statistics).parameters
+    options: Any = {name: given.get(name, defaults[name].default) for name in StatisticsOptions.__annotations__}
+    _check_settings(**options)
+    return options  # type: ignore[no-any-return]
+
+
+def tests_of(n_sites: int, options: StatisticsOptions) -> Tests:
+    """How so many sites are tested, with all options given."""
+    lone = _level_of_a_lone_site(options["alpha"], n_sites, options["correction"])
+    for_intervals, for_flips = (int(s) for s in np.random.SeedSequence(options["seed"]).generate_state(2))
+    return Tests(
+        options["level"],
+        options["n_resamples"],
+        lone,
+        _number_of_flips(lone),
+        options["power"],
+        for_intervals,
+        for_flips,
+    )
+
+
+def reach_of_pairs(
+    n_pairs: int, n_sites: int, *, alpha: float = 0.05, correction: Correction = "bh"
+) -> tuple[float, str]:
+    """What so many pairs can show of so many sites, before anything is measured.
+
+    Returns:
+        The smallest p-value, before correction; and why no site alone can be significant, empty where one can be.
+    """
+    lone = _level_of_a_lone_site(alpha, n_sites, correction)
+    step = smallest_p_value(n_pairs, _number_of_flips(lone))
+    return step, _too_few(n_pairs, n_sites, lone, step)
+
+
+def _number_of_flips(lone: float) -> int:
+    return min(max(N_FLIPS, math.ceil(FLIPS_AT_LEVEL / lone)), MOST_FLIPS)
 
 
 def _level_of_a_lone_site(alpha: float, n_sites: int, correction: Correction) -> float:

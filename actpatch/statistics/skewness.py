@@ -48,12 +48,15 @@ ROUNDING = 1e-12
 """Share of a site's largest change that the others may be off by."""
 
 
-def careful_p_values(changes: Float[np.ndarray, "site pair"], weight: float) -> Float[np.ndarray, " site"]:
+def careful_p_values(
+    changes: Float[np.ndarray, "site pair"], weight: float, scatter_of_map: float | None = None
+) -> Float[np.ndarray, " site"]:
     """The larger of the two p-values of the module docstring: what a site's p-value may not be below.
 
     Args:
-        changes: changes of all the map's sites.
+        changes: changes of all the map's sites, or of some.
         weight: that of the map, `skewness_weight(changes)`.
+        scatter_of_map: the map's `Skewness.scatter`; None where these are all of its sites.
 
     0 for a site whose changes are equal and of a map of weight 0, and below `FEWEST_FOR_SKEWNESS` pairs.
     """
@@ -65,7 +68,9 @@ def careful_p_values(changes: Float[np.ndarray, "site pair"], weight: float) -> 
     held_back = np.zeros(len(changes))
     skewness = adjusted_skewness(changes, scattered)
     held_back[scattered] = skewed_p_values(means[scattered], scatter[scattered], skewness, n_pairs, weight)
-    others = weight * np.median(scatter[scattered]) if scattered.any() else 0.0
+    if scatter_of_map is None:
+        scatter_of_map = float(np.median(scatter[scattered])) if scattered.any() else 0.0
+    others = weight * scatter_of_map
     lowest, highest = changes.min(axis=1), changes.max(axis=1)
     furthest_against = np.select([means > 0, means < 0], [lowest, -highest], 0.0)
     against = furthest_against < -ROUNDING * np.maximum(highest, -lowest)
@@ -76,11 +81,43 @@ def careful_p_values(changes: Float[np.ndarray, "site pair"], weight: float) -> 
 
 def skewness_weight(changes: Float[np.ndarray, "site pair"]) -> float:
     """How much of the skewness that a map's sites show is more than normal changes would: from 0, nothing, to 1."""
-    n, scattered = changes.shape[1], _scattered(changes)
-    if n < FEWEST_FOR_SKEWNESS or not scattered.any():
-        return 0.0
-    normal = 6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))
-    return max(0.0, 1 - normal / max(float((adjusted_skewness(changes, scattered) ** 2).mean()), normal))
+    found = Skewness(changes.shape[1])
+    found.add(changes)
+    return found.weight
+
+
+class Skewness:
+    """The skewness of a map's sites, of which some may be added at a time.
+
+    Args:
+        n_pairs: of each site.
+    """
+
+    def __init__(self, n_pairs: int) -> None:
+        self.n_pairs, self._squares, self._n_sites = n_pairs, 0.0, 0
+        self._scatters: list[np.ndarray] = []
+
+    def add(self, changes: Float[np.ndarray, "site pair"]) -> None:
+        """Take in these sites."""
+        scattered = _scattered(changes)
+        if self.n_pairs >= FEWEST_FOR_SKEWNESS and scattered.any():
+            self._squares += float((adjusted_skewness(changes, scattered) ** 2).sum())
+            self._n_sites += int(scattered.sum())
+            self._scatters.append(deviations(changes)[scattered])
+
+    @property
+    def scatter(self) -> float:
+        """Median standard deviation of the sites whose changes differ; 0 where there are none."""
+        return float(np.median(np.concatenate(self._scatters))) if self._scatters else 0.0
+
+    @property
+    def weight(self) -> float:
+        """`skewness_weight` of all of them."""
+        if not self._n_sites:
+            return 0.0
+        n = self.n_pairs
+        normal = 6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))
+        return max(0.0, 1 - normal / max(self._squares / self._n_sites, normal))
 
 
 def skewed_p_values(

@@ -1,0 +1,228 @@
+"""Runs units of a folder with a loaded model, each into its part.
+
+What kills the process loses the unit that it is at, and nothing else. A unit that does not fit into memory is halved,
+as often as need be; one that fails is tried again after the others, three times in all. `run_units` is all that whoever
+spreads a run over machines needs. Nothing here knows which units somebody else runs.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from actpatch.core.indices import is_integer
+from actpatch.engine.engine import PatchingEngine
+from actpatch.engine.measured import Measured
+from actpatch.models.runner import is_out_of_memory
+from actpatch.runs.asked import Asked, library_versions
+from actpatch.runs.folder import ATTEMPTS, RunFolder
+from actpatch.runs.joining import of_halves
+from actpatch.runs.parts import Part, check_can_store, part_content
+from actpatch.runs.spec import Spec
+from actpatch.runs.units import Shard, Unit
+
+FAILED_AT_ONCE = 3
+"""After so many failures, where no unit was ever finished, the last one is raised: it is the run that fails."""
+
+
+@dataclass
+class Worker:
+    """Runs units of one run.
+
+    Args:
+        folder: of the run.
+        spec: what was asked.
+        asked: the experiment that this describes.
+        engine: whose model is the one that was asked for.
+    """
+
+    folder: RunFolder
+    spec: Spec
+    asked: Asked
+    engine: PatchingEngine
+    _halved: list[str] = field(default_factory=list)
+
+    def run(self, numbers: Sequence[int]) -> None:
+        """Run these units, but for those of which a part is there, and those that failed three times.
+
+        Raises:
+            OSError: where a part cannot be written.
+            Exception: of a unit, where none was ever finished.
+        """
+        check_can_store()
+        attempts = {unit: len(failed) for unit, failed in self.folder.failures().items()}
+        done = {*self.folder.done(self.spec)}
+        units = [self.spec.units[number] for number in numbers]
+        waiting = [unit for unit in units if unit.number not in done and attempts.get(unit.id, 0) < ATTEMPTS]
+        begin = random.SystemRandom().randrange(len(waiting)) if waiting else 0  # two processes begin apart
+        waiting = waiting[begin:] + waiting[:begin]
+        n_failed = 0
+        total = sum(unit.n_rows for unit in units) * len(self.asked.patches)
+        shown = None if self.engine.show_progress else True
+        with tqdm(total=total, unit="run", desc="Units", disable=shown) as progress, self._quiet_engine() as engine:
+            progress.update(total - sum(unit.n_rows for unit in waiting) * len(self.asked.patches))
+            while waiting:
+                unit = waiting.pop(0)
+                if not self.folder.part(unit).exists():  # another process may have been here
+                    try:
+                        part = self._part(engine, unit)
+                    except Exception as error:
+                        self.folder.fail(unit, error)
+                        n_failed += 1
+                        attempts[unit.id] = attempts.get(unit.id, 0) + 1
+                        if n_failed >= min(FAILED_AT_ONCE, len(numbers)) and not self.folder.done(self.spec):
+                            raise
+                        waiting += [unit] * (attempts[unit.id] < ATTEMPTS)
+                        continue
+                    of_unit = self.asked.part(unit.pairs, _slice(unit.patches))
+                    self.folder.write_part(unit, part_content(self.spec.id, of_unit, part))
+                progress.update(unit.n_rows * len(self.asked.patches))
+
+    def _part(self, engine: PatchingEngine, unit: Unit) -> Part:
+        self._halved.clear()
+        start = time.perf_counter()
+        measured = self._measured(engine, unit)
+        how = {
+            "seconds": round(time.perf_counter() - start, 3),
+            "versions": library_versions(),
+            "device": str(engine.runner.device),
+            "halved": list(self._halved),
+        }
+        return Part(unit, tuple(measured), how)
+
+    def _measured(self, engine: PatchingEngine, unit: Unit) -> list[Measured]:
+        try:
+            return self.asked.part(unit.pairs, _slice(unit.patches)).measured(engine)
+        except (RuntimeError, MemoryError) as error:
+            halves = self.spec.units.halves(unit)
+            if len(halves) == 1 or not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+                raise
+        self._halved.append(f"{len(unit.patches)} patches × {len(unit.pairs)} pairs did not fit into memory")
+        parts = [Part(half, tuple(self._measured(engine, half)), {}) for half in halves]
+        return of_halves(unit, parts, tuple(self.asked.patches))
+
+    def _quiet_engine(self) -> _Quiet:
+        return _Quiet(self.engine)
+
+
+class _Quiet:
+    """An engine without a progress bar of its own, while units are run."""
+
+    def __init__(self, engine: PatchingEngine) -> None:
+        self.engine, self.showed = engine, engine.show_progress
+
+    def __enter__(self) -> PatchingEngine:
+        self.engine.show_progress = False
+        return self.engine
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.show_progress = self.showed
+
+
+def work_on(
+    folder: str | Path,
+    *,
+    model: Any = None,
+    shard: str | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    show_progress: bool = True,
+) -> None:
+    """Go on with a run from its folder alone: all of its units, or a share of them.
+
+    Any number of processes on any machines may work on one folder.
+
+    Args:
+        folder: of a run that an experiment with `store=`, or `Plan.begin`, has begun.
+        model: the run's model; None to load it as it was loaded by `load_model`.
+        shard: which share: `3/16` is the third of sixteen; None for all units.
+        device: where to load the model; None for CUDA where there is one, else the CPU.
+        batch_size: most rows run together; None adapts it to the free memory.
+        show_progress: whether a progress bar is drawn on stderr.
+
+    Raises:
+        ValueError: before any run, for a folder that is none of a run, one of a newer version, a shard that is none, a
+            metric that a folder cannot hold, and a model other than the run's.
+        OSError: where the folder cannot be written, or the disk is full.
+    """
+    share = None if shard is None else Shard.from_text(shard)
+    at = RunFolder(Path(folder))
+    spec = at.read_spec()
+    at.check_can_be_written()
+    asked, engine = spec.asked, engine_of(at, spec, model, device, batch_size, show_progress)
+    every = range(len(spec.units))
+    complete(at, spec, asked, engine, every if share is None else share.of_units(every))
+
+
+def complete(folder: RunFolder, spec: Spec, asked: Asked, engine: PatchingEngine, numbers: Sequence[int]) -> None:
+    """Run these units until their parts are whole, those that stood there too; write the manifest where all are."""
+    for _ in range(ATTEMPTS):
+        run_units(folder, spec, asked, engine, numbers)
+        if folder.is_finished or not _dropped(folder, spec, numbers):
+            break
+    if not folder.is_finished and len(folder.done(spec)) == len(spec.units):
+        if _dropped(folder, spec, range(len(spec.units))):
+            return  # of somebody else's: whoever runs them again ends the run
+        hows = [folder.read_part(spec, number).how for number in range(len(spec.units))]
+        halved = [f"unit {number:06d}: {what}" for number, how in enumerate(hows) for what in how["halved"]]
+        folder.finish(spec, {"seconds": round(sum(how["seconds"] for how in hows), 3), "halved": halved})
+
+
+def run_units(folder: RunFolder, spec: Spec, asked: Asked, engine: PatchingEngine, numbers: Sequence[int]) -> None:
+    """Run these units of a folder into their parts (`Worker`): the seam for whoever spreads a run.
+
+    Raises:
+        ValueError: for a number that is none of a unit.
+    """
+    wrong = [number for number in numbers if not is_integer(number) or not 0 <= number < len(spec.units)]
+    if wrong:
+        raise ValueError(f"unit {wrong[0]!r} is none of this run's: expected 0 to {len(spec.units) - 1}")
+    Worker(folder, spec, asked, engine).run(numbers)
+
+
+def engine_of(
+    folder: RunFolder, spec: Spec, model: Any, device: str | None, batch_size: int | None, show_progress: bool
+) -> PatchingEngine:
+    """An engine on the model of a run: on the one given, or on the one that its folder tells how to load.
+
+    Raises:
+        ValueError: where the folder does not tell, and for a model that is not the run's.
+    """
+    estimate = spec.asked.estimate  # a metric that cannot be held is told of before a model is loaded
+    if model is None:
+        if spec.loaded is None:
+            raise ValueError(
+                f"the model of the run in {folder} was not loaded by load_model, so nothing says how to load it: go on "
+                "with the same call in Python, or work_on(folder, model=...)"
+            )
+        model = spec.loaded.load(device)
+    if differing := spec.differences_of_model(model):
+        raise ValueError(
+            f"the model is not that of the run in {folder}: {'; '.join(differing)}. Give the model that the run was "
+            "begun with, or begin another folder"
+        )
+    return PatchingEngine(model, batch_size=batch_size, show_progress=show_progress, estimate=estimate)
+
+
+def _dropped(folder: RunFolder, spec: Spec, numbers: Sequence[int]) -> int:
+    """How many of these units' parts were there and damaged; they are taken away."""
+    n_damaged = 0
+    for number in {*folder.done(spec)} & {*numbers}:
+        try:
+            folder.read_part(spec, number)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            folder.drop(spec.units[number], str(error))
+            n_damaged += 1
+    return n_damaged
+
+
+def _slice(numbers: range) -> slice:
+    return slice(numbers.start, numbers.stop)

@@ -1,0 +1,160 @@
+"""What is stored in units is what one call in memory gives: every kind of experiment, whatever is said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from actpatch import ActivationPatcher, Store, load_run
+from actpatch.engine.engine import PatchingEngine
+from actpatch.runs.folder import RunFolder
+from actpatch.runs.parts import Part
+from actpatch.runs.worker import run_units
+from test_suite.helpers.models import bundled
+from test_suite.helpers.runs import assert_same_results, experiments, ioi_of, sweeps_of
+
+KINDS = list(experiments(bundled()))
+OTHERWISE_WRITTEN = ("places", "mean", "noise", "whole answers", "edges", "through", "paths", "circuits", "estimates")
+"""Those whose patches, sources or metrics are written down each in a way of its own."""
+WITHIN = 1e-9
+"""In double precision."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:(The|the) ", "ignore:.* pairs", "ignore:estimates", "ignore:.*single")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_together_are_the_sweep_of_one_call(kind, tmp_path):
+    run = experiments(bundled())[kind]
+    whole = run()
+    n = sum(sweep.patched.size for sweep in sweeps_of(whole))
+    stored = run(store=Store(tmp_path / "run", rows_per_unit=max(1, n // 7)))
+    assert len(list((tmp_path / "run/parts").iterdir())) > 1
+    assert_same_results(stored, whole, WITHIN)
+    assert load_run(tmp_path / "run") == stored  # the folder alone says all of it
+    assert run(store=tmp_path / "run") == stored
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in OTHERWISE_WRITTEN)) for kind in KINDS]
+)
+def test_what_a_folder_holds_is_all_that_a_worker_needs(kind, tmp_path):
+    run = experiments(bundled())[kind]
+    stored = run(store=Store(tmp_path / "run", rows_per_unit=40))
+    folder = RunFolder(tmp_path / "run")
+    spec = folder.read_spec()
+    for number in range(len(spec.units)):
+        folder.part(spec.units[number]).unlink()
+    engine = PatchingEngine(bundled(), show_progress=False, estimate=spec.asked.estimate)
+    run_units(folder, spec, spec.asked, engine, range(len(spec.units)))
+    assert load_run(tmp_path / "run") == stored
+
+
+def test_in_single_precision_effects_differ_by_less_than_a_millionth(tmp_path):
+    run = experiments(bundled(dtype=torch.float32))["layers"]
+    whole, stored = run(), run(store=Store(tmp_path, rows_per_unit=7))
+    for one, other in zip(sweeps_of(stored), sweeps_of(whole)):
+        np.testing.assert_allclose(one.effects, other.effects, rtol=0, atol=1e-6)
+
+
+def test_what_changes_nothing_has_an_effect_of_exactly_0(tmp_path):
+    """Before the first token that differs nothing is written: in whichever unit, on whichever baseline."""
+    data = ioi_of(bundled(dtype=torch.float32))
+    patcher = ActivationPatcher(data.model, show_progress=False)
+    results = patcher.run_patching_experiment(
+        data, ["resid_pre", "z"], position=1, store=Store(tmp_path, rows_per_unit=3)
+    )
+    assert (results.sweep.pair_effects[:, results.sweep.usable] == 0).all()
+
+
+def test_a_run_goes_on_where_it_ended_and_runs_nothing_twice(tmp_path):
+    run = experiments(bundled())["layers"]
+    stored = run(store=Store(tmp_path, rows_per_unit=7))
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    gone = sorted(parts)[1::2]
+    for path in gone:
+        path.unlink()
+    assert run(store=tmp_path) == stored
+    assert {path for path, at in parts.items() if path.stat().st_mtime_ns == at} == {*parts} - {*gone}
+
+
+def test_a_metric_of_ones_own_is_stored_and_gone_on_with(tmp_path):
+    data = ioi_of(bundled())
+    patcher = ActivationPatcher(bundled(), show_progress=False)
+
+    def first_logit(logits, pair):
+        return float(logits[0, -1, 5 + pair] + pair)
+
+    run = {"dataset": data, "hook_points": "attn_out", "metrics": [first_logit, "kl_divergence"]}
+    whole = patcher.run_patching_experiment(**run)
+    stored = patcher.run_patching_experiment(**run, store=Store(tmp_path, rows_per_unit=5))
+    assert_same_results(stored, whole, WITHIN)
+    assert load_run(tmp_path) == stored
+    with pytest.raises(ValueError, match=r"first_logit.*cannot hold: go on with the same call"):
+        _ = RunFolder(tmp_path).read_spec().asked
+
+
+def test_a_part_is_a_table_that_says_by_itself_what_was_measured(tmp_path):
+    stored = experiments(bundled())["layers"](store=Store(tmp_path, rows_per_unit=7))
+    table = pd.read_parquet(tmp_path / "parts")
+    theirs = stored.to_dataframe()
+    keys = ["direction", "metric", "site", "pair"]
+    assert len(table) == len(theirs)
+    both = table.merge(theirs, on=keys, suffixes=("", "_of_results"), validate="one_to_one")
+    assert len(both) == len(table)
+    for name in ("patched", "clean", "corrupted"):
+        np.testing.assert_allclose(both[name], both[f"{name}_of_results"], atol=1e-9)
+    assert (both["layer"] == both["layer_of_results"]).all()
+
+
+def test_units_do_not_depend_on_how_they_are_run(tmp_path):
+    data = ioi_of(bundled())
+    specs = []
+    for name, batch_size in (("a", 1), ("b", None)):
+        patcher = ActivationPatcher(bundled(), batch_size=batch_size, show_progress=False)
+        patcher.run_patching_experiment(data, "attn_out", store=tmp_path / name)
+        specs.append(json.loads((tmp_path / name / "spec.json").read_text()))
+    assert specs[0] == specs[1]
+
+
+def test_of_an_unfinished_run_there_is_what_is_whole(tmp_path):
+    run = experiments(bundled())["layers"]
+    stored = run(store=Store(tmp_path, rows_per_unit=7))
+    os.unlink(tmp_path / "manifest.json")
+    os.unlink(tmp_path / "parts/000003.parquet")
+    units = RunFolder(tmp_path).read_spec().units
+    lost = units[3]
+    with pytest.warns(UserWarning, match=r"partial: \d+ of \d+ units"):
+        partial = load_run(tmp_path)
+    for one, whole in zip(sweeps_of(partial), sweeps_of(stored)):
+        assert one.notes[0].startswith("partial: ")
+        kept = [i for i in range(len(whole.pair_indices)) if i not in lost.pairs]
+        assert one.pair_indices == tuple(whole.pair_indices[i] for i in kept)
+        np.testing.assert_array_equal(one.patched, whole.patched[:, kept])
+        assert one.statistics().n_corrected == len(one.patches)
+    assert run(store=tmp_path) == stored
+
+
+def test_parts_of_a_unit_are_the_unit(tmp_path):
+    """Halves, by patches and by pairs, put together, are what the unit is."""
+    from actpatch.runs.joining import of_halves
+
+    experiments(bundled())["layers"](store=Store(tmp_path, rows_per_unit=1000))
+    spec = RunFolder(tmp_path).read_spec()
+    engine, (whole,) = PatchingEngine(bundled(), show_progress=False), [spec.units[0]]
+
+    def measured(unit):
+        return spec.asked.part(unit.pairs, slice(unit.patches.start, unit.patches.stop)).measured(engine)
+
+    quarters = [
+        Part(half, tuple(of_halves(half, [Part(q, tuple(measured(q)), {}) for q in spec.units.halves(half)], ways)), {})
+        for ways in [tuple(spec.asked.patches)]
+        for half in spec.units.halves(whole)
+    ]
+    for found, expected in zip(of_halves(whole, quarters, tuple(spec.asked.patches)), measured(whole)):
+        for run in ("patched", "clean", "corrupted"):
+            np.testing.assert_allclose(getattr(found, run), getattr(expected, run), atol=WITHIN)
