@@ -36,13 +36,23 @@ from test_suite.helpers.prompts import Words
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests whose model is a `TransformerBridge`, by the parameter that names it."""
+    """Marks the tests whose model is a `TransformerBridge`, by the parameter that names it, and as slow those of many
+    parameters that are more than `quick(n)` says."""
+    families: dict[tuple[str, str], list[pytest.Item]] = {}
     for item in items:
         parameters = (
             item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
         )
         if any(str(value).startswith(("bridge", "TransformerBridge")) for value in parameters):
             item.add_marker("bridge")
+        if item.get_closest_marker("quick") and not item.get_closest_marker("slow"):
+            families.setdefault((item.path.as_posix(), item.name.partition("[")[0]), []).append(item)
+    for family in families.values():
+        n_quick = family[0].get_closest_marker("quick").args[0]  # type: ignore[union-attr]
+        chosen = {i * len(family) // n_quick for i in range(n_quick)}
+        for i, item in enumerate(family):
+            if i not in chosen:
+                item.add_marker("slow")
 
 
 @pytest.fixture(

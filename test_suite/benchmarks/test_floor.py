@@ -56,6 +56,7 @@ of attn_out by position those are most of an MLP. For an edge into one of querie
 of them, and carries what the embedding changes at few positions at all from the first on."""
 
 
+@pytest.mark.quick(1)
 @needs_hooked
 @pytest.mark.parametrize(
     "component",
@@ -78,6 +79,7 @@ def test_the_engine_computes_all_of_the_floor_and_little_beyond(component: str) 
     assert few > floor_of_few
 
 
+@pytest.mark.slow
 @needs_hooked
 def test_the_engine_computes_all_of_the_floor_of_edges_and_little_beyond() -> None:
     model, pairs = deep_model(), token_pairs([LENGTH] * 2, [(2, 4, 9)] * 2)

@@ -60,6 +60,7 @@ def plainly(measure: Any, graph: Graph, start: Circuit, search: Search, sign: fl
     return Circuit(graph, kept.reshape(start.edges.shape), "", start.positions)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "share", "threshold", "order", "signed", "metric"),
     [
@@ -88,6 +89,7 @@ def test_the_circuit_is_that_of_one_candidate_after_the_other(
     assert 0 < len(found) < len(start)
 
 
+@pytest.mark.slow
 def test_it_is_that_of_runs_of_circuits_ablations_included() -> None:
     of, dataset = patcher(), Words(some_pairs())
     start = some_of(of.graph, 0.05, seed=2)
@@ -117,6 +119,7 @@ def test_positions_are_told_apart() -> None:
     assert 0 < len(found) < len(start)
 
 
+@pytest.mark.slow
 def test_an_order_of_ones_own_is_the_order_and_is_said() -> None:
     of, dataset = patcher(), Words(some_pairs())
     labels = [writer.label for writer in of.graph.writers]

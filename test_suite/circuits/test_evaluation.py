@@ -51,6 +51,7 @@ def truth_of(program: ProgramName, direction: Any = "noising") -> Truth:
 # --- known circuits ---
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("truth", TRUTHS, ids=repr)
 def test_the_true_circuit_does_all_and_the_rest_nothing(truth):
     for direction in [truth.direction] if truth.direction else ["denoising", "noising"]:
@@ -64,6 +65,7 @@ def test_the_true_circuit_does_all_and_the_rest_nothing(truth):
         assert found.kind_of_parts == "edge" and set(found.parts) == set(circuit_of(truth).labels)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("program", ["induction", "copy", "reverse", "lookup", "fraction"])
 def test_every_edge_of_a_true_circuit_is_needed_and_one_that_is_put_in_is_not(program):
     truth = truth_of(program)
@@ -150,6 +152,7 @@ def test_the_whole_model_does_all_and_the_rest_of_it_nothing():
 SOME = [OtherRun(), Zero(), *(pytest.param(one, marks=pytest.mark.slow) for one in (Mean(), Resample(seed=1)))]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("source", SOME, ids=lambda source: type(source).__name__)
 def test_numbers_are_those_of_single_runs(source):
     patcher = CircuitPatcher(bundled(), show_progress=False)
@@ -231,6 +234,7 @@ def test_an_ablation_has_its_own_run_without_edges():
     assert other.values.full == pytest.approx(0) and zero.values.full == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_batches_change_none():
     circuit, data = circuit_of(truth_of("backup_head")), ProgramDataset("backup_head", 5)
     model = program_model("backup_head")

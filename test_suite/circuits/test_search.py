@@ -196,6 +196,7 @@ def test_edges_at_positions_are_told_apart() -> None:
 # --- known circuits ---
 
 
+@pytest.mark.quick(1)
 @dangling
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_exact_search_finds_the_edges_of_programs_that_show_alone(name: Any) -> None:
@@ -235,6 +236,7 @@ def test_both_directions_find_what_one_cannot() -> None:
 # --- a share of the effect ---
 
 
+@pytest.mark.quick(1)
 @dangling
 @pytest.mark.parametrize("method", ["top", "greedy"])
 @pytest.mark.parametrize("name, share", [("cancelling_mlp", 1), ("induction", 0.5)])

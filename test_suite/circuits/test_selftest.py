@@ -21,6 +21,7 @@ from test_suite.helpers.models import fresh_model, small_model
 REVERSE = program_truths("reverse")[0]
 
 
+@pytest.mark.slow
 def test_exact_search_finds_exactly_the_circuit_of_every_program():
     found = selftest(methods=())
     assert found.passed and not found.failures
@@ -92,6 +93,7 @@ def test_a_direction_alone_is_not_asked_of_both():
     assert {one.direction for one in selftest(truths=[denoising], methods=[]).findings} == {"denoising"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The model prefers")  # random tokens ask nothing of a random model
 def test_theorems_hold_of_a_model():
     model = small_model("bridge:gpt2")

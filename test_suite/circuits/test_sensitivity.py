@@ -57,6 +57,7 @@ def value(card: Any, axis: str, number: int = 0) -> float:
     return float(card.of(axis)[number].faithfulness)
 
 
+@pytest.mark.slow
 def test_each_row_is_what_a_run_made_so_gives(found: Any) -> None:
     model, dataset, results, card = found
     circuit, held_out = find_circuit(results, n_edges=N_EDGES), range(6, 12)

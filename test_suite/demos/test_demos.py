@@ -290,6 +290,7 @@ def test_a_corruption_that_breaks_nothing_is_called_that(tmp_path, capsys):
     assert "Use a corruption that breaks the behaviour" in printed.err
 
 
+@pytest.mark.slow
 def test_demos_patch_the_same_layers(tmp_path, monkeypatch):
     drawn: list[LayerResults] = []
     draw = demos.create_full_report
@@ -302,6 +303,7 @@ def test_demos_patch_the_same_layers(tmp_path, monkeypatch):
         assert list(drawn[0]) == list(others) and drawn[0].effects == others.effects
 
 
+@pytest.mark.slow
 def test_each_demo_s_report_has_what_the_one_s_before_had(tmp_path):
     parts = ("each edge", "each head", "each layer", "resid_pre at each position")
     for script, has in ((demo, parts[2:]), (head_demo, parts[1:]), (path_demo, parts), (circuit_demo, parts)):

@@ -14,6 +14,7 @@ from docs.examples import ROOT
 PAGE = (ROOT / "docs" / "attribution.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_script_compares_every_method_with_exact_effects() -> None:
     out = io.StringIO()

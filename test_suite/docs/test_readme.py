@@ -74,6 +74,7 @@ def test_the_sentence_below_the_picture_is_what_the_picture_shows():
     assert f"restores {most} % of" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_call_of_the_table_works(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "figures").mkdir()

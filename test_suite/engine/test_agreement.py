@@ -86,6 +86,7 @@ def test_logits_that_a_model_changes_after_its_unembedding(name: str) -> None:
     assert "logits" not in found.shortcuts and "all logits are computed" in warned
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("row", [1, 2])
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("name", BASES)
@@ -193,6 +194,7 @@ def test_models_whose_blocks_cannot_be_run_singly_are_run_in_full(name: str) -> 
     assert "run" in warned
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("n_pairs", "name"), thinned([2, 3], ["bridge:falcon_alibi", "bridge:per_layer_inputs"]))
 def test_blocks_are_checked_with_several_prompts_where_patches_enter_late(n_pairs: int, name: str) -> None:
     pairs = token_pairs([9] * n_pairs, [(3,)] * n_pairs)
@@ -202,6 +204,7 @@ def test_blocks_are_checked_with_several_prompts_where_patches_enter_late(n_pair
     assert "resume" not in found.shortcuts
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("other", [1, 2])
 def test_blocks_that_are_called_otherwise_for_one_prompt_alone(other: int, direction: Any) -> None:
@@ -389,6 +392,7 @@ def test_what_sits_at_the_unembedding_can_be_patched(name: str, hook: str) -> No
 # --- shortcuts -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     "name",
     model_parameters(
@@ -474,6 +478,7 @@ def test_single_precision_that_is_run_in_half_says_what_rounding_moves(name: str
     assert any("rounding alone moves the logit difference by" in note for note in notes)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", model_parameters("hooked:rotary", "bridge:gpt2"))
 def test_half_precision_says_what_rounding_moves(name: str) -> None:
     """It is told where rounding moves a metric by more than 1 % of its gap, which it does on some prompts."""

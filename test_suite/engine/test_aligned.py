@@ -166,6 +166,7 @@ def test_many_alignments_on_every_architecture_agree_with_a_plain_loop(name: str
 # --- names of other lengths, several lengths in one batch ------------------------------------------------------------
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "direction"),
     thinned(

@@ -67,6 +67,7 @@ def assert_agrees(model: Any, engine: PatchingEngine, direction: Any) -> None:
         np.testing.assert_allclose(found.patched[:, i], expected, atol=EXACT, rtol=0, err_msg=patch.label)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "direction"), thinned(MODELS, DIRECTIONS))
 def test_every_run_agrees_with_a_plain_loop(name: str, direction: Any) -> None:
     engine = engine_on(small_model(name))

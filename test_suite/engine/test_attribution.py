@@ -70,6 +70,7 @@ def assert_near(found: np.ndarray, expected: np.ndarray, within: float = EXACT) 
 # --- theorems ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("method", EDGE_METHODS)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_scores_of_a_writers_edges_add_up_to_its_own(name: str, method: str) -> None:
@@ -90,6 +91,7 @@ def test_the_scores_of_a_writers_edges_add_up_to_its_own(name: str, method: str)
         assert np.abs(sums - of_nodes).max() <= EXACT * max(1.0, np.abs(of_nodes).max())
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", DOUBLE)
 def test_an_edges_score_is_the_slope_of_the_edge(name: str) -> None:
     """The change of the metric where a reader reads a little of what the sender changes (central differences)."""
@@ -137,6 +139,7 @@ def _logits_writing(model: Any, tokens: Tensor, name: str, written: Tensor) -> T
         return model(tokens[None])[0, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2"))
 def test_integrated_gradients_of_the_embeddings_add_up(name: str) -> None:
     """Over the edges out of the embedding, IG comes to the whole difference of the metric; four times nearer with twice
@@ -160,6 +163,7 @@ def test_integrated_gradients_of_the_embeddings_add_up(name: str) -> None:
     assert np.abs(ends[0] - ends[1]).max() > 1e-3
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2"))
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("component", ["z", "mlp_out", "resid_mid", "k"])
@@ -196,6 +200,7 @@ def test_heads_and_positions_add_up(method: str) -> None:
         assert_near(positions.sum(axis=0)[None], whole)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("names", [("resid_pre", "resid_pre"), ("attn_out", "mlp_out"), ("z", "k", "mlp_post")])
 def test_what_is_written_together_is_held(names: tuple[str, ...], direction: Any) -> None:
@@ -249,6 +254,7 @@ def test_identical_prompts_score_nothing(method: str) -> None:
         assert (edge_scores(model, same, method) == 0).all()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_batches_and_other_lengths_change_nothing(method: str) -> None:
     """Pairs one at a time, together, and each in an experiment of its own."""
@@ -295,6 +301,7 @@ def test_a_linear_metric_of_the_last_layer_is_exact(method: str) -> None:
 # --- what a model is, and is left as ----------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2"))
 @pytest.mark.parametrize("method", ["eap", "gim", "relp", "eap_ig"])
 def test_the_model_is_left_as_it_was(name: str, method: str) -> None:

@@ -43,6 +43,7 @@ def assert_near(found: np.ndarray, expected: np.ndarray, name: str) -> None:
     assert np.abs(found - expected).max() <= within * max(1.0, np.abs(expected).max())
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("method", EDGE_METHODS)
 @pytest.mark.parametrize("name", MODELS)
@@ -70,6 +71,7 @@ def test_edges(name: str, method: str, direction: Any) -> None:
         assert_near(found[numbers, pair], expected, name)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:grouped", "bridge:gpt2"))
 def test_edges_at_positions(name: str) -> None:
     model, pairs = edge_model(name), pairs_of()
@@ -86,6 +88,7 @@ def test_edges_at_positions(name: str) -> None:
             assert found[number, 0] == pytest.approx(expected[0], rel=0, abs=1e-9)
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize(

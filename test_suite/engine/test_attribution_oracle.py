@@ -94,6 +94,7 @@ def test_rules_leave_values_as_they_are_and_the_model_as_it_was(name: str, rules
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", ["eap", "relp", "gim"])
 def test_scores_are_slopes_of_the_metric_along_an_edge(name: str, method: str) -> None:
@@ -118,6 +119,7 @@ def test_scores_are_slopes_of_the_metric_along_an_edge(name: str, method: str) -
     assert_near(found, slopes, 1e-2 if single else 1e-6)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", EDGE_METHODS)
 def test_all_edges_of_a_writer_together_are_the_writer(name: str, method: str) -> None:
@@ -180,6 +182,7 @@ def test_on_a_linear_model_an_edge_is_what_patching_it_does() -> None:
     assert_near(found, np.array(patched) - measured(model, CORRUPTED), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_identical_prompts_score_exactly_nothing(name: str) -> None:
     model = edge_model(name)
@@ -190,6 +193,7 @@ def test_identical_prompts_score_exactly_nothing(name: str) -> None:
             assert not component_products(model, CLEAN, CLEAN, metric, f"blocks.1.{point}", method=method).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("source", ["other run", "zero"])
 def test_along_activations_a_hook_point_sums_to_what_patching_all_of_it_does(name: str, source: Any) -> None:
@@ -209,6 +213,7 @@ def test_along_activations_a_hook_point_sums_to_what_patching_all_of_it_does(nam
         assert abs(errors[1]) < 1e-9 or errors[0] / errors[1] == pytest.approx(4, rel=0.2)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", FEW)
 def test_methods_that_know_both_ends_change_sign_with_the_direction(name: str) -> None:
     model, edges = edge_model(name), some_edges(seen_graph(name))

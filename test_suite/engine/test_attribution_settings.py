@@ -24,6 +24,7 @@ HAS_COPIES_WITH_GRADIENT = not HAS_HOOKED
 pytestmark = pytest.mark.filterwarnings("ignore:runs take|every run is one|all logits are")
 
 
+@pytest.mark.quick(1)
 @needs_hooked
 @pytest.mark.parametrize("switch", ["use_split_qkv_input", "use_attn_in", "use_attn_result", "use_hook_mlp_in"])
 @pytest.mark.parametrize("name", ["hooked:learned", "hooked:grouped"])
@@ -95,6 +96,7 @@ def test_what_is_shown_as_a_copy_has_its_gradient_or_is_told(part: str) -> None:
         assert found[0, 0] == pytest.approx((ways[0] - ways[1]) / (2 * step), rel=1e-2)  # it computes in single
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", model_parameters("hooked:gated", "bridge:llama"))
 @pytest.mark.parametrize("method", ["relp", "gim"])
 def test_backward_rules_in_half_precision(name: str, method: str) -> None:

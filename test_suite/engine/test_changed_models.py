@@ -41,6 +41,7 @@ def test_a_model_in_the_wrapper_of_torch_compile_is_refused_by_name(name: str) -
         PatchingEngine(torch.compile(small_model(name), backend=never))
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("part", ["the model", "its blocks", "its method", "what a bridge wraps"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_compiled_in_its_place_is_run_as_it_is_written(name: str, part: str) -> None:
@@ -77,6 +78,7 @@ class Autoencoder(nn.Module):
         return torch.relu(value @ self.encoder) @ self.decoder
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("at", ["blocks.1.hook_resid_pre", "blocks.2.hook_mlp_out"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hook_that_reconstructs_what_is_there_by_an_autoencoder(name: str, at: str) -> None:

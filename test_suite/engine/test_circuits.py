@@ -47,6 +47,7 @@ def run(model: Any, pairs: Any, circuits: CircuitPatches, direction: Any = "nois
     return engine.sweep(pairs, circuits, [last_position_metric(len(pairs))], direction, **options)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_readers_read_what_writers_give_in_this_very_run(name: str) -> None:
     """Random circuits against every reader rebuilt by hand; with writers as recorded the number is another."""
@@ -66,6 +67,7 @@ def test_readers_read_what_writers_give_in_this_very_run(name: str) -> None:
         assert abs(mistaken - expected) > 1e-4
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_all_edges_are_one_run_and_none_the_other(name: str) -> None:
     model, pairs = edge_model(name), some_pairs()
@@ -109,6 +111,7 @@ AT = ((4,), (5, 6), (5,))
 """Two of them share a position; some positions are in none."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", model_parameters("hooked:grouped", "bridge:gpt2", slow=("hooked:parallel", "bridge:neox"))
 )
@@ -130,6 +133,7 @@ def test_at_named_positions_readers_read_their_circuit_and_elsewhere_none(name: 
         runs = runs[::-1]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_positions_without_a_partner_are_left_alone(direction: Any) -> None:
     """Of pairs of other lengths, readers there read every writer as it is in this very run, whatever the circuit."""

@@ -101,6 +101,7 @@ def test_edges_whose_sender_does_not_differ_change_nothing(name: str) -> None:
     assert_near(logits_of_edges(model, base, base, edges), run(model, base).expand(len(edges), -1, -1), TWO_WAYS)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_edge_changes_the_logits_from_the_first_changed_token_on(name: str) -> None:
     model, (base, source) = edge_model(name), prompts()
@@ -111,6 +112,7 @@ def test_every_edge_changes_the_logits_from_the_first_changed_token_on(name: str
     assert (changes[:, FIRST_CHANGED:].abs().amax(dim=(1, 2)) > 1e-6 * logits.abs().max()).all()
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_all_edges_of_a_reader_together_are_all_that_it_reads(name: str) -> None:
     """Queries, keys, values and the MLP's output are then the other run's, and the logits too."""
@@ -166,6 +168,7 @@ def test_all_edges_of_a_writer_together_are_the_whole_node(name: str) -> None:
         assert_near(found, run(model, base, [node_patch(writer, other)]))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", HOOKED)
 def test_the_switches_and_two_runs_agree(name: str) -> None:
     model, (base, source) = edge_model(name), prompts()
@@ -184,6 +187,7 @@ def test_the_switches_and_two_runs_agree_on_every_edge(name: str) -> None:
     assert_near(two_runs, split, TWO_WAYS)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_positions_are_those_at_which_the_reader_reads(name: str) -> None:
     """Queries, MLPs and logits of one position change nothing before it; the logits elsewhere stay."""

@@ -98,6 +98,7 @@ def assert_alike(found: np.ndarray, expected: np.ndarray, base: np.ndarray) -> N
     assert np.abs(found - base).max() > 1e-4, "the patches move too little"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "kind"), THINNED)
 def test_both_directions_come_from_one_recording(name: str, kind: str) -> None:
     model, patches, metric = edge_model(name), patches_of(name, kind), last_position_metric(3)
@@ -109,6 +110,7 @@ def test_both_directions_come_from_one_recording(name: str, kind: str) -> None:
         np.testing.assert_allclose(found.patched, alone.patched, atol=EXACT, rtol=0)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "kind"), THINNED)
 def test_metrics_that_read_all_positions(name: str, kind: str) -> None:
     model, patches, everything = edge_model(name), patches_of(name, kind), everything_metric(3)
@@ -133,6 +135,7 @@ WHERE = [
 ]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "direction"), thinned(MODELS, DIRECTIONS))
 def test_edges_at_positions(name: str, direction: Any) -> None:
     model, metric = edge_model(name), last_position_metric(3)
@@ -145,6 +148,7 @@ def test_edges_at_positions(name: str, direction: Any) -> None:
     assert (found.patched[0, columns == 3] == base).all(), "nothing has changed at the first token"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "column"), thinned(MODELS, range(3)))
 def test_heads_that_send_at_positions(name: str, column: int) -> None:
     model, metric = edge_model(name), everything_metric(3)
@@ -154,6 +158,7 @@ def test_heads_that_send_at_positions(name: str, column: int) -> None:
     assert_alike(found.patched[0], by_hand(model, patches, pairs(), metric, "denoising", where), found.corrupted[0])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("source", [Zero(), Mean(), Mean(run="clean"), Resample(seed=3), Resample(samples=2)], ids=str)
 @pytest.mark.parametrize(("name", "kind"), thinned(OF_PLAIN, KINDS))
 def test_what_ablations_write(name: str, kind: str, source: Any) -> None:
@@ -179,6 +184,7 @@ def ablated_by_hand(
     return found
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "kind"), thinned(MODELS[::2], KINDS))
 def test_noise(name: str, kind: str) -> None:
     model, metric, patches = edge_model(name), last_position_metric(2), patches_of(name, kind)
@@ -205,6 +211,7 @@ def test_noise(name: str, kind: str) -> None:
 ANSWERS = AnswerSequences(correct=(((3, 8, 5),), ((6, 7),), ((9,),)), incorrect=((), (), ()))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "direction"), thinned(MODELS, DIRECTIONS))
 def test_whole_answers(name: str, direction: Any) -> None:
     """Edges are patched within the prompt; what is appended reads on from there."""
@@ -225,6 +232,7 @@ def test_whole_answers(name: str, direction: Any) -> None:
     assert_alike(found.patched[0], expected, found.corrupted[0] if direction == "denoising" else found.clean[0])
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("name", "kind"), thinned(MODELS[:1] if HAS_HOOKED else MODELS[2:3], KINDS))
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_prompts_of_other_lengths(name: str, kind: str, direction: Any) -> None:
@@ -247,6 +255,7 @@ def test_prompts_of_other_lengths(name: str, kind: str, direction: Any) -> None:
 # --- how it is run changes nothing ------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("kind", "batch_size"), thinned(KINDS, [1, 3, None]))
 @pytest.mark.parametrize("pairs_at_once", [1, 3])
 def test_batches_and_chunks_change_nothing(
@@ -303,6 +312,7 @@ def test_work_is_halved_until_it_fits_into_memory(kind: str) -> None:
     np.testing.assert_allclose(found.patched, expected.patched, atol=EXACT, rtol=0)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("left_out", [("prefix",), ("linear",), ("narrow",), ("prefix", "linear", "narrow", "padded")])
 @pytest.mark.parametrize(("name", "kind"), thinned(MODELS[1:3], KINDS))
 def test_without_shortcuts_the_numbers_are_the_same(
@@ -331,6 +341,7 @@ def test_pairs_that_do_not_differ_change_exactly_nothing(kind: str) -> None:
     assert (none.patched[0] == none.corrupted[0]).all()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("kind", "name", "direction"), thinned(KINDS, MODELS[:3], DIRECTIONS))
 def test_a_change_of_the_first_token_of_the_last_one_and_of_prompts_of_one_token(
     kind: str, name: str, direction: Any

@@ -107,6 +107,7 @@ def input_of(reader: Reader) -> Site:
     return Site(block_hook(reader.layer, "mlp_out" if reader.kind == "mlp" else reader.kind), head=reader.head)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "direction"), thinned(MODELS, DIRECTIONS))
 def test_all_edges_of_a_reader_together_are_all_that_it_reads(name: str, direction: Any) -> None:
     """What a reader of a later layer reads differs by what all writers before it change: together they are the other
@@ -143,6 +144,7 @@ def test_of_a_writer_that_only_the_logits_read_the_edge_is_the_whole_node(name: 
     assert np.abs(found - (corrupted if direction == "denoising" else clean)).min() > 1e-6
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_where_the_last_token_alone_differs_edges_at_it_are_all_there_is(name: str) -> None:
     """Those into keys and values move the last token too: it reads its own."""
@@ -156,6 +158,7 @@ def test_where_the_last_token_alone_differs_edges_at_it_are_all_there_is(name: s
     assert np.abs(everywhere - corrupted).max() > 1e-3
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_embedding_of_one_changed_token_is_read_there_alone(name: str) -> None:
     model, pairs = edge_model(name), token_pairs([9, 7], [(3,), (3,)])

@@ -61,6 +61,7 @@ def some(edges: EdgePatches, size: int = 30, seed: int = 0) -> np.ndarray:
     return np.unique(np.concatenate(drawn))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", EVERY)
 def test_some_edges_are_those_of_hooked_runs(name: str) -> None:
     edges, measured = swept(name)

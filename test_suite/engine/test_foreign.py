@@ -118,6 +118,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("name", "code"), thinned(model_parameters("hooked:grouped", "bridge:qwen2"), FOREIGN))
 def test_code_of_the_users_own_sees_whole_prompts_alone(name: str, code: str) -> None:
     model, bound = fresh_model(name), allowed(small_model(name), PAIRS.clean)
@@ -136,6 +137,7 @@ UNHOOKED = {
 LATE = [Site(block_hook(layer, short), position=-1) for layer in (0, 1) for short in ("resid_pre", "mlp_out", "v")]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("code", UNHOOKED)
 @pytest.mark.parametrize("name", model_parameters("hooked:grouped", "hooked:learned", "bridge:gpt2"))
 def test_code_of_the_users_own_is_seen_however_it_came_there(name: str, code: str) -> None:
@@ -148,6 +150,7 @@ def test_code_of_the_users_own_is_seen_however_it_came_there(name: str, code: st
     assert "code that is not its own runs at" in warned
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("returns", [True, False])
 @pytest.mark.parametrize("at", ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre", "blocks.1.hook_mlp_out"])
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:grouped", "bridge:gpt2", "bridge+:qwen2"))

@@ -82,6 +82,7 @@ def test_a_saturated_head_has_no_gradient_at_queries_and_keys(gate: Any, hook_po
     close(star(gate(), hook_point, direction=direction), 2.0)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("gate", "hook_point"), [(saturated_queries, Q), (saturated_keys, K)], ids=["q", "k"])
 @pytest.mark.parametrize("method", ["eap_ig", "ig_activations"])
 def test_a_path_meets_the_moment_at_which_a_saturated_head_turns_only_with_many_steps(

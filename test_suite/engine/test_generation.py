@@ -43,6 +43,7 @@ def assert_same(found: Said, expected: by_hand.Spoken, what: str) -> None:
     torch.testing.assert_close(list(found.log_probabilities), log_probabilities, atol=EXACT, rtol=0, msg=what)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", model_parameters(*OFTEN, slow=RARELY))
 def test_every_hook_point_says_what_a_plain_hooked_loop_says(name: str) -> None:
     model = small_model(name)

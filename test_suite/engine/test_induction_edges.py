@@ -32,6 +32,7 @@ def test_of_all_edges_the_circuit_is_found(direction: str) -> None:
     assert_the_circuit_is_found(dict(zip(map(edge_id, edges), oracle_effects(direction, edges))), EXACT)
 
 
+@pytest.mark.quick(1)
 @needs_hooked
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_its_edges_act_at_their_positions_and_nowhere_else(direction: str) -> None:

@@ -71,6 +71,7 @@ def single(sites: Sequence[Site]) -> list[Patch]:
 # --- against a plain loop ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(2)
 @falls_back
 @pytest.mark.parametrize("name", model_parameters(*QUICK_MODELS))
 def test_every_hook_point_agrees_with_plain_patching(name: str) -> None:
@@ -227,6 +228,7 @@ def test_the_patched_logits_are_those_of_plain_patching() -> None:
         torch.testing.assert_close(found, plain, atol=EXACT, rtol=0)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "dtype"),
     thinned(
@@ -274,6 +276,7 @@ def first_pair(model: Any, pairs: EncodedPairs, metric: LogitDifference, sites: 
     return torch.tensor(measured.patched[:, 0])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("short", BY_POSITION)
 def test_layers_and_positions_agree_with_transformer_lens(short: str) -> None:
     model, (pairs, metric) = bundled(), bundled_pairs(2)
@@ -305,6 +308,7 @@ def assert_heads_by_position_agree(model: Any, pairs: EncodedPairs, metric: Logi
     assert_first_pair(model, pairs, metric, sites, expected)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("short", BY_HEAD_AND_POSITION)
 def test_heads_by_position_agree_with_transformer_lens(short: str) -> None:
     model, (pairs, metric) = bundled(), bundled_pairs(2)

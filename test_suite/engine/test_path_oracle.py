@@ -99,6 +99,7 @@ def test_of_shared_keys_all_heads_go_on_or_the_one_that_is_named(name: str) -> N
         assert_near(found, run(model, base, [writing(stream, held + change)]))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_with_nothing_between_path_patching_into_one_receiver_is_the_edge(name: str) -> None:
     """Found without the edge's ways: by freezing what lies between."""

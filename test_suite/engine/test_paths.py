@@ -68,6 +68,7 @@ def by_nodes(graph: Graph, path: str) -> list[Writer | Reader]:
     return nodes
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_a_path_carries_what_it_says_alone(name: str, direction: Any) -> None:
@@ -80,6 +81,7 @@ def test_a_path_carries_what_it_says_alone(name: str, direction: Any) -> None:
     assert (np.abs(measured.patched - measured.corrupted[:, None]) > 1e-9).any()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_path_of_one_step_is_its_edge(name: str) -> None:
     graph = graph_of(edge_model(name))
@@ -89,6 +91,7 @@ def test_a_path_of_one_step_is_its_edge(name: str) -> None:
     np.testing.assert_allclose(swept(name, path_patches(graph, edges.taken(which).labels)).patched, alone, atol=EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "through"), thinned(MODELS, ["nothing", "mlps"]))
 def test_path_patching_of_each_head(name: str, through: Any) -> None:
     model, graph = edge_model(name), graph_of(edge_model(name))

@@ -34,6 +34,7 @@ PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
 FALLS_BACK = "cannot be resumed"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("layer", [1, 2])
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge+:gpt2"))
 def test_a_hook_that_depends_on_the_position_is_noticed(name: str, layer: int) -> None:
@@ -53,6 +54,7 @@ def test_a_hook_that_depends_on_the_position_is_noticed(name: str, layer: int) -
     assert error <= EXACT, where
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("where_added", ["resid_pre", "resid_post", "attn_out", "resid_mid"])
 def test_a_steering_vector_of_the_user_is_added_once(where_added: str) -> None:
     """Resuming from a recorded activation would add it again."""
@@ -79,6 +81,7 @@ def test_what_a_hook_of_the_user_clamps_is_not_added_to() -> None:
     assert error <= EXACT, where
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["bridge:bloom", "bridge+:bloom"])
 def test_bloom_is_run_in_full_with_one_warning(name: str) -> None:
     model, pairs, metric = small_model(name), token_pairs([9, 7], [(3,), (4,)]), last_position_metric(2)

@@ -134,6 +134,7 @@ def test_two_runs_are_equal_bit_for_bit(name: str) -> None:
     assert (first.patched == second.patched).all()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge+:gpt2"))
 def test_the_batch_size_does_not_matter(name: str, batch_size: int) -> None:

@@ -76,6 +76,7 @@ def assert_same(found: Measured, expected: np.ndarray, of: int) -> None:
     np.testing.assert_allclose(found.patched[:, of], expected, atol=EXACT, rtol=0, err_msg=PATCHES[of].label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_run_agrees_with_a_hooked_run_per_answer(name: str) -> None:
     model, pairs, metrics = small_model(name), pairs_of_three_lengths(), whole_answer_metrics()
@@ -93,6 +94,7 @@ def test_every_run_agrees_with_a_hooked_run_per_answer(name: str) -> None:
     assert set(engine.shortcuts) == every - of_architecture
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "direction"), thinned(MODELS[:2], DIRECTIONS))
 def test_patches_outside_the_blocks_agree_in_full_runs(name: str, direction: Any) -> None:
     model, pairs = small_model(name), pairs_of_three_lengths()
@@ -103,6 +105,7 @@ def test_patches_outside_the_blocks_agree_in_full_runs(name: str, direction: Any
         assert_same(found, patched_by_hand(model, pairs, ANSWERS, in_every_pair(PATCHES[i], pairs), direction), i)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("direction", "source"),
     thinned(

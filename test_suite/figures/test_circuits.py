@@ -37,6 +37,7 @@ AT_POSITIONS = [
 # --- the graph ---
 
 
+@pytest.mark.slow
 def test_the_graph_draws_each_edge_of_the_circuit_once():
     run = judged()
     figure = create_circuit_graph(run.circuit, run.effects)

@@ -90,6 +90,7 @@ def test_where_there_is_no_edge_is_blank_and_what_was_not_measured_hatched():
     assert blank(some) == every - there
 
 
+@pytest.mark.slow
 def test_thousands_of_edges_are_drawn_by_layer_with_the_largest_of_each(gpt2):
     figure = create_edge_heatmap(gpt2)
     cells = figure.data[0]

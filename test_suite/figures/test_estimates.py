@@ -75,6 +75,7 @@ def test_every_figure_of_the_door_is_tried() -> None:
     assert door == FIGURES.keys() | OTHERWISE
 
 
+@pytest.mark.quick(7)
 @pytest.mark.parametrize("name", [*FIGURES, *MORE])
 @pytest.mark.parametrize("estimate", [ATP, IG, Estimate("atp_star")], ids=lambda estimate: estimate.method)
 def test_all_that_a_figure_says_of_effects_says_that_they_are_estimated(name: str, estimate: Estimate) -> None:
@@ -94,6 +95,7 @@ def test_all_that_a_figure_says_of_effects_says_that_they_are_estimated(name: st
         assert estimate.what.gradient in figure_caption(figure)
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize("name", [*FIGURES, *MORE])
 def test_of_exact_effects_no_figure_speaks_of_estimates(name: str) -> None:
     figure = (FIGURES | MORE)[name](None)

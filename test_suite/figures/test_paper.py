@@ -55,6 +55,7 @@ def test_what_is_no_length_is_refused_before_anything_is_written(tmp_path, given
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("captioned", [True, False])
 @pytest.mark.parametrize("kind", ["heads", "positions", "bars", "components", "distribution", "scatter", "quadrant"])
 def test_in_a_column_of_a_journal_text_has_the_size_of_print(kind, captioned):
@@ -118,6 +119,7 @@ def test_where_labels_have_no_room_those_of_changed_tokens_stay():
     assert [trace.name for trace in small.data] == [None]
 
 
+@pytest.mark.slow
 def test_numbers_without_room_are_left_out_and_stars_do_not_hide_their_cells():
     wide = create_head_heatmap(clear(made_up_heads, n_heads=12))
     small = sized(wide, width=length("width", "85mm"))

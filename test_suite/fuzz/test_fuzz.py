@@ -89,6 +89,7 @@ def sample() -> list[Any]:
     return cases
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("name", "seed"), sample())
 def test_a_random_experiment_agrees_with_plain_runs(name: str, seed: int) -> None:
     outcome = check(seed, name)

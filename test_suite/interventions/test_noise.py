@@ -35,6 +35,7 @@ DIRECTIONS = ("denoising", "noising")
 falls_back = pytest.mark.filterwarnings("ignore:this model's blocks cannot be resumed exactly")
 
 
+@pytest.mark.quick(1)
 @falls_back
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(

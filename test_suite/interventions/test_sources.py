@@ -130,6 +130,7 @@ def assert_plain_patching_agrees(name: str, source: Any, sites: Sequence[Site], 
     assert error <= allowed(model, pairs.clean), f"{error:.2g} off at {where}"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
 def test_what_a_source_writes_depends_neither_on_batches_nor_on_recordings(
     source: Any, monkeypatch: pytest.MonkeyPatch

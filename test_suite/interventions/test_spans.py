@@ -63,6 +63,7 @@ def by_hand(model: Any, dataset: Any, patches: Any, direction: Any) -> np.ndarra
     )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "dataset", "direction"),
     thinned(
@@ -85,6 +86,7 @@ def test_maps_by_name_agree_with_a_plain_loop(name: str, dataset: Any, direction
     assert list(spans) == expected
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "direction"), thinned(SEVERAL, DIRECTIONS))
 def test_layers_heads_neurons_and_windows_agree_with_a_plain_loop(name: str, direction: Any) -> None:
     model, options = small_model(name), {"direction": direction, "position": ["SUBJECT", -1]}

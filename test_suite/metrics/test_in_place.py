@@ -132,6 +132,7 @@ def test_metrics_that_work_in_place_change_no_number(name: str, spoil: Spoil, di
     np.testing.assert_allclose(found.patched[: len(library)], alone.patched, atol=1e-5, rtol=0)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "spoil"), thinned(MODELS, SPOILS))
 def test_each_alone_is_what_its_copy_is(name: str, spoil: Spoil) -> None:
     model, pairs = small_model(name), pairs_of_three_lengths()
@@ -154,6 +155,7 @@ class OwnTask(Words):
 ASKED = (None, ["dataset", "kl_divergence", "log_probability"], ["kl_divergence", "dataset"])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "spoil"), thinned(MODELS, SPOILS))
 def test_a_dataset_that_works_in_place_changes_no_number(name: str, spoil: Spoil) -> None:
     model, pairs = small_model(name), pairs_of_three_lengths()

@@ -34,6 +34,7 @@ PLAIN = "hooked:learned" if HAS_HOOKED else "bridge+:gpt2"
 # --- against other ways of computing it --------------------------------------------------------------------------
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("with_all_positions", [False, True])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", SEVERAL)

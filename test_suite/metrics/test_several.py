@@ -46,6 +46,7 @@ def forward_passes(model: Any) -> Iterator[Counter[str]]:
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "direction"), thinned(SEVERAL, DIRECTIONS))
 def test_several_metrics_cost_the_runs_of_one_and_each_is_what_it_is_alone(name: str, direction: Any) -> None:
     model, pairs = small_model(name), pairs_of_three_lengths()

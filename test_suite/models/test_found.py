@@ -24,6 +24,7 @@ MODELS = model_parameters("hooked:grouped", "bridge+:gpt2", "bridge:llama")
 SITES = [Site(block_hook(1, "z"), head=1), Site(block_hook(2, "mlp_out")), Site(block_hook(0, "q"), position=-1)]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_threads_take_turns_on_a_model(name: str) -> None:
     model, pairs = fresh_model(name), token_pairs([9, 7], [(2,), (3,)])
@@ -52,6 +53,7 @@ def test_the_thread_that_holds_a_model_may_hold_it_again_and_others_wait() -> No
     assert entered.is_set()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", model_parameters("hooked:grouped", "bridge+:gpt2", slow=["bridge:llama"]))
 def test_an_interrupt_at_any_moment_leaves_the_model_as_it_was(name: str) -> None:
     """Interrupts at lines of the library's and TransformerLens' code that are drawn by chance."""

@@ -104,6 +104,7 @@ def test_an_mlp_reads_its_own_layers_attention_unless_blocks_are_parallel(name: 
     assert reads == (not torch.equal(before, after)) == (not of.is_parallel)
 
 
+@pytest.mark.quick(17)
 @pytest.mark.parametrize("name", model_parameters(*HOOKED, *BRIDGES, *NORMED_OUTPUT[-2:]))
 def test_models_are_refused_whose_heads_do_not_add_up(name: str) -> None:
     """Changes of two halves of the heads, alone and together, at what attention adds to the residual stream."""

@@ -55,6 +55,7 @@ def of_bundled() -> AttributionPatcher:
 # --- experiments ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_experiment_has_the_shape_of_the_exact_one() -> None:
     model, ours = small_model(PLAIN), patcher()
     activations, heads = ActivationPatcher(model, show_progress=False), HeadPatcher(model, show_progress=False)
@@ -90,6 +91,7 @@ def test_both_directions_and_several_metrics_come_from_one_recording() -> None:
             assert np.allclose(results.by_metric(metric).sweep.patched, alone.sweep.patched, rtol=0, atol=EXACT)
 
 
+@pytest.mark.slow
 def test_windows_are_written_together(ioi: IOIDataset) -> None:
     """A joint path comes to the exact effect of each window."""
     expected = ActivationPatcher(bundled(), show_progress=False).run_patching_experiment(ioi, "attn_out", window=3)
@@ -97,6 +99,7 @@ def test_windows_are_written_together(ioi: IOIDataset) -> None:
     assert np.abs(found.sweep.effects - expected.sweep.effects).max() < 0.01
 
 
+@pytest.mark.slow
 def test_effects_are_shares_with_helpful_positive(ioi: IOIDataset) -> None:
     """On a model that does the task, estimates have the order of exact effects in either direction."""
     exact = HeadPatcher(bundled(), show_progress=False)
@@ -116,6 +119,7 @@ def test_an_ablation_and_noise_can_be_estimated() -> None:
     assert (noised.sweep.effects != 0).any()
 
 
+@pytest.mark.slow
 def test_a_last_layers_mlp_is_estimated_by_its_slope_alone(ioi: IOIDataset) -> None:
     """By `ig_activations` with many steps an estimate comes as near to the exact effect as is asked for."""
     expected = ActivationPatcher(bundled(), show_progress=False).run_patching_experiment(ioi, "mlp_out")
@@ -129,6 +133,7 @@ def test_a_last_layers_mlp_is_estimated_by_its_slope_alone(ioi: IOIDataset) -> N
 # --- verification -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verifying_runs_what_it_says(ioi: IOIDataset) -> None:
     scores: Any = of_bundled().run_all_edges_experiment(ioi, method="eap_ig")
     found = scores.verify(top=12, sample=20, seed=3)
@@ -145,6 +150,7 @@ def test_verifying_runs_what_it_says(ioi: IOIDataset) -> None:
     assert everything.spearman.value == pytest.approx(stats.spearmanr(scores.sweep.effects, exact)[0])
 
 
+@pytest.mark.slow
 def test_what_is_unverified_is_bounded_by_what_it_is(ioi: IOIDataset) -> None:
     """Where all effects are known, the bound from a sample is above the truth, seed by seed (95 %: 20 of 20 here)."""
     scores: Any = of_bundled().run_all_edges_experiment(ioi)
@@ -168,6 +174,7 @@ def test_sets_of_unverified_heads_bound_each(ioi: IOIDataset) -> None:
         of_bundled().run_all_edges_experiment(ioi).verify(top=2, sample=2).subset_bounds()  # type: ignore[union-attr]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["edges", "heads", "neurons"])
 def test_a_budget_is_what_is_run(kind: Any, ioi: IOIDataset) -> None:
     found = of_bundled().screen_and_verify(ioi, kind, 10)

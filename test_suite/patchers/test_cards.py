@@ -80,6 +80,7 @@ def patterns_of(model: Any, prompt: Any, layer: int, head: int) -> np.ndarray:
 # --- effects ---
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "name", model_parameters("hooked:grouped", "bridge:gpt2", slow=["bridge:llama", "hooked:learned"])
 )
@@ -114,6 +115,7 @@ def test_places_are_effects_of_the_output_at_each_name(tiny, ioi):
     assert list(dict.fromkeys(each.query for each in card.attention)) == ["S2", "END"]
 
 
+@pytest.mark.slow
 def test_significance_is_corrected_over_all_parts_of_all_heads_asked_for(tiny):
     patcher, ioi = HeadPatcher(tiny, show_progress=False), IOIDataset(tiny, 12, corruption="flip_subject")
     one, two = (patcher.describe_heads(ioi, heads, n_sequences=1) for heads in ([(1, 0)], [(1, 0), (0, 0)]))
@@ -427,6 +429,7 @@ ALIKE = ("hooked:shortformer", "hooked:soft_capped", "bridge:gemma2", "bridge:qw
 """Of which others say the same for the same reason."""
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", model_parameters(*(name for name in NOT_SAID if name not in ALIKE), slow=ALIKE))
 def test_what_a_model_s_weights_do_not_say_is_left_out_with_the_reason(name):
     (card,) = cards_of(small_model(name), named_words(1), [(1, 1)], n_sequences=1)

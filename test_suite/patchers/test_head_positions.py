@@ -59,6 +59,7 @@ def places(mixed: Words, pair: int, length: int) -> dict[int | str, list[int]]:
     return {"A": [named["A"]], -2: [length - 2], "A + B": [named["A"], named["B"]], "END": [length - 1]}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "patch_type"), thinned(MODELS, ["output", "q", "k", "v", "pattern"]))
 def test_every_head_at_every_position_is_what_hooks_by_hand_give(name: str, patch_type: str, mixed: Words) -> None:
     model = small_model(name)

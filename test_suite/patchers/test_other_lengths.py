@@ -48,6 +48,7 @@ DATASET = Answered(
 )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_answers_by_name_agree_with_a_plain_loop(name: str, direction: Any) -> None:

@@ -98,6 +98,7 @@ def runs_of(model: Any, direction: str) -> list[tuple[Tensor, Tensor]]:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_edges_at_names_and_numbers_in_both_directions(name: str) -> None:
     positions: Any = ["A", "END", ["A", "B"], 5]
@@ -122,6 +123,7 @@ def test_edges_at_names_and_numbers_in_both_directions(name: str) -> None:
                     assert item.pair_effects[pair] == pytest.approx(effect, rel=0, abs=1e-8)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("through", ["nothing", "mlps"])
 @pytest.mark.parametrize("name", MODELS)
 def test_results_of_heads_are_path_patching(name: str, through: Any) -> None:
@@ -482,6 +484,7 @@ def test_they_are_refused_by_a_few_pairs_before_the_others_are_run(number: int, 
     assert {prompts[prompt] for prompt in seen & {*prompts}} == {0, 1}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("receivers", ["L2H0 q", ["L2H0 q", "L2H1 q"], "logits"])
 def test_layers_that_are_passed_on_the_way_are_checked_though_their_heads_send_nothing(receivers: Any) -> None:
     """Here the first layer alone adds to the stream what its heads and its MLP give."""
@@ -499,6 +502,7 @@ def test_layers_that_are_passed_on_the_way_are_checked_though_their_heads_send_n
         assert found.patched[head, pair] == pytest.approx(expected, rel=0, abs=EXACT)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "senders", "receivers"),
     [("bridge:scaled_residual", "input", None), ("bridge:bloom", None, "logits"), ("bridge:cohere", None, "L2")],
@@ -515,6 +519,7 @@ def test_what_such_models_can_be_asked_is_right(name: str, senders: Any, receive
             assert results.sweep.patched[i, pair] == pytest.approx(expected, rel=0, abs=EXACT)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", model_parameters("hooked:learned", "bridge:gpt2"))
 @pytest.mark.parametrize(("method", "asked"), ASKED)
 def test_an_interrupted_sweep_leaves_the_model_as_found(name: str, method: str, asked: dict[str, Any]) -> None:

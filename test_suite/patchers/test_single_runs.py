@@ -74,6 +74,7 @@ def test_run_patched_takes_one_name(patcher, given):
         patcher.run_patched(MARY, FLIPPED, given)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "name", model_parameters("hooked:shortformer", "bridge+:llama", slow=["hooked:learned", "bridge:gpt2"])
 )

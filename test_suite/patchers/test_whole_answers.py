@@ -41,6 +41,7 @@ def repeated_words(n_pairs: int = 6, *, first_token: bool = False) -> PromptPair
     return PromptPairs.from_dataframe(bundled(), pd.DataFrame(rows), first_token=first_token)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_every_sweep_measures_whole_answers(direction: Any) -> None:
     dataset, patcher = repeated_words(), patcher_on(bundled())

@@ -78,6 +78,7 @@ def test_p_values_are_shares_of_all_deals_whatever_the_gaps(sizes):
     assert found.significant.tolist() == [False, True, False, False, False]
 
 
+@pytest.mark.slow
 def test_many_deals_are_drawn_and_agree_with_all_of_them():
     random = np.random.default_rng(2)
     changes, groups = random.normal(size=(3, 14)), ["a"] * 5 + ["b"] * 5 + ["c"] * 4
@@ -153,6 +154,7 @@ def test_statistics_of_a_map_compare_its_groups():
         site_statistics(patched, np.zeros(12), np.full(12, 4.0), groups=["a", "b", "c"])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("scatter", "sizes"), thinned(["normal", "exponential"], [(5, 5), (24, 6)]))
 def test_where_no_effect_differs_a_map_seldom_has_a_site_that_seems_to(scatter, sizes):
     """At gaps of other size in each group; in 100 maps, within three standard errors of 0.05."""

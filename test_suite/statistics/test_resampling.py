@@ -242,6 +242,7 @@ def test_p_values_are_as_small_under_no_effect_as_they_say(n_pairs, draw):
         assert abs(np.mean(p <= share) - share) < 3 * np.sqrt(share * (1 - share) / 2000) + 1 / 1000
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("correction", ["bh", "by"])
 @pytest.mark.parametrize("correlated", [False, True])
 def test_under_no_effect_a_map_has_a_significant_site_at_most_as_often_as_alpha(correlated, correction):

@@ -99,6 +99,7 @@ def held_and_found(seed: int, n_missed: int, n_draws: int = 200) -> tuple[np.nda
     return held / n_draws, np.mean(values, axis=0), truth
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_intervals_hold_the_number_of_all_sites_as_often_as_they_promise(seed):
     held, found, truth = held_and_found(seed, n_missed=0)

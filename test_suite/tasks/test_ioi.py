@@ -191,6 +191,7 @@ def test_names_of_several_tokens_are_left_out_or_refused():
         single_token(smollm2(), " Nebuchadnezzar")
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("corruption", IOI_CORRUPTIONS)
 def test_ioi_has_every_template_in_both_name_orders_and_with_any_prefix(corruption):
     options = {"corruption": corruption, "templates": IOI_TEMPLATES, "seed": 5}

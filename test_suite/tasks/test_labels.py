@@ -109,6 +109,7 @@ def test_labels_that_cannot_be_are_refused(labels: Any, message: str) -> None:
 # --- pairs of ids -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("form", [list, tuple, np.array])
 def test_pairs_of_ids_give_the_numbers_of_a_task_of_ids(name: str, form: Any) -> None:

@@ -16,6 +16,7 @@ SOURCES = {source.label: source for source in (OtherRun(), Zero())}
 TRUTHS = [truth for name in get_args(ProgramName) for truth in program_truths(name)]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("truth", TRUTHS, ids=repr)
 def test_exact_effects_are_those_of_the_truth(truth):
     patcher = PathPatcher(program_model(truth.name), show_progress=False)

@@ -129,6 +129,7 @@ def test_without_a_tokenizer_the_numbers_are_those_of_the_model_with_one(name: s
     assert expected.denoising.sweep.clean_tokens[1] == ("w1", "w3", "w11")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "name", model_parameters("hooked:grouped", "bridge:gpt2", slow=["bridge+:llama", "hooked:toy"])
 )
