@@ -54,10 +54,12 @@ $(DOCS_READY): docs/requirements.txt
 docs: $(DOCS_READY)  ## the docs site, into ./site: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
-bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md; then estimates and circuits
+bench: $(READY)  ## measure speed and differences against other libraries, into benchmarks/results.md; then estimates, circuits, stored runs, and what is projected of large ones
 	$(RUN) -m benchmarks.run
 	$(RUN) -m benchmarks.attribution
 	$(RUN) -m benchmarks.circuits
+	$(RUN) -m benchmarks.runs
+	$(RUN) -m benchmarks.scale
 
 bench-imports: $(READY)  ## measure how long imports take against that of torch
 	$(RUN) -m benchmarks.imports

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,15 +51,19 @@ def floor_flops(cfg: Any, task: Task) -> float:
     return total
 
 
-def matrix_product_rate() -> float:
-    """Floating-point operations per second of a large float32 matrix product, as one batch of a sweep has it."""
+def matrix_product_rate(clock: Callable[[], float] = time.perf_counter) -> float:
+    """Floating-point operations per second of a large float32 matrix product, as one batch of a sweep has it.
+
+    Args:
+        clock: seconds.
+    """
     a, b = torch.randn(2048, 768), torch.randn(3072, 768)
     torch.nn.functional.linear(a, b)
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = clock()
         torch.nn.functional.linear(a, b)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return 2 * 2048 * 768 * 3072 / statistics.median(seconds)
 
 

@@ -146,7 +146,7 @@ def loaded(row: Row) -> Any:
 
 def task(row: Row, model: Any) -> Task:
     """What is run on the model for this row."""
-    pairs, metric = _random_ioi(row) if row.model == GPT2 else _ioi(row, model)
+    pairs, metric = random_ioi(row.n_pairs, row.corruption) if row.model == GPT2 else _ioi(row, model)
     layers, name = range(model.cfg.n_layers), row.component
     if name in OF_EDGES:
         nodes = None if name == EDGES else "heads"
@@ -171,22 +171,22 @@ def _random_gpt2() -> Path:
     return path
 
 
-def _random_ioi(row: Row) -> tuple[EncodedPairs, LogitDifference]:
+def random_ioi(n_pairs: int, corruption: str) -> tuple[EncodedPairs, LogitDifference]:
     """Random tokens laid out as GPT-2 has IOI prompts with a BOS token: 16 tokens, the names at 2, 4 and 11."""
     chooser = torch.Generator().manual_seed(0)
     clean, corrupted, names = [], [], []
-    for _ in range(row.n_pairs):
+    for _ in range(n_pairs):
         prompt = torch.randint(1, 50000, (16,), generator=chooser)
         recipient, subject = torch.randperm(50000, generator=chooser)[:2].tolist()
         prompt[[2, 4, 11]] = torch.tensor([recipient, subject, subject])
         other = prompt.clone()
-        first, second = (recipient, subject) if row.corruption == FLIP else (subject, recipient)
+        first, second = (recipient, subject) if corruption == FLIP else (subject, recipient)
         other[[2, 4, 11]] = torch.tensor([first, second, recipient])
         clean.append(prompt)
         corrupted.append(other)
         names.append((recipient, subject))
     strings = tuple(tuple(map(str, prompt.tolist())) for prompt in clean)
-    pairs = EncodedPairs(tuple(range(row.n_pairs)), tuple(clean), tuple(corrupted), strings, strings)
+    pairs = EncodedPairs(tuple(range(n_pairs)), tuple(clean), tuple(corrupted), strings, strings)
     correct, incorrect = (tuple((token,) for token in tokens) for tokens in zip(*names))
     return pairs, LogitDifference(Answers(correct, incorrect))
 

@@ -21,6 +21,9 @@ WORK_OF_UNIT = 1e12
 """Floating-point operations of a unit: about 8 s on two cores."""
 FEWEST_ROWS, MOST_ROWS = 256, 2**16
 """A unit has at least so many rows, over which its own recordings are spread, and at most so many, which are held."""
+MOST_UNITS = 2**15
+"""A longer experiment has larger units rather than more, until they hold `MOST_ROWS`: each is a file, whoever works on
+the folder lists all of them, and what is lost with one is a small share of so many."""
 PER_REFERENCE = 20
 """At least so many rows for each reference prompt that a unit has to run for itself."""
 
@@ -124,13 +127,15 @@ def units_of(engine: PatchingEngine, asked: Asked, rows_per_unit: int | None = N
     Args:
         engine: whose model it is.
         asked: the experiment.
-        rows_per_unit: about how many rows each has; None for some seconds of compute.
+        rows_per_unit: about how many rows each has; None for some seconds of compute, more where there would be more
+            than `MOST_UNITS` of them.
     """
     n_patches, n_pairs = asked.n_patches, len(asked.pairs)
     work = work_of_patches(engine, asked)
     rows = rows_per_unit
     if rows is None:
-        rows = int(np.clip(WORK_OF_UNIT / max(1.0, float(work.mean())), FEWEST_ROWS, MOST_ROWS))
+        of_some_seconds = WORK_OF_UNIT / max(1.0, float(work.mean()))
+        rows = int(np.clip(max(of_some_seconds, n_patches * n_pairs / MOST_UNITS), FEWEST_ROWS, MOST_ROWS))
         if asked.references is not None:
             rows = max(rows, PER_REFERENCE * max(map(len, asked.references.groups), default=0))
     if asked.estimate is not None:  # all patches of a pair are estimated together

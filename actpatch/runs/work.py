@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from actpatch.core.alignment import span_of
 from actpatch.core.circuit_patches import CircuitPatches
@@ -40,8 +40,8 @@ def work_of_patches(engine: PatchingEngine, asked: Asked) -> Float[np.ndarray, "
         lengths, first = pairs.lengths.numpy()[looked_at], pairs.first_difference.numpy()[looked_at]
         if asked.noise is not None or asked.references is not None:
             first = np.zeros_like(lengths)
-        layers, starts = _entries(patches, looked_at, lengths, first)
-        positions = np.maximum(lengths - starts, 0).mean(axis=1)
+        layers, starts, which = _entries(patches, looked_at, lengths, first)
+        positions = np.maximum(lengths - starts, 0).mean(axis=1)[which]
         total += n_runs * per_layer * (np.maximum(n_layers - layers, 0) * positions + 1)
     return total
 
@@ -69,27 +69,29 @@ def _per_token(engine: PatchingEngine) -> float:
 
 def _entries(
     patches: Sequence[Patch], pairs: np.ndarray, lengths: np.ndarray, first: np.ndarray
-) -> tuple[Float[np.ndarray, " patch"], Float[np.ndarray, "patch pair"]]:
-    """Layer at which each patch enters, and the first position that it changes in each of these pairs."""
+) -> tuple[Float[np.ndarray, " patch"], Float[np.ndarray, "place pair"], Int[np.ndarray, " patch"]]:
+    """Layer at which each patch enters, the first position that each distinct place changes in each of these pairs, and
+    which of the places each patch has."""
+    which = np.zeros(len(patches), dtype=np.int64)
     if isinstance(patches, CircuitPatches):
-        return np.zeros(len(patches)), np.zeros((len(patches), len(pairs)))
+        return np.zeros(len(patches)), np.zeros((1, len(pairs))), which
     if isinstance(patches, EdgePatches):
         layers = np.array([reader.layer for reader in patches.graph.readers], dtype=float)[patches.readers]
-        places = np.stack([_starts(place, pairs, lengths, first) for place in patches.places])
-        return layers, places[patches.columns]
+        return layers, np.stack([_starts(place, pairs, lengths, first) for place in patches.places]), patches.columns
     if isinstance(patches, GraphPatches):
         starts = _starts(patches.places[0], pairs, lengths, first)
-        return np.full(len(patches), float(min(patches.layers, default=0))), np.tile(starts, (len(patches), 1))
+        return np.full(len(patches), float(min(patches.layers, default=0))), starts[None], which
     layers = np.zeros(len(patches))
-    starts = np.zeros((len(patches), len(pairs)))
-    known: dict[object, np.ndarray] = {}
+    places: dict[object, int] = {}
+    each: list[np.ndarray] = []
     for i, patch in enumerate(patches):
         layers[i] = min(site.layer or 0 for site in patch.sites)
         key = tuple(id(site.position) if isinstance(site.position, tuple) else site.position for site in patch.sites)
-        if key not in known:
-            known[key] = _starts(patch.sites, pairs, lengths, first)
-        starts[i] = known[key]
-    return layers, starts
+        if key not in places:
+            places[key] = len(each)
+            each.append(_starts(patch.sites, pairs, lengths, first))
+        which[i] = places[key]
+    return layers, np.stack(each), which
 
 
 def _starts(sites: Sequence[Site], pairs: np.ndarray, lengths: np.ndarray, first: np.ndarray) -> np.ndarray:
