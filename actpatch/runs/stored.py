@@ -20,7 +20,6 @@ from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
 from actpatch.results.both import BothDirections
 from actpatch.results.saved import SavedResults
-from actpatch.results.shapes import KINDS
 from actpatch.results.sweep import Sweep
 from actpatch.runs.asked import Asked
 from actpatch.runs.folder import RunFolder
@@ -78,11 +77,7 @@ def load_run(folder: str | Path) -> SavedResults | BothDirections[Any]:
     sweeps = found.sweeps(asked)
     if found.lacking:
         warn_user(sweeps[0].notes[0])
-    if spec.kind not in KINDS:
-        raise ValueError(
-            f"{at} holds {spec.kind!r}, expected one of {', '.join(KINDS)}: import the class of that name first"
-        )
-    results = [KINDS[spec.kind](sweep) for sweep in sweeps]
+    results = [spec.shape(sweep) for sweep in sweeps]
     return results[0] if len(results) == 1 else BothDirections(*results)  # type: ignore[return-value]
 
 
