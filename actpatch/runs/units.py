@@ -21,6 +21,9 @@ WORK_OF_UNIT = 1e12
 """Floating-point operations of a unit: about 8 s on two cores."""
 FEWEST_ROWS, MOST_ROWS = 256, 2**16
 """A unit has at least so many rows, over which its own recordings are spread, and at most so many, which are held."""
+MOST_PATCHES = 2**13
+"""A unit has at most so many patches: one of more rows has several pairs, so that what is read by part, some patches on
+all pairs, is small."""
 PER_REFERENCE = 20
 """At least so many rows for each reference prompt that a unit has to run for itself."""
 
@@ -119,7 +122,7 @@ class Shard:
 def units_of(engine: PatchingEngine, asked: Asked, rows_per_unit: int | None = None) -> Units:
     """The cut of an experiment.
 
-    Pairs are divided before patches are: what a unit records of its pairs then serves as many patches as can be.
+    Pairs are divided before patches are: what a unit records of its pairs then serves many patches.
 
     Args:
         engine: whose model it is.
@@ -135,8 +138,8 @@ def units_of(engine: PatchingEngine, asked: Asked, rows_per_unit: int | None = N
             rows = max(rows, PER_REFERENCE * max(map(len, asked.references.groups), default=0))
     if asked.estimate is not None:  # all patches of a pair are estimated together
         rows = max(rows, n_patches)
-    n_blocks = -(-n_patches // rows)
-    n_together = max(1, rows // n_patches)
+    together = min(n_patches, rows if asked.estimate is not None else min(rows, MOST_PATCHES))
+    n_blocks, n_together = -(-n_patches // together), rows // together
     return Units((*range(0, n_pairs, n_together), n_pairs), _bounds(work, n_blocks))
 
 

@@ -29,8 +29,8 @@ from test_suite.tasks.test_alignment import Ids
 METRICS = ["logit_difference", "kl_divergence", "rank"]
 TEMPLATES = [*IOI_SCENE_TEMPLATES[:2], "{A} and {B} met, and {S2} gave a book to"]
 OF_LENGTHS = [([1, 5, 6, *[20 + i] * (1 + i % 2), 7, 8], [1, 5, 6, 30 + i, 12 + i, 9, 7, 8]) for i in range(12)]
-"""Tokens of prompts that go together by their ends: at one position of the corrupted ones nothing is written, at another
-in some pairs alone."""
+"""Tokens of prompts that go together by their ends: at one position of the corrupted ones nothing is written, at
+another in some pairs alone."""
 Experiment = Callable[..., Any]
 
 
