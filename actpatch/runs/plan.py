@@ -112,7 +112,7 @@ def plan_of_folder(folder: str | Path, *, device: str | None = None) -> Plan:
     Raises:
         ValueError: as `work_on`.
     """
-    at = RunFolder(Path(folder))
+    at = RunFolder(Path(folder).expanduser())
     spec = at.read_spec()
     return replan(engine_of(at, spec, None, device, None, False), spec.asked, spec, at.path)
 

@@ -304,5 +304,5 @@ def open_run(folder: str | Path) -> StoredRun:
     Raises:
         ValueError: for a folder that is none of a run, and one of a newer version.
     """
-    at = RunFolder(Path(folder))
+    at = RunFolder(Path(folder).expanduser().absolute())
     return StoredRun(at, at.read_spec())

@@ -44,6 +44,8 @@ _IDENTITY = (
     "patches", "metrics", "source", "noise", "estimate"
 )  # fmt: skip
 """Parts that say which run it is."""
+PARTS = ("format", *_IDENTITY, "loaded", "said", "versions", "units")
+"""All parts that a specification has."""
 _TOLD_WHOLE = ("results", "model", "precision", "attention kernel", "code on the model", "direction", "noise")
 
 

@@ -53,7 +53,7 @@ def stored_sweeps(engine: PatchingEngine, asked: Asked, kind: str, store: Store)
     complete(folder, spec, asked, engine, range(len(spec.units)))
     found = read_parts(folder, spec, asked)
     if found.lacking:
-        warn_user(folder.told_of_quarantine(len(spec.units)))
+        warn_user(folder.told_of_lacking(len(spec.units), found.lacking))
     sweeps = found.sweeps(asked)
     engine.shortcuts = sweeps[0].shortcuts
     return sweeps
@@ -69,7 +69,7 @@ def load_run(folder: str | Path) -> SavedResults | BothDirections[Any]:
         ValueError: for a folder that is none of a run, one of a newer version, one in which nothing is finished, and
             for results that memory cannot hold.
     """
-    at = RunFolder(Path(folder))
+    at = RunFolder(Path(folder).expanduser())
     spec = at.read_spec()
     asked = spec.asked_to_read
     check_fits_into_memory(len(asked.patches), len(asked.metrics), asked.n_patches, len(asked.pairs), at)
