@@ -15,7 +15,7 @@ from test_suite.helpers.runs import experiments, ioi_of, sweeps_of
 pytestmark = pytest.mark.filterwarnings("ignore:.* pairs", "ignore:.*single", "ignore:estimates", "ignore:(The|the) ")
 
 
-QUICK = ("layers", "resample", "edges", "estimates")
+QUICK = ("resample", "estimates")
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_every_experiment_says_what_it_would_take(kind, tmp_path):
     assert plan.directions == tuple(sweep.direction for sweep in sweeps)
     assert plan.units == len(list((tmp_path / "run/parts").iterdir()))
     assert plan.result_memory == sum(values.patched.nbytes for sweep in sweeps for values in sweep.measured)
-    parts = sum(path.stat().st_size for path in (tmp_path / "run/parts").iterdir())
-    assert parts / 3 < plan.disk < 3 * parts
+    folder = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert folder / 1.5 < plan.disk < 1.5 * folder
     samples = {"resample": 2, "noise": 2}.get(kind, 1)
     if kind != "whole answers":
         assert plan.rows == samples * sum(sweep.patched.size for sweep in sweeps)

@@ -70,6 +70,39 @@ def test_another_call_is_told_what_differs(options, told, patcher, begun):
         patcher.run_patching_experiment(ioi_of(bundled()), **asked)
 
 
+def test_a_metric_of_ones_own_that_is_set_otherwise_is_another(patcher, tmp_path):
+    def logit_of(token, direction=None):
+        def logit(logits, pair):
+            return float(logits[0, -1, token]) + (0 if direction is None else float(logits[0, -1, :2] @ direction))
+
+        return logit
+
+    class Bound:
+        name, unit, more_is_better = "bound", "", True
+        reads_all_positions = reads_clean = False
+        tokens = None
+
+        def __init__(self, token):
+            self.token, self.seen = token, []
+
+        def measure(self, logits, pairs, clean=None):
+            self.seen.append(len(pairs))
+            return logits[:, -1, self.token] + 0 * pairs
+
+    way = torch.ones(2, dtype=torch.float64)
+    cases = [
+        (logit_of(4), logit_of(4), logit_of(9), "token is '4' in the folder, '9' now"),
+        (logit_of(4, way), logit_of(4, way.clone()), logit_of(4, 2 * way), "direction is"),
+        (Bound(4), Bound(4), Bound(9), "token is '4' in the folder, '9' now"),
+    ]
+    for i, (metric, same, other, told) in enumerate(cases):
+        run = {"dataset": ioi_of(bundled()), "hook_points": "z", "store": tmp_path / str(i)}
+        stored = patcher.run_patching_experiment(**run, metrics=metric)
+        assert patcher.run_patching_experiment(**run, metrics=same) == stored
+        with unharmed(tmp_path), refused(f"metrics: .*own.settings.{told}"):
+            patcher.run_patching_experiment(**run, metrics=other)
+
+
 def test_another_shape_of_results_is_another_call(patcher, begun):
     with unharmed(begun), refused("results: 'LayerResults' in the folder, 'PositionResults' now"):
         patcher.run_position_experiment(ioi_of(bundled()), "z", positions=["S2"], store=begun)
@@ -135,7 +168,12 @@ def test_a_folder_that_is_no_run(patcher, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [('{"format": 99}', "format 99, this version knows format 1"), ("{", "none of a run"), ("[1]", "none of a run")],
+    [
+        ('{"format": 99}', "format 99, this version knows format 1"),
+        ("{", "none of a run"),
+        ("[1]", "none of a run"),
+        ('{"format": 1}', "none of a run"),
+    ],
 )
 def test_a_newer_version_and_no_specification(text, told, patcher, begun):
     (begun / "spec.json").write_text(text)
