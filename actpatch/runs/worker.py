@@ -203,7 +203,13 @@ def engine_of(
                 f"the model of the run in {folder} was not loaded by load_model, so nothing says how to load it: go on "
                 "with the same call in Python, or work_on(folder, model=...)"
             )
-        model = spec.loaded.load(device)
+        try:
+            model = spec.loaded.load(device)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"the model {spec.loaded.name_or_path!r} of the run in {folder} cannot be loaded: {error}; one that lies "
+                "elsewhere now is given in Python, work_on(folder, model=...)"
+            ) from error
     if differing := spec.differences_of_model(model):
         raise ValueError(
             f"the model is not that of the run in {folder}: {'; '.join(differing)}. Give the model that the run was "

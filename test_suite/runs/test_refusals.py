@@ -114,6 +114,23 @@ def test_other_precision_is_another_run(begun):
         single.run_patching_experiment(ioi_of(bundled(dtype=torch.float32)), "z", store=begun)
 
 
+def test_autocast_is_another_precision(patcher, begun):
+    run = {"dataset": ioi_of(bundled()), "hook_points": "z", "store": begun}
+    with unharmed(begun), torch.autocast("cpu", dtype=torch.bfloat16):
+        with refused("precision: autocast is '' in the folder, 'bfloat16' now"):
+            patcher.run_patching_experiment(**run)
+        with refused("not that of the run.*autocast"):
+            work_on(begun, model=bundled(), show_progress=False)
+
+
+def test_a_model_that_lies_elsewhere_now(begun):
+    spec = json.loads((begun / "spec.json").read_text())
+    spec["loaded"]["name_or_path"] = str(begun / "moved")
+    (begun / "spec.json").write_text(json.dumps(spec))
+    with unharmed(begun), refused("the model '.*moved' of the run .*cannot be loaded: .*work_on.folder, model="):
+        work_on(begun, show_progress=False)
+
+
 def test_other_weights_under_the_same_name_are_refused_from_python_and_by_a_worker(begun):
     edited = load_model("tiny", dtype=torch.float64, device="cpu")
     with torch.no_grad():
