@@ -207,8 +207,8 @@ def engine_of(
             model = spec.loaded.load(device)
         except (ValueError, OSError) as error:
             raise ValueError(
-                f"the model {spec.loaded.name_or_path!r} of the run in {folder} cannot be loaded: {error}; one that lies "
-                "elsewhere now is given in Python, work_on(folder, model=...)"
+                f"the model {spec.loaded.name_or_path!r} of the run in {folder} cannot be loaded: {error}; one that "
+                "lies elsewhere now is given in Python, work_on(folder, model=...)"
             ) from error
     if differing := spec.differences_of_model(model):
         raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from actpatch import ActivationPatcher, Patch, Plan, Site, Store
+from actpatch.runs import plan as plan_module
 from actpatch.statistics.sites import reach_of_pairs, site_statistics
 from test_suite.helpers.models import bundled
 from test_suite.helpers.runs import experiments, ioi_of, sweeps_of
@@ -15,7 +16,14 @@ from test_suite.helpers.runs import experiments, ioi_of, sweeps_of
 pytestmark = pytest.mark.filterwarnings("ignore:.* pairs", "ignore:.*single", "ignore:estimates", "ignore:(The|the) ")
 
 
-QUICK = ("resample", "estimates")
+@pytest.fixture(autouse=True)
+def short_samples(request, monkeypatch):
+    """What plans say of seconds is looked at where a test is slow."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(plan_module, "SECONDS", 0.05)
+
+
+QUICK = ("zero", "estimates")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,7 @@ def test_every_experiment_says_what_it_would_take(kind, tmp_path):
     assert len(str(plan).splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_seconds_are_of_the_size_of_what_it_takes():
     """A clock: of a machine that is shared no more can be asked than the size."""
     patcher = ActivationPatcher(bundled(), show_progress=False)

@@ -30,14 +30,20 @@ def patcher():
     return ActivationPatcher(bundled(), show_progress=False)
 
 
-@pytest.fixture
-def begun(patcher, tmp_path) -> Path:
-    """A run of which half is there."""
-    patcher.run_patching_experiment(ioi_of(bundled()), "z", store=Store(tmp_path / "run", rows_per_unit=4))
-    (tmp_path / "run/manifest.json").unlink()
-    for path in sorted((tmp_path / "run/parts").iterdir())[::2]:
+@pytest.fixture(scope="module")
+def half(patcher, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "half"
+    patcher.run_patching_experiment(ioi_of(bundled()), "z", store=Store(folder, rows_per_unit=4))
+    (folder / "manifest.json").unlink()
+    for path in sorted((folder / "parts").iterdir())[::2]:
         path.unlink()
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def begun(half, tmp_path) -> Path:
+    """A run of which half is there."""
+    return shutil.copytree(half, tmp_path / "run")
 
 
 @contextlib.contextmanager

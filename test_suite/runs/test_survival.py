@@ -25,7 +25,7 @@ from test_suite.helpers.processes import ended, files_of, forked
 from test_suite.helpers.runs import assert_same_results, ioi_of
 
 WITHIN = 1e-9
-KILLS = 5
+KILLS = 4
 ROWS = 9
 METRICS = ["logit_difference", "kl_divergence"]
 
@@ -37,12 +37,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def run(model):
-    """An experiment of 32 units."""
+    """An experiment of nine units."""
     patcher, data = HeadPatcher(model, show_progress=False), ioi_of(model)
 
     def run(folder: Path | None = None):
         store = None if folder is None else Store(folder, rows_per_unit=ROWS)
-        return patcher.run_all_heads_experiment(data, direction="both", metrics=METRICS, store=store)
+        return patcher.run_all_heads_experiment(data, layers=[1, 2], direction="both", metrics=METRICS, store=store)
 
     return run
 
@@ -67,7 +67,7 @@ def folder(finished, tmp_path) -> Path:
 
 def assert_each_row_is_there_once(folder: Path) -> None:
     table = pd.read_parquet(folder / "parts")
-    assert len(table) == 2 * 2 * 16 * 9
+    assert len(table) == 2 * 2 * 8 * 9
     assert not table.duplicated(["direction", "metric", "patch", "pair"]).any()
 
 
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_it_and_the_same_call_goes_on(run, undisturbed, tmp_path):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         run(tmp_path / "run")
 
-    for _ in range(3):
+    for _ in range(2):
         process = forked(interrupted, tmp_path / "told")
         while not (tmp_path / "run/parts").exists() or not list((tmp_path / "run/parts").glob("*.parquet")):
             time.sleep(0.005)
@@ -159,8 +159,14 @@ def cut_off(path: Path, chance: random.Random) -> None:
 
 
 def flipped(path: Path, chance: random.Random) -> None:
+    """A bit of its numbers."""
+    columns = pq.read_metadata(path).row_group(0)
+    (numbers,) = (
+        columns.column(i) for i in range(columns.num_columns) if columns.column(i).path_in_schema == "patched"
+    )
     content = bytearray(path.read_bytes())
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    size = numbers.total_compressed_size
+    content[numbers.data_page_offset + chance.randrange(size // 2, size)] ^= 1 << chance.randrange(8)  # behind a header
     path.write_bytes(bytes(content))
 
 
@@ -179,7 +185,7 @@ def of_another_unit(path: Path, chance: random.Random) -> None:
 @pytest.mark.parametrize("harm", [cut_off, flipped, rewritten, of_another_unit])
 def test_parts_that_are_harmed_are_told_from_good_ones_and_run_again(harm, run, folder, undisturbed):
     expected, chance = load_run(folder), random.Random(0)
-    chosen = chance.sample(sorted((folder / "parts").iterdir()), 8)
+    chosen = chance.sample(sorted((folder / "parts").iterdir()), 6)
     for path in chosen:
         harm(path, chance)
     contents = {path.read_bytes() for path in chosen}
@@ -192,9 +198,7 @@ def test_parts_that_are_harmed_are_told_from_good_ones_and_run_again(harm, run, 
         np.testing.assert_array_equal(sweep.patched, whole.patched[rows][:, pairs])
     assert_same_results(run(folder), undisturbed, WITHIN)
     assert_each_row_is_there_once(folder)
-    aside = {path.read_bytes() for path in (folder / "failures").glob("*.damaged.parquet")}
-    assert aside and aside <= contents  # a label that was changed is no number
-    assert aside == contents or harm is flipped
+    assert {path.read_bytes() for path in (folder / "failures").glob("*.damaged.parquet")} == contents  # put aside
     assert progress_of(folder).is_finished
 
 
