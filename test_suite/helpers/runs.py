@@ -58,7 +58,9 @@ def experiments(model: Any) -> dict[str, Experiment]:
     return {
         "layers": layers,
         "places": lambda **o: patcher.run_position_experiment(data, "resid_pre", positions=["S2", ["IO", "END"]], **o),
-        "matched": lambda **o: patcher.run_position_experiment(Ids(OF_LENGTHS, "ends"), "resid_mid", **o),
+        "matched": lambda **o: patcher.run_position_experiment(
+            Ids(OF_LENGTHS, "ends"), "resid_mid", positions=[0, 2, 3, 4], **o
+        ),
         "neurons": lambda **o: patcher.run_neurons_experiment(data, [1, 3], range(5), position="END", **o),
         "outside of blocks": lambda **o: patcher.run_patching_experiment(data, ["hook_embed", "attn_out"], **o),
         "heads": lambda **o: heads.run_all_heads_experiment(data, "pattern", **o),

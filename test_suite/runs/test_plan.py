@@ -23,7 +23,7 @@ def short_samples(request, monkeypatch):
         monkeypatch.setattr(plan_module, "SECONDS", 0.05)
 
 
-QUICK = ("zero", "estimates")
+QUICK = ("places", "estimates")
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_what_pairs_can_show_is_what_statistics_say_of_them(n_pairs, n_sites):
 
 
 def test_a_long_run_says_first_what_it_takes(tmp_path, capsys):
-    patcher, data = ActivationPatcher(bundled()), ioi_of(bundled())
-    patcher.run_patching_experiment(data, "z", store=Store(tmp_path / "long", rows_per_unit=3))
+    patcher, data = ActivationPatcher(bundled()), ioi_of(bundled(), 6)
+    patcher.run_patching_experiment(data, "z", store=Store(tmp_path / "long", rows_per_unit=2))
     told = capsys.readouterr()
-    assert "LayerResults: 4 patches × 9 pairs, denoising: 36 runs in 18 units" in told.err and not told.out
+    assert "LayerResults: 4 patches × 6 pairs, denoising: 24 runs in 12 units" in told.err and not told.out
     patcher.run_patching_experiment(data, "z", store=Store(tmp_path / "short", rows_per_unit=30))
     assert "runs in" not in capsys.readouterr().err
 

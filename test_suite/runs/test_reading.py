@@ -83,8 +83,8 @@ def test_tables_are_the_parts_one_by_one(tmp_path):
 
 
 def test_of_an_unfinished_run_the_pairs_that_are_whole_count(tmp_path):
-    experiments(bundled())["neurons"](store=Store(tmp_path, rows_per_unit=5))
-    (tmp_path / "parts/000004.parquet").unlink()
+    experiments(bundled())["neurons"](store=Store(tmp_path, rows_per_unit=20))
+    (tmp_path / "parts/000002.parquet").unlink()
     run, partial = open_run(tmp_path), load_run(tmp_path)
     assert [run.asked.pairs.indices[pair] for pair in run.pairs] == list(partial.sweep.pair_indices)
     np.testing.assert_allclose(run.effects(), partial.sweep.effects, rtol=1e-12)

@@ -20,7 +20,7 @@ from test_suite.helpers.models import bundled
 from test_suite.helpers.runs import assert_same_results, experiments, ioi_of, sweeps_of
 
 KINDS = list(experiments(bundled()))
-OTHERWISE_WRITTEN = ("resample", "noise", "whole answers", "edges", "paths", "circuits", "matched")
+OTHERWISE_WRITTEN = ("resample", "whole answers", "edges", "circuits", "matched")
 """Those whose patches, sources or metrics are written down each in a way of its own."""
 WITHIN = 1e-9
 """In double precision."""
