@@ -29,7 +29,7 @@ class Store:
     def __post_init__(self) -> None:
         if not isinstance(self.folder, (str, os.PathLike)) or not str(self.folder).strip():
             raise ValueError(f"store is {self.folder!r}, expected the path of a folder: store='runs/my-run'")
-        object.__setattr__(self, "folder", Path(self.folder))
+        object.__setattr__(self, "folder", Path(self.folder).expanduser())
         rows = self.rows_per_unit
         if rows is not None and (not is_integer(rows) or rows < 1):
             raise ValueError(f"rows_per_unit is {rows!r}, expected at least 1, or None for some seconds of compute")

@@ -48,6 +48,7 @@ def identity(model: Any) -> dict[str, dict[str, Any]]:
         "precision": {
             "weights": str(next(model.parameters()).dtype).removeprefix("torch."),
             "matrix products": torch.get_float32_matmul_precision(),
+            "autocast": _autocast(next(model.parameters()).device.type),
         },
         "attention kernel": {"kernel": attention_kernel(model)},
         "code on the model": {"at": sorted(map(str, foreign_code(model)))},
@@ -58,6 +59,11 @@ def attention_kernel(model: Any) -> str:
     """By which code attention is computed: TransformerLens' own, or the one that a Hugging Face model was given."""
     whole = model.__dict__.get("original_model") or getattr(model, "original_model", None)
     return str(getattr(getattr(whole, "config", None), "_attn_implementation", None) or "transformer_lens")
+
+
+def _autocast(device: str) -> str:
+    """The type that `torch.autocast` computes in where it is entered; empty where it is not."""
+    return str(torch.get_autocast_dtype(device)).removeprefix("torch.") if torch.is_autocast_enabled(device) else ""
 
 
 def _key(weight: Any) -> Any:

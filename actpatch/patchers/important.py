@@ -13,7 +13,7 @@ from actpatch.results.both import check_kind
 from actpatch.results.items import HeadPatchingResult, HeadPositionPatchingResult
 from actpatch.results.shapes import sweep_of_items
 from actpatch.results.sweep import Sweep
-from actpatch.statistics.sites import MOST_NAMED
+from actpatch.statistics.site_notes import MOST_NAMED
 
 
 def important_heads(results: Sequence[Any], threshold: float | None, alpha: float | None) -> list[Any]:

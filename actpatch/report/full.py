@@ -17,7 +17,12 @@ import numpy as np
 from actpatch.core.circuits import Circuit
 from actpatch.core.files import writable_folder
 from actpatch.core.heavy import go
-from actpatch.figures.bars import create_component_comparison, create_top_edges_bar, create_top_heads_bar
+from actpatch.figures.bars import (
+    create_component_comparison,
+    create_effect_distribution,
+    create_top_edges_bar,
+    create_top_heads_bar,
+)
 from actpatch.figures.cards import create_head_cards
 from actpatch.figures.checks import Heads, checked_heads, checked_layers, checked_sweep, known_heads
 from actpatch.figures.edge_graph import create_edge_graph
@@ -51,6 +56,7 @@ def create_full_report(
     position_results: PositionResults | None = None,
     head_position_results: HeadPositionResults | None = None,
     edge_results: EdgeResults | None = None,
+    top_results: SweepResults | None = None,
     check: DatasetCheck | None = None,
     head_cards: HeadCards | None = None,
     verification: Verification | None = None,
@@ -72,6 +78,8 @@ def create_full_report(
         position_results: positions, which also colour the tokens of the prompts.
         head_position_results: heads at single positions.
         edge_results: edges between components, which have a section of their own beside other results.
+        top_results: results of any shape, whose largest effects alone are shown: neurons, paths, what was chosen out of
+            a run that is too large to be held (`open_run(folder).top(50)`).
         check: what a linter says of the dataset; None lets the report judge by the runs' baselines alone.
         head_cards: what single heads do (`HeadPatcher.describe_heads`), which have a section of their own.
         verification: what exact runs say of estimated effects, which has a section of its own.
@@ -97,6 +105,7 @@ def create_full_report(
         "position_results": position_results,
         "head_position_results": known_heads(head_position_results),
         "edge_results": known_heads(edge_results),
+        "top_results": top_results,
     }
     parts = CircuitParts(circuit, circuit_evaluation, faithfulness, sensitivity)
     if not parts and all(results is None for results in (*given.values(), head_cards, verification)):
@@ -262,6 +271,16 @@ SECTIONS = (
             SectionFigure("edge_graph", lambda d, _: create_edge_graph(d.results, statistics=d.statistics)),
         ),
         is_apart=True,
+    ),
+    Section(
+        "top_results",
+        "Top sites",
+        lambda results, _: checked_sweep(results, SweepResults, "create_full_report"),
+        (
+            SectionFigure(
+                "effect_distribution", lambda d, _: create_effect_distribution(d.results, statistics=d.statistics)
+            ),
+        ),
     ),
 )
 """The report's figures in their order."""

@@ -87,7 +87,7 @@ def effects_section(results: SweepResults, statistics: SiteStatistics | str, nam
     heads.append(f"{metric_name(sweep)}, {patched_name(sweep.estimate)}")
     usable = sweep.usable
     columns.append(["" if no else signed(row[usable].mean()) for row, no in zip(sweep.patched, sweep.unmatched)])
-    caption = f"{name}: the largest {len(order)} of {len(sweep.patches):,} {named(sweep.estimate, 'effects')}"
+    caption = f"{name}: the largest {len(order)} of {sweep.n_in_all:,} {named(sweep.estimate, 'effects')}"
     caption += f", {estimated_by(sweep.estimate)}" if sweep.estimate else ""
     rows = [[column[i] for column in columns] for i in order]
     return REPORT.render(

@@ -21,13 +21,14 @@ from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.answers import AnswerSet
 from actpatch.results.metric_values import MetricValues
-from actpatch.results.sweep import Sweep
+from actpatch.results.sweep import LargerExperiment, Sweep
 
 FILE_FORMAT = 10
 """Raised whenever what is stored changes."""
 READ_FORMATS = (8, 9, 10)
 """Of these, 8 knows no edges and no paths, and 8 and 9 no estimates."""
 _SIDES = ("correct", "incorrect")
+_NOT_STORED = ("whole", "run_exactly", "larger")
 _OF_EDGES = ("writers", "readers", "columns")
 """The arrays of `EdgePatches`, each of numbers in the graph's writers, in its readers and in the places."""
 
@@ -129,8 +130,12 @@ def _to_json(shown: Sweep) -> dict[str, Any]:
     """The whole experiment, and which of its patches are shown, where these are some of them."""
     sweep = shown.entire
     fields = {
-        f.name: getattr(sweep, f.name) for f in dataclasses.fields(sweep) if f.name not in ("whole", "run_exactly")
+        f.name: getattr(sweep, f.name)
+        for f in dataclasses.fields(sweep)
+        if f.name not in ("whole", "run_exactly", "larger")
     }
+    if sweep.larger is not None:
+        fields["chosen_out_of"] = sweep.larger.n_patches
     fields["numbers"] = shown.numbers
     fields["patches"] = _stored_patches(sweep.patches)
     fields["measured"] = [
@@ -163,6 +168,8 @@ def _from_json(fields: dict[str, Any]) -> Sweep:
             values[run] = np.array(values[run], dtype=np.float64).reshape(shape)
     fields["measured"] = tuple(MetricValues(**values) for values in fields["measured"])
     numbers = fields.pop("numbers")
+    if "chosen_out_of" in fields:
+        fields["larger"] = LargerExperiment(fields.pop("chosen_out_of"))
     sweep = Sweep(**fields)
     return sweep.of_patches(numbers) if numbers else sweep
 

@@ -80,7 +80,8 @@ def _told(results: SweepResults, counts: bool) -> Iterator[str]:
     except ValueError as error:
         yield f"nothing can be said of {kind}s: {error}"
         return
-    sites, pairs = count(len(sweep.patches), kind), count(statistics.n_pairs, "pair")
+    chosen = f" chosen out of {sweep.larger.n_patches:,}" if sweep.larger else ""
+    sites, pairs = count(len(sweep.patches), kind) + chosen, count(statistics.n_pairs, "pair")
     words = _Words.of(sweep)
     if untested(sweep.estimate):
         everything = np.ones(len(sweep.patches), dtype=bool)
@@ -102,7 +103,7 @@ def _told(results: SweepResults, counts: bool) -> Iterator[str]:
         yield f"{words.start}none of {sites} has a significant mean effect ({level})"
     elif alike.any():
         others = f"{'other ' if differing.any() else ''}{kind}"
-        matter = f"{words.start}{alike.sum()} of {count(len(alike) - differing.sum(), others)}"
+        matter = f"{words.start}{alike.sum()} of {count(len(alike) - differing.sum(), others)}{chosen}"
         matter += f" {words.verb('matter', alike.sum())} ({level}): "
         largest = _largest(results, alike, statistics)
         yield f"{matter}{largest} of the difference" if counts else f"{words.start}{largest}"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from actpatch.core.alignment import Span
+from actpatch.core.alignment import Matches, Span, span_of
 from actpatch.core.edge_patches import EdgePatches
 from actpatch.core.sites import Patch, Site
 
@@ -66,6 +66,35 @@ def places_of(patches: Sequence[Patch]) -> tuple[Sequence[tuple[Site, ...]], Int
 def window_of(patches: Sequence[Patch]) -> int:
     """Number of adjacent layers that were patched together around each site; 1 where layers were patched singly."""
     return 1 if isinstance(patches, EdgePatches) else max((patch.window for patch in patches), default=1)
+
+
+def written_in(
+    patches: Sequence[Patch], matches: Sequence[Matches], side: int, lengths: Sequence[int]
+) -> Bool[np.ndarray, "patch pair"]:
+    """In which pairs each patch writes anything: not where none of its positions has a partner in the other prompt.
+
+    Args:
+        patches: where they lie.
+        matches: which positions of each pair's prompts stand for each other; empty where all do.
+        side: 0 where the clean run is patched, 1 where the corrupted one is.
+        lengths: tokens of each prompt that is patched.
+    """
+    places, of_patches = places_of(patches)
+    if not matches or not places:
+        return np.ones((len(patches), len(lengths)), dtype=bool)
+    matched = [{match[side] for match in of_pair} for of_pair in matches]
+    known: dict[Any, Bool[np.ndarray, " pair"]] = {}
+    for at in {site.position for place in places for site in place}:
+        known[at] = np.array([_is_matched(at, i, *of_pair) for i, of_pair in enumerate(zip(matched, lengths))])
+    of_places = [np.any([known[site.position] for site in place], axis=0) for place in places]
+    return np.array(of_places)[of_patches]
+
+
+def _is_matched(at: Any, pair: int, matched: set[int], length: int) -> bool:
+    """Whether any of a site's positions in a pair is among those that have a partner."""
+    if at is None:
+        return bool(matched)
+    return any(one % length in matched for one in span_of(at[pair] if isinstance(at, tuple) else at))
 
 
 def taken(patches: Sequence[Patch], numbers: Sequence[int]) -> Sequence[Patch]:

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from actpatch.core.alignment import Matches, span_of
+from actpatch.core.alignment import Matches
 from actpatch.core.direction import DIRECTIONS, Direction
 from actpatch.core.estimate_words import estimated_by
 from actpatch.core.estimates import Estimate
@@ -34,7 +34,7 @@ from actpatch.metrics.names import metric_key
 from actpatch.results.answers import NO_ANSWER, AnswerSet
 from actpatch.results.long_table import long_table
 from actpatch.results.metric_values import MIN_RELATIVE_CHANGE, MetricValues, mean, usable_pairs
-from actpatch.results.patches import labels_of, of_pairs, places_of, taken, window_of
+from actpatch.results.patches import labels_of, of_pairs, taken, window_of, written_in
 from actpatch.statistics.resampling import gaps_cancel
 from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
 
@@ -47,8 +47,21 @@ PER_PAIR = ("pair_indices", "clean_tokens", "corrupted_tokens", "templates", "gr
 NOT_MATCHED = "not matched"
 """What stands in the place of the effect of a patch at positions without a partner in the other run."""
 
+NO_PARTNER = "no position that was patched has a partner in the other run: match or name others"
+
 Tokens: TypeAlias = tuple[str | None, ...]
 """Token strings by position; None where none stands there."""
+
+
+@dataclass(frozen=True)
+class LargerExperiment:
+    """An experiment that is too large to be held, out of which patches were chosen."""
+
+    n_patches: int
+    """How many it has."""
+    statistics: Callable[..., SiteStatistics] | None = field(default=None, compare=False, repr=False)
+    """From a metric's name and options to the entries of the chosen patches, corrected over all of its patches; None
+    where it is not at hand, or the sweep is of other pairs."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,6 +134,8 @@ class Sweep:
     """The whole experiment that these patches were taken out of (`of_patches`); None where it is this one."""
     numbers: tuple[int, ...] = ()
     """The place of each patch in `whole`; empty where there is none."""
+    larger: LargerExperiment | None = None
+    """What these patches were chosen out of, where that is not held; None where nothing else was patched."""
 
     def __post_init__(self) -> None:
         n_patches, n_pairs = len(self.patches), len(self.pair_indices)
@@ -156,7 +171,7 @@ class Sweep:
 
     def described(self, kind: str) -> str:
         """In a line: how many patches, of which `kind` says what they are, on how many pairs, and the baselines."""
-        of = f" (of {count(len(self.entire.patches), 'patch')})" if self.is_part else ""
+        of = f" (of {count(self.n_in_all, 'patch')})" if self.is_part else ""
         others = f" and {count(len(self.metrics) - 1, 'more metric')}" if len(self.metrics) > 1 else ""
         path = f" {self.path}" if self.path else ""
         size = f"{count(len(self.patches), kind)}{path}{of} × {count(len(self.pair_indices), 'pair')}"
@@ -215,7 +230,13 @@ class Sweep:
     @property
     def is_part(self) -> bool:
         """Whether patches of the experiment are lacking."""
-        return self.whole is not None and len(set(self.numbers)) < len(self.whole.patches)
+        of_whole = self.whole is not None and len(set(self.numbers)) < len(self.whole.patches)
+        return of_whole or self.larger is not None
+
+    @property
+    def n_in_all(self) -> int:
+        """Patches of the whole experiment, also where these are some of them."""
+        return len(self.entire.patches) if self.larger is None else self.larger.n_patches
 
     def top(self, k: int = 10) -> list[tuple[Patch, float]]:
         """The k patches of largest |effect|, largest first, each with its effect."""
@@ -234,7 +255,8 @@ class Sweep:
         patches = of_pairs(self.patches, kept)
         per_pair: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in kept) for name in PER_PAIR}
         per_pair["matches"] = tuple(self.matches[i] for i in kept) if self.matches else ()
-        return replace(self, patches=patches, measured=measured, run_exactly=None, **per_pair)
+        larger = None if self.larger is None else replace(self.larger, statistics=None)
+        return replace(self, patches=patches, measured=measured, run_exactly=None, larger=larger, **per_pair)
 
     def by_group(self) -> dict[str, Sweep]:
         """Group -> the sweep of its pairs alone, the group of the first pair first; an empty name for pairs of none."""
@@ -317,18 +339,9 @@ class Sweep:
     @cached_property
     def written(self) -> Bool[np.ndarray, "patch pair"]:
         """Whether a patch writes anything in a pair: not where none of its positions has a partner there."""
-        written = np.ones((len(self.patches), len(self.pair_indices)), dtype=bool)
-        if not self.matches or self.source_kind == "ablation":
-            return written
+        matches = () if self.source_kind == "ablation" else self.matches
         side = int(self.direction == "denoising")
-        matched = [{match[side] for match in matches} for matches in self.matches]
-        lengths = [len(tokens) for tokens in self.base_tokens]
-        known: dict[Any, Bool[np.ndarray, " pair"]] = {}
-        places, of_patches = places_of(self.patches)
-        for at in {site.position for place in places for site in place}:
-            known[at] = np.array([_is_matched(at, i, *of_pair) for i, of_pair in enumerate(zip(matched, lengths))])
-        of_places = [np.any([known[site.position] for site in place], axis=0) for place in places]
-        return np.array(of_places)[of_patches] if places else written
+        return written_in(self.patches, matches, side, [len(tokens) for tokens in self.base_tokens])
 
     @property
     def unmatched(self) -> Bool[np.ndarray, " patch"]:
@@ -365,14 +378,8 @@ class Sweep:
         usable = self.usable
         if not usable.any():
             return np.full(len(self.patches), np.nan)
-        base, source = self.base[usable], self.source[usable]
-        # The gaps can cancel although no pair's is 0: accuracies turn around both ways.
-        gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
-        effects = (self.patched[:, usable].mean(axis=1) - base.mean()) / gap
-        written = self.written[:, usable]
-        for i in np.flatnonzero(~written.all(axis=1)):
-            effects[i] = _ratio_of_means((self.patched[i, usable] - base)[written[i]], (source - base)[written[i]])
-        return effects
+        of_pairs = (self.base[usable], self.source[usable], self.written[:, usable])
+        return effects_over_pairs(self.patched[:, usable], *of_pairs)
 
     def statistics(self, **options: Unpack[StatisticsOptions]) -> SiteStatistics:
         """How sure the effects are, from the usable pairs: intervals, p-values corrected over all patches, and more.
@@ -383,7 +390,8 @@ class Sweep:
         Options (seed, level, alpha, correction, power, n_resamples) and errors are those of
         `statistics.sites.site_statistics`. Where the pairs are of several groups, effects are compared between them.
         Entries of a patch rest on the pairs in which it writes anything; of one that writes nothing (`unmatched`), and
-        is none of the sites, they are NaN.
+        is none of the sites, they are NaN. Of patches that were chosen out of a larger experiment (`larger`) they are
+        its own, and a ValueError says where it is not at hand.
         """
         if self.whole is not None:
             return self.entire.statistics(**options).of_sites(self.numbers)
@@ -399,11 +407,13 @@ class Sweep:
         return found
 
     def _computed_statistics(self, options: StatisticsOptions) -> SiteStatistics:
+        if self.larger is not None:
+            return self._statistics_of_larger(self.larger, options)
         usable, labels = self.usable, self.labels
         known = np.flatnonzero(~self.unmatched)
         measured = known.tolist()
         if labels and not measured:
-            raise ValueError("no position that was patched has a partner in the other run: match or name others")
+            raise ValueError(NO_PARTNER)
         found = site_statistics(
             self.patched[np.ix_(known, usable)],
             self.base[usable],
@@ -415,6 +425,15 @@ class Sweep:
         )
         found = found.of_estimates(self.estimate)
         return found if len(measured) == len(labels) else found.among(labels, measured)
+
+    def _statistics_of_larger(self, larger: LargerExperiment, options: StatisticsOptions) -> SiteStatistics:
+        if larger.statistics is None:
+            raise ValueError(
+                f"these are {count(len(self.patches), 'patch')} chosen out of {larger.n_patches:,} by their effects: "
+                "p-values over them alone would be too small. The stored run has those of all, "
+                "open_run(folder).statistics()"
+            )
+        return larger.statistics(self.metric, **options)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form, a row per patch, pair and metric.
@@ -444,15 +463,24 @@ def largest(effects: Float[np.ndarray, " patch"], k: int) -> list[int]:
     return np.argsort(-np.nan_to_num(np.abs(effects), nan=-1.0), kind="stable")[:k].tolist()
 
 
-def _is_matched(at: Any, pair: int, matched: set[int], length: int) -> bool:
-    """Whether any of a site's positions in a pair is among those that have a partner."""
-    if at is None:
-        return bool(matched)
-    return any(one % length in matched for one in span_of(at[pair] if isinstance(at, tuple) else at))
-
-
 def _taken(tokens: Tokens, partners: Mapping[int, int], length: int) -> Tokens:
     return tuple(tokens[partners[at]] if at in partners else None for at in range(length))
+
+
+def effects_over_pairs(
+    patched: Float[np.ndarray, "patch pair"],
+    base: Float[np.ndarray, " pair"],
+    source: Float[np.ndarray, " pair"],
+    written: Bool[np.ndarray, "patch pair"],
+) -> Float[np.ndarray, " patch"]:
+    """Effect of each patch as a ratio of means over the pairs in which it writes anything; NaN where these are none, or
+    their gaps cancel."""
+    # The gaps can cancel although no pair's is 0: accuracies turn around both ways.
+    gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
+    effects = (patched.mean(axis=1) - base.mean()) / gap
+    for i in np.flatnonzero(~written.all(axis=1)):
+        effects[i] = _ratio_of_means((patched[i] - base)[written[i]], (source - base)[written[i]])
+    return effects
 
 
 def _ratio_of_means(changes: Float[np.ndarray, " pair"], gaps: Float[np.ndarray, " pair"]) -> float:

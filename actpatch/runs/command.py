@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             every = range(len(spec.units))
             wanted = {*(every if share is None else share.of_units(every))}
             if lacking := wanted - {*folder.done(spec)}:
-                print(folder.told_of_quarantine(len(spec.units)), file=sys.stderr)
+                print(folder.told_of_lacking(len(spec.units), sorted(lacking)), file=sys.stderr)
             _show(asked.folder)
             return int(bool(lacking))
         if asked.command == "plan":

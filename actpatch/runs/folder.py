@@ -18,14 +18,14 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actpatch.core.text import MOST_LISTED, count, shortened
 from actpatch.runs.parts import Part, read_part
-from actpatch.runs.spec import FORMAT, Spec
+from actpatch.runs.spec import FORMAT, PARTS, Spec
 from actpatch.runs.units import Unit
 
 STALE = 3600.0
@@ -70,6 +70,9 @@ class RunFolder:
         try:
             data = json.loads((self.path / "spec.json").read_text(encoding="utf-8"))
             found = data["format"]
+            lacking = [] if found != FORMAT else [name for name in PARTS if name not in data]
+            if lacking:
+                raise KeyError(lacking[0])
         except FileNotFoundError:
             there = "is no folder" if not self.path.is_dir() else "holds no spec.json"
             raise ValueError(f"{self} {there}: {what}") from None
@@ -102,8 +105,7 @@ class RunFolder:
                 f"{self} is the run of another call: {listed}. Make the same call again to go on with it, or give "
                 "another folder"
             )
-        self.check_can_be_written()
-        self._tidy()
+        self._tidy(self.check_can_be_written())
         return stood
 
     def done(self, spec: Spec) -> list[int]:
@@ -136,9 +138,14 @@ class RunFolder:
             _write(self.part(unit), content)
 
     def drop(self, unit: Unit, reason: str) -> None:
-        """Take away a part that is damaged, and note it."""
-        with contextlib.suppress(FileNotFoundError):
-            self.part(unit).unlink()
+        """Put a part that is damaged, or another run's, aside among the failures, and note it: the run is not finished.
+
+        Raises:
+            OSError: where the folder cannot be written.
+        """
+        with _told(self, f"the part of unit {unit.id} is damaged"), contextlib.suppress(FileNotFoundError):
+            (self.path / "manifest.json").unlink(missing_ok=True)
+            self.part(unit).replace(self.path / "failures" / f"{unit.id}-{uuid.uuid4().hex[:12]}.damaged.parquet")
         self._note(unit, "damaged", reason)
 
     def fail(self, unit: Unit, error: BaseException) -> None:
@@ -149,18 +156,24 @@ class RunFolder:
         """Unit -> its failed attempts."""
         found: dict[str, list[Failure]] = {}
         for path in sorted((self.path / "failures").glob("*.failed.json"), key=_written_at):
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is no note of ours
                 data = json.loads(path.read_text(encoding="utf-8"))
-                found.setdefault(data["unit"], []).append(Failure(data["unit"], data["error"], data["at"]))
+                failure = Failure(f"{int(data['unit']):06d}", str(data["error"]), str(data["at"]))
+                found.setdefault(failure.unit, []).append(failure)
         return found
 
     def quarantined(self) -> dict[str, Failure]:
         """Unit -> its last failure, of those that are left alone."""
         return {unit: failed[-1] for unit, failed in self.failures().items() if len(failed) >= ATTEMPTS}
 
-    def told_of_quarantine(self, n_units: int) -> str:
-        """A sentence on the units that are left alone."""
-        found = self.quarantined()
+    def told_of_lacking(self, n_units: int, lacking: Sequence[int]) -> str:
+        """A sentence on units that are not there at the end: those that are left alone, if any are."""
+        found = {unit: failure for unit, failure in self.quarantined().items() if int(unit) in {*lacking}}
+        if not found:
+            return (
+                f"{len(lacking)} of {count(n_units, 'unit')} are not stored, and the results lack what is theirs: make "
+                "the same call again to go on with the run"
+            )
         return (
             f"of {count(n_units, 'unit')}, {len(found)} failed three times and the results lack what is theirs: "
             f"{listed_failures([*found.values()])}. To try again, delete the folder {str(self.path / 'failures')!r} "
@@ -194,20 +207,26 @@ class RunFolder:
                 f"{f' and {len(others) - 1} more' if len(others) > 1 else ''}): give a new or an empty folder"
             )
 
-    def check_can_be_written(self) -> None:
-        """Raises OSError where no part could be written."""
+    def check_can_be_written(self) -> float:
+        """What time it is by the clock of the file system, which may be another machine's.
+
+        Raises:
+            OSError: where no part could be written.
+        """
         with _told(self, "nothing was run"):
             for name in ("parts", "failures"):
                 (self.path / name).mkdir(exist_ok=True)
                 beside = self.path / name / f".{uuid.uuid4().hex}.tmp"
                 beside.touch()
+                now = beside.stat().st_mtime
                 beside.unlink()
+        return now
 
-    def _tidy(self) -> None:
+    def _tidy(self, now: float) -> None:
         """Take away what was begun long ago and never finished."""
         for beside in self.path.glob("**/.*.tmp"):
             with contextlib.suppress(OSError):
-                if time.time() - beside.stat().st_mtime > STALE:
+                if now - beside.stat().st_mtime > STALE:
                     beside.unlink()
 
 

@@ -1,18 +1,19 @@
 """Metrics as data, and metrics of some of an experiment's pairs.
 
 The library's own are written down by name, with the answers that they read. What is a function or a class of one's own
-cannot be: it is known by its name and its code, and whoever goes on with the run has to bring it. Nothing here knows a
-file or a model.
+cannot be: it is known by its name, its code and the numbers, texts and arrays that it is set to, and whoever goes on
+with the run has to bring it. Nothing here knows a file or a model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -92,7 +93,8 @@ def metric_as_data(metric: AnyMetric) -> dict[str, Any]:
         return {**said, "own": _code_of(metric.compute_metric)}
     if not is_ours(metric):
         kind = type(metric)
-        return {**said, "own": {"name": f"{kind.__module__}.{kind.__qualname__}", "code": _digest(kind)}}
+        own = {"name": f"{kind.__module__}.{kind.__qualname__}", "code": _digest(kind)}
+        return {**said, "own": {**own, "settings": _settings(getattr(metric, "__dict__", {}))}}
     assert is_dataclass(metric)
     data = {**said, "metric": metric.key}  # type: ignore[union-attr]
     if isinstance(metric, (AnswerMetric, SequenceMetric)):
@@ -125,12 +127,35 @@ def metric_from_data(data: dict[str, Any], pair_indices: tuple[int, ...]) -> Any
     return kind(of(correct, incorrect, pair_indices), name=data["name"])
 
 
-def _code_of(function: Callable[..., Any]) -> dict[str, str]:
-    """A function's name, and a hash of what it is written as; empty where that cannot be had."""
+def _code_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """A function's name, a hash of what it is written as (empty where that cannot be had), and what it is set to."""
+    given = {**dict(enumerate(getattr(function, "args", ()))), **getattr(function, "keywords", {})}  # functools.partial
     inner = getattr(function, "func", function)
     inner = getattr(inner, "__func__", inner)
     name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
-    return {"name": name, "code": _digest(inner)}
+    if inspect.isfunction(inner):
+        closed_over = inspect.getclosurevars(inner).nonlocals
+        defaults = {key: of.default for key, of in inspect.signature(inner).parameters.items()}
+        given = {**defaults, **closed_over, **given}
+    elif not hasattr(inner, "__qualname__"):  # an object that is called
+        given = {**getattr(inner, "__dict__", {}), **given}
+        inner = type(inner)
+    return {"name": name, "code": _digest(inner), "settings": _settings(given)}
+
+
+def _settings(values: Mapping[Any, Any]) -> dict[str, str]:
+    """What values are that cannot change by being used, and arrays: in lists and objects a metric may keep things."""
+    return {str(name): told for name, value in values.items() if (told := _told(value))}
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else value
+        return f"{array.shape} {array.dtype} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_told, value))})"
+    plain = value is None or isinstance(value, (bool, int, float, str, bytes, np.generic))
+    return repr(value) if plain else ""
 
 
 def _digest(thing: Any) -> str:

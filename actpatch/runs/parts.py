@@ -87,7 +87,8 @@ def part_content(run: str, asked: Asked, part: Part) -> bytes:
     }
     table = pa.table(columns).replace_schema_metadata({META: json.dumps(meta)})
     content = io.BytesIO()
-    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
+    repeated = [name for name in columns if name != "patched"]
+    pq.write_table(table, content, compression="zstd", use_dictionary=repeated, write_page_checksum=True)
     return content.getvalue()
 
 

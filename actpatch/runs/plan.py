@@ -6,6 +6,7 @@ the run will run them. It says nothing of other machines.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from actpatch.core.direction import Direction
 from actpatch.core.stores import Store, as_store
 from actpatch.core.text import count
 from actpatch.engine.engine import PatchingEngine
+from actpatch.engine.measured import Measured
 from actpatch.engine.memory import most_memory
 from actpatch.runs.asked import Asked
 from actpatch.runs.folder import RunFolder
@@ -28,6 +31,8 @@ from actpatch.statistics.sites import reach_of_pairs
 
 SECONDS = 0.7
 """About how long the longer of the two samples takes that the time is reckoned from."""
+MOST_DRAWN = 2**15
+"""About so many rows a part has, of drawn numbers, that tells how many bytes there will be."""
 GROWTH = 16
 """Each sample is at most so many times as large as the one before, until one takes long enough."""
 
@@ -49,7 +54,7 @@ class Plan:
     """How long it takes in one process on `device`, reckoned from a sample."""
     device: str
     peak_memory: int
-    """Bytes at most: weights, recordings, a batch, and one unit's results."""
+    """Bytes at most beside Python and its libraries: weights, recordings, a batch, and one unit's results."""
     result_memory: int
     """Bytes of the results, where they are handed out whole."""
     disk: int
@@ -112,7 +117,7 @@ def plan_of_folder(folder: str | Path, *, device: str | None = None) -> Plan:
     Raises:
         ValueError: as `work_on`.
     """
-    at = RunFolder(Path(folder))
+    at = RunFolder(Path(folder).expanduser())
     spec = at.read_spec()
     return replan(engine_of(at, spec, None, device, None, False), spec.asked, spec, at.path)
 
@@ -183,12 +188,40 @@ def _calibrated(
     work = float(of_patches[list(long.patches)].sum()) * len(long.pairs)
     fixed = max(0.0, short.seconds - long.seconds / work * float(of_patches[list(short.patches)].sum()))
     slope = max(long.seconds - fixed, 0.1 * long.seconds) / work
-    rows = long.n_rows - short.n_rows
-    per_row = (long.size - short.size) / rows if rows > 0 else long.size / max(1, long.n_rows)
-    of_part = max(0.0, short.size - per_row * short.n_rows)
-    return len(units) * fixed + slope * total * n_pairs, round(
-        len(units) * of_part + per_row * len(of_patches) * n_pairs
-    )
+    return len(units) * fixed + slope * total * n_pairs, _disk(asked, spec, long)
+
+
+def _disk(asked: Asked, spec: Spec, sample: _Sample) -> int:
+    """Bytes of the folder, from a part of the first unit's patches with numbers like those of the sample."""
+    unit = spec.units[0]
+    pairs = unit.pairs[: max(1, MOST_DRAWN // len(unit.patches))]
+    some = asked.part(pairs, slice(unit.patches.start, unit.patches.stop))
+    rng, shape = np.random.default_rng(0), (len(unit.patches), len(pairs))
+    drawn = [_drawn_like(runs, asked.dtype, way, shape, rng) for way, runs in zip(asked.patches, sample.measured)]
+    whole = len(part_content(spec.id, some, Part(Unit(0, pairs, unit.patches), tuple(drawn), {})))
+    rows = asked.n_patches * len(asked.pairs)
+    per_row = max(0, whole - sample.size_of_one) / (shape[0] * shape[1])
+    return len(json.dumps(spec.data)) + round(len(spec.units) * sample.size_of_one + rows * per_row)
+
+
+def _drawn_like(
+    runs: Measured, dtype: str, way: Direction, shape: tuple[int, int], rng: np.random.Generator
+) -> Measured:
+    """Numbers that take as many bytes: as many of them are the baseline, whole, or of single precision."""
+    places = rng.integers(0, runs.clean.shape[1], shape[1])
+    clean, corrupted = runs.clean[:, places], runs.corrupted[:, places]
+    base, of_sample = (corrupted, runs.corrupted) if way == "denoising" else (clean, runs.clean)
+    patched = np.empty((len(clean), *shape))
+    for into, own, values, of_values in zip(patched, base, runs.patched, of_sample):
+        changed = values[values != of_values]
+        into[:] = own
+        if len(changed):
+            where = rng.random(shape) < len(changed) / values.size
+            found = rng.choice(changed, int(where.sum()))
+            if (changed != np.rint(changed)).any():
+                found = found * (1 + 1e-3 * rng.standard_normal(len(found)))
+            into[where] = found if dtype == "float64" else found.astype(np.float32)
+    return Measured(patched, clean, corrupted)
 
 
 @dataclass(frozen=True)
@@ -196,7 +229,9 @@ class _Sample:
     patches: range
     pairs: Sequence[int]
     seconds: float
-    size: int
+    measured: tuple[Measured, ...]
+    size_of_one: int
+    """Bytes of a part of a single row."""
 
     @property
     def n_rows(self) -> int:
@@ -204,7 +239,7 @@ class _Sample:
 
 
 def _sampled(engine: PatchingEngine, asked: Asked, spec: Spec, n_rows: int) -> _Sample:
-    """About so many rows: how long they take, and how long their part is.
+    """About so many rows: how long they take, and their numbers.
 
     Patches are evenly spread, on as few pairs as may be, as in a unit. Of estimates all are taken, as they share their
     gradients.
@@ -217,8 +252,10 @@ def _sampled(engine: PatchingEngine, asked: Asked, spec: Spec, n_rows: int) -> _
     start = time.perf_counter()
     measured = some.measured(engine)
     seconds = time.perf_counter() - start
-    unit = Unit(0, range(len(pairs)), chosen)
-    return _Sample(chosen, pairs, seconds, len(part_content(spec.id, some, Part(unit, tuple(measured), {}))))
+    one = asked.part(pairs[:1], slice(chosen.start, chosen.start + 1))
+    of_one = [Measured(of.patched[:, :1, :1], of.clean[:, :1], of.corrupted[:, :1]) for of in measured]
+    size = len(part_content(spec.id, one, Part(Unit(0, range(1), range(1)), tuple(of_one), {})))
+    return _Sample(chosen, pairs, seconds, tuple(measured), size)
 
 
 def _scaled(value: float, unit: str) -> str:

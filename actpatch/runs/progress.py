@@ -73,7 +73,7 @@ def progress_of(folder: str | Path) -> Progress:
     Raises:
         ValueError: for a folder that is none of a run, and one of a newer version.
     """
-    at = RunFolder(Path(folder))
+    at = RunFolder(Path(folder).expanduser())
     spec = at.read_spec()
     units, done = spec.units, at.done(spec)
     stored = []
@@ -97,8 +97,8 @@ def progress_of(folder: str | Path) -> Progress:
         n_done=len(done),
         rows_done=sum(units[number].n_rows for number in done) / (n_pairs * n_patches),
         per_hour=(len(recent) - 1) / spent * 3600 if spent > 0 else float("nan"),
-        last=time.time() - float(times[-1]) if len(times) else float("nan"),
+        last=max(0.0, time.time() - float(times[-1])) if len(times) else float("nan"),
         failed=tuple(failed[-1] for failed in failures.values()),
         quarantined=tuple(unit for unit in at.quarantined() if unit in failures),
-        is_finished=at.is_finished,
+        is_finished=at.is_finished and len(done) == len(units),
     )

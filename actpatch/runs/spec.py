@@ -25,6 +25,7 @@ from actpatch.interventions.sources import References
 from actpatch.models.fingerprint import fingerprint, identity
 from actpatch.models.load import Loaded, loaded_as
 from actpatch.results.answers import AnswerSet
+from actpatch.results.shapes import KINDS, SweepResults
 from actpatch.runs.asked import Asked
 from actpatch.runs.metrics import metric_as_data, metric_from_data
 from actpatch.runs.patches import patches_as_data, patches_from_data, tuples
@@ -43,6 +44,8 @@ _IDENTITY = (
     "patches", "metrics", "source", "noise", "estimate"
 )  # fmt: skip
 """Parts that say which run it is."""
+PARTS = ("format", *_IDENTITY, "loaded", "said", "versions", "units")
+"""All parts that a specification has."""
 _TOLD_WHOLE = ("results", "model", "precision", "attention kernel", "code on the model", "direction", "noise")
 
 
@@ -67,6 +70,20 @@ class Spec:
     def kind(self) -> str:
         """The shape of its results."""
         return str(self.data["results"])
+
+    @property
+    def shape(self) -> type[SweepResults]:
+        """The class of that name.
+
+        Raises:
+            ValueError: for one that is not known.
+        """
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"the results of this run are {self.kind!r}, expected one of {', '.join(KINDS)}: import the class of "
+                "that name first"
+            )
+        return KINDS[self.kind]
 
     @property
     def loaded(self) -> Loaded | None:

@@ -20,7 +20,6 @@ from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
 from actpatch.results.both import BothDirections
 from actpatch.results.saved import SavedResults
-from actpatch.results.shapes import KINDS
 from actpatch.results.sweep import Sweep
 from actpatch.runs.asked import Asked
 from actpatch.runs.folder import RunFolder
@@ -54,7 +53,7 @@ def stored_sweeps(engine: PatchingEngine, asked: Asked, kind: str, store: Store)
     complete(folder, spec, asked, engine, range(len(spec.units)))
     found = read_parts(folder, spec, asked)
     if found.lacking:
-        warn_user(folder.told_of_quarantine(len(spec.units)))
+        warn_user(folder.told_of_lacking(len(spec.units), found.lacking))
     sweeps = found.sweeps(asked)
     engine.shortcuts = sweeps[0].shortcuts
     return sweeps
@@ -70,7 +69,7 @@ def load_run(folder: str | Path) -> SavedResults | BothDirections[Any]:
         ValueError: for a folder that is none of a run, one of a newer version, one in which nothing is finished, and
             for results that memory cannot hold.
     """
-    at = RunFolder(Path(folder))
+    at = RunFolder(Path(folder).expanduser())
     spec = at.read_spec()
     asked = spec.asked_to_read
     check_fits_into_memory(len(asked.patches), len(asked.metrics), asked.n_patches, len(asked.pairs), at)
@@ -78,11 +77,7 @@ def load_run(folder: str | Path) -> SavedResults | BothDirections[Any]:
     sweeps = found.sweeps(asked)
     if found.lacking:
         warn_user(sweeps[0].notes[0])
-    if spec.kind not in KINDS:
-        raise ValueError(
-            f"{at} holds {spec.kind!r}, expected one of {', '.join(KINDS)}: import the class of that name first"
-        )
-    results = [KINDS[spec.kind](sweep) for sweep in sweeps]
+    results = [spec.shape(sweep) for sweep in sweeps]
     return results[0] if len(results) == 1 else BothDirections(*results)  # type: ignore[return-value]
 
 

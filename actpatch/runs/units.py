@@ -24,6 +24,9 @@ FEWEST_ROWS, MOST_ROWS = 256, 2**16
 MOST_UNITS = 2**15
 """A longer experiment has larger units rather than more, until they hold `MOST_ROWS`: each is a file, whoever works on
 the folder lists all of them, and what is lost with one is a small share of so many."""
+MOST_PATCHES = 2**13
+"""A unit has at most so many patches: one of more rows has several pairs, so that what is read by part, some patches on
+all pairs, is small."""
 PER_REFERENCE = 20
 """At least so many rows for each reference prompt that a unit has to run for itself."""
 
@@ -122,7 +125,7 @@ class Shard:
 def units_of(engine: PatchingEngine, asked: Asked, rows_per_unit: int | None = None) -> Units:
     """The cut of an experiment.
 
-    Pairs are divided before patches are: what a unit records of its pairs then serves as many patches as can be.
+    Pairs are divided before patches are: what a unit records of its pairs then serves many patches.
 
     Args:
         engine: whose model it is.
@@ -140,8 +143,8 @@ def units_of(engine: PatchingEngine, asked: Asked, rows_per_unit: int | None = N
             rows = max(rows, PER_REFERENCE * max(map(len, asked.references.groups), default=0))
     if asked.estimate is not None:  # all patches of a pair are estimated together
         rows = max(rows, n_patches)
-    n_blocks = -(-n_patches // rows)
-    n_together = max(1, rows // n_patches)
+    together = min(n_patches, rows if asked.estimate is not None else min(rows, MOST_PATCHES))
+    n_blocks, n_together = -(-n_patches // together), rows // together
     return Units((*range(0, n_pairs, n_together), n_pairs), _bounds(work, n_blocks))
 
 

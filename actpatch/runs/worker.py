@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def work_on(
         OSError: where the folder cannot be written, or the disk is full.
     """
     share = None if shard is None else Shard.from_text(shard)
-    at = RunFolder(Path(folder))
+    at = RunFolder(Path(folder).expanduser())
     spec = at.read_spec()
     at.check_can_be_written()
     asked, engine = spec.asked, engine_of(at, spec, model, device, batch_size, show_progress)
@@ -164,14 +164,16 @@ def complete(folder: RunFolder, spec: Spec, asked: Asked, engine: PatchingEngine
     """Run these units until their parts are whole, those that stood there too; write the manifest where all are."""
     for _ in range(ATTEMPTS):
         run_units(folder, spec, asked, engine, numbers)
-        if folder.is_finished or not _dropped(folder, spec, numbers):
+        whole, n_damaged = _whole_parts(folder, spec, numbers)
+        if not n_damaged:
             break
-    if not folder.is_finished and len(folder.done(spec)) == len(spec.units):
-        if _dropped(folder, spec, range(len(spec.units))):
-            return  # of somebody else's: whoever runs them again ends the run
-        hows = [folder.read_part(spec, number).how for number in range(len(spec.units))]
-        halved = [f"unit {number:06d}: {what}" for number, how in enumerate(hows) for what in how["halved"]]
-        folder.finish(spec, {"seconds": round(sum(how["seconds"] for how in hows), 3), "halved": halved})
+    if folder.is_finished or len(folder.done(spec)) < len(spec.units):
+        return
+    others, n_damaged = _whole_parts(folder, spec, [number for number in range(len(spec.units)) if number not in whole])
+    hows = {**whole, **others}
+    if not n_damaged and len(hows) == len(spec.units):  # else whoever runs them again ends the run
+        halved = [f"unit {number:06d}: {what}" for number in sorted(hows) for what in hows[number]["halved"]]
+        folder.finish(spec, {"seconds": round(sum(how["seconds"] for how in hows.values()), 3), "halved": halved})
 
 
 def run_units(folder: RunFolder, spec: Spec, asked: Asked, engine: PatchingEngine, numbers: Sequence[int]) -> None:
@@ -201,7 +203,13 @@ def engine_of(
                 f"the model of the run in {folder} was not loaded by load_model, so nothing says how to load it: go on "
                 "with the same call in Python, or work_on(folder, model=...)"
             )
-        model = spec.loaded.load(device)
+        try:
+            model = spec.loaded.load(device)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"the model {spec.loaded.name_or_path!r} of the run in {folder} cannot be loaded: {error}; one that "
+                "lies elsewhere now is given in Python, work_on(folder, model=...)"
+            ) from error
     if differing := spec.differences_of_model(model):
         raise ValueError(
             f"the model is not that of the run in {folder}: {'; '.join(differing)}. Give the model that the run was "
@@ -210,18 +218,18 @@ def engine_of(
     return PatchingEngine(model, batch_size=batch_size, show_progress=show_progress, estimate=estimate)
 
 
-def _dropped(folder: RunFolder, spec: Spec, numbers: Sequence[int]) -> int:
-    """How many of these units' parts were there and damaged; they are taken away."""
-    n_damaged = 0
-    for number in {*folder.done(spec)} & {*numbers}:
+def _whole_parts(folder: RunFolder, spec: Spec, numbers: Sequence[int]) -> tuple[dict[int, Mapping[str, Any]], int]:
+    """How these units that are there were run; and of how many the part was damaged, which is put aside."""
+    hows, n_damaged = {}, 0
+    for number in sorted({*folder.done(spec)} & {*numbers}):
         try:
-            folder.read_part(spec, number)
+            hows[number] = folder.read_part(spec, number).how
         except FileNotFoundError:
             continue
         except ValueError as error:
             folder.drop(spec.units[number], str(error))
             n_damaged += 1
-    return n_damaged
+    return hows, n_damaged
 
 
 def _slice(numbers: range) -> slice:

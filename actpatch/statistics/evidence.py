@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from actpatch.statistics.resampling import detectable_size, gaps_cancel, ratio_intervals, sign_flip_p_values
-from actpatch.statistics.skewness import careful_p_values, deviations, skewness_weight
+from actpatch.statistics.skewness import Skewness, careful_p_values, deviations
 
 WEIGHTS = 20
 """In how many steps the skewness' weight counts for the detectable effect."""
@@ -35,8 +35,6 @@ class Evidence:
     reach: Float[np.ndarray, " site"]
     """Smallest |effect| that as many new pairs would find; NaN where none would be, and for sites that change nothing.
     """
-    size: float
-    """Smallest mean change, in estimated standard errors, that as many new pairs would find at the site of the most."""
     n_pairs: Int[np.ndarray, " site"]
     """Pairs in which each site was patched."""
 
@@ -56,6 +54,36 @@ class Tests:
     """Seed of the resamples."""
     for_flips: int
     """Seed of the sign flips."""
+    for_splits: int
+    """Seed of the halves that the pairs are split into."""
+    for_deals: int
+    """Seed of the deals of the pairs to groups."""
+
+
+class MapSkewness:
+    """How skewed a map's sites are, which each site's p-value depends on; some may be added at a time.
+
+    Sites that were patched in other pairs are maps of their own.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[bytes, Skewness] = {}
+
+    def add(self, changes: Float[np.ndarray, "site pair"], written: Bool[np.ndarray, "site pair"]) -> None:
+        """Take in these sites; arguments as of `evidence_of`."""
+        for sites, pairs in _alike(written):
+            of_pairs = self._of.setdefault(pairs.tobytes(), Skewness(int(pairs.sum())))
+            of_pairs.add(_taken(changes, sites, pairs))
+
+    def of(self, pairs: Bool[np.ndarray, " pair"]) -> Skewness:
+        """That of the sites that were patched in these pairs."""
+        return self._of[pairs.tobytes()]
+
+    def size(self, tests: Tests) -> float:
+        """Smallest mean change, in estimated standard errors, that as many new pairs would find at the sites of the
+        most pairs."""
+        most = max((self._of[pairs] for pairs in sorted(self._of)), key=lambda found: found.n_pairs)
+        return _size(most, tests)
 
 
 def evidence_of(
@@ -63,6 +91,7 @@ def evidence_of(
     gaps: Float[np.ndarray, " pair"],
     written: Bool[np.ndarray, "site pair"],
     tests: Tests,
+    skewness: MapSkewness,
 ) -> Evidence:
     """What the pairs in which each site was patched say of it.
 
@@ -71,44 +100,32 @@ def evidence_of(
         gaps: metric of the run that was copied from minus that of the run that was patched.
         written: in which pairs each site was patched, in one at least.
         tests: how.
+        skewness: of the whole map, of which these may be some of the sites.
     """
-    n_sites = len(changes)
-    found = {name: np.full(n_sites, np.nan) for name in ("effect", "low", "high", "flips", "p", "reach")}
-    most, size_of_most = 0, np.nan
+    found = {name: np.full(len(changes), np.nan) for name in ("effect", "low", "high", "flips", "p", "reach")}
     for sites, pairs in _alike(written):
-        of_sites = (
-            changes if len(sites) == n_sites and pairs.all() else np.ascontiguousarray(changes[np.ix_(sites, pairs)])
-        )
-        n_pairs = int(pairs.sum())
-        weight = skewness_weight(of_sites)
-        # The size is found once for each weight: one that differs by less hardly shows in it.
-        rounded = round(weight * WEIGHTS) / WEIGHTS
-        size = detectable_size(n_pairs, tests.lone, power=tests.power, n_flips=tests.n_flips, weight=rounded)
-        for name, values in evidence_of_alike(of_sites, gaps[pairs], weight, size, tests).items():
+        of_sites = _taken(changes, sites, pairs)
+        for name, values in _of_alike(of_sites, gaps[pairs], skewness.of(pairs), tests).items():
             found[name][sites] = values
-        if n_pairs > most:
-            most, size_of_most = n_pairs, size
-    return Evidence(size=size_of_most, n_pairs=written.sum(axis=1), **found)
+    return Evidence(n_pairs=written.sum(axis=1), **found)
 
 
-def evidence_of_alike(
-    changes: Float[np.ndarray, "site pair"],
-    gaps: Float[np.ndarray, " pair"],
-    weight: float,
-    size: float,
-    tests: Tests,
-    scatter_of_map: float | None = None,
+def _taken(changes: np.ndarray, sites: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    if len(sites) == len(changes) and pairs.all():
+        return changes
+    return np.ascontiguousarray(changes[np.ix_(sites, pairs)])
+
+
+def _size(skewness: Skewness, tests: Tests) -> float:
+    """The size is found once for each weight: one that differs by less hardly shows in it."""
+    weight = round(skewness.weight * WEIGHTS) / WEIGHTS
+    return detectable_size(skewness.n_pairs, tests.lone, power=tests.power, n_flips=tests.n_flips, weight=weight)
+
+
+def _of_alike(
+    changes: Float[np.ndarray, "site pair"], gaps: Float[np.ndarray, " pair"], skewness: Skewness, tests: Tests
 ) -> dict[str, Float[np.ndarray, " site"]]:
-    """The same of sites that were all patched in these pairs, by the names of `Evidence`.
-
-    Args:
-        changes: of the sites, which may be some of a map's.
-        gaps: as of `evidence_of`.
-        weight: `skewness_weight` of the whole map.
-        size: smallest mean change, in estimated standard errors, that is found.
-        tests: how.
-        scatter_of_map: `Skewness.scatter` of the whole map; None where these are all of its sites.
-    """
+    """The same of sites that were all patched in these pairs, by the names of `Evidence`."""
     n_sites, n_pairs = changes.shape
     gap = np.nan if gaps_cancel(gaps) else gaps.mean()
     low, high = ratio_intervals(
@@ -116,12 +133,13 @@ def evidence_of_alike(
     )
     flips = sign_flip_p_values(changes, n_flips=tests.n_flips, seed=tests.for_flips)
     spread = deviations(changes) if n_pairs > 1 else np.full(n_sites, np.nan)
+    size = _size(skewness, tests)
     return {
         "effect": changes.mean(axis=1) / gap,
         "low": low,
         "high": high,
         "flips": flips,
-        "p": np.maximum(flips, careful_p_values(changes, weight, scatter_of_map)),
+        "p": np.maximum(flips, careful_p_values(changes, skewness.weight, skewness.scatter)),
         "reach": np.where(changes.any(axis=1), size * spread / np.sqrt(n_pairs) / abs(gap), np.nan),
     }
 

@@ -144,51 +144,77 @@ def group_differences(
         names = [sites[i] for i in whole]
         compared = group_differences(changes[whole], gaps, groups, sites=names, alpha=alpha, seed=seed)
         return compared and compared.among(sites, whole)
-    of_pair, sizes = np.array(groups, dtype=object), Counter(filter(None, groups))
-    kept = [
-        name for name, size in sizes.items() if size >= FEWEST_OF_A_GROUP and not gaps_cancel(gaps[of_pair == name])
-    ]
-    if len(kept) < 2:
-        return None
-    pairs = np.concatenate([np.flatnonzero(of_pair == name) for name in kept])
-    counts = [sizes[name] for name in kept]
-    changes, gaps = changes[:, pairs] / np.abs(gaps[pairs]).max(), gaps[pairs] / np.abs(gaps[pairs]).max()
-    members = np.repeat(np.eye(len(kept)), counts, axis=0)
-    deals = _deals(counts, seed)
-    effects, reached, reached_by_any = _compared(changes, gaps, members, deals)
-    return GroupDifferences(
-        sites=tuple(sites),
-        groups=tuple(kept),
-        n_pairs=tuple(counts),
-        effects=effects,
-        p=reached / len(deals),
-        p_corrected=reached_by_any / len(deals),
-        smallest_p=_alike(counts) / len(deals) if _n_deals(counts) <= N_DEALS else 1 / len(deals),
-        alpha=alpha,
-        left_out=tuple(name for name in sizes if name not in kept),
-    )
+    comparison = GroupComparison(gaps, groups, alpha=alpha, seed=seed)
+    comparison.add(changes)
+    return comparison.found(sites)
 
 
-def _compared(
-    changes: Float[np.ndarray, "site pair"],
-    gaps: Float[np.ndarray, " pair"],
-    members: Float[np.ndarray, "pair g"],
-    deals: Int[np.ndarray, "deal pair"],
-) -> tuple[Float[np.ndarray, "site g"], Float[np.ndarray, " site"], Float[np.ndarray, " site"]]:
-    """Effect of each group, in how many deals a site's statistic comes to the observed one, and in how many that of any
-    site does."""
-    n_sites, (n_pairs, n_groups) = len(changes), members.shape
-    effects, least, reached = np.empty((n_sites, n_groups)), np.empty(n_sites), np.zeros(n_sites)
-    largest = np.full(len(deals), -np.inf)
-    for rows in portions(n_sites, PORTION * n_pairs):
-        given, observed = _statistic(changes[rows], gaps, members[None])
-        effects[rows], least[rows] = given[:, 0], observed[:, 0] * (1 - 1e-9)
-        for some in portions(len(deals), n_groups * max(rows.stop - rows.start, n_pairs)):
-            _, found = _statistic(changes[rows], gaps, members[deals[some]])
-            reached[rows] += (found >= least[rows, None]).sum(axis=1)
-            largest[some] = np.maximum(largest[some], found.max(axis=0))
-    known = np.sort(largest[~np.isnan(largest)])
-    return effects, reached, (len(known) - np.searchsorted(known, least)).astype(float)
+class GroupComparison:
+    """Compares a map's sites between groups of pairs; some sites may be added at a time.
+
+    Args:
+        gaps, groups, alpha, seed: as of `group_differences`.
+    """
+
+    def __init__(
+        self, gaps: Float[np.ndarray, " pair"], groups: Sequence[str], *, alpha: float = 0.05, seed: int = 0
+    ) -> None:
+        of_pair, self._sizes = np.array(groups, dtype=object), Counter(filter(None, groups))
+        self.alpha = alpha
+        self.kept = [
+            name
+            for name, size in self._sizes.items()
+            if size >= FEWEST_OF_A_GROUP and not gaps_cancel(gaps[of_pair == name])
+        ]
+        """Groups that are compared; nothing is where there are fewer than two."""
+        if len(self.kept) < 2:
+            return
+        self._pairs = np.concatenate([np.flatnonzero(of_pair == name) for name in self.kept])
+        self._counts = [self._sizes[name] for name in self.kept]
+        self._unit = np.abs(gaps[self._pairs]).max()
+        self._gaps = gaps[self._pairs] / self._unit
+        self._members = np.repeat(np.eye(len(self.kept)), self._counts, axis=0)
+        self._deals = _deals(self._counts, seed)
+        self._largest = np.full(len(self._deals), -np.inf)
+        self._found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, changes: Float[np.ndarray, "site pair"]) -> None:
+        """Take in these sites: the effect of each group, in how many deals a site's statistic comes to the observed
+        one, and the largest statistic of any site in each deal."""
+        if len(self.kept) < 2:
+            return
+        changes, gaps, members, deals = changes[:, self._pairs] / self._unit, self._gaps, self._members, self._deals
+        n_sites, (n_pairs, n_groups) = len(changes), members.shape
+        effects, least, reached = np.empty((n_sites, n_groups)), np.empty(n_sites), np.zeros(n_sites)
+        for rows in portions(n_sites, PORTION * n_pairs):
+            given, observed = _statistic(changes[rows], gaps, members[None])
+            effects[rows], least[rows] = given[:, 0], observed[:, 0] * (1 - 1e-9)
+            for some in portions(len(deals), n_groups * max(rows.stop - rows.start, n_pairs)):
+                _, found = _statistic(changes[rows], gaps, members[deals[some]])
+                reached[rows] += (found >= least[rows, None]).sum(axis=1)
+                self._largest[some] = np.maximum(self._largest[some], found.max(axis=0))
+        self._found.append((effects, least, reached))
+
+    def found(self, sites: Sequence[str]) -> GroupDifferences | None:
+        """What was found of all sites that were added, of which these are the labels; None where none were, or there
+        are no groups to compare."""
+        if len(self.kept) < 2 or not len(sites):
+            return None
+        effects, least, reached = (np.concatenate(each) for each in zip(*self._found))
+        known = np.sort(self._largest[~np.isnan(self._largest)])
+        reached_by_any = (len(known) - np.searchsorted(known, least)).astype(float)
+        n_deals, counts = len(self._deals), self._counts
+        return GroupDifferences(
+            sites=tuple(sites),
+            groups=tuple(self.kept),
+            n_pairs=tuple(counts),
+            effects=effects,
+            p=reached / n_deals,
+            p_corrected=reached_by_any / n_deals,
+            smallest_p=_alike(counts) / n_deals if _n_deals(counts) <= N_DEALS else 1 / n_deals,
+            alpha=self.alpha,
+            left_out=tuple(name for name in self._sizes if name not in self.kept),
+        )
 
 
 def _statistic(

@@ -113,25 +113,50 @@ def split_half_agreement(
     sites tie or the gaps cancel: effects that cannot be ranked agree with none.
     """
     n_sites, n_pairs = changes.shape
-    half = n_pairs // 2
-    if half < 1 or n_sites < 2:
+    halves = halves_of_pairs(gaps, n_splits, seed)
+    if halves is None or n_sites < 2:
         return math.nan
-    order = np.random.default_rng(seed).permuted(np.tile(np.arange(n_pairs), (n_splits, 1)), axis=1)
     found = []
     for rows in portions(n_splits, max(n_sites, n_pairs)):
-        ranks = []
-        for part in (order[rows, :half], order[rows, half : 2 * half]):
-            member = np.zeros((len(part), n_pairs))
-            np.put_along_axis(member, part, 1.0, axis=1)
-            cancelling = np.abs(gaps @ member.T) <= ROUNDING * (np.abs(gaps) @ member.T)
-            if cancelling.any():
-                return math.nan
-            ranks.append(stats.rankdata((changes @ member.T) / (gaps @ member.T), axis=0))
-        first, second = (rank - rank.mean(axis=0) for rank in ranks)
-        scale = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
-        found.append(np.divide((first * second).sum(axis=0), scale, out=np.full(len(scale), np.nan), where=scale > 0))
+        found += [rank_correlations(*(effects_of_halves(changes, gaps, members[rows]) for members in halves))]
     correlations = np.concatenate(found)
     return math.nan if np.isnan(correlations).any() else float(correlations.mean())
+
+
+def halves_of_pairs(
+    gaps: Float[np.ndarray, " pair"], n_splits: int, seed: int
+) -> tuple[Bool[np.ndarray, "split pair"], Bool[np.ndarray, "split pair"]] | None:
+    """Which pairs are in one half and in the other, in each split; None for one pair, and where the gaps of any half
+    cancel."""
+    n_pairs = len(gaps)
+    half = n_pairs // 2
+    if half < 1:
+        return None
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(n_pairs), (n_splits, 1)), axis=1)
+    halves = np.zeros((2, n_splits, n_pairs), dtype=bool)
+    for members, part in zip(halves, (order[:, :half], order[:, half : 2 * half])):
+        np.put_along_axis(members, part, True, axis=1)
+    if (np.abs(halves @ gaps) <= ROUNDING * (halves @ np.abs(gaps))).any():
+        return None
+    return halves[0], halves[1]
+
+
+def effects_of_halves(
+    changes: Float[np.ndarray, "site pair"], gaps: Float[np.ndarray, " pair"], members: Bool[np.ndarray, "split pair"]
+) -> Float[np.ndarray, "site split"]:
+    """The effect of each site over the pairs of each of these halves."""
+    columns = members.T.astype(np.float64)
+    return (changes @ columns) / (gaps @ columns)
+
+
+def rank_correlations(
+    one: Float[np.ndarray, "site split"], other: Float[np.ndarray, "site split"]
+) -> Float[np.ndarray, " split"]:
+    """Spearman correlation across sites, of each split; NaN where all sites tie."""
+    first, second = (stats.rankdata(effects, axis=0) for effects in (one, other))
+    first, second = (rank - rank.mean(axis=0) for rank in (first, second))
+    scale = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
+    return np.divide((first * second).sum(axis=0), scale, out=np.full(len(scale), np.nan), where=scale > 0)
 
 
 def gaps_cancel(gaps: Float[np.ndarray, " pair"]) -> bool:

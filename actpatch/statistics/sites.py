@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, TypedDict
@@ -39,20 +38,23 @@ from actpatch.core.estimates import Estimate
 from actpatch.core.heavy import pd, stats
 from actpatch.core.text import count
 from actpatch.core.warn import warn_user
-from actpatch.statistics.evidence import Tests, evidence_of
-from actpatch.statistics.groups import FEWEST_OF_A_GROUP, GroupDifferences, group_differences, placed
+from actpatch.statistics.evidence import Evidence, MapSkewness, Tests, evidence_of
+from actpatch.statistics.groups import GroupDifferences, group_differences, placed
 from actpatch.statistics.resampling import FEWEST_PAIRS, N_FLIPS, gaps_cancel, smallest_p_value, split_half_agreement
+from actpatch.statistics.site_notes import (
+    disagreement,
+    notes_on_disagreement,
+    notes_on_groups,
+    notes_on_pairs,
+    notes_on_skewness,
+)
 
 Correction = Literal["bh", "by"]
 
 CORRECTIONS: dict[Correction, str] = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
-ROUGH_BELOW = 10
-"""With fewer pairs intervals are wide, and of skewed changes they hold the true effect less often than they claim."""
 FLIPS_AT_LEVEL = 20
 """How many random sign flips may reach a site's change while it alone is significant: with few, chance decides."""
-MOST_NAMED = 5
-"""Most sites that a note names."""
 MOST_FLIPS = 99_999
 """Most sign flips, for maps of many sites."""
 
@@ -164,7 +166,7 @@ class SiteStatistics:
     @property
     def in_doubt(self) -> Bool[np.ndarray, " site"]:
         """Where the interval leaves out 0 though `p` is above 1 - `level`, or holds 0 though `p` is not above it."""
-        interval_alone, test_alone = _disagreement(self.low, self.high, self.p, self.level)
+        interval_alone, test_alone = disagreement(self.low, self.high, self.p, self.level)
         return interval_alone | test_alone
 
     def significant_or_warned(self) -> Bool[np.ndarray, " site"]:
@@ -245,70 +247,119 @@ def site_statistics(
         ValueError: for no pairs, a site patched in none, values that are not finite, and settings out of range.
     """
     labels = tuple(map(str, range(len(patched)))) if sites is None else tuple(sites)
-    _check_settings(seed, level, alpha, correction, power, n_resamples)
-    _check_values(patched, base, source, labels)
+    options: StatisticsOptions = {
+        "seed": seed,
+        "level": level,
+        "alpha": alpha,
+        "correction": correction,
+        "power": power,
+        "n_resamples": n_resamples,
+    }
+    _check_settings(**options)
+    if patched.shape != (len(labels), len(base)) or len(source) != len(base):
+        raise ValueError(
+            f"patched has shape {patched.shape}, expected (sites, pairs) = {(len(labels), len(base))}, and source has "
+            f"{len(source)} entries, expected one per pair"
+        )
+    check_there_are_some(labels, base)
+    check_numbers_of_sites(labels, np.flatnonzero(~np.isfinite(patched).all(axis=1)))
+    check_baselines(base, source)
     if groups and len(groups) != len(base):
         raise ValueError(f"groups has {len(groups)} entries, expected one per pair ({len(base)})")
     written = np.ones(patched.shape, dtype=bool) if written is None else written
     if not written.any(axis=1).all():
         raise ValueError(f"{labels[int(written.any(axis=1).argmin())]} was patched in no pair: leave that site out")
+    changes, gaps = scaled(patched, base, source)
+    tests, skewness = tests_of(len(labels), options), MapSkewness()
+    skewness.add(changes, written)
+    found = evidence_of(changes, gaps, written, tests, skewness)
+    whole = np.flatnonzero(written.all(axis=1))
+    differences = group_differences(
+        changes, gaps, groups, sites=labels, written=written, alpha=alpha, seed=tests.for_deals
+    )
+    in_all = changes if len(whole) == len(changes) else changes[whole]
+    return put_together(
+        labels,
+        found,
+        options,
+        size=skewness.size(tests),
+        split_half=split_half_agreement(in_all, gaps, seed=tests.for_splits),
+        differences=differences,
+        groups=groups,
+        n_pairs=len(gaps),
+        n_whole=len(whole),
+        changes_anything=bool(changes.any()),
+    )
+
+
+def scaled(
+    patched: Float[np.ndarray, "site pair"], base: Float[np.ndarray, " pair"], source: Float[np.ndarray, " pair"]
+) -> tuple[Float[np.ndarray, "site pair"], Float[np.ndarray, " pair"]]:
+    """Changes and gaps, in a unit of about the largest gap: whatever the metric's, a power of two changes no digit."""
     # Sums over pairs round by where the numbers lie in memory: selected pairs and loaded files lie differently.
     changes, gaps = np.ascontiguousarray(patched - base), source - base
-    exponent = np.frexp(np.abs(gaps).max())[1]  # whatever the metric's unit: a power of two changes no digit
-    changes, gaps = np.ldexp(changes, -exponent, out=changes), np.ldexp(gaps, -exponent)
-    n_pairs = len(gaps)
-    tests = tests_of(
-        len(labels),
-        {
-            "seed": seed,
-            "level": level,
-            "alpha": alpha,
-            "correction": correction,
-            "power": power,
-            "n_resamples": n_resamples,
-        },
+    exponent = np.frexp(np.abs(gaps).max())[1]
+    return np.ldexp(changes, -exponent, out=changes), np.ldexp(gaps, -exponent)
+
+
+def put_together(
+    labels: Sequence[str],
+    found: Evidence,
+    options: StatisticsOptions,
+    *,
+    size: float,
+    split_half: float,
+    differences: GroupDifferences | None,
+    groups: Sequence[str],
+    n_pairs: int,
+    n_whole: int,
+    changes_anything: bool,
+) -> SiteStatistics:
+    """The statistics of a map, of what was found of each site and of all together.
+
+    Args:
+        labels: of all sites.
+        found: what the pairs say of each.
+        options: all of them.
+        size: `MapSkewness.size`.
+        split_half: their agreement.
+        differences: between groups of pairs.
+        groups: the group of each pair.
+        n_pairs: how many there are.
+        n_whole: sites that were patched in all of them.
+        changes_anything: whether any site changes anything.
+    """
+    alpha, tests = options["alpha"], tests_of(len(labels), options)
+    p_corrected, flips_corrected = (
+        stats.false_discovery_control(of, method=options["correction"]) for of in (found.p, found.flips)
     )
-    lone, n_flips = tests.lone, tests.n_flips
-    for_splits = int(np.random.SeedSequence(seed).generate_state(3)[2])
-    found = evidence_of(changes, gaps, written, tests)
-    low, high, p = found.low, found.high, found.p
-    p_corrected, flips_corrected = (stats.false_discovery_control(of, method=correction) for of in (p, found.flips))
     too_skewed = (flips_corrected <= alpha) & (p_corrected > alpha)
-    whole = np.flatnonzero(written.all(axis=1))
-    for_deals = int(np.random.SeedSequence(seed).generate_state(4)[3])
-    differences = group_differences(changes, gaps, groups, sites=labels, written=written, alpha=alpha, seed=for_deals)
-    in_all = changes if len(whole) == len(changes) else changes[whole]
-    split_half = split_half_agreement(in_all, gaps, seed=for_splits)
-    step = smallest_p_value(n_pairs, n_flips)
-    too_few = _too_few(n_pairs, len(labels), lone, step)
+    step = smallest_p_value(n_pairs, tests.n_flips)
+    too_few = _too_few(n_pairs, len(labels), tests.lone, step)
+    told = differences.sentence if differences else notes_on_groups(groups, n_whole > 0)
     return SiteStatistics(
-        sites=labels,
+        sites=tuple(labels),
         effect=found.effect,
-        low=low,
-        high=high,
-        p=p,
+        low=found.low,
+        high=found.high,
+        p=found.p,
         p_corrected=p_corrected,
         too_skewed=too_skewed,
         detectable=found.reach,
         split_half=split_half,
         n_pairs=n_pairs,
-        level=level,
-        alpha=alpha,
-        correction=correction,
-        power=power,
         smallest_p=step,
-        seed=seed,
-        n_resamples=n_resamples,
         too_few="" if (p_corrected <= alpha).any() else too_few,
         differences=differences,
         notes=(
-            *filter(None, [differences.sentence if differences else _not_compared(groups, len(whole) > 0), too_few]),
-            *_notes(low, high, changes, split_half, found.n_pairs, len(whole)),
-            *_notes_on_skewness(labels, changes, too_skewed, found.size, lone >= step, power),
-            *(() if too_few else _notes_on_disagreement(labels, low, high, p, level)),
+            *filter(None, [told, too_few]),
+            *notes_on_pairs(found.low, found.high, split_half, found.n_pairs, n_pairs, n_whole, changes_anything),
+            *notes_on_skewness(labels, n_pairs, too_skewed, size, tests.lone >= step, tests.power),
+            *(() if too_few else notes_on_disagreement(labels, found.low, found.high, found.p, options["level"])),
         ),
         n_corrected=len(labels),
         pairs_at=found.n_pairs,
+        **options,
     )
 
 
@@ -327,15 +378,15 @@ def checked_options(given: StatisticsOptions) -> StatisticsOptions:
 def tests_of(n_sites: int, options: StatisticsOptions) -> Tests:
     """How so many sites are tested, with all options given."""
     lone = _level_of_a_lone_site(options["alpha"], n_sites, options["correction"])
-    for_intervals, for_flips = (int(s) for s in np.random.SeedSequence(options["seed"]).generate_state(2))
+    # Each state begins with the shorter ones, so that all four are those of one call.
+    seeds = [int(seed) for seed in np.random.SeedSequence(options["seed"]).generate_state(4)]
     return Tests(
         options["level"],
         options["n_resamples"],
         lone,
         _number_of_flips(lone),
         options["power"],
-        for_intervals,
-        for_flips,
+        *seeds,
     )
 
 
@@ -377,102 +428,6 @@ def _too_few(n_pairs: int, n_sites: int, lone: float, step: float) -> str:
     )
 
 
-def _not_compared(groups: Sequence[str], any_whole: bool) -> str:
-    sizes = Counter(filter(None, groups))
-    if len(sizes) < 2:
-        return ""
-    why = (
-        f"two or more need at least {FEWEST_OF_A_GROUP} usable pairs each, the largest has {max(sizes.values())}"
-        if any_whole
-        else "no site was patched in all pairs"
-    )
-    return f"effects are not compared between the {len(sizes)} groups of pairs: {why}"
-
-
-def _notes(
-    low: Float[np.ndarray, " site"],
-    high: Float[np.ndarray, " site"],
-    changes: Float[np.ndarray, "site pair"],
-    split_half: float,
-    pairs_at: Int[np.ndarray, " site"],
-    n_whole: int,
-) -> Iterator[str]:
-    n_pairs = changes.shape[1]
-    if n_pairs == 1:
-        return
-    if n_pairs < FEWEST_PAIRS:
-        yield f"{n_pairs} pairs are too few for intervals: use at least {FEWEST_PAIRS}"
-    elif n_pairs < ROUGH_BELOW:
-        yield f"below {ROUGH_BELOW} pairs intervals are rough, and too short where a few pairs change the most"
-    if n_pairs >= FEWEST_PAIRS and (few := int((pairs_at < FEWEST_PAIRS).sum())):
-        yield f"no interval for {count(few, 'site')} patched in fewer than {FEWEST_PAIRS} of {n_pairs} pairs"
-    if agreeing := int((np.isnan(low) & (pairs_at >= FEWEST_PAIRS)).sum()):
-        yield f"no interval for {count(agreeing, 'site')} with exactly one effect on all pairs"
-    if unbounded := int((np.isinf(low) | np.isinf(high)).sum()):
-        yield f"{count(unbounded, 'interval')} without an end: too few pairs change, or gaps are near 0"
-    if not changes.any():
-        yield "no site changes anything on any pair, so it is not known which effects could have been found"
-    if math.isnan(split_half) and n_whole < min(2, len(pairs_at)):
-        yield f"no split-half agreement: {count(n_whole, 'site')} of {len(pairs_at)} patched in all pairs"
-    elif math.isnan(split_half):
-        yield (
-            "no split-half agreement: there is one site alone, or in some half of the pairs all sites have one effect, "
-            "or the gaps cancel"
-        )
-
-
-def _notes_on_skewness(
-    labels: Sequence[str],
-    changes: Float[np.ndarray, "site pair"],
-    too_skewed: Bool[np.ndarray, " site"],
-    size: float,
-    attainable: bool,
-    power: float,
-) -> Iterator[str]:
-    n_pairs = changes.shape[1]
-    if too_skewed.any():
-        yield (
-            f"too skewed to judge with {n_pairs} pairs: {_named(labels, too_skewed)}. What looks like an effect "
-            "there may be the lack of a few pairs that change much the other way: use more pairs"
-        )
-    if attainable and math.isnan(size) and n_pairs > 1:
-        yield (
-            f"changes of this map are so skewed that {n_pairs} pairs find no effect of one site alone, whatever its "
-            f"size, with power {power:g}: use more pairs"
-        )
-
-
-def _notes_on_disagreement(
-    labels: Sequence[str],
-    low: Float[np.ndarray, " site"],
-    high: Float[np.ndarray, " site"],
-    p: Float[np.ndarray, " site"],
-    level: float,
-) -> Iterator[str]:
-    said = ("leaves out 0 though p, before correction, is above", "holds 0 though p, before correction, is at most")
-    for which, found in zip(_disagreement(low, high, p, level), said, strict=True):
-        if which.any():
-            yield f"in doubt, as the {level * 100:g}% interval {found} {1 - level:.2g}: {_named(labels, which)}"
-
-
-def _disagreement(
-    low: Float[np.ndarray, " site"], high: Float[np.ndarray, " site"], p: Float[np.ndarray, " site"], level: float
-) -> tuple[Bool[np.ndarray, " site"], Bool[np.ndarray, " site"]]:
-    """Where the interval alone leaves out 0, and where the p-value alone does; nowhere without an interval.
-
-    Two methods are not two views of one: where they disagree, neither is to be taken for the answer.
-    """
-    interval, test = (low > 0) | (high < 0), p <= 1 - level
-    return interval & ~test, ~interval & test & ~np.isnan(low)
-
-
-def _named(labels: Sequence[str], which: Bool[np.ndarray, " site"]) -> str:
-    """The first few of these sites, and how many more there are."""
-    chosen = [label for label, named in zip(labels, which, strict=True) if named]
-    more = len(chosen) - MOST_NAMED
-    return ", ".join(chosen[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 def _check_settings(seed: int, level: float, alpha: float, correction: str, power: float, n_resamples: int) -> None:
     if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
         raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")
@@ -490,27 +445,25 @@ def _check_settings(seed: int, level: float, alpha: float, correction: str, powe
         )
 
 
-def _check_values(
-    patched: Float[np.ndarray, "site pair"],
-    base: Float[np.ndarray, " pair"],
-    source: Float[np.ndarray, " pair"],
-    labels: tuple[str, ...],
-) -> None:
-    if patched.shape != (len(labels), len(base)) or len(source) != len(base):
-        raise ValueError(
-            f"patched has shape {patched.shape}, expected (sites, pairs) = {(len(labels), len(base))}, and source has "
-            f"{len(source)} entries, expected one per pair"
-        )
+def check_there_are_some(labels: Sequence[str], base: Float[np.ndarray, " pair"]) -> None:
+    """Raises ValueError where there are no sites or no pairs."""
     if not len(labels):
         raise ValueError("there are no sites, so there is nothing to compute statistics of")
     if not len(base):
         raise ValueError("no pair is usable: use a corruption that breaks the behaviour")
-    broken = [labels[i] for i in np.flatnonzero(~np.isfinite(patched).all(axis=1))]
-    if broken:
+
+
+def check_numbers_of_sites(labels: Sequence[str], broken: Sequence[int] | np.ndarray) -> None:
+    """Raises ValueError where sites, of which these are the numbers, have values that are not finite."""
+    if len(broken):
         raise ValueError(
-            f"{count(len(broken), 'site')} of {len(labels)} hold NaN or inf, first {broken[0]}: leave those sites, "
-            "or the pairs they lack, out"
+            f"{count(len(broken), 'site')} of {len(labels)} hold NaN or inf, first {labels[broken[0]]}: leave those "
+            "sites, or the pairs they lack, out"
         )
+
+
+def check_baselines(base: Float[np.ndarray, " pair"], source: Float[np.ndarray, " pair"]) -> None:
+    """Raises ValueError where the unpatched runs have values that are not finite, or gaps that cancel."""
     for name, values in (("base", base), ("source", source)):
         if not np.isfinite(values).all():
             at = np.flatnonzero(~np.isfinite(values)).tolist()

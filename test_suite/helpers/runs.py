@@ -24,9 +24,13 @@ from actpatch import (
 )
 from actpatch.results.sweep import Sweep
 from actpatch.tasks.words import IOI_SCENE_TEMPLATES
+from test_suite.tasks.test_alignment import Ids
 
 METRICS = ["logit_difference", "kl_divergence", "rank"]
 TEMPLATES = [*IOI_SCENE_TEMPLATES[:2], "{A} and {B} met, and {S2} gave a book to"]
+OF_LENGTHS = [([1, 5, 6, *[20 + i] * (1 + i % 2), 7, 8], [1, 5, 6, 30 + i, 12 + i, 9, 7, 8]) for i in range(12)]
+"""Tokens of prompts that go together by their ends: at one position of the corrupted ones nothing is written, at
+another in some pairs alone."""
 Experiment = Callable[..., Any]
 
 
@@ -54,6 +58,9 @@ def experiments(model: Any) -> dict[str, Experiment]:
     return {
         "layers": layers,
         "places": lambda **o: patcher.run_position_experiment(data, "resid_pre", positions=["S2", ["IO", "END"]], **o),
+        "matched": lambda **o: patcher.run_position_experiment(
+            Ids(OF_LENGTHS, "ends"), "resid_mid", positions=[0, 2, 3, 4], **o
+        ),
         "neurons": lambda **o: patcher.run_neurons_experiment(data, [1, 3], range(5), position="END", **o),
         "outside of blocks": lambda **o: patcher.run_patching_experiment(data, ["hook_embed", "attn_out"], **o),
         "heads": lambda **o: heads.run_all_heads_experiment(data, "pattern", **o),

@@ -131,7 +131,7 @@ def test_a_write_that_fails_leaves_every_file_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ({}, "neither head_results nor .* nor head_position_results nor edge_results was given: pass at least one"),
+        ({}, "neither head_results nor .* nor edge_results nor top_results was given: pass at least one"),
         (
             {"head_results": made_up_heads(), "layer_results": made_up_layers(model="another")},
             r"different models, head_results of made-up \(4 layers × 3 heads\), layer_results of another",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,18 @@ def whole():
     return HeadPatcher(model, show_progress=False).run_all_heads_experiment(ioi_of(model), direction="both")
 
 
-@pytest.fixture
-def begun(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Path:
     model = load_model("tiny", device="cpu")
     patcher = HeadPatcher(model, show_progress=False)
-    store = Store(tmp_path / "run", rows_per_unit=9)
-    patcher.run_all_heads_experiment(ioi_of(model), direction="both", store=store, plan=True).begin()
-    return tmp_path / "run"
+    store = Store(tmp_path_factory.mktemp("runs") / "empty", rows_per_unit=18)
+    return patcher.run_all_heads_experiment(ioi_of(model), direction="both", store=store, plan=True).begin()
+
+
+@pytest.fixture
+def begun(empty, tmp_path) -> Path:
+    """A run of which nothing is there."""
+    return shutil.copytree(empty, tmp_path / "run")
 
 
 def test_shards_together_are_the_run(begun, whole, capsys):
@@ -39,10 +45,10 @@ def test_shards_together_are_the_run(begun, whole, capsys):
         assert main(["work", str(begun), "--shard", shard, "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "HeadResults of tiny: 16 patches × 9 pairs, denoising and noising, logit difference" in printed
-    assert "12 of 18 units stored" in printed and "units an hour, about" in printed and "finished" not in printed
+    assert "6 of 9 units stored" in printed and "units an hour, about" in printed and "finished" not in printed
     assert not progress_of(begun).is_finished
     assert main(["work", str(begun), "--shard", "3/3", "--device", "cpu"]) == 0
-    assert "18 of 18 units stored, 100.0% of the runs\nfinished" in capsys.readouterr().out
+    assert "9 of 9 units stored, 100.0% of the runs\nfinished" in capsys.readouterr().out
     assert_same_results(load_run(begun), whole, WITHIN)
 
 
@@ -55,9 +61,9 @@ def test_each_unit_is_in_one_shard(of):
 
 def test_plan_and_show(begun, capsys):
     assert main(["plan", str(begun), "--device", "cpu"]) == 0
-    assert "HeadResults: 16 patches × 9 pairs, denoising and noising: 288 runs in 18 units" in capsys.readouterr().out
+    assert "HeadResults: 16 patches × 9 pairs, denoising and noising: 288 runs in 9 units" in capsys.readouterr().out
     assert main(["show", str(begun)]) == 0
-    assert "0 of 18 units stored, 0.0% of the runs" in capsys.readouterr().out
+    assert "0 of 9 units stored, 0.0% of the runs" in capsys.readouterr().out
 
 
 def test_failures_are_shown(begun, capsys):
@@ -74,7 +80,7 @@ def test_failures_are_shown(begun, capsys):
     assert "left alone after three failures: 000004" in printed
     assert main(["work", str(begun), "--device", "cpu"]) == 1
     told = capsys.readouterr()
-    assert "of 18 units, 1 failed three times" in told.err and "17 of 18 units stored" in told.out
+    assert "of 9 units, 1 failed three times" in told.err and "8 of 9 units stored" in told.out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from actpatch import ActivationPatcher, Patch, Plan, Site, Store
+from actpatch.runs import plan as plan_module
 from actpatch.statistics.sites import reach_of_pairs, site_statistics
 from test_suite.helpers.models import bundled
 from test_suite.helpers.runs import experiments, ioi_of, sweeps_of
@@ -15,7 +16,14 @@ from test_suite.helpers.runs import experiments, ioi_of, sweeps_of
 pytestmark = pytest.mark.filterwarnings("ignore:.* pairs", "ignore:.*single", "ignore:estimates", "ignore:(The|the) ")
 
 
-QUICK = ("layers", "resample", "edges", "estimates")
+@pytest.fixture(autouse=True)
+def short_samples(request, monkeypatch):
+    """What plans say of seconds is looked at where a test is slow."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(plan_module, "SECONDS", 0.05)
+
+
+QUICK = ("places", "estimates")
 
 
 @pytest.mark.parametrize(
@@ -31,14 +39,15 @@ def test_every_experiment_says_what_it_would_take(kind, tmp_path):
     assert plan.directions == tuple(sweep.direction for sweep in sweeps)
     assert plan.units == len(list((tmp_path / "run/parts").iterdir()))
     assert plan.result_memory == sum(values.patched.nbytes for sweep in sweeps for values in sweep.measured)
-    parts = sum(path.stat().st_size for path in (tmp_path / "run/parts").iterdir())
-    assert parts / 3 < plan.disk < 3 * parts
+    folder = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert folder / 1.5 < plan.disk < 1.5 * folder
     samples = {"resample": 2, "noise": 2}.get(kind, 1)
     if kind != "whole answers":
         assert plan.rows == samples * sum(sweep.patched.size for sweep in sweeps)
     assert len(str(plan).splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_seconds_are_of_the_size_of_what_it_takes():
     """A clock: of a machine that is shared no more can be asked than the size."""
     patcher = ActivationPatcher(bundled(), show_progress=False)
@@ -73,10 +82,10 @@ def test_what_pairs_can_show_is_what_statistics_say_of_them(n_pairs, n_sites):
 
 
 def test_a_long_run_says_first_what_it_takes(tmp_path, capsys):
-    patcher, data = ActivationPatcher(bundled()), ioi_of(bundled())
-    patcher.run_patching_experiment(data, "z", store=Store(tmp_path / "long", rows_per_unit=3))
+    patcher, data = ActivationPatcher(bundled()), ioi_of(bundled(), 6)
+    patcher.run_patching_experiment(data, "z", store=Store(tmp_path / "long", rows_per_unit=2))
     told = capsys.readouterr()
-    assert "LayerResults: 4 patches × 9 pairs, denoising: 36 runs in 18 units" in told.err and not told.out
+    assert "LayerResults: 4 patches × 6 pairs, denoising: 24 runs in 12 units" in told.err and not told.out
     patcher.run_patching_experiment(data, "z", store=Store(tmp_path / "short", rows_per_unit=30))
     assert "runs in" not in capsys.readouterr().err
 

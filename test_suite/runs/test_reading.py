@@ -2,46 +2,74 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from actpatch import HeadPatcher, Store, load_run, open_run
+from actpatch import HeadPatcher, Store, create_full_report, headline, load_results, load_run, open_run
 from actpatch.runs import reading
 from actpatch.runs.folder import RunFolder
 from actpatch.runs.parts import Part, part_content
 from actpatch.runs.spec import Spec
 from test_suite.helpers.models import bundled
 from test_suite.helpers.runs import experiments, ioi_of, sweeps_of
+from test_suite.statistics.test_portions import assert_same as assert_same_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* pairs", "ignore:.*single", "ignore:partial", "ignore:estimates")
 
-PER_SITE = ("effect", "low", "high", "p", "p_corrected", "too_skewed", "detectable", "pairs_at", "significant")
 
-
-@pytest.mark.parametrize("kind", ["layers", "edges", "neurons", "estimates", "circuits"])
+@pytest.mark.parametrize("kind", ["layers", "estimates", "matched"])
 def test_effects_and_statistics_are_those_of_the_results(kind, tmp_path, monkeypatch):
-    results = experiments(bundled())[kind](store=Store(tmp_path, rows_per_unit=30))
-    monkeypatch.setattr(reading, "MOST_CELLS", 20)  # many portions
-    run = open_run(tmp_path)
+    fewer = {"metrics": ["logit_difference"]} if kind == "layers" else {}
+    results = experiments(bundled())[kind](store=Store(tmp_path, rows_per_unit=30), **fewer)
+    monkeypatch.setattr(reading, "MOST_CELLS", 120)  # many portions
+    monkeypatch.setattr(reading, "MOST_HELD", 250)  # blocks in several goes
+    run, options = open_run(tmp_path), {"seed": 3, "n_resamples": 199}
     for sweep in sweeps_of(results):
         for name in sweep.metrics:
             whole, part = sweep.by_metric(name), run.by_metric(name).by_direction(sweep.direction)
             np.testing.assert_allclose(part.effects(), whole.effects, rtol=1e-12, atol=1e-12)
             if not whole.usable.any():
                 continue
-            found, expected = part.statistics(seed=3), whole.statistics(seed=3)
-            assert found.sites == expected.sites and found.options == expected.options
-            for field in PER_SITE:
-                np.testing.assert_allclose(getattr(found, field), getattr(expected, field), rtol=1e-9, atol=1e-12)
-            for field in ("n_pairs", "smallest_p", "too_few", "n_corrected", "estimate"):
-                assert getattr(found, field) == getattr(expected, field), field
+            expected = whole.statistics(**options)
+            assert_same_statistics(part.statistics(**options), expected)
             best = part.top(3)
-            numbers = [whole.labels.index(label) for label in best.labels]
-            np.testing.assert_allclose(best.patched, whole.patched[numbers], rtol=1e-12)
-            np.testing.assert_allclose(best.effects, whole.effects[numbers], rtol=1e-9)
+            numbers = [whole.labels.index(label) for label in best.sweep.labels]
+            np.testing.assert_array_equal(best.sweep.patched, whole.patched[numbers])
+            np.testing.assert_array_equal(best.sweep.effects, whole.effects[numbers])
+            np.testing.assert_array_equal(best.sweep.written, whole.written[numbers])
+            assert_same_statistics(best.statistics(**options), expected.of_sites(numbers))
+
+
+def test_what_was_chosen_out_of_a_run_knows_out_of_how_much(tmp_path):
+    results = experiments(bundled())["neurons"](store=Store(tmp_path / "run", rows_per_unit=30))
+    best = open_run(tmp_path / "run").top(4)
+    assert isinstance(best, type(results)) and best.is_part
+    assert "4 neurons (of 10 patches)" in repr(best) and "chosen out of 10 patches" in best.sweep.notes[0]
+    assert best.statistics().n_corrected == 10 and "4 neurons chosen out of 10" in headline(best)
+    assert best.statistics() is best.statistics()
+    again = load_results(best.save(tmp_path / "best.json"))
+    assert again == best and again.sweep.n_in_all == 10
+    few = type(best)(best.sweep.of_patches([1]))
+    assert few.statistics().p_corrected[0] == best.statistics().p_corrected[1]
+    for without in (again, type(best)(best.sweep.of_pairs(range(5)))):
+        with pytest.raises(ValueError, match="4 patches chosen out of 10 by their effects: p-values over them alone"):
+            without.statistics()
+    assert pickle.loads(pickle.dumps(best)).statistics().n_corrected == 10
+
+
+def test_a_report_of_the_largest_effects_is_corrected_over_all(tmp_path):
+    results = experiments(bundled())["neurons"](store=Store(tmp_path / "run", rows_per_unit=30))
+    best = open_run(tmp_path / "run").top(3)
+    assert set(best.labels) < set(results.labels)
+    written = create_full_report(top_results=best, save_dir=tmp_path / "report")
+    page = written[0].read_text()
+    assert "the largest 3 of 10 effects" in page and "correction over 10 sites" in " ".join(page.split())
+    assert "chosen out of 10 patches by their effects" in page and all(label in page for label in best.labels)
+    assert [path.name for path in written] == ["report.html", "effect_distribution.html", "plotly.min.js"]
 
 
 def test_tables_are_the_parts_one_by_one(tmp_path):
@@ -55,11 +83,11 @@ def test_tables_are_the_parts_one_by_one(tmp_path):
 
 
 def test_of_an_unfinished_run_the_pairs_that_are_whole_count(tmp_path):
-    experiments(bundled())["layers"](store=Store(tmp_path, rows_per_unit=3))
-    (tmp_path / "parts/000004.parquet").unlink()
+    experiments(bundled())["neurons"](store=Store(tmp_path, rows_per_unit=20))
+    (tmp_path / "parts/000002.parquet").unlink()
     run, partial = open_run(tmp_path), load_run(tmp_path)
-    assert [run.asked.pairs.indices[pair] for pair in run.pairs] == list(partial.denoising.sweep.pair_indices)
-    np.testing.assert_allclose(run.effects(), partial.denoising.sweep.effects, rtol=1e-12)
+    assert [run.asked.pairs.indices[pair] for pair in run.pairs] == list(partial.sweep.pair_indices)
+    np.testing.assert_allclose(run.effects(), partial.sweep.effects, rtol=1e-12)
     for path in (tmp_path / "parts").iterdir():
         path.unlink()
     with pytest.raises(ValueError, match="no pair has all of its patches yet"):

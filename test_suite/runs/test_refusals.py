@@ -17,7 +17,7 @@ import torch
 from actpatch import ActivationPatcher, GaussianNoise, HeadPatcher, Mean, Store, load_run, progress_of, work_on
 from actpatch.models.fingerprint import fingerprint
 from model_loading import load_model
-from test_suite.helpers.models import CLASSES, bundled, fresh_model, needs_hooked, small_model
+from test_suite.helpers.models import CLASSES, DEFAULT_CLASS, bundled, fresh_model, needs_hooked, small_model
 from test_suite.helpers.processes import ended, files_of, forked
 from test_suite.helpers.refusals import refused
 from test_suite.helpers.runs import ioi_of
@@ -30,14 +30,20 @@ def patcher():
     return ActivationPatcher(bundled(), show_progress=False)
 
 
-@pytest.fixture
-def begun(patcher, tmp_path) -> Path:
-    """A run of which half is there."""
-    patcher.run_patching_experiment(ioi_of(bundled()), "z", store=Store(tmp_path / "run", rows_per_unit=4))
-    (tmp_path / "run/manifest.json").unlink()
-    for path in sorted((tmp_path / "run/parts").iterdir())[::2]:
+@pytest.fixture(scope="module")
+def half(patcher, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "half"
+    patcher.run_patching_experiment(ioi_of(bundled()), "z", store=Store(folder, rows_per_unit=4))
+    (folder / "manifest.json").unlink()
+    for path in sorted((folder / "parts").iterdir())[::2]:
         path.unlink()
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def begun(half, tmp_path) -> Path:
+    """A run of which half is there."""
+    return shutil.copytree(half, tmp_path / "run")
 
 
 @contextlib.contextmanager
@@ -70,6 +76,39 @@ def test_another_call_is_told_what_differs(options, told, patcher, begun):
         patcher.run_patching_experiment(ioi_of(bundled()), **asked)
 
 
+def test_a_metric_of_ones_own_that_is_set_otherwise_is_another(patcher, tmp_path):
+    def logit_of(token, direction=None):
+        def logit(logits, pair):
+            return float(logits[0, -1, token]) + (0 if direction is None else float(logits[0, -1, :2] @ direction))
+
+        return logit
+
+    class Bound:
+        name, unit, more_is_better = "bound", "", True
+        reads_all_positions = reads_clean = False
+        tokens = None
+
+        def __init__(self, token):
+            self.token, self.seen = token, []
+
+        def measure(self, logits, pairs, clean=None):
+            self.seen.append(len(pairs))
+            return logits[:, -1, self.token] + 0 * pairs
+
+    way = torch.ones(2, dtype=torch.float64)
+    cases = [
+        (logit_of(4), logit_of(4), logit_of(9), "token is '4' in the folder, '9' now"),
+        (logit_of(4, way), logit_of(4, way.clone()), logit_of(4, 2 * way), "direction is"),
+        (Bound(4), Bound(4), Bound(9), "token is '4' in the folder, '9' now"),
+    ]
+    for i, (metric, same, other, told) in enumerate(cases):
+        run = {"dataset": ioi_of(bundled()), "hook_points": "z", "store": tmp_path / str(i)}
+        stored = patcher.run_patching_experiment(**run, metrics=metric)
+        assert patcher.run_patching_experiment(**run, metrics=same) == stored
+        with unharmed(tmp_path), refused(f"metrics: .*own.settings.{told}"):
+            patcher.run_patching_experiment(**run, metrics=other)
+
+
 def test_another_shape_of_results_is_another_call(patcher, begun):
     with unharmed(begun), refused("results: 'LayerResults' in the folder, 'PositionResults' now"):
         patcher.run_position_experiment(ioi_of(bundled()), "z", positions=["S2"], store=begun)
@@ -79,6 +118,23 @@ def test_other_precision_is_another_run(begun):
     single = ActivationPatcher(bundled(dtype=torch.float32), show_progress=False)
     with unharmed(begun), refused("weights are others.*precision: weights is 'float64' in the folder, 'float32' now"):
         single.run_patching_experiment(ioi_of(bundled(dtype=torch.float32)), "z", store=begun)
+
+
+def test_autocast_is_another_precision(patcher, begun):
+    run = {"dataset": ioi_of(bundled()), "hook_points": "z", "store": begun}
+    with unharmed(begun), torch.autocast("cpu", dtype=torch.bfloat16):
+        with refused("precision: autocast is '' in the folder, 'bfloat16' now"):
+            patcher.run_patching_experiment(**run)
+        with refused("not that of the run.*autocast"):
+            work_on(begun, model=bundled(), show_progress=False)
+
+
+def test_a_model_that_lies_elsewhere_now(begun):
+    spec = json.loads((begun / "spec.json").read_text())
+    spec["loaded"]["name_or_path"] = str(begun / "moved")
+    (begun / "spec.json").write_text(json.dumps(spec))
+    with unharmed(begun), refused("the model '.*moved' of the run .*cannot be loaded: .*work_on.folder, model="):
+        work_on(begun, show_progress=False)
 
 
 def test_other_weights_under_the_same_name_are_refused_from_python_and_by_a_worker(begun):
@@ -97,7 +153,9 @@ def test_other_weights_under_the_same_name_are_refused_from_python_and_by_a_work
         work_on(begun, show_progress=False)
 
 
-@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize(
+    "model_class", [pytest.param(one, marks=[pytest.mark.slow] * (one != DEFAULT_CLASS)) for one in CLASSES]
+)
 def test_every_weight_counts(model_class):
     model = load_model("tiny", model_class=model_class, device="cpu")
     seen = {fingerprint(model)}
@@ -135,7 +193,12 @@ def test_a_folder_that_is_no_run(patcher, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [('{"format": 99}', "format 99, this version knows format 1"), ("{", "none of a run"), ("[1]", "none of a run")],
+    [
+        ('{"format": 99}', "format 99, this version knows format 1"),
+        ("{", "none of a run"),
+        ("[1]", "none of a run"),
+        ('{"format": 1}', "none of a run"),
+    ],
 )
 def test_a_newer_version_and_no_specification(text, told, patcher, begun):
     (begun / "spec.json").write_text(text)

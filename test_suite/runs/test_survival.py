@@ -7,9 +7,9 @@ import itertools
 import os
 import random
 import resource
+import shutil
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from actpatch import ActivationPatcher, HeadPatcher, Store, load_run
+from actpatch import ActivationPatcher, HeadPatcher, Store, load_run, progress_of, work_on
 from actpatch.runs.folder import RunFolder
 from test_suite.helpers.models import bundled
 from test_suite.helpers.processes import ended, files_of, forked
 from test_suite.helpers.runs import assert_same_results, ioi_of
 
 WITHIN = 1e-9
-KILLS = 30
+KILLS = 4
 ROWS = 9
 METRICS = ["logit_difference", "kl_divergence"]
 
@@ -37,12 +37,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def run(model):
-    """An experiment of 32 units."""
+    """An experiment of nine units."""
     patcher, data = HeadPatcher(model, show_progress=False), ioi_of(model)
 
     def run(folder: Path | None = None):
         store = None if folder is None else Store(folder, rows_per_unit=ROWS)
-        return patcher.run_all_heads_experiment(data, direction="both", metrics=METRICS, store=store)
+        return patcher.run_all_heads_experiment(data, layers=[1, 2], direction="both", metrics=METRICS, store=store)
 
     return run
 
@@ -52,9 +52,22 @@ def undisturbed(run):
     return run()
 
 
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    run(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path) -> Path:
+    """A run that is finished, to be harmed."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
 def assert_each_row_is_there_once(folder: Path) -> None:
     table = pd.read_parquet(folder / "parts")
-    assert len(table) == 2 * 2 * 16 * 9
+    assert len(table) == 2 * 2 * 8 * 9
     assert not table.duplicated(["direction", "metric", "patch", "pair"]).any()
 
 
@@ -89,7 +102,7 @@ def survive(run, undisturbed, tmp_path: Path, kills: int) -> None:
     assert n_killed >= kills and n_runs < kills
 
 
-def test_a_run_that_is_killed_dozens_of_times_gives_the_same_numbers(run, undisturbed, tmp_path):
+def test_a_run_that_is_killed_now_and_again_gives_the_same_numbers(run, undisturbed, tmp_path):
     survive(run, undisturbed, tmp_path, KILLS)
 
 
@@ -112,7 +125,7 @@ def test_ctrl_c_ends_it_and_the_same_call_goes_on(run, undisturbed, tmp_path):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         run(tmp_path / "run")
 
-    for _ in range(5):
+    for _ in range(2):
         process = forked(interrupted, tmp_path / "told")
         while not (tmp_path / "run/parts").exists() or not list((tmp_path / "run/parts").glob("*.parquet")):
             time.sleep(0.005)
@@ -124,9 +137,8 @@ def test_ctrl_c_ends_it_and_the_same_call_goes_on(run, undisturbed, tmp_path):
     assert_same_results(run(tmp_path / "run"), undisturbed, WITHIN)
 
 
-def test_a_full_disk_is_told_and_what_was_stored_stays(run, undisturbed, tmp_path):
-    folder, told = tmp_path / "run", tmp_path / "told"
-    run(folder)
+def test_a_full_disk_is_told_and_what_was_stored_stays(run, folder, undisturbed, tmp_path):
+    told = tmp_path / "told"
     (folder / "manifest.json").unlink()
     for path in sorted((folder / "parts").iterdir())[5:]:
         path.unlink()
@@ -147,8 +159,14 @@ def cut_off(path: Path, chance: random.Random) -> None:
 
 
 def flipped(path: Path, chance: random.Random) -> None:
+    """A bit of its numbers."""
+    columns = pq.read_metadata(path).row_group(0)
+    (numbers,) = (
+        columns.column(i) for i in range(columns.num_columns) if columns.column(i).path_in_schema == "patched"
+    )
     content = bytearray(path.read_bytes())
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    size = numbers.total_compressed_size
+    content[numbers.data_page_offset + chance.randrange(size // 2, size)] ^= 1 << chance.randrange(8)  # behind a header
     path.write_bytes(bytes(content))
 
 
@@ -165,23 +183,52 @@ def of_another_unit(path: Path, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut_off, flipped, rewritten, of_another_unit])
-def test_parts_that_are_harmed_are_told_from_good_ones_and_run_again(harm, run, undisturbed, tmp_path):
-    expected = run(tmp_path)
-    chance = random.Random(0)
-    chosen = chance.sample(sorted((tmp_path / "parts").iterdir()), 8)
+def test_parts_that_are_harmed_are_told_from_good_ones_and_run_again(harm, run, folder, undisturbed):
+    expected, chance = load_run(folder), random.Random(0)
+    chosen = chance.sample(sorted((folder / "parts").iterdir()), 6)
     for path in chosen:
         harm(path, chance)
-    (tmp_path / "manifest.json").unlink()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        seen = load_run(tmp_path)  # reads past them
+    contents = {path.read_bytes() for path in chosen}
+    with pytest.warns(UserWarning, match="partial: "):
+        seen = load_run(folder)  # reads past them
     for sweep in (seen.denoising.sweep, seen.noising.sweep):
         whole = getattr(expected, sweep.direction).sweep
         pairs = [whole.pair_indices.index(pair) for pair in sweep.pair_indices]
         rows = [whole.patches.index(patch) for patch in sweep.patches]
         np.testing.assert_array_equal(sweep.patched, whole.patched[rows][:, pairs])
-    assert_same_results(run(tmp_path), undisturbed, WITHIN)
-    assert_each_row_is_there_once(tmp_path)
+    assert_same_results(run(folder), undisturbed, WITHIN)
+    assert_each_row_is_there_once(folder)
+    assert {path.read_bytes() for path in (folder / "failures").glob("*.damaged.parquet")} == contents  # put aside
+    assert progress_of(folder).is_finished
+
+
+def test_a_finished_run_that_lacks_a_part_is_not_finished(run, folder, undisturbed):
+    (folder / "parts/000003.parquet").unlink()
+    assert not progress_of(folder).is_finished and "finished" not in str(progress_of(folder))
+    assert_same_results(run(folder), undisturbed, WITHIN)
+    assert progress_of(folder).is_finished
+
+
+def test_a_worker_checks_the_parts_of_a_finished_run(folder, model, undisturbed):
+    (folder / "parts/000003.parquet").write_bytes(b"")
+    work_on(folder, model=model, show_progress=False)
+    assert_same_results(load_run(folder), undisturbed, WITHIN)
+
+
+def test_what_else_lies_in_the_folder_is_left_alone(run, folder, undisturbed):
+    notes = {"a": "[1]", "b": '{"unit": "zz", "error": 1, "at": 2}', "c": '{"unit": "000003", "error": {}, "at": null}'}
+    for name, text in notes.items():
+        (folder / f"failures/{name}.failed.json").write_text(text)
+    for name in (".DS_Store", "000999.parquet", "notes.txt"):
+        (folder / "parts" / name).write_text("x")
+    (folder / "manifest.json").write_text("{")
+    (folder / "parts/000003.parquet").unlink()
+    assert "failed: unit 000003" in str(progress_of(folder))
+    before = {path: content for path, content in files_of(folder).items() if "manifest" not in str(path)}
+    assert_same_results(run(folder), undisturbed, WITHIN)
+    after = files_of(folder)
+    assert {path: after[path] for path in before} == before
+    assert progress_of(folder).is_finished
 
 
 class Greedy:
