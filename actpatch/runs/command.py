@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     spread.add_argument("--shard", metavar="K/N", help="work on one of N shares alone, the Kth, counted from 1")
     spread.add_argument("--ray", action="store_true", help="work on all cores or GPUs, or on a cluster, with Ray")
     work.add_argument(
-        "--address", metavar="HOST:PORT", help="of the Ray cluster, or auto; left out: this machine alone"
+        "--address", metavar="HOST:PORT", help="of the Ray cluster, or auto; left out: one of this machine's own"
     )
     work.add_argument("--workers", type=int, metavar="N", help="Ray actors; left out: one per GPU, or else per core")
     work.add_argument("--batch-size", type=int, help="most rows run together; left out: by the free memory")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from actpatch.core.text import count
+from actpatch.core.warn import warn_user
 from actpatch.runs.folder import ATTEMPTS, RunFolder, shortened_error
 from actpatch.runs.spec import Spec
 from actpatch.runs.units import Unit
