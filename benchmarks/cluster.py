@@ -1,6 +1,6 @@
 """Are two Ray actors of one core each as fast as one process of two cores?
 
-    python -m benchmarks.cluster [--pairs 100] [--repetitions 3]
+    python -m benchmarks.cluster [--pairs 200] [--repetitions 3]
 
 All neurons of the bundled model, stored, in turns. What is compared is the rate at which units come in once every
 worker has stored one, by the clock: starting Ray and loading the model in each actor, once per run, is told apart. It
@@ -20,20 +20,23 @@ from typing import Any
 
 import torch
 
-from actpatch import ActivationPatcher, IOIDataset, load_model, run_on_ray, work_on
+from actpatch import ActivationPatcher, IOIDataset, Store, load_model, run_on_ray, work_on
 
 CORES = 2
+ROWS = 4 * 2048
+"""Rows of a unit: small, so that the last ones, at which one actor may wait for the other, count for little."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--repetitions", type=int, default=3)
     asked = parser.parse_args()
     torch.set_num_threads(CORES)
     model = load_model("tiny", device="cpu")
     dataset = IOIDataset(model, asked.pairs)
-    plan = ActivationPatcher(model, show_progress=False).run_neurons_experiment(dataset, plan=True)
+    store = Store("run", rows_per_unit=ROWS)
+    plan = ActivationPatcher(model, show_progress=False).run_neurons_experiment(dataset, store=store, plan=True)
     ways: dict[str, tuple[int, Callable[[Path], Any]]] = {
         "one process": (1, partial(work_on, model=model, show_progress=False)),
         "two actors": (CORES, partial(run_on_ray, workers=CORES, device="cpu", show_progress=False)),
