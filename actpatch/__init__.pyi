@@ -106,6 +106,7 @@ from .results.stability import stability_of as stability_of
 from .results.sweep import Sweep as Sweep
 from .results.truth_comparison import TruthComparison as TruthComparison
 from .results.verification import Verification as Verification
+from .runs.cluster import run_on_ray as run_on_ray
 from .runs.plan import Plan as Plan
 from .runs.progress import Progress as Progress
 from .runs.progress import progress_of as progress_of

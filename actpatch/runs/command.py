@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,18 +19,27 @@ EXAMPLE = """in a SLURM array job, --array=1-16:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status: 0, 1 where units are lacking at the end, 2 for what was refused."""
-    asked = _parser().parse_args(arguments)
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    if asked.command == "work" and not asked.ray and (asked.address, asked.workers) != (None, None):
+        parser.error("--address and --workers are about --ray, which is not given")
     # What takes seconds to import is imported once it is known what for.
     from actpatch.runs.folder import RunFolder
 
     try:
         if asked.command == "work":
+            from actpatch.runs.cluster import run_on_ray
             from actpatch.runs.units import Shard
             from actpatch.runs.worker import work_on
 
             share = None if asked.shard is None else Shard.from_text(asked.shard)
             folder = RunFolder(asked.folder)
-            work_on(asked.folder, shard=asked.shard, device=asked.device, batch_size=asked.batch_size)
+            how = {"device": asked.device, "batch_size": asked.batch_size}
+            if asked.ray:
+                with warnings.catch_warnings(action="ignore", category=UserWarning):  # it is printed below
+                    run_on_ray(asked.folder, address=asked.address, workers=asked.workers, **how)
+            else:
+                work_on(asked.folder, shard=asked.shard, **how)
             spec = folder.read_spec()
             every = range(len(spec.units))
             wanted = {*(every if share is None else share.of_units(every))}
@@ -69,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("folder", type=Path, help="of a run that an experiment with store= has begun")
     for command in (work, plan):
         command.add_argument("--device", help="where to load the model; left out: CUDA where there is one")
-    work.add_argument("--shard", metavar="K/N", help="work on one of N shares alone, the Kth, counted from 1")
+    spread = work.add_mutually_exclusive_group()
+    spread.add_argument("--shard", metavar="K/N", help="work on one of N shares alone, the Kth, counted from 1")
+    spread.add_argument("--ray", action="store_true", help="work on all cores or GPUs, or on a cluster, with Ray")
+    work.add_argument(
+        "--address", metavar="HOST:PORT", help="of the Ray cluster, or auto; left out: one of this machine's own"
+    )
+    work.add_argument("--workers", type=int, metavar="N", help="Ray actors; left out: one per GPU, or else per core")
     work.add_argument("--batch-size", type=int, help="most rows run together; left out: by the free memory")
     return parser

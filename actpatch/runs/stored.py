@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from actpatch.runs.joining import Joined, in_all, said_once
 from actpatch.runs.parts import check_can_store
 from actpatch.runs.plan import replan
 from actpatch.runs.spec import Spec, spec_of
-from actpatch.runs.worker import complete
+from actpatch.runs.worker import complete, run_units
 
 LONG = 10
 """A run of which so many units are lacking says first what all of it takes."""
@@ -50,7 +51,7 @@ def stored_sweeps(engine: PatchingEngine, asked: Asked, kind: str, store: Store)
     spec = folder.begin(spec_of(engine, asked, kind, store.rows_per_unit))
     if engine.show_progress and len(spec.units) - len(folder.done(spec)) >= LONG:
         tqdm.write(str(replan(engine, asked, spec, folder.path)), file=sys.stderr)
-    complete(folder, spec, asked, engine, range(len(spec.units)))
+    complete(folder, spec, range(len(spec.units)), partial(run_units, folder, spec, asked, engine))
     found = read_parts(folder, spec, asked)
     if found.lacking:
         warn_user(folder.told_of_lacking(len(spec.units), found.lacking))

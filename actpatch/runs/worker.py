@@ -1,20 +1,18 @@
 """Runs units of a folder with a loaded model, each into its part.
 
 What kills the process loses the unit that it is at, and nothing else. A unit that does not fit into memory is halved,
-as often as need be; one that fails is tried again after the others, three times in all. `run_units` is all that whoever
-spreads a run over machines needs. Nothing here knows which units somebody else runs.
+as often as need be; one that fails is tried again after the others, three times in all. Who spreads a run needs no more
+than `run_units`, or `Worker.attempt`, and `complete`. Nothing here knows which units somebody else runs.
 """
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from actpatch.core.indices import is_integer
 from actpatch.engine.engine import PatchingEngine
@@ -26,9 +24,7 @@ from actpatch.runs.joining import of_halves
 from actpatch.runs.parts import Part, check_can_store, part_content
 from actpatch.runs.spec import Spec
 from actpatch.runs.units import Shard, Unit
-
-FAILED_AT_ONCE = 3
-"""After so many failures, where no unit was ever finished, the last one is raised: it is the run that fails."""
+from actpatch.runs.waiting import Waiting
 
 
 @dataclass
@@ -56,59 +52,55 @@ class Worker:
             Exception: of a unit, where none was ever finished.
         """
         check_can_store()
-        attempts = {unit: len(failed) for unit, failed in self.folder.failures().items()}
-        done = {*self.folder.done(self.spec)}
-        units = [self.spec.units[number] for number in numbers]
-        waiting = [unit for unit in units if unit.number not in done and attempts.get(unit.id, 0) < ATTEMPTS]
-        begin = random.SystemRandom().randrange(len(waiting)) if waiting else 0  # two processes begin apart
-        waiting = waiting[begin:] + waiting[:begin]
-        n_failed = 0
-        total = sum(unit.n_rows for unit in units) * len(self.asked.patches)
-        shown = None if self.engine.show_progress else True
-        with tqdm(total=total, unit="run", desc="Units", disable=shown) as progress, self._quiet_engine() as engine:
-            progress.update(total - sum(unit.n_rows for unit in waiting) * len(self.asked.patches))
+        waiting = Waiting(self.folder, self.spec, numbers)
+        with waiting.shown(self.engine.show_progress) as progress, _Quiet(self.engine):
             while waiting:
-                unit = waiting.pop(0)
-                if not self.folder.part(unit).exists():  # another process may have been here
-                    try:
-                        part = self._part(engine, unit)
-                    except Exception as error:
-                        self.folder.fail(unit, error)
-                        n_failed += 1
-                        attempts[unit.id] = attempts.get(unit.id, 0) + 1
-                        if n_failed >= min(FAILED_AT_ONCE, len(numbers)) and not self.folder.done(self.spec):
-                            raise
-                        waiting += [unit] * (attempts[unit.id] < ATTEMPTS)
-                        continue
-                    of_unit = self.asked.part(unit.pairs, _slice(unit.patches))
-                    self.folder.write_part(unit, part_content(self.spec.id, of_unit, part))
-                progress.update(unit.n_rows * len(self.asked.patches))
+                unit = waiting.take()
+                error = self.attempt(unit)
+                if error is not None:
+                    waiting.failed(unit, error)
+                    continue
+                progress.update(waiting.runs_of(unit))
 
-    def _part(self, engine: PatchingEngine, unit: Unit) -> Part:
+    def attempt(self, unit: Unit) -> Exception | None:
+        """Run a unit into its part, unless another process has been there; what it failed of, which is noted.
+
+        Raises:
+            OSError: where the part cannot be written.
+        """
+        if self.folder.part(unit).exists():
+            return None
+        try:
+            part = self._part(unit)
+        except Exception as error:
+            self.folder.fail(unit, error)
+            return error
+        of_unit = self.asked.part(unit.pairs, _slice(unit.patches))
+        self.folder.write_part(unit, part_content(self.spec.id, of_unit, part))
+        return None
+
+    def _part(self, unit: Unit) -> Part:
         self._halved.clear()
         start = time.perf_counter()
-        measured = self._measured(engine, unit)
+        measured = self._measured(unit)
         how = {
             "seconds": round(time.perf_counter() - start, 3),
             "versions": library_versions(),
-            "device": str(engine.runner.device),
+            "device": str(self.engine.runner.device),
             "halved": list(self._halved),
         }
         return Part(unit, tuple(measured), how)
 
-    def _measured(self, engine: PatchingEngine, unit: Unit) -> list[Measured]:
+    def _measured(self, unit: Unit) -> list[Measured]:
         try:
-            return self.asked.part(unit.pairs, _slice(unit.patches)).measured(engine)
+            return self.asked.part(unit.pairs, _slice(unit.patches)).measured(self.engine)
         except (RuntimeError, MemoryError) as error:
             halves = self.spec.units.halves(unit)
             if len(halves) == 1 or not (isinstance(error, MemoryError) or is_out_of_memory(error)):
                 raise
         self._halved.append(f"{len(unit.patches)} patches × {len(unit.pairs)} pairs did not fit into memory")
-        parts = [Part(half, tuple(self._measured(engine, half)), {}) for half in halves]
+        parts = [Part(half, tuple(self._measured(half)), {}) for half in halves]
         return of_halves(unit, parts, tuple(self.asked.patches))
-
-    def _quiet_engine(self) -> _Quiet:
-        return _Quiet(self.engine)
 
 
 class _Quiet:
@@ -117,9 +109,8 @@ class _Quiet:
     def __init__(self, engine: PatchingEngine) -> None:
         self.engine, self.showed = engine, engine.show_progress
 
-    def __enter__(self) -> PatchingEngine:
+    def __enter__(self) -> None:
         self.engine.show_progress = False
-        return self.engine
 
     def __exit__(self, *_: object) -> None:
         self.engine.show_progress = self.showed
@@ -157,13 +148,20 @@ def work_on(
     at.check_can_be_written()
     asked, engine = spec.asked, engine_of(at, spec, model, device, batch_size, show_progress)
     every = range(len(spec.units))
-    complete(at, spec, asked, engine, every if share is None else share.of_units(every))
+    complete(at, spec, every if share is None else share.of_units(every), partial(run_units, at, spec, asked, engine))
 
 
-def complete(folder: RunFolder, spec: Spec, asked: Asked, engine: PatchingEngine, numbers: Sequence[int]) -> None:
-    """Run these units until their parts are whole, those that stood there too; write the manifest where all are."""
+def complete(folder: RunFolder, spec: Spec, numbers: Sequence[int], run: Callable[[Sequence[int]], None]) -> None:
+    """Run these units until their parts are whole, those that stood there too; write the manifest where all are.
+
+    Args:
+        folder: of the run.
+        spec: what was asked.
+        numbers: the units.
+        run: runs units of which no part is there: `run_units` of a model that is loaded, or whoever spreads them.
+    """
     for _ in range(ATTEMPTS):
-        run_units(folder, spec, asked, engine, numbers)
+        run(numbers)
         whole, n_damaged = _whole_parts(folder, spec, numbers)
         if not n_damaged:
             break
@@ -177,7 +175,7 @@ def complete(folder: RunFolder, spec: Spec, asked: Asked, engine: PatchingEngine
 
 
 def run_units(folder: RunFolder, spec: Spec, asked: Asked, engine: PatchingEngine, numbers: Sequence[int]) -> None:
-    """Run these units of a folder into their parts (`Worker`): the seam for whoever spreads a run.
+    """Run these units of a folder into their parts (`Worker`).
 
     Raises:
         ValueError: for a number that is none of a unit.

@@ -15,7 +15,7 @@ from test_suite.helpers.printed import assert_same_text
 
 DOCS = ROOT / "docs"
 PAGES = [path for path in examples.files() if path.parent == DOCS]
-MANY_FIGURES = ("figures", "heads")
+LONG = ("figures", "heads", "long-runs")
 REPOSITORY = "https://github.com/designer-coderajay/activation-patching-framework/blob/main/"
 
 
@@ -26,7 +26,7 @@ def page(name: str) -> str:
 @pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in MANY_FIGURES), id=path.stem) for path in PAGES],
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG), id=path.stem) for path in PAGES],
 )
 def test_code_runs_and_prints_what_stands_below_it(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
