@@ -57,7 +57,7 @@ class Rows(ABC):
 
     def __init__(self, runner: Runner, batch: Batch, chunk: Chunk) -> None:
         self.runner, self.batch, self.chunk = runner, batch, chunk
-        self.pairs: Int[Tensor, " row"] = torch.from_numpy(batch.pairs).to(runner.device)
+        self.pairs: Int[Tensor, " row"] = torch.from_numpy(batch.pairs).to(runner.index_device)
         """Index of each row's pair within the chunk."""
 
     def written(self) -> contextlib.AbstractContextManager[Any]:
