@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actpatch.core.sites import Site, kind_of
+from actpatch.models.facts import check_in_memory, readable
 from actpatch.models.foreign import foreign_code
 from actpatch.models.forwards import at_positions, fused_gelu, reading, unembedding_only
 from actpatch.models.found import as_found, modules_of, run_as_written
@@ -194,10 +195,7 @@ class Runner(ABC):
     @property
     def unembedding_has_weights(self) -> bool:
         """Whether the weights that logits are a product with can be had: quantized ones are packed away."""
-        try:
-            return all(isinstance(weight, Tensor) for weight in (self.model.unembed.W_U, self.model.unembed.b_U))
-        except (AssertionError, AttributeError, RuntimeError, TypeError):
-            return False
+        return all(readable(self.model.unembed, name) is not None for name in ("W_U", "b_U"))
 
     def blocks_are_called_alike(self, recording: Recording, start: int, length: int) -> bool:
         """Whether the blocks are called with the same for each of the prompts, beside the residual stream."""
@@ -326,11 +324,13 @@ def make_runner(model: Any) -> Runner:
 
     Raises:
         TypeError: for anything but a `HookedTransformer` or a `TransformerBridge`.
-        ValueError: for one that is no stack of blocks over tokens, or says that it attends to later positions.
+        ValueError: for one that is no stack of blocks over tokens, or says that it attends to later positions; and for
+            one whose weights are not in memory.
     """
     classes = {kind.__name__ for kind in type(model).__mro__}
     if classes & {"TransformerBridge", "HookedTransformer"}:
         _check_is_causal_decoder(model)
+        check_in_memory(model)
     if "TransformerBridge" in classes:
         from actpatch.models.bridge import BridgeRunner
 

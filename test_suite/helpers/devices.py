@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,9 @@ class Placed(Tensor):
         placed.held = held
         return placed  # type: ignore[no-any-return]
 
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -77,11 +81,22 @@ def two_devices() -> Iterator[None]:
         if HAS_HOOKED:  # which asks for the very class of what it is given
             module = sys.modules["transformer_lens.HookedTransformer"]
             patched.setattr(module, "type", lambda value: Tensor if _lies(value) else type(value), raising=False)
+        patched.setattr(transformers.AutoModelForCausalLM, "from_pretrained", _spread)
         torch._C._set_only_lift_cpu_tensors(True)
         try:
             yield
         finally:
             torch._C._set_only_lift_cpu_tensors(lifts)
+
+
+_from_pretrained = transformers.AutoModelForCausalLM.from_pretrained
+
+
+def _spread(*args: Any, device_map: Any = None, **options: Any) -> Any:
+    """Transformers reads weights in threads of its own, in which there are no such devices: they are moved once they
+    are read, by what Accelerate does to a model that is in memory."""
+    model = _from_pretrained(*args, **options)
+    return model if device_map is None else dispatch_model(model, device_map)
 
 
 def place(module: nn.Module, device: torch.device) -> None:
@@ -151,28 +166,31 @@ def split_model(name: str) -> Any:
     """
     kind, architecture = name.split(":")
     if kind == "hooked":
-        model = fresh_model(name)
-        model.cfg.n_devices, model.cfg.device = 2, FIRST
-        for layer, block in enumerate(model.blocks):
-            place(block, get_device_for_block_index(layer, model.cfg))
-        parts = {"embed": FIRST, "pos_embed": FIRST, "ln_final": SECOND, "unembed": SECOND}
-        for part, device in parts.items():
-            if hasattr(model, part):
-                place(getattr(model, part), device)
-        return model
-    whole = transformers.AutoModelForCausalLM.from_pretrained(checkpoint(architecture), dtype=torch.float64).eval()
-    device_map = device_map_of(whole)
-    dispatch_model(whole, device_map)
-    options = {"hf_model": whole, "tokenizer": word_tokenizer(), "dtype": torch.float64}
-    model = TransformerBridge.boot_transformers(str(checkpoint(architecture)), **options)
+        return spread(fresh_model(name))
+    path = checkpoint(architecture)
+    options = {"tokenizer": word_tokenizer(), "dtype": torch.float64, "device_map": device_map_of(path)}
+    model = TransformerBridge.boot_transformers(str(path), **options)
     if kind == "bridge+":
         model.enable_compatibility_mode(disable_warnings=True)
     return model.eval()
 
 
-def device_map_of(model: nn.Module) -> dict[str, torch.device]:
-    """Module -> device: all up to the middle of the layers on the first, and the unembedding where it is tied to the
+def spread(model: Any) -> Any:
+    """A `HookedTransformer` laid out as its setting `n_devices` says."""
+    model.cfg.n_devices, model.cfg.device = 2, FIRST
+    for layer, block in enumerate(model.blocks):
+        place(block, get_device_for_block_index(layer, model.cfg))
+    parts = {"embed": FIRST, "pos_embed": FIRST, "ln_final": SECOND, "unembed": SECOND}
+    for part, device in parts.items():
+        if hasattr(model, part):
+            place(getattr(model, part), device)
+    return model
+
+
+def device_map_of(path: Path) -> dict[str, str]:
+    """Module -> device, for the checkpoint in a folder: all up to the middle of the layers on the first, and the unembedding where it is tied to the
     embedding."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(path)
     blocks, name = max((len(part), name) for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
     parent = name.rpartition(".")[0]
     found: dict[str, torch.device] = {}
@@ -185,4 +203,4 @@ def device_map_of(model: nn.Module) -> dict[str, torch.device]:
             found[f"{parent}.{part}"] = SECOND if passed and "rot" not in part else FIRST
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     rest = {part: FIRST if tied else SECOND for part, _ in model.named_children() if part != parent}
-    return found | rest
+    return {part: str(device) for part, device in (found | rest).items()}
