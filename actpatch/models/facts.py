@@ -18,8 +18,8 @@ def check_in_memory(model: Any) -> None:
     for name, weight in model.named_parameters():
         if weight.device.type == "meta":
             raise ValueError(
-                f"the weights {name} are not in memory, offloaded to the CPU or to disk by the model's device_map: load "
-                "it with a device_map of devices alone, which hold all of it"
+                f"the weights {name} are not in memory, offloaded to the CPU or to disk by the model's device_map: "
+                "load it with a device_map of devices alone, which hold all of it"
             )
 
 

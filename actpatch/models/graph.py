@@ -69,8 +69,8 @@ def _check_weights_can_be_read(model: Any, layers: list[int]) -> None:
             raise ValueError(
                 f"single edges, paths and circuits of {model_name(model)} cannot be patched or estimated: the weights "
                 f"that heads of layer {layer} write with are packed (quantized), or not given as one matrix for each. "
-                "Patch heads, layers and neurons with HeadPatcher and ActivationPatcher, or load the model with weights "
-                "that are not packed"
+                "Patch heads, layers and neurons with HeadPatcher and ActivationPatcher, or load the model with "
+                "weights that are not packed"
             )
 
 

@@ -288,9 +288,9 @@ def _bridge(name: str, place: dict[str, Any], dtype: torch.dtype) -> Any:
         if "same device" not in str(failure):
             raise
         raise ValueError(
-            f"TransformerLens cannot fold the norms of {name} into weights that lie on another device, as an unembedding "
-            "does that is tied to the embedding: load it unfolded, by TransformerBridge.boot_transformers(..., "
-            "device_map=...)"
+            f"TransformerLens cannot fold the norms of {name} into weights that lie on another device, as an "
+            "unembedding does that is tied to the embedding: load it unfolded, by "
+            "TransformerBridge.boot_transformers(..., device_map=...)"
         ) from failure
     model.cfg.model_name = Path(name).name
     return model.eval()

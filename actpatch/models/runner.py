@@ -76,15 +76,21 @@ class Recording:
 
 
 def joined(recordings: Sequence[Recording]) -> Recording:
-    """Recordings of prompts of one length as one; without keys and values, where there are several."""
+    """Recordings of prompts of one length as one; without keys and values, where one has none."""
     if len(recordings) == 1:
         return recordings[0]
     names = recordings[0].activations
+    kept = [recording.keys_values for recording in recordings if recording.keys_values is not None]
+    added = [recording.position_input for recording in recordings if recording.position_input is not None]
+    has_keys = len(kept) == len(recordings)
     return Recording(
         torch.cat([recording.tokens for recording in recordings]),
         {name: torch.cat([recording.activations[name] for recording in recordings]) for name in names},
         torch.cat([recording.logits for recording in recordings]),
-        None,
+        [(torch.cat(keys), torch.cat(values)) for keys, values in (zip(*layer) for layer in zip(*kept))]
+        if has_keys
+        else None,
+        torch.cat(added) if added else None,
         is_masked=any(recording.is_masked for recording in recordings),
     )
 
@@ -116,8 +122,8 @@ class Runner(ABC):
 
     @property
     def index_device(self) -> torch.device:
-        """Where tensors lie that index recorded ones: with the model; on the CPU, from where an index reaches tensors of
-        every device, where the model is spread over several."""
+        """Where tensors lie that index recorded ones: with the model; where that is spread over devices, on the CPU, from
+        where an index reaches tensors of each."""
         return self.device if len(self.devices) == 1 else torch.device("cpu")
 
     def device_of(self, layer: int) -> torch.device:

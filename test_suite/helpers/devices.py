@@ -1,7 +1,7 @@
-"""Two devices on a machine that has none: tensors that say where they lie, and refuse to meet those that lie elsewhere.
+"""Two devices on a machine that has none: tensors that say where they lie, and refuse to meet others.
 
-A tensor of `lazy:0` or `lazy:1` holds its numbers in ordinary memory. Each operation on it is done there, after the rule
-of real accelerators: all tensors lie on one device; a tensor of the CPU may take part as a single number, or as indices;
+A tensor of `lazy:0` or `lazy:1` holds its numbers in ordinary memory. Each operation on it is done there, after the
+rule of accelerators: all tensors lie on one device; one of the CPU may take part as a single number, or as indices;
 only copies lead from one device to another. (`lazy` is a type of torch's own, for which nothing is registered on a CPU,
 whose gradients torch computes in the calling thread.) What is not simulated is memory, time, streams and kernels.
 """
@@ -188,8 +188,8 @@ def spread(model: Any) -> Any:
 
 
 def device_map_of(path: Path) -> dict[str, str]:
-    """Module -> device, for the checkpoint in a folder: all up to the middle of the layers on the first, and the unembedding where it is tied to the
-    embedding."""
+    """Module -> device, for the checkpoint in a folder: all up to the middle of the layers on the first, and the
+    unembedding where it is tied to the embedding."""
     model = transformers.AutoModelForCausalLM.from_pretrained(path)
     blocks, name = max((len(part), name) for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
     parent = name.rpartition(".")[0]

@@ -30,7 +30,7 @@ from actpatch.models.load import TINY, can_be_loaded, load_model
 from head_patching import HeadPatcher
 from test_suite.helpers.closeness import EXACT, folded
 from test_suite.helpers.hub import home_with_gpt2
-from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, needs_hooked, smollm2
+from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, checkpoint, needs_hooked, smollm2, word_tokenizer
 from test_suite.helpers.prompts import MARY
 from test_suite.helpers.refusals import refused
 
@@ -109,9 +109,10 @@ def test_a_map_of_one_device_is_that_device():
 
 def test_weights_that_are_not_in_memory_are_refused():
     """As Accelerate keeps them elsewhere until a module is called."""
-    whole = transformers.AutoModelForCausalLM.from_pretrained(TINY)
-    cpu_offload(whole.transformer.h[1])
-    model = TransformerBridge.boot_transformers(str(TINY), hf_model=whole)
+    path = checkpoint("llama")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(path)
+    cpu_offload(whole.model.layers[1])
+    model = TransformerBridge.boot_transformers(str(path), hf_model=whole, tokenizer=word_tokenizer())
     with refused("the weights .* are not in memory, offloaded to the CPU or to disk by the model's device_map"):
         ActivationPatcher(model)
 
