@@ -122,8 +122,8 @@ class Runner(ABC):
 
     @property
     def index_device(self) -> torch.device:
-        """Where tensors lie that index recorded ones: with the model; where that is spread over devices, on the CPU, from
-        where an index reaches tensors of each."""
+        """Where tensors lie that index recorded ones: with the model; where that is spread over devices, on the CPU,
+        from where an index reaches tensors of each."""
         return self.device if len(self.devices) == 1 else torch.device("cpu")
 
     def device_of(self, layer: int) -> torch.device:
