@@ -152,7 +152,7 @@ def _moved_before_the_change(experiment: Experiment, chunk: Chunk) -> bool | Non
         return too_far("", others, logits) is not None
     if not last or chunk.base.keys_values is None or chunk.other.keys_values is None:
         return None
-    pair = known[:1].to(runner.device)
+    pair = known[:1].to(runner.index_device)
     runs = [runner.prefix(run, last, pair, start) for run in (chunk.base, chunk.other)]
     (keys, _), (others, _) = (run for run in runs if run is not None)
     return not float((keys - others).abs().max()) <= allowed_error(keys) if keys.isfinite().all() else None

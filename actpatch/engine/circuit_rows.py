@@ -91,9 +91,9 @@ class CircuitRows:
         self.shared, self.patches, self.held, self.run, self.read = shared, patches, held, run, read
         self.runner, self.graph, self.start, self.length = shared.runner, shared.graph, shared.start, shared.length
         self.device = held.changes.device
-        self.pairs = pairs.to(self.device)
+        self.pairs = pairs.to(self.runner.index_device)
         self.distinct, of_row = np.unique(circuits, return_inverse=True)
-        self.of_row = torch.from_numpy(of_row.ravel()).to(self.device)
+        self.of_row = torch.from_numpy(of_row.ravel()).to(self.runner.index_device)
         distinct_pairs, self.of_pair = torch.unique(self.pairs, return_inverse=True)
         self.distinct_pairs: list[int] = distinct_pairs.tolist()
         self.kept = patches.kept[self.distinct]
@@ -158,7 +158,7 @@ class CircuitRows:
         block = self.runner.model.blocks[layer]
 
         def enter(module: nn.Module, args: Any) -> None:
-            self.streams[layer] = args[0]
+            self.streams[layer] = args[0].to(self.runner.device_of(layer))
 
         def note(name: str) -> Any:
             def hook(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -191,13 +191,14 @@ class CircuitRows:
     def stream_after(self, layer: int, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """The stream behind a layer of which nothing is run."""
         n_layers = self.graph.n_layers
-        return resid + (self.recorded(resid_name(layer + 1, n_layers)) - self.recorded(resid_name(layer, n_layers)))
+        after, before = (self.recorded(resid_name(index, n_layers)) for index in (layer + 1, layer))
+        return resid.to(after.device) + (after - before.to(after.device))
 
     def read_by_logits(self, resid: Tensor, at: Int[Tensor, "row read"] | None = None) -> Tensor:
         """What the logits read of the stream behind the last layer, at some of the positions alone, or at all."""
         added = self._left_out(self.graph.n_layers - 1, "logits", at)
         resid = resid if at is None else at_positions(resid, at)
-        return resid if added is None else resid + added[:, :, 0]
+        return resid if added is None else resid + added[:, :, 0].to(resid.device)
 
     def check_complete(self) -> None:
         """Raise a RuntimeError where a reader was not met, which would then have read what no circuit says."""
@@ -221,11 +222,11 @@ class CircuitRows:
             if len(noted):
                 heads = torch.from_numpy(noted).to(value.device)
                 source = self._source(block_hook(layer, "z"))
-                change = (source[:, :, heads] - value[:, :, heads]) * self.written[..., None]
+                change = (source[:, :, heads] - value[:, :, heads]) * self.written[..., None].to(value.device)
                 weight = self.runner.model.blocks[layer].attn.W_O[heads]
                 written = torch.bmm(change.flatten(0, 1).transpose(0, 1), weight)
-                slots = torch.from_numpy(self.slots[moved][noted]).to(value.device)
-                self.changes.flatten(0, 1)[:, slots] = written.transpose(0, 1)
+                slots = torch.from_numpy(self.slots[moved][noted]).to(self.device)
+                self.changes.flatten(0, 1)[:, slots] = written.transpose(0, 1).to(self.device)
             return value
 
         return give
@@ -235,7 +236,8 @@ class CircuitRows:
 
         def note(value: Tensor, hook: Any) -> None:
             if slot >= 0:
-                self.changes[:, :, slot] = (self._source(block_hook(layer, "mlp_out")) - value) * self.written
+                change = self._source(block_hook(layer, "mlp_out")) - value
+                self.changes[:, :, slot] = change * self.written.to(value.device)
 
         return note
 
@@ -323,7 +325,7 @@ class CircuitRows:
                 return None
             stream = self.streams[layer]
             module, gave = self._norm(layer, "ln1", stream)
-            each = self._normalized(module, stream[:, :, None] + added)
+            each = self._normalized(module, stream[:, :, None] + added.to(stream.device))
             heads = torch.from_numpy(np.flatnonzero(readers)).to(value.device)
             weight = getattr(self.runner.model.blocks[layer].attn, f"W_{kind.upper()}")
             weight = weight[:: len(weight) // value.shape[2]]
@@ -359,7 +361,7 @@ class CircuitRows:
             return given
         for (at, _), (module, stream, gave) in reversed(self.norms.items()):
             if at == layer and gave.shape == given.shape and torch.equal(gave, given):
-                return self._normalized(module, stream + added[:, :, 0])
+                return self._normalized(module, stream + added[:, :, 0].to(stream.device))
         raise RuntimeError(f"circuits of this model cannot be run: the MLP of layer {layer} reads what no norm gave")
 
     def _norm(self, layer: int, name: str, stream: Tensor) -> tuple[nn.Module, Tensor]:

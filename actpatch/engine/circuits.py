@@ -32,7 +32,7 @@ from actpatch.engine.experiment import Chunk, Experiment, resid_name
 from actpatch.engine.partners import written_positions
 from actpatch.engine.plan import Batch
 from actpatch.engine.writes import noise_hook
-from actpatch.models.runner import KeysValues, Read, is_out_of_memory, recording_hooks
+from actpatch.models.runner import KeysValues, Read, is_out_of_memory
 
 MOST_BYTES = 256 * 2**20
 """Most that what all writers change, and what a layer's readers read, takes in the rows that are run together."""
@@ -55,8 +55,8 @@ class CircuitRuns:
         self.resumes = exactness.resume
         start = self._start()
         everywhere = [[written_positions(None, experiment.partners)]]  # where a position has a partner to write from
-        anywhere = written_at(replace(experiment, positions=everywhere), chunk)[0].to(self.runner.device)
-        places = written_at(experiment, chunk).to(self.runner.device)
+        anywhere = written_at(replace(experiment, positions=everywhere), chunk)[0].to(self.runner.device_of(0))
+        places = written_at(experiment, chunk).to(self.runner.device_of(0))
         self.shared = Shared(self.runner, self.graph, chunk, start, anywhere[:, start:], places[:, :, start:], {})
         self.covers_all = bool((places.any(dim=0) == anywhere).all())
         """Whether each position at which anything is written is one of the places."""
@@ -130,11 +130,12 @@ class CircuitRuns:
             if rows.runs_part(layer, kind)  # type: ignore[arg-type]
         }
         seen: dict[str, Tensor] = {}
-        self._last_stream(rows, streams, recording_hooks(self.runner.model, names, seen))
+        self._last_stream(rows, streams, self.runner.recording_hooks(names, seen))
         seen |= {resid_name(layer, self.graph.n_layers): stream for layer, stream in streams.items()}
         activations = dict(self.held.activations)
         for name, value in seen.items():
-            activations[name] = torch.cat([activations[name][:, : self.shared.start], value], dim=1)
+            before = activations[name][:, : self.shared.start]
+            activations[name] = torch.cat([before, value.to(before.device)], dim=1)
         changes = self.held.changes.clone()
         changes[:, :, torch.from_numpy(rows.noted).to(changes.device)] = rows.changes
         self.held = Held(kept, activations, changes)

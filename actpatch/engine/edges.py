@@ -226,7 +226,7 @@ class EdgeRows(Rows):
         for number, rows in runs_of_equal(self.receivers, begin, end):
             reader, here = self.graph.readers[number], slice(rows.start - begin, rows.stop - begin)
             if reader.kind == "logits":
-                entering[here] += self._made[rows.start]
+                entering[here] += self._made[rows.start].to(entering.device)
             elif self.linear:
                 has_heads = self.graph.heads[reader.layer] > 0
                 before = self.recorded_mid if has_heads else self.recorded_resid
@@ -297,12 +297,13 @@ class MadeByHeads:
         rows = [*zip(senders.tolist(), pairs.tolist())]
         if new := [row for row in dict.fromkeys(rows) if row not in self._slots]:
             of_senders, of_pairs = np.array(new).T
-            on_device = torch.from_numpy(np.ascontiguousarray(of_pairs)).to(self.readers.runner.device)
+            on_device = torch.from_numpy(np.ascontiguousarray(of_pairs)).to(self.readers.runner.index_device)
             change = sent.at(of_senders, on_device, self.readers.start, self.readers.length)
             self._kept.append(self.readers.outputs_of_heads(reader.layer, reader.kind, on_device, change))
             self._kept = [torch.cat(self._kept)]
             self._slots |= {row: len(self._slots) + i for i, row in enumerate(new)}
-        return self._kept[0][torch.tensor([self._slots[row] for row in rows], device=self.readers.runner.device)]
+        slots = torch.tensor([self._slots[row] for row in rows], device=self.readers.runner.index_device)
+        return self._kept[0][slots]
 
 
 class EdgeWork(Work):

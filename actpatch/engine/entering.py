@@ -32,6 +32,7 @@ from actpatch.engine.writes import (
     write_hooks,
     writes_of,
 )
+from actpatch.models.facts import readable
 from actpatch.models.runner import Runner
 
 Change: TypeAlias = tuple[Float[Tensor, "row pos part"], Float[Tensor, "row pos part"], Float[Tensor, "part d_model"]]
@@ -57,7 +58,7 @@ class Rows(ABC):
 
     def __init__(self, runner: Runner, batch: Batch, chunk: Chunk) -> None:
         self.runner, self.batch, self.chunk = runner, batch, chunk
-        self.pairs: Int[Tensor, " row"] = torch.from_numpy(batch.pairs).to(runner.device)
+        self.pairs: Int[Tensor, " row"] = torch.from_numpy(batch.pairs).to(runner.index_device)
         """Index of each row's pair within the chunk."""
 
     def written(self) -> contextlib.AbstractContextManager[Any]:
@@ -229,7 +230,10 @@ class PatchedRows(Rows):
         heads = sorted({site.head for site in sites if site.head is not None})
         if any(site.head is None for site in sites):
             heads = list(range(after.shape[2]))
-        weight, whole = attn.W_O, attn.W_O.flatten(0, 1)
+        weight = readable(attn, "W_O")
+        if weight is None:
+            raise RuntimeError("the weights that its heads write with are packed, or not given as one matrix")
+        whole = weight.flatten(0, 1)
         output = self.taken(self.chunk.base.activations[block_hook(layer, "attn_out")], rows.start, rows.stop)
         return self._linear_output(
             output,
@@ -327,5 +331,5 @@ def with_bias(output: Tensor, module: Any, name: str) -> Tensor:
 
 def mlp_output_weight(runner: Runner, layer: int) -> Float[Tensor, "neuron d_model"] | None:
     """What each neuron of a layer writes into the MLP's output; None where the model does not give it as one matrix."""
-    weight = getattr(getattr(runner.model.blocks[layer], "mlp", None), "W_out", None)
-    return weight if isinstance(weight, Tensor) and weight.ndim == 2 else None
+    weight = readable(getattr(runner.model.blocks[layer], "mlp", None), "W_out")
+    return weight if weight is not None and weight.ndim == 2 else None

@@ -186,7 +186,8 @@ class ComponentEstimator:
                 # What comes first may be of no account, where all that it moves is written itself.
                 each = [run.slopes(metric, names, all_reached=False) for metric in range(len(run.values))]
             parts = [[changes[name][rows] * slopes[name].to(changes[name]) for name in names] for slopes in each]
-            score = torch.stack([torch.stack([part.flatten(1).sum(dim=1) for part in of]).sum(dim=0) for of in parts])
+            sums = [[part.flatten(1).sum(dim=1).to(parts[0][0].device) for part in of] for of in parts]
+            score = torch.stack([torch.stack(of).sum(dim=0) for of in sums])
             total = score if total is None else total + score
         assert total is not None
         return total / self.estimate.n_points
@@ -200,7 +201,7 @@ class ComponentEstimator:
         if unit is not None and axis is not None:
             kept = torch.arange(like.shape[axis], device=like.device) == unit
             mask = mask & kept.view([-1 if other == axis else 1 for other in range(like.ndim)])
-        return mask & self._own_keys(torch.arange(len(like))) if head_axis(name) == 1 else mask
+        return mask & self._own_keys(torch.arange(len(like))).to(like.device) if head_axis(name) == 1 else mask
 
     def _at_positions(self, name: str, at: Int[Tensor, "pair _"] | None) -> Bool[Tensor, "pair ..."]:
         """Whether is written at a position, along the axis of a hook point on which positions stand."""
@@ -208,12 +209,12 @@ class ComponentEstimator:
         mask = self.written(at, torch.arange(len(like)))
         shape = [len(like), *[1] * (like.ndim - 1)]
         shape[position_axis(name)] = mask.shape[1]
-        return mask.view(shape)
+        return mask.view(shape).to(like.device)
 
     def _own_keys(self, rows: Int[Tensor, " row"]) -> Bool[Tensor, "row 1 1 key"]:
         """Which keys of these pairs stand in their prompts, and not behind them."""
         keys = torch.arange(self.chunk.base.tokens.shape[1]) < self.chunk.ends[rows, None]
-        return keys[:, None, None, :].to(self.differentiator.runner.device)
+        return keys[:, None, None, :]
 
     def summed(self, tables: dict[str, Tensor], rows: Int[Tensor, " row"]) -> Scores:
         """The scores of the patches, from those of the places that they write."""
@@ -232,7 +233,7 @@ class ComponentEstimator:
         mask = (every >= chunk.first_change[rows, None]) & (every < chunk.ends[rows, None])
         if at is not None:
             mask &= (every[None, :, None] == at[chunk.pairs[rows]][:, None, :]).any(dim=2)
-        return mask.to(self.differentiator.runner.device)
+        return mask
 
     def differences(self, name: str, rows: Int[Tensor, " row"] | None = None) -> Float[Tensor, "row ..."]:
         """What is written at a hook point, less what is there, in single precision at least; None for all pairs."""
@@ -242,7 +243,7 @@ class ComponentEstimator:
         written, there = written.to(kind), there.to(kind)
         difference = torch.where(written == there, 0, written - there)  # of scores that are masked both are -inf
         # What stands behind a prompt is not written, as key as little as as query.
-        return difference * self._own_keys(rows) if head_axis(name) == 1 else difference
+        return difference * self._own_keys(rows).to(difference.device) if head_axis(name) == 1 else difference
 
 
 def products(

@@ -20,7 +20,7 @@ from actpatch.engine.entering import PatchedRows
 from actpatch.engine.experiment import Chunk, Experiment
 from actpatch.engine.plan import Batch, Route
 from actpatch.engine.resume import Resumption
-from actpatch.models.runner import Read, is_out_of_memory, recording_hooks
+from actpatch.models.runner import Read, is_out_of_memory
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Largest error of a run, relative to the largest value, that is taken for rounding."""
@@ -135,7 +135,7 @@ def _error_of_rows(
     runner = experiment.runner
     try:
         unchanged, resumption = _unchanged(experiment, chunk, exactness, routes, batch, compares=True)
-        with runner.hooks(recording_hooks(runner.model, hooked, seen)):
+        with runner.hooks(runner.recording_hooks(hooked, seen)):
             logits = resumption.run(runner.begin(chunk.base, start, length))
     except Exception as failure:  # whatever an unknown architecture does when its blocks are called singly
         if not is_out_of_memory(failure):

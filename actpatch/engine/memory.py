@@ -14,6 +14,7 @@ from actpatch.core.circuit_patches import CircuitPatches
 from actpatch.core.edge_patches import EdgePatches, GraphPatches
 from actpatch.core.path_patches import HeadPaths
 from actpatch.engine.experiment import Experiment
+from actpatch.models.runner import Runner
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768, "mps": 8192}
 """Most rows × positions in one batch: on a CPU, activations beyond this leave the caches and nothing is gained."""
@@ -49,6 +50,13 @@ def pairs_that_fit(experiment: Experiment, recorded: Sequence[int]) -> int:
     return max(1, min(len(experiment.pairs), int(_most_recorded(experiment) // per_pair)))
 
 
+def prompts_that_fit(runner: Runner, longest: int) -> int:
+    """Number of prompts of this many tokens that are recorded in one pass: what attention makes of every position and
+    every other grows with the square of their number."""
+    per_prompt = longest * _values_of_pass(runner.model.cfg, longest) * _bytes_per_value(runner.model)
+    return max(1, int(MEMORY_SHARE * _free_memory(runner.device) // per_prompt))
+
+
 def parts_that_fit(experiment: Experiment, edges: EdgePatches, n_pairs: int) -> list[Int[np.ndarray, " edge"]]:
     """The numbers of edges that are run together: of as many senders as what these change on the pairs fits into memory
     of, so that a part has one sender at least."""
@@ -72,9 +80,14 @@ def most_memory(model: Any, longest: int) -> int:
 
 
 def _values_per_token(cfg: Any, longest: int) -> int:
-    """Residual streams, attention and hidden activations, scores, and the gathered prefix of keys and values."""
+    """What a pass takes, and the gathered prefix of keys and values."""
+    return _values_of_pass(cfg, longest) + 4 * cfg.d_model * longest
+
+
+def _values_of_pass(cfg: Any, longest: int) -> int:
+    """Of one position: residual streams, attention and hidden activations, and scores."""
     widest = max(cfg.d_model, getattr(cfg, "d_mlp", None) or 0)
-    return 12 * cfg.d_model + 5 * widest + 4 * cfg.n_heads * longest + 4 * cfg.d_model * longest
+    return 12 * cfg.d_model + 5 * widest + 4 * cfg.n_heads * longest
 
 
 def _changes_held(patches: Sequence[Any]) -> int:

@@ -80,7 +80,7 @@ def _sent(differences: Float[Tensor, "sender pair pos d_model"]) -> Sent:
 def _written(experiment: Experiment, chunk: Chunk, writer: Writer) -> Float[Tensor, "pair pos d_model"]:
     """What a writer changes, at the positions at which it is written."""
     (mask,) = written_at(experiment, chunk)
-    change = difference(experiment, chunk, writer)
+    change = difference(experiment, chunk, writer).to(experiment.runner.device_of(0))
     return change * mask[..., None].to(change.device)
 
 
@@ -88,7 +88,7 @@ def _along(
     experiment: Experiment, chunk: Chunk, patches: PathPatches, path: Path, readers: Readers
 ) -> Float[Tensor, "pair pos d_model"]:
     """What the last component of a path reads of what its sender changes."""
-    graph, every = patches.graph, torch.arange(len(chunk.pairs), device=experiment.runner.device)
+    graph, every = patches.graph, torch.arange(len(chunk.pairs), device=experiment.runner.index_device)
     change = _written(experiment, chunk, graph.writers[path.sender])
     for hop in path.hops[:-1]:
         assert hop.writer is not None
@@ -100,7 +100,7 @@ def _along(
             z = readers.outputs_of_heads(writer.layer, kind, every, read) - before
             moved = z[:, :, writer.head] @ experiment.runner.model.blocks[writer.layer].attn.W_O[writer.head]
         change = torch.zeros_like(change)
-        change[:, readers.start :] = moved * _from_change_on(read)
+        change[:, readers.start :] = moved.to(read.device) * _from_change_on(read)
     return change
 
 
@@ -142,7 +142,7 @@ def _through_mlps(
     """
     graph, now, found = patches.graph, changes.clone(), {}
     own = torch.tensor([graph.writers[number].layer for number in patches.senders], device=changes.device)
-    every = torch.arange(len(chunk.pairs), device=changes.device)
+    every = torch.arange(len(chunk.pairs), device=readers.runner.index_device)
     for layer in range(max(layers) + 1):
         if layer in layers:
             found[layer] = now.clone()
@@ -152,7 +152,7 @@ def _through_mlps(
         name, pairs = block_hook(layer, "mlp_out"), every.repeat(int(moving.sum()))
         reads = now[moving, :, readers.start :]
         moved = readers.output_of_mlp(layer, pairs, reads.flatten(0, 1)) - readers.recorded(name, pairs)
-        now[moving, :, readers.start :] = reads + moved.view_as(reads) * _from_change_on(reads)
+        now[moving, :, readers.start :] = reads + moved.view_as(reads).to(reads.device) * _from_change_on(reads)
     return found
 
 

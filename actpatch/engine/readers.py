@@ -125,7 +125,8 @@ class Readers:
         found = []
         for begin in range(0, len(pairs), self.rows_at_once):
             rows = slice(begin, begin + self.rows_at_once)
-            resid = self.recorded(before, pairs[rows]) + change[rows]
+            resid = self.recorded(before, pairs[rows])
+            resid = resid + change[rows].to(resid.device)
             prefix = self.runner.prefix(self.chunk.base, layer, pairs[rows], self.start)
             with self.runner.hooks(hooks(rows)):
                 found.append(self.runner.activation_in_block(layer, resid, prefix, self.call, name))
@@ -162,7 +163,7 @@ def error_of_readers(readers: Readers, graph: Graph, layers: Sequence[int]) -> s
     On two rows, the last and the first pair of the chunk, whose stream is changed by what changes it most: that between
     two positions.
     """
-    pairs = torch.tensor([len(readers.chunk.pairs) - 1, 0], device=readers.runner.device)
+    pairs = torch.tensor([len(readers.chunk.pairs) - 1, 0], device=readers.runner.index_device)
     for layer in layers:
         resid = readers.recorded(resid_name(layer, graph.n_layers), pairs)
         change = resid.flip(1) + torch.linspace(0, 1, resid.shape[-1], device=resid.device, dtype=resid.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 from actpatch.engine.checks import check_shape, positions_are_ambiguous
 from actpatch.engine.exactness import Exactness
 from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.memory import prompts_that_fit
 from actpatch.engine.partners import in_order_of_base
 from actpatch.engine.writes import noise_hook
 from actpatch.interventions.sources import Prompts
@@ -152,9 +153,10 @@ class Recorder:
         at: Int[Tensor, "prompt read"] | None,
         noise: Float[Tensor, "prompt pos d_model"] | None = None,
     ) -> Recording:
-        """One run of all these prompts, or of one at a time, where only that is the model's own."""
+        """One run of all these prompts, or of as many at a time as fit into memory; of one, where only that is the
+        model's own."""
         exactness = self._exactness
-        size = len(prompts) if exactness.together else 1
+        size = prompts_that_fit(self.runner, prompts.shape[1]) if exactness.together else 1
         runs = []
         for begin in range(0, len(prompts), size):
             rows = slice(begin, begin + size)

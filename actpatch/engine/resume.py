@@ -39,7 +39,7 @@ class Resumption:
         self.vocabulary = vocabulary
         self.orders, self.pairs = rows.orders, rows.pairs
         reads = self.chunk.reads
-        self.read = None if reads is None else (reads[self.batch.pairs] - self.batch.start).to(self.runner.device)
+        self.read = None if reads is None else (reads[self.batch.pairs] - self.batch.start).to(self.runner.index_device)
         self.narrowed = self.read if narrow and self._can_narrow_last_layer() else None
         """Positions that alone are computed in the last layer after its attention; None for all."""
         self.logits_alone = logits_alone
@@ -74,7 +74,7 @@ class Resumption:
         if begin == end and resid is not None:
             return resid
         entering = self.rows.before_block(layer, begin, end)
-        return entering if resid is None else torch.cat([resid, entering])
+        return entering if resid is None else torch.cat([resid.to(entering.device), entering])
 
     def _run_layer(self, resid: Tensor, layer: int, call: Any) -> Tensor:
         entered, total = len(resid), self._entered(layer, Stage.ATTENTION)
@@ -89,7 +89,7 @@ class Resumption:
                 if narrowed is not None:
                     outputs = at_positions(outputs, narrowed[entered:total])
                 stack.enter_context(self._given_attention(block.attn, outputs, entered, total))
-                resid = torch.cat([resid, entering])
+                resid = torch.cat([resid.to(entering.device), entering])
             if narrowed is not None and getattr(block, "mlp", None) is not None:
                 stack.enter_context(reading(block.mlp, narrowed[:total]))
             return self.runner.run_block(layer, resid, prefix, call)

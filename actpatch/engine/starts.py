@@ -46,7 +46,7 @@ def _difference(site: Site, n_layers: int, chunk: Chunk) -> Tensor | None:
     source = chunk.source[name]
     if base is None:
         return None
-    differs = base != source
+    differs = base != source.to(base.device)
     if head_axis(name) == 1:
         differs = differs.movedim(1, 2)
     if not site.kind.has_neurons:

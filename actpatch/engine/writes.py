@@ -74,7 +74,7 @@ def check_fired(writes: list[Written], fired: set[str]) -> None:
 def where_written(experiment: Experiment, chunk: Chunk, batch: Batch, patch: int, index: int, rows: slice) -> Where:
     pairs = torch.tensor(batch.pairs[rows])
     at = experiment.positions[patch][index]
-    device = experiment.runner.device
+    device = experiment.runner.index_device
     ends = chunk.ends[pairs] if experiment.pairs.appended else None
     return (
         pairs.to(device),
@@ -134,7 +134,7 @@ def _put_in_prompts(
     rows, places = chosen.nonzero(as_tuple=True)
     written = source[pairs[rows], computed[places]]
     if is_attention:
-        keys = torch.arange(target.shape[-1], device=ends.device) < ends[rows, None]
+        keys = (torch.arange(target.shape[-1], device=ends.device) < ends[rows, None]).to(target.device)
         keys = keys.view(len(rows), *[1] * (written.ndim - 2), -1)
         written = torch.where(keys, written, target[rows, places])
     target[rows, places] = written

@@ -80,7 +80,7 @@ class BridgeRunner(Runner):
 
         def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             calls.append((args, kwargs))
-            return self._block_output(hidden)
+            return self._block_output(hidden.to(self.device_of(len(calls) - 1)))
 
         options: dict[str, Any] = {}
         if recording.keys_values is not None:
@@ -100,7 +100,7 @@ class BridgeRunner(Runner):
         args = tuple(cache if isinstance(value, DynamicCache) else value for value in args)
         kwargs = {name: cache if isinstance(value, DynamicCache) else value for name, value in kwargs.items()}
         with self._cache_handed_on(layer):
-            output = self.model.blocks[layer](resid, *args, **kwargs)
+            output = self.model.blocks[layer](resid.to(self.device_of(layer)), *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def prefix(self, recording: Recording, layer: int, pairs: Tensor, start: int) -> KeysValues | None:
@@ -116,7 +116,7 @@ class BridgeRunner(Runner):
             return self._block_output(hidden)
 
         def give(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return self._block_output(resid)
+            return self._block_output(resid.to(self.device_of(-1)))
 
         blocks = list(self.model.blocks)
         with contextlib.ExitStack() as stack:
@@ -140,7 +140,8 @@ class BridgeRunner(Runner):
             before[:] = [resid]
 
         def add(attn_out: Tensor, hook: Any) -> Tensor:
-            return write(before[0][: len(attn_out)] + attn_out, hook) - before[0][: len(attn_out)]
+            resid = before[0][: len(attn_out)].to(attn_out.device)
+            return write(resid + attn_out, hook) - resid
 
         return [(f"{block}.hook_resid_pre", note), (f"{block}.hook_attn_out", add)]
 

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 
 def model_name(model: Any) -> str:
     """What the model is called; the name of its class where it says nothing."""
     return str(getattr(model.cfg, "model_name", None) or type(model).__name__)
+
+
+def check_in_memory(model: Any) -> None:
+    """Raise a ValueError where weights are kept elsewhere until they are needed: modules that are run singly, as the
+    engine runs them, would miss them."""
+    for name, weight in model.named_parameters():
+        if weight.device.type == "meta":
+            raise ValueError(
+                f"the weights {name} are not in memory, offloaded to the CPU or to disk by the model's device_map: "
+                "load it with a device_map of devices alone, which hold all of it"
+            )
+
+
+def readable(module: Any, name: str) -> Tensor | None:
+    """A module's weight, to be multiplied with; None where there is none of that name, or it is packed (quantized)."""
+    try:
+        weight = getattr(module, name, None)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError):  # what reading packed ones raises
+        return None
+    return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
 
 
 def n_key_value_heads(model: Any) -> int:

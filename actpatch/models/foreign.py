@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 
 _OWN = {
     *("actpatch", "transformer_lens", "transformers", "transformers_modules", "accelerate", "torch"),
-    *("peft", "bitsandbytes"),  # weights in another form
+    *("peft", "bitsandbytes", "torchao", "gptqmodel", "auto_gptq", "awq", "hqq", "optimum"),  # weights in another form
 }
 """Packages whose hooks, classes and methods are the model's own, or the library's."""
 _WIRING = "transformer_lens.model_bridge."

@@ -135,4 +135,4 @@ def unembedding_only(unembed: Any, tokens: Int[Tensor, " token"] | None) -> cont
         return contextlib.nullcontext()
     weight = unembed.W_U[:, tokens.to(unembed.W_U.device)]
     bias = unembed.b_U[tokens.to(unembed.b_U.device)]
-    return replaced_forward(unembed, lambda resid: resid.to(weight.dtype) @ weight + bias)
+    return replaced_forward(unembed, lambda resid: resid.to(weight) @ weight + bias)

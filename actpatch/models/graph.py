@@ -7,7 +7,7 @@ from typing import Any
 
 from actpatch.core.graph import Graph
 from actpatch.core.sites import block_hook
-from actpatch.models.facts import model_name, n_key_value_heads
+from actpatch.models.facts import model_name, n_key_value_heads, readable
 from actpatch.models.runner import make_runner
 
 
@@ -22,8 +22,8 @@ def graph_of(model: Any) -> Graph:
 
     Raises:
         TypeError: for anything else.
-        ValueError: for one that is no causal decoder; for one without attention heads; and for one in whose residual
-            stream the outputs of heads do not add up, with the reason.
+        ValueError: for one that is no causal decoder; for one without attention heads; for one in whose residual stream
+            the outputs of heads do not add up, with the reason; and for one whose heads' weights are packed.
     """
     runner = make_runner(model)
     points, cfg = runner.hook_points, model.cfg
@@ -32,6 +32,7 @@ def graph_of(model: Any) -> Graph:
     if not any(attends):
         raise ValueError(f"{model_name(model)} has no attention heads: its graph has no edges between heads to patch")
     _check_heads_add_up(model, [layer for layer in layers if attends[layer]])
+    _check_weights_can_be_read(model, [layer for layer in layers if attends[layer]])
     has_mlp = [block_hook(layer, "mlp_out") in points and not getattr(cfg, "attn_only", False) for layer in layers]
     return Graph(
         model_name(model),
@@ -59,6 +60,18 @@ def _check_heads_add_up(model: Any, layers: list[int]) -> None:
     if getattr(config, "apply_residual_connection_post_layernorm", False):
         because = "normalized before each addition (apply_residual_connection_post_layernorm=True)"
         raise _not_additive(model, f"the residual stream is {because}")
+
+
+def _check_weights_can_be_read(model: Any, layers: list[int]) -> None:
+    """Whether what heads write can be multiplied with their weights: packed ones are left as they are."""
+    for layer in layers:
+        if readable(model.blocks[layer].attn, "W_O") is None:
+            raise ValueError(
+                f"single edges, paths and circuits of {model_name(model)} cannot be patched or estimated: the weights "
+                f"that heads of layer {layer} write with are packed (quantized), or not given as one matrix for each. "
+                "Patch heads, layers and neurons with HeadPatcher and ActivationPatcher, or load the model with "
+                "weights that are not packed"
+            )
 
 
 def _not_additive(model: Any, because: str) -> ValueError:

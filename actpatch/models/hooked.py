@@ -51,8 +51,7 @@ class HookedRunner(Runner):
     def run_block(
         self, layer: int, resid: Float[Tensor, "row pos d_model"], prefix: KeysValues | None, call: Tensor | None
     ) -> Float[Tensor, "row pos d_model"]:
-        block = self.model.blocks[layer]
-        device = next(block.parameters()).device
+        block, device = self.model.blocks[layer], self.device_of(layer)
         position_input = None if call is None else call.to(device)
         entry = None if prefix is None else _key_value_cache([prefix], frozen=True).entries[0]
         return block(resid.to(device), past_kv_cache_entry=entry, shortformer_pos_embed=position_input)

@@ -12,14 +12,19 @@ import threading
 import urllib.error
 import urllib.request
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from actpatch.models.facts import check_in_memory
+
 ModelClass = Literal["HookedTransformer", "TransformerBridge"]
+DeviceMap = str | Mapping[str, str | int]
+"""`auto`, `balanced`, `balanced_low_0` or `sequential`, or module -> device, as Hugging Face takes it."""
+_STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 TINY = Path(__file__).resolve().parent / "tiny"
 """The bundled model: a small GPT-2 trained on the tasks of this library, see its README.md."""
@@ -37,11 +42,14 @@ class Loaded:
     dtype: str
     """For instance `float32`."""
     model_class: ModelClass
+    device_map: DeviceMap | None = None
+    """How it was spread over devices; None for one device."""
 
     def load(self, device: str | torch.device | None = None) -> Any:
-        """The model, on this device."""
-        dtype = getattr(torch, self.dtype)
-        return load_model(self.name_or_path, device=device, dtype=dtype, model_class=self.model_class)
+        """The model, on this device; None spreads it as it was, or takes CUDA where there is one, else the CPU."""
+        dtype, device_map = getattr(torch, self.dtype), self.device_map if device is None else None
+        how: dict[str, Any] = {"dtype": dtype, "model_class": self.model_class, "device_map": device_map}
+        return load_model(self.name_or_path, device=device, **how)
 
 
 _LOADED: weakref.WeakKeyDictionary[Any, Loaded] = weakref.WeakKeyDictionary()
@@ -58,6 +66,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     model_class: ModelClass | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Any:
     """A model to patch, in evaluation mode.
 
@@ -66,29 +75,40 @@ def load_model(
             Face checkpoint with its tokenizer.
         device: where to put it; None for CUDA where there is one, else the CPU.
         dtype: type of its weights.
-        model_class: `HookedTransformer` or `TransformerBridge`; None for the former where TransformerLens has it.
+        model_class: `HookedTransformer` or `TransformerBridge`; None for the former where TransformerLens has it and
+            the model is on one device.
+        device_map: spreads a `TransformerBridge` over several devices in the place of `device`: `auto`, or module ->
+            device (`{"model.embed_tokens": 0, "model.layers.0": 0, …}`), as Hugging Face takes it.
 
     Raises:
         ValueError: for a directory without a checkpoint or without its tokenizer, a name that TransformerLens does not
-            know, a device that is not there, or a class that the installed TransformerLens does not have.
+            know, a device that is not there, or a class that the installed TransformerLens does not have. For a map of
+            devices that keeps weights on disk, or on the CPU beside other devices; and where TransformerLens cannot
+            fold the last norm into an unembedding that lies elsewhere.
         ConnectionError: where the model would have to be downloaded and the hub cannot be reached.
     """
     import transformer_lens
 
     hooked: Any = vars(transformer_lens).get("HookedTransformer")  # asking 4.x for the attribute raises ImportError
     if model_class is None:
-        model_class = "TransformerBridge" if hooked is None else "HookedTransformer"
+        model_class = "TransformerBridge" if hooked is None or device_map is not None else "HookedTransformer"
     if model_class not in ("HookedTransformer", "TransformerBridge"):
         raise ValueError(f"model_class {model_class!r} is unknown: expected HookedTransformer or TransformerBridge")
     if model_class == "HookedTransformer" and hooked is None:
         raise ValueError("this TransformerLens has no HookedTransformer (4.0 removed it): use TransformerBridge")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    _check_device(device)
+    place: dict[str, Any]
+    if device_map is not None:
+        _check_device_map(device_map, device, model_class)
+        place = {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+    else:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        _check_device(device)
+        place = {"device": device}
     directory = _directory(name_or_path)
-    model = _loaded(name_or_path, directory, hooked, device, dtype, model_class)
+    model = _loaded(name_or_path, directory, hooked, place, dtype, model_class)
     where = str(directory) if directory not in (None, TINY) else str(name_or_path)
-    _LOADED[model] = Loaded(where, str(dtype).removeprefix("torch."), model_class)
+    _LOADED[model] = Loaded(where, str(dtype).removeprefix("torch."), model_class, place.get("device_map"))
     return model
 
 
@@ -102,7 +122,12 @@ def can_be_loaded(name: str) -> bool:
 
 
 def _loaded(
-    name_or_path: str | Path, directory: Path | None, hooked: Any, device: Any, dtype: torch.dtype, kind: ModelClass
+    name_or_path: str | Path,
+    directory: Path | None,
+    hooked: Any,
+    place: dict[str, Any],
+    dtype: torch.dtype,
+    kind: ModelClass,
 ) -> Any:
     if directory is None:
         name = _known_name(str(name_or_path))
@@ -113,13 +138,13 @@ def _loaded(
             )
         with _off_stdout(with_bars=sys.stderr.isatty()):  # a download may take long
             if kind == "HookedTransformer":
-                return hooked.from_pretrained(name, device=device, dtype=dtype).eval()
-            return _bridge(name, device, dtype)
+                return hooked.from_pretrained(name, dtype=dtype, **place).eval()
+            return _bridge(name, place, dtype)
     with _off_stdout(with_bars=False):
         if kind == "HookedTransformer":
-            model = _hooked_from_directory(hooked, directory, device, dtype)
+            model = _hooked_from_directory(hooked, directory, place["device"], dtype)
         else:
-            model = _bridge(str(directory), device, dtype)
+            model = _bridge(str(directory), place, dtype)
     if len(model.tokenizer) <= len(model.tokenizer.all_special_tokens):  # what Transformers makes of missing files
         raise ValueError(
             f"{directory} holds no tokenizer: expected its files beside the checkpoint, as "
@@ -134,6 +159,27 @@ def _check_device(device: str | torch.device) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the device {str(device)!r} cannot be used ({reason}): try 'cpu'") from None
+
+
+def _check_device_map(device_map: Any, device: Any, model_class: str) -> None:
+    if device is not None:
+        raise ValueError("device and device_map both say where the model goes: give one of them")
+    if model_class != "TransformerBridge":
+        raise ValueError("device_map spreads a TransformerBridge: leave model_class out, or give 'TransformerBridge'")
+    if isinstance(device_map, str) and device_map in _STRATEGIES:
+        return
+    if not isinstance(device_map, (str, Mapping)) or not device_map:
+        raise ValueError(
+            f"device_map is {device_map!r}, expected 'auto', 'balanced', 'sequential', or a device for each module"
+        )
+    devices = [device_map] if isinstance(device_map, str) else list(dict.fromkeys(device_map.values()))
+    if "disk" in devices or ("cpu" in devices and len(devices) > 1):
+        raise ValueError(
+            "device_map keeps weights on disk, or on the CPU beside other devices, where modules that are run singly "
+            "would miss them: spread the model over devices that hold all of it"
+        )
+    for one in devices:
+        _check_device(one)
 
 
 @contextlib.contextmanager
@@ -231,10 +277,20 @@ def _hooked_from_directory(hooked: Any, directory: Path, device: Any, dtype: tor
     return model.to(dtype, print_details=False).eval()
 
 
-def _bridge(name: str, device: Any, dtype: torch.dtype) -> Any:
+def _bridge(name: str, place: dict[str, Any], dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
-    model.enable_compatibility_mode(disable_warnings=True)
+    model = TransformerBridge.boot_transformers(name, dtype=dtype, **place)
+    check_in_memory(model)
+    try:
+        model.enable_compatibility_mode(disable_warnings=True)
+    except RuntimeError as failure:
+        if "same device" not in str(failure):
+            raise
+        raise ValueError(
+            f"TransformerLens cannot fold the norms of {name} into weights that lie on another device, as an "
+            "unembedding does that is tied to the embedding: load it unfolded, by "
+            "TransformerBridge.boot_transformers(..., device_map=...)"
+        ) from failure
     model.cfg.model_name = Path(name).name
     return model.eval()

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actpatch.core.sites import kind_of
+from actpatch.core.sites import Site, kind_of
+from actpatch.models.facts import check_in_memory, readable
 from actpatch.models.foreign import foreign_code
 from actpatch.models.forwards import at_positions, fused_gelu, reading, unembedding_only
 from actpatch.models.found import as_found, modules_of, run_as_written
@@ -75,15 +76,21 @@ class Recording:
 
 
 def joined(recordings: Sequence[Recording]) -> Recording:
-    """Recordings of prompts of one length as one; without keys and values, where there are several."""
+    """Recordings of prompts of one length as one; without keys and values, where one has none."""
     if len(recordings) == 1:
         return recordings[0]
     names = recordings[0].activations
+    kept = [recording.keys_values for recording in recordings if recording.keys_values is not None]
+    added = [recording.position_input for recording in recordings if recording.position_input is not None]
+    has_keys = len(kept) == len(recordings)
     return Recording(
         torch.cat([recording.tokens for recording in recordings]),
         {name: torch.cat([recording.activations[name] for recording in recordings]) for name in names},
         torch.cat([recording.logits for recording in recordings]),
-        None,
+        [(torch.cat(keys), torch.cat(values)) for keys, values in (zip(*layer) for layer in zip(*kept))]
+        if has_keys
+        else None,
+        torch.cat(added) if added else None,
         is_masked=any(recording.is_masked for recording in recordings),
     )
 
@@ -100,6 +107,8 @@ class Runner(ABC):
         self.n_layers: int = model.cfg.n_layers
         self.foreign: list[str] = []
         """Where code that is not the model's own runs in it (`foreign_code`); known while it is held `as_found`."""
+        self.devices = devices_of(model)
+        """Where its weights lie."""
 
     @property
     def hook_points(self) -> Collection[str]:
@@ -108,7 +117,18 @@ class Runner(ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where tokens are read."""
         return next(self.model.parameters()).device
+
+    @property
+    def index_device(self) -> torch.device:
+        """Where tensors lie that index recorded ones: with the model; where that is spread over devices, on the CPU,
+        from where an index reaches tensors of each."""
+        return self.device if len(self.devices) == 1 else torch.device("cpu")
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a layer's weights lie, and what is recorded of it."""
+        return next(self.model.blocks[layer].parameters(), next(self.model.parameters())).device
 
     @property
     def computes_in(self) -> set[torch.dtype]:
@@ -146,7 +166,7 @@ class Runner(ABC):
         """
         activations: dict[str, Tensor] = {}
         try:
-            with self.hooks(recording_hooks(self.model, hook_points, activations)):
+            with self.hooks(self.recording_hooks(hook_points, activations)):
                 if not keeps_keys:
                     return Recording(tokens, activations, self.run(tokens, read), None)
                 return self._recorded_with_keys(tokens, activations, read)
@@ -181,10 +201,7 @@ class Runner(ABC):
     @property
     def unembedding_has_weights(self) -> bool:
         """Whether the weights that logits are a product with can be had: quantized ones are packed away."""
-        try:
-            return all(isinstance(weight, Tensor) for weight in (self.model.unembed.W_U, self.model.unembed.b_U))
-        except (AssertionError, AttributeError, RuntimeError, TypeError):
-            return False
+        return all(readable(self.model.unembed, name) is not None for name in ("W_U", "b_U"))
 
     def blocks_are_called_alike(self, recording: Recording, start: int, length: int) -> bool:
         """Whether the blocks are called with the same for each of the prompts, beside the residual stream."""
@@ -260,6 +277,28 @@ class Runner(ABC):
         """The hooks that change what the model computes at a hook point as `write` changes its value."""
         return [(hook_point, write)]
 
+    def recording_hooks(self, hook_points: Collection[str], into: dict[str, Tensor]) -> list[Hook]:
+        """One hook for all, given as a filter of names: TransformerLens looks each name up by listing them all.
+
+        A bridge has several names for one hook point, which knows itself by one of them. Each activation is kept where
+        its layer's weights lie: on a bridge the stream before a layer may still lie where the layer below does.
+        """
+        asked: dict[str, list[str]] = {}
+        hook_dict = self.model.hook_dict
+        for name in hook_points:
+            asked.setdefault(hook_dict[name].name or name, []).append(name)
+
+        def keep(value: Tensor, hook: Any) -> None:
+            for name in asked[hook.name]:
+                layer = Site(name).layer
+                device = value.device if layer is None else self.device_of(layer)
+                kept = value.detach().to(device, copy=True)  # what works in place behind this hook changes none of it
+                if name in into and not (into[name].shape == kept.shape and torch.equal(into[name], kept)):
+                    raise ValueError(f"{name} holds several activations in one run of this model: it cannot be patched")
+                into[name] = kept
+
+        return [(set(hook_points).__contains__, keep)] if hook_points else []
+
     def hooks(self, hooks: Sequence[Hook]) -> contextlib.AbstractContextManager[Any]:
         """The model with these hooks; those it had before stay."""
         return self.model.hooks(fwd_hooks=list(hooks)) if hooks else contextlib.nullcontext()
@@ -273,6 +312,7 @@ class Runner(ABC):
         needed = {switch for name in hook_points if (switch := kind_of(name).switch) is not None}
         with as_found(self.model), contextlib.ExitStack() as stack:
             self.foreign = foreign_code(self.model)
+            self.devices = devices_of(self.model)
             for name in needed:
                 switch = getattr(self.model, f"set_{name}")
                 stack.callback(switch, bool(getattr(self.model.cfg, name, False)))
@@ -290,11 +330,13 @@ def make_runner(model: Any) -> Runner:
 
     Raises:
         TypeError: for anything but a `HookedTransformer` or a `TransformerBridge`.
-        ValueError: for one that is no stack of blocks over tokens, or says that it attends to later positions.
+        ValueError: for one that is no stack of blocks over tokens, or says that it attends to later positions; and for
+            one whose weights are not in memory.
     """
     classes = {kind.__name__ for kind in type(model).__mro__}
     if classes & {"TransformerBridge", "HookedTransformer"}:
         _check_is_causal_decoder(model)
+        check_in_memory(model)
     if "TransformerBridge" in classes:
         from actpatch.models.bridge import BridgeRunner
 
@@ -315,6 +357,11 @@ def make_runner(model: Any) -> Runner:
     )
 
 
+def devices_of(model: Any) -> list[torch.device]:
+    """Where a model's weights lie."""
+    return list(dict.fromkeys(weight.device for weight in model.parameters()))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     is_said = isinstance(error, RuntimeError) and "allocate memory" in str(error)
     return is_said or isinstance(error, torch.OutOfMemoryError)
@@ -330,22 +377,3 @@ def _check_is_causal_decoder(model: Any) -> None:
         raise ValueError(f"{name} has no stack of blocks with an unembedding: only decoder-only models can be patched")
     if getattr(model.cfg, "attention_dir", "causal") == "bidirectional":
         raise ValueError(f"{name} attends to later positions: only causal models can be patched")
-
-
-def recording_hooks(model: Any, hook_points: Collection[str], into: dict[str, Tensor]) -> list[Hook]:
-    """One hook for all, given as a filter of names: TransformerLens looks each name up by listing them all.
-
-    A bridge has several names for one hook point, which knows itself by one of them.
-    """
-    asked: dict[str, list[str]] = {}
-    hook_dict = model.hook_dict
-    for name in hook_points:
-        asked.setdefault(hook_dict[name].name or name, []).append(name)
-
-    def keep(value: Tensor, hook: Any) -> None:
-        for name in asked[hook.name]:
-            if name in into and not (into[name].shape == value.shape and torch.equal(into[name], value)):
-                raise ValueError(f"{name} holds several activations in one run of this model: it cannot be patched")
-            into[name] = value.detach().clone()  # what works in place behind this hook changes none of it
-
-    return [(set(hook_points).__contains__, keep)] if hook_points else []

@@ -144,7 +144,10 @@ class Weights:
 
 
 def _run(norm: Any, values: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-    return values if norm is None else norm(values.reshape(1, -1, values.shape[-1])).reshape(values.shape)
+    if norm is None:
+        return values
+    values = values.to(next(norm.parameters(), values).device)
+    return norm(values.reshape(1, -1, values.shape[-1])).reshape(values.shape)
 
 
 def _scale(attn: Any, cfg: Any) -> float:

@@ -374,7 +374,7 @@ class HeadPatcher:
         for number in drawn:
             both = torch.stack([pairs.clean[number], pairs.corrupted[number]])
             recorded = self.engine.record(both, list(names.values())).activations
-            patterns = torch.stack([recorded[names[layer]][:, head] for layer, head in heads], dim=1)
+            patterns = torch.stack([recorded[names[layer]][:, head].cpu() for layer, head in heads], dim=1)
             total += patterns.double().cpu().numpy()
         clean, corrupted = total / len(drawn)
         return clean, corrupted

@@ -69,6 +69,25 @@ def test_recordings_are_halved_until_they_fit_into_memory(monkeypatch: pytest.Mo
     np.testing.assert_allclose(found.patched, expected.patched, atol=EXACT, rtol=0)
 
 
+@pytest.mark.parametrize("name", model_parameters("hooked:learned", "hooked:shortformer", "bridge+:gpt2"))
+def test_prompts_of_which_two_do_not_fit_are_recorded_one_by_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What a pass of one prompt takes grows with the square of its length; shortcuts hold as they do together."""
+    pairs, sites = token_pairs([9, 7, 9], [(2, 4), (3,), (0,)]), sampled_sites(name, [None, 5])
+    metric, whole, alone = last_position_metric(3), engine_on(small_model(name)), engine_on(small_model(name))
+    expected, asked = swept(whole, pairs, singles(sites), metric), []
+    record = alone.runner.record
+
+    def noting(tokens: Tensor, *rest: Any, **options: Any) -> Any:
+        asked.append(len(tokens))
+        return record(tokens, *rest, **options)
+
+    monkeypatch.setattr(alone.runner, "record", noting)
+    monkeypatch.setattr(memory, "_free_memory", lambda device: 60_000)
+    found = swept(alone, pairs, singles(sites), metric)
+    assert {*asked} == {1} and alone.shortcuts == whole.shortcuts
+    np.testing.assert_allclose(found.patched, expected.patched, atol=EXACT, rtol=0)
+
+
 def test_after_memory_ran_out_batches_stay_as_large_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of several batches may be refused; later recordings are run in halves, not in single rows."""
     monkeypatch.setattr("actpatch.engine.memory.MOST_RECORDED_BYTES", 1)

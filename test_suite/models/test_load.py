@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from huggingface_hub import constants
+from transformer_lens.model_bridge import TransformerBridge
 
 import model_loading
 from activation_patching import ActivationPatcher, IOIDataset
@@ -28,7 +30,7 @@ from actpatch.models.load import TINY, can_be_loaded, load_model
 from head_patching import HeadPatcher
 from test_suite.helpers.closeness import EXACT, folded
 from test_suite.helpers.hub import home_with_gpt2
-from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, needs_hooked, smollm2
+from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, checkpoint, needs_hooked, smollm2, word_tokenizer
 from test_suite.helpers.prompts import MARY
 from test_suite.helpers.refusals import refused
 
@@ -81,6 +83,38 @@ def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(tmp_path):
     if not HAS_HOOKED:
         with refused("has no HookedTransformer .* use TransformerBridge"):
             load_model("tiny", model_class="HookedTransformer")
+
+
+def test_a_map_of_devices_that_cannot_be_is_refused_in_one_sentence():
+    for given in ({}, 3):
+        with refused("expected 'auto', 'balanced', 'sequential', or a device for each module"):
+            load_model("tiny", device_map=given)  # type: ignore[arg-type]
+    for kept in ({"transformer": "disk"}, {"transformer": "cpu", "lm_head": "cuda:0"}):
+        with refused("device_map keeps weights on disk, or on the CPU beside other devices"):
+            load_model("tiny", device_map=kept)
+    with refused("the device 'gpu' cannot be used .*: try 'cpu'"):
+        load_model("tiny", device_map={"": "gpu"})
+    with refused("device and device_map both say where the model goes: give one of them"):
+        load_model("tiny", device="cpu", device_map="auto")
+    if HAS_HOOKED:
+        with refused("device_map spreads a TransformerBridge: leave model_class out"):
+            load_model("tiny", device_map="auto", model_class="HookedTransformer")
+
+
+def test_a_map_of_one_device_is_that_device():
+    model = load_model("tiny", device_map={"": "cpu"}, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(MARY), bundled("TransformerBridge")(MARY))
+
+
+def test_weights_that_are_not_in_memory_are_refused():
+    """As Accelerate keeps them elsewhere until a module is called."""
+    path = checkpoint("llama")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(path)
+    cpu_offload(whole.model.layers[1])
+    model = TransformerBridge.boot_transformers(str(path), hf_model=whole, tokenizer=word_tokenizer())
+    with refused("the weights .* are not in memory, offloaded to the CPU or to disk by the model's device_map"):
+        ActivationPatcher(model)
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
