@@ -18,6 +18,7 @@ from torch import Tensor
 from actpatch.core.sites import Site, block_hook, position_axis
 from actpatch.engine.entering import PatchedRows
 from actpatch.engine.experiment import Chunk, Experiment
+from actpatch.engine.memory import rows_fit
 from actpatch.engine.plan import Batch, Route
 from actpatch.engine.resume import Resumption
 from actpatch.models.runner import Read, is_out_of_memory
@@ -129,6 +130,8 @@ def _error_of_rows(
     patches, pairs = map(list, zip(*rows))
     length = int(chunk.lengths[pairs].max())
     start = _checked_start(chunk, pairs) if exactness.prefix else 0
+    if len(rows) > 1 and not rows_fit(experiment, len(rows), start, length):
+        return _error_of_halves(experiment, chunk, exactness, routes, rows)
     batch = Batch.of(patches, pairs, start, length)
     seen: dict[str, Tensor] = {}
     hooked = {site.hook_point for route in routes for site in route.hooked}
@@ -142,8 +145,7 @@ def _error_of_rows(
             return f"{type(failure).__name__}: {failure}"
         if len(rows) == 1:
             raise
-        halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-        return next(filter(None, (_error_of_rows(experiment, chunk, exactness, routes, half) for half in halves)), None)
+        return _error_of_halves(experiment, chunk, exactness, routes, rows)
     for in_full, recorded in unchanged.compared or ():
         if reason := too_far("computing the output of heads or neurons in full", in_full, recorded, "values"):
             return reason
@@ -159,6 +161,17 @@ def _error_of_rows(
         is_padding = torch.arange(start, length) >= chunk.lengths[pairs][:, None]
         logits = torch.where(is_padding[..., None].to(logits.device), expected, logits)
     return too_far("resuming with no change", logits, expected)
+
+
+def _error_of_halves(
+    experiment: Experiment,
+    chunk: Chunk,
+    exactness: Exactness,
+    routes: Sequence[Route],
+    rows: Sequence[tuple[int, int]],
+) -> str | None:
+    halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    return next(filter(None, (_error_of_rows(experiment, chunk, exactness, routes, half) for half in halves)), None)
 
 
 def resumed_with_no_change(

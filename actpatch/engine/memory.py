@@ -57,6 +57,14 @@ def prompts_that_fit(runner: Runner, longest: int) -> int:
     return max(1, int(MEMORY_SHARE * _free_memory(runner.device) // per_prompt))
 
 
+def rows_fit(experiment: Experiment, n_rows: int, start: int, length: int) -> bool:
+    """Whether so many rows fit into memory, computed at these positions over what is kept of those before."""
+    cfg = experiment.runner.model.cfg
+    per_row = (length - start) * _values_of_pass(cfg, length) + 4 * cfg.d_model * start
+    share = MEMORY_SHARE * _free_memory(experiment.runner.device)
+    return n_rows * per_row * _bytes_per_value(experiment.runner.model) <= share
+
+
 def parts_that_fit(experiment: Experiment, edges: EdgePatches, n_pairs: int) -> list[Int[np.ndarray, " edge"]]:
     """The numbers of edges that are run together: of as many senders as what these change on the pairs fits into memory
     of, so that a part has one sender at least."""
