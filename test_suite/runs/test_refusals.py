@@ -17,7 +17,7 @@ import torch
 from actpatch import ActivationPatcher, GaussianNoise, HeadPatcher, Mean, Store, load_run, progress_of, work_on
 from actpatch.models.fingerprint import fingerprint
 from model_loading import load_model
-from test_suite.helpers.models import CLASSES, DEFAULT_CLASS, bundled, fresh_model, needs_hooked, small_model
+from test_suite.helpers.models import CLASSES, bundled, fresh_model, needs_hooked, small_model
 from test_suite.helpers.processes import ended, files_of, forked
 from test_suite.helpers.refusals import refused
 from test_suite.helpers.runs import ioi_of
@@ -153,9 +153,7 @@ def test_other_weights_under_the_same_name_are_refused_from_python_and_by_a_work
         work_on(begun, show_progress=False)
 
 
-@pytest.mark.parametrize(
-    "model_class", [pytest.param(one, marks=[pytest.mark.slow] * (one != DEFAULT_CLASS)) for one in CLASSES]
-)
+@pytest.mark.parametrize("model_class", CLASSES)
 def test_every_weight_counts(model_class):
     model = load_model("tiny", model_class=model_class, device="cpu")
     seen = {fingerprint(model)}

@@ -51,7 +51,7 @@ def folder(finished, tmp_path):
 def test_units_together_are_the_sweep_of_one_call_and_a_folder_holds_all_that_a_worker_needs(kind, tmp_path):
     run = experiments(bundled())[kind]
     whole = run()
-    n = sum(sweep.patched.size for sweep in sweeps_of(whole))
+    n = sweeps_of(whole)[0].patched.size
     stored = run(store=Store(tmp_path / "run", rows_per_unit=max(1, n // 2)))
     assert_same_results(stored, whole, WITHIN)
     assert load_run(tmp_path / "run") == stored  # the folder alone says all of it
