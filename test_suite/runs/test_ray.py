@@ -91,8 +91,9 @@ class Nodes:
             self.other = self.cluster.add_node(**self.size)
             self.cluster.wait_for_nodes()
 
-    def kill_one(self) -> None:
-        self.cluster.remove_node(self.other, allow_graceful=False)
+    def end_one(self, *, is_asked: bool) -> None:
+        """End a node: asked to, as of machines that are taken back, or killed."""
+        self.cluster.remove_node(self.other, allow_graceful=is_asked)
         self.other = None
 
 
@@ -174,7 +175,8 @@ def test_a_ray_of_its_own_gives_the_numbers_of_a_run_in_memory_and_is_gone_after
 
 
 @pytest.mark.slow
-def test_actors_and_a_node_are_killed_and_nothing_is_lost_or_run_again(begun, undisturbed, two_nodes):
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_actors_and_a_node_are_killed_and_nothing_is_lost_or_run_again(is_asked, begun, undisturbed, two_nodes):
     seen: list[dict[Path, int]] = []
     harmed: list[int] = []
 
@@ -183,7 +185,7 @@ def test_actors_and_a_node_are_killed_and_nothing_is_lost_or_run_again(begun, un
         wait_until(lambda: harmed.append(kill_actors()) or harmed[-1])
         seen.append(stored_in(begun))
         wait_until(lambda: len(stored_in(begun)) >= len(seen[0]) + 10)
-        two_nodes.kill_one()
+        two_nodes.end_one(is_asked=is_asked)
         seen.append(stored_in(begun))
 
     harming = threading.Thread(target=harm)
