@@ -14,7 +14,7 @@ import actpatch
 from docs.examples import ROOT
 from test_suite.helpers.pages import PATIENCE
 
-pytestmark = [pytest.mark.slow, pytest.mark.model_free]
+pytestmark = [pytest.mark.slow, pytest.mark.one_version]
 WIDTHS = (390, 1024)
 LOADED = {
     **{"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"},

@@ -163,6 +163,7 @@ def command(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_a_ray_of_its_own_gives_the_numbers_of_a_run_in_memory_and_is_gone_afterwards(begun, undisturbed, monkeypatch):
     import ray
 
@@ -175,6 +176,7 @@ def test_a_ray_of_its_own_gives_the_numbers_of_a_run_in_memory_and_is_gone_after
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 @pytest.mark.parametrize("is_asked", [False, True])
 def test_actors_and_a_node_are_killed_and_nothing_is_lost_or_run_again(is_asked, begun, undisturbed, two_nodes):
     seen: list[dict[Path, int]] = []
@@ -200,6 +202,7 @@ def test_actors_and_a_node_are_killed_and_nothing_is_lost_or_run_again(is_asked,
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 @pytest.mark.parametrize("is_embedded", [True, False])
 def test_the_calling_process_is_killed_and_started_again(is_embedded, begun, undisturbed, request):
     where = ["--workers", "1"] if is_embedded else ["--address", request.getfixturevalue("two_nodes").address]
@@ -220,6 +223,7 @@ def test_the_calling_process_is_killed_and_started_again(is_embedded, begun, und
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_ctrl_c_ends_it_in_a_sentence_and_the_same_call_goes_on(begun, two_nodes):
     driver = command(begun, "--address", two_nodes.address)
     wait_until(lambda: len(stored_in(begun)) >= 3 or driver.poll() is not None)
@@ -256,6 +260,7 @@ def failed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_a_unit_that_kills_its_process_is_left_alone_after_three_times_and_the_rest_goes_on(
     experiment, tmp_path, two_nodes
 ):
@@ -279,6 +284,7 @@ def test_a_unit_that_kills_its_process_is_left_alone_after_three_times_and_the_r
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_a_run_of_which_every_unit_fails_says_so_at_once(experiment, tmp_path, two_nodes):
     folder, told = tmp_path / "run", tmp_path / "told"
     one = {"n_pairs": FRAGILE_PAIR + 1, "pair_indices": [FRAGILE_PAIR]}
@@ -297,6 +303,7 @@ def edited() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_what_actors_find_is_refused_in_a_sentence(begun, two_nodes, monkeypatch, model):
     before = files_of(begun)
     with refused("not that of the run.*the weights are others"):
@@ -312,6 +319,7 @@ def test_what_actors_find_is_refused_in_a_sentence(begun, two_nodes, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 def test_a_ray_that_stood_is_used_and_left(begun, undisturbed, two_nodes):
     import ray
 

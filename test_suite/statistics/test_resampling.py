@@ -77,7 +77,7 @@ def test_intervals_cover_as_often_as_documented_on_the_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.model_free
+@pytest.mark.one_version
 @pytest.mark.parametrize(("name", "n_pairs", "documented"), documented_coverage())
 def test_intervals_cover_as_often_as_documented_in_many_experiments(name, n_pairs, documented):
     found, error = coverage(SCATTER[name], n_pairs, n_gaps=4000, n_sites=1, n_resamples=1999)
@@ -373,7 +373,7 @@ def test_no_size_is_detectable_where_skewness_leaves_too_few_claims():
 
 
 @pytest.mark.slow
-@pytest.mark.model_free
+@pytest.mark.one_version
 def test_detectable_effect_is_found_in_a_whole_map_with_the_stated_power():
     """A map says how large an effect would have been found; new pairs, with an effect of that size, find it."""
     rng, found, experiments = np.random.default_rng(10), 0, 200

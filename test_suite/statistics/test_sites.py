@@ -132,7 +132,7 @@ def test_few_pairs_have_no_made_up_numbers():
 
 
 @pytest.mark.slow
-@pytest.mark.model_free
+@pytest.mark.one_version
 def test_a_large_map_takes_little_memory():
     patched, base, source = random_map(8, n_sites=1000, n_pairs=100)
     tracemalloc.start()

@@ -168,7 +168,7 @@ def test_a_map_of_skewed_changes_without_effect_seldom_has_a_significant_site(sc
 
 
 @pytest.mark.slow
-@pytest.mark.model_free
+@pytest.mark.one_version
 @pytest.mark.parametrize(
     ("scatter", "n_pairs", "correlation"),
     [
@@ -192,7 +192,7 @@ def test_significance_is_right_as_often_as_documented(scatter, n_pairs, correlat
 
 
 @pytest.mark.slow
-@pytest.mark.model_free
+@pytest.mark.one_version
 @pytest.mark.parametrize("n_pairs", [12, 20, 30, 100])
 def test_effects_as_large_as_printed_are_found_with_the_stated_power(n_pairs):
     """For normal changes; 0.015 for the quantile's own inexactness, and three standard errors."""
