@@ -13,14 +13,20 @@ def model_name(model: Any) -> str:
 
 
 def check_in_memory(model: Any) -> None:
-    """Raise a ValueError where weights are kept elsewhere until they are needed: modules that are run singly, as the
-    engine runs them, would miss them."""
-    for name, weight in model.named_parameters():
-        if weight.device.type == "meta":
-            raise ValueError(
-                f"the weights {name} are not in memory, offloaded to the CPU or to disk by the model's device_map: "
-                "load it with a device_map of devices alone, which hold all of it"
-            )
+    """Raise a ValueError where some weights are kept elsewhere until they are needed: modules that are run singly, as
+    the engine runs them, would miss them. A model without any (all of it on the device meta) has sizes and a graph."""
+    weights = dict(model.named_parameters())
+    elsewhere = [name for name, weight in weights.items() if weight.device.type == "meta"]
+    if elsewhere and len(elsewhere) < len(weights):
+        raise ValueError(
+            f"the weights {elsewhere[0]} are not in memory, offloaded to the CPU or to disk by the model's device_map: "
+            "load it with a device_map of devices alone, which hold all of it"
+        )
+
+
+def has_weights(model: Any) -> bool:
+    """Whether a model was made with weights; one without (all of it on the device meta) cannot be run."""
+    return any(weight.device.type != "meta" for weight in model.parameters())
 
 
 def readable(module: Any, name: str) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from actpatch.core.graph import Graph
 from actpatch.core.sites import block_hook
-from actpatch.models.facts import model_name, n_key_value_heads, readable
+from actpatch.models.facts import has_weights, model_name, n_key_value_heads, readable
 from actpatch.models.runner import make_runner
 
 
@@ -32,7 +32,8 @@ def graph_of(model: Any) -> Graph:
     if not any(attends):
         raise ValueError(f"{model_name(model)} has no attention heads: its graph has no edges between heads to patch")
     _check_heads_add_up(model, [layer for layer in layers if attends[layer]])
-    _check_weights_can_be_read(model, [layer for layer in layers if attends[layer]])
+    if has_weights(model):
+        _check_weights_can_be_read(model, [layer for layer in layers if attends[layer]])
     has_mlp = [block_hook(layer, "mlp_out") in points and not getattr(cfg, "attn_only", False) for layer in layers]
     return Graph(
         model_name(model),

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actpatch.core.sites import Site, kind_of
-from actpatch.models.facts import check_in_memory, readable
+from actpatch.models.facts import check_in_memory, has_weights, model_name, readable
 from actpatch.models.foreign import foreign_code
 from actpatch.models.forwards import at_positions, fused_gelu, reading, unembedding_only
 from actpatch.models.found import as_found, modules_of, run_as_written
@@ -308,7 +308,12 @@ class Runner(ABC):
         """Run the model in evaluation mode, without gradients, with the switches that these hook points need.
 
         Other threads that want the model wait. Afterwards it is as it was, also after an exception.
+
+        Raises:
+            ValueError: for a model that was made without weights.
         """
+        if not has_weights(self.model):
+            raise ValueError(f"{model_name(self.model)} has no weights, all are on the device meta: load it with them")
         needed = {switch for name in hook_points if (switch := kind_of(name).switch) is not None}
         with as_found(self.model), contextlib.ExitStack() as stack:
             self.foreign = foreign_code(self.model)

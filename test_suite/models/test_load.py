@@ -26,11 +26,21 @@ from transformer_lens.model_bridge import TransformerBridge
 import model_loading
 from activation_patching import ActivationPatcher, IOIDataset
 from actpatch.models import load
+from actpatch.models.graph import graph_of
 from actpatch.models.load import TINY, can_be_loaded, load_model
 from head_patching import HeadPatcher
 from test_suite.helpers.closeness import EXACT, folded
 from test_suite.helpers.hub import home_with_gpt2
-from test_suite.helpers.models import CLASSES, HAS_HOOKED, bundled, checkpoint, needs_hooked, smollm2, word_tokenizer
+from test_suite.helpers.models import (
+    CLASSES,
+    HAS_HOOKED,
+    bundled,
+    checkpoint,
+    needs_hooked,
+    small_model,
+    smollm2,
+    word_tokenizer,
+)
 from test_suite.helpers.prompts import MARY
 from test_suite.helpers.refusals import refused
 
@@ -115,6 +125,17 @@ def test_weights_that_are_not_in_memory_are_refused():
     model = TransformerBridge.boot_transformers(str(path), hf_model=whole, tokenizer=word_tokenizer())
     with refused("the weights .* are not in memory, offloaded to the CPU or to disk by the model's device_map"):
         ActivationPatcher(model)
+
+
+def test_a_model_without_weights_has_a_graph_and_is_not_run():
+    path = checkpoint("llama")
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(path))
+    options = {"device": "meta", "hf_model": empty, "tokenizer": word_tokenizer()}
+    model = TransformerBridge.boot_transformers(str(path), **options)
+    assert len(graph_of(model)) == len(graph_of(small_model("bridge:llama")))
+    with refused("has no weights, all are on the device meta: load it with them"):
+        ActivationPatcher(model, show_progress=False).run_with_cache(torch.tensor([1, 2]), ["z"])
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
