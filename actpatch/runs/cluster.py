@@ -18,12 +18,11 @@ from typing import Any
 
 from actpatch.core.indices import is_integer
 from actpatch.core.text import described
-from actpatch.core.warn import warn_user
 from actpatch.runs.crew import Crew, Orders
 from actpatch.runs.folder import RunFolder, shortened_error
 from actpatch.runs.parts import check_can_store
 from actpatch.runs.waiting import Waiting
-from actpatch.runs.worker import complete
+from actpatch.runs.worker import complete, warn_of_lacking
 
 REACHED_WITHIN = 10.0
 """Seconds in which a cluster has to answer."""
@@ -91,8 +90,7 @@ def run_on_ray(
 
     every = range(len(spec.units))
     complete(at, spec, every, run)
-    if lacking := sorted({*every} - {*at.done(spec)}):
-        warn_user(at.told_of_lacking(len(every), lacking))
+    warn_of_lacking(at, spec, every)
 
 
 def check_has_ray() -> None:

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.command == "work" and not asked.ray and (asked.address, asked.workers) != (None, None):
         parser.error("--address and --workers are about --ray, which is not given")
     # What takes seconds to import is imported once it is known what for.
-    from actpatch.runs.folder import RunFolder
+    from actpatch.runs.folder import LACK, RunFolder
 
     try:
         if asked.command == "work":
@@ -35,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             share = None if asked.shard is None else Shard.from_text(asked.shard)
             folder = RunFolder(asked.folder)
             how = {"device": asked.device, "batch_size": asked.batch_size}
-            if asked.ray:
-                with warnings.catch_warnings(action="ignore", category=UserWarning):  # it is printed below
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", f".*{LACK}")  # it is printed below, in a line of its own
+                if asked.ray:
                     run_on_ray(asked.folder, address=asked.address, workers=asked.workers, **how)
-            else:
-                work_on(asked.folder, shard=asked.shard, **how)
+                else:
+                    work_on(asked.folder, shard=asked.shard, **how)
             spec = folder.read_spec()
             every = range(len(spec.units))
             wanted = {*(every if share is None else share.of_units(every))}

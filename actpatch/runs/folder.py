@@ -32,6 +32,8 @@ STALE = 3600.0
 """Seconds after which a file that was begun and never renamed is taken away."""
 ATTEMPTS = 3
 """A unit that failed so often is left alone."""
+LACK = "the results lack what is theirs"
+"""Said of units that are not there at the end."""
 _OURS = {"spec.json", "parts", "failures", "manifest.json"}
 
 
@@ -171,11 +173,11 @@ class RunFolder:
         found = {unit: failure for unit, failure in self.quarantined().items() if int(unit) in {*lacking}}
         if not found:
             return (
-                f"{len(lacking)} of {count(n_units, 'unit')} are not stored, and the results lack what is theirs: make "
+                f"{len(lacking)} of {count(n_units, 'unit')} are not stored, and {LACK}: make "
                 "the same call again to go on with the run"
             )
         return (
-            f"of {count(n_units, 'unit')}, {len(found)} failed three times and the results lack what is theirs: "
+            f"of {count(n_units, 'unit')}, {len(found)} failed three times and {LACK}: "
             f"{listed_failures([*found.values()])}. To try again, delete the folder {str(self.path / 'failures')!r} "
             "and go on with the run"
         )

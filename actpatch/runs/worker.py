@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from actpatch.core.indices import is_integer
+from actpatch.core.warn import warn_user
 from actpatch.engine.engine import PatchingEngine
 from actpatch.engine.measured import Measured
 from actpatch.models.runner import is_out_of_memory
@@ -127,7 +128,8 @@ def work_on(
 ) -> None:
     """Go on with a run from its folder alone: all of its units, or a share of them.
 
-    Any number of processes on any machines may work on one folder.
+    Any number of processes on any machines may work on one folder. Units that are not there at the end, as they failed
+    three times, are named in a warning.
 
     Args:
         folder: of a run that an experiment with `store=`, or `Plan.begin`, has begun.
@@ -148,7 +150,15 @@ def work_on(
     at.check_can_be_written()
     asked, engine = spec.asked, engine_of(at, spec, model, device, batch_size, show_progress)
     every = range(len(spec.units))
-    complete(at, spec, every if share is None else share.of_units(every), partial(run_units, at, spec, asked, engine))
+    wanted = every if share is None else share.of_units(every)
+    complete(at, spec, wanted, partial(run_units, at, spec, asked, engine))
+    warn_of_lacking(at, spec, wanted)
+
+
+def warn_of_lacking(folder: RunFolder, spec: Spec, numbers: Sequence[int]) -> None:
+    """Warn of those of these units that are not there at the end."""
+    if lacking := sorted({*numbers} - {*folder.done(spec)}):
+        warn_user(folder.told_of_lacking(len(spec.units), lacking))
 
 
 def complete(folder: RunFolder, spec: Spec, numbers: Sequence[int], run: Callable[[Sequence[int]], None]) -> None:

@@ -1,12 +1,15 @@
-"""Stored runs in tests: experiments of every kind on the bundled model, and when two sweeps are the same."""
+"""Stored runs in tests: experiments of every kind on the bundled model, a model that fails on demand, and when two
+sweeps are the same."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from actpatch import (
     ActivationPatcher,
@@ -21,8 +24,10 @@ from actpatch import (
     PathPatcher,
     Resample,
     Zero,
+    load_model,
 )
 from actpatch.results.sweep import Sweep
+from actpatch.tasks.encoding import encode_pairs
 from actpatch.tasks.words import IOI_SCENE_TEMPLATES
 from test_suite.tasks.test_alignment import Ids
 
@@ -31,6 +36,7 @@ TEMPLATES = [*IOI_SCENE_TEMPLATES[:2], "{A} and {B} met, and {S2} gave a book to
 OF_LENGTHS = [([1, 5, 6, *[20 + i] * (1 + i % 2), 7, 8], [1, 5, 6, 30 + i, 12 + i, 9, 7, 8]) for i in range(12)]
 """Tokens of prompts that go together by their ends: at one position of the corrupted ones nothing is written, at
 another in some pairs alone."""
+FRAGILE_PAIR = 4
 Experiment = Callable[..., Any]
 
 
@@ -107,3 +113,17 @@ def assert_same_results(found: Any, expected: Any, within: float) -> None:
             for run in ("clean", "corrupted", "patched"):
                 np.testing.assert_allclose(getattr(values, run), getattr(others, run), rtol=within, atol=within)
         np.testing.assert_array_equal(one.usable, other.usable)
+
+
+def fragile(what: Callable[[], None], told: Path) -> Any:
+    """The bundled model, which does this, while `told` exists, where it is given the clean prompt of a pair."""
+    model = load_model("tiny", dtype=torch.float64, device="cpu")
+    prompt = model.W_E[encode_pairs(model, ioi_of(model)).clean[FRAGILE_PAIR]]
+
+    def looked_at(value: Any, hook: Any) -> None:
+        n = len(prompt)
+        if told.exists() and value.shape[1] >= n and (value[:, :n] == prompt).all(-1).all(-1).any():
+            what()
+
+    model.add_hook("hook_embed", looked_at, is_permanent=True)
+    return model

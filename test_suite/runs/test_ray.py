@@ -21,18 +21,16 @@ from actpatch import HeadPatcher, Plan, Store, load_model, load_run, progress_of
 from actpatch.runs import cluster as cluster_module
 from actpatch.runs.crew import share_of
 from actpatch.runs.folder import RunFolder
-from actpatch.tasks.encoding import encode_pairs
 from docs.examples import ROOT
 from test_suite.helpers.models import bundled
 from test_suite.helpers.processes import files_of
 from test_suite.helpers.refusals import refused
-from test_suite.helpers.runs import assert_same_results, ioi_of
+from test_suite.helpers.runs import FRAGILE_PAIR, assert_same_results, fragile, ioi_of
 
 WITHIN = 1e-9
 N_PAIRS = 60
 MANY_PAIRS = 250
 """A run that is not over before it is seen that it has begun."""
-FRAGILE_PAIR = 4
 LONGEST = 300.0
 """Seconds that a test waits for something to come about."""
 SETTINGS = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
@@ -237,20 +235,6 @@ def test_ctrl_c_ends_it_in_a_sentence_and_the_same_call_goes_on(experiment, tmp_
     assert not list((begun / "failures").iterdir()) and len(stored := stored_in(begun)) < MANY_PAIRS
     on_ray(begun, address=two_nodes.address)
     assert RunFolder(begun).is_finished and kept(stored)
-
-
-def fragile(what: Callable[[], None], told: Path) -> Any:
-    """The bundled model, which does this, while `told` exists, where it is given the clean prompt of a pair."""
-    model = load_model("tiny", dtype=torch.float64, device="cpu")
-    prompt = model.W_E[encode_pairs(model, ioi_of(model)).clean[FRAGILE_PAIR]]
-
-    def looked_at(value: Any, hook: Any) -> None:
-        n = len(prompt)
-        if told.exists() and value.shape[1] >= n and (value[:, :n] == prompt).all(-1).all(-1).any():
-            what()
-
-    model.add_hook("hook_embed", looked_at, is_permanent=True)
-    return model
 
 
 def killed() -> None:

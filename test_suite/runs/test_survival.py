@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from actpatch import ActivationPatcher, HeadPatcher, Store, load_run, progress_o
 from actpatch.runs.folder import RunFolder
 from test_suite.helpers.models import bundled
 from test_suite.helpers.processes import ended, files_of, forked
-from test_suite.helpers.runs import assert_same_results, ioi_of
+from test_suite.helpers.runs import assert_same_results, fragile, ioi_of
 
 WITHIN = 1e-9
 KILLS = 4
@@ -282,6 +283,27 @@ def test_a_unit_that_always_fails_is_left_alone_and_the_rest_goes_on(model, tmp_
     for path in (tmp_path / "failures").iterdir():
         path.unlink()
     assert run().pair_indices == tuple(range(9)) and RunFolder(tmp_path).is_finished
+
+
+def test_who_goes_on_from_the_folder_is_told_what_is_lacking(tmp_path):
+    def failed():
+        raise RuntimeError("no such thing")
+
+    model, told = fragile(failed, tmp_path / "told"), tmp_path / "told"
+    data, patcher = ioi_of(model), HeadPatcher(model, show_progress=False)
+    patcher.run_all_heads_experiment(data, plan=True, store=Store(tmp_path / "run", rows_per_unit=16)).begin()
+    told.touch()
+    with pytest.warns(UserWarning, match=r"of 9 units, 1 failed three times .*unit 000004 \(RuntimeError: no such"):
+        work_on(tmp_path / "run", model=model, show_progress=False)
+    told.unlink()
+    with pytest.warns(UserWarning, match="1 failed three times"):
+        work_on(tmp_path / "run", model=model, show_progress=False)
+    for path in (tmp_path / "run/failures").iterdir():
+        path.unlink()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*lack")
+        work_on(tmp_path / "run", model=model, show_progress=False)
+    assert RunFolder(tmp_path / "run").is_finished
 
 
 def test_a_run_of_which_every_unit_fails_says_so_at_once(model, tmp_path):
