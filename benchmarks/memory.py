@@ -39,6 +39,11 @@ def _measure(row: Row, work: Callable[[Any, Task], object]) -> int:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc: hands back what is free, so that its reuse is seen
         ctypes.CDLL(None).malloc_trim(0)
+    return rise_of_memory(lambda: work(model, todo))
+
+
+def rise_of_memory(work: Callable[[], object]) -> int:
+    """Bytes by which the resident memory of this process rises at most during some work."""
     process, over, highest = psutil.Process(), threading.Event(), [0]
     before = process.memory_info().rss
 
@@ -49,7 +54,7 @@ def _measure(row: Row, work: Callable[[Any, Task], object]) -> int:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        work(model, todo)
+        work()
     finally:
         over.set()
         watching.join()

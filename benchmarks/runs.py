@@ -32,6 +32,7 @@ def main() -> None:
     def run(folder: Path | None = None) -> Any:
         return patcher.run_neurons_experiment(dataset, store=folder)
 
+    planned = patcher.run_neurons_experiment(dataset, plan=True).seconds
     run_seconds: dict[str, list[float]] = {"in memory": [], "stored": [], "one unit again": [], "all there": []}
     units: list[float] = []
     for _ in range(asked.repetitions):
@@ -48,6 +49,7 @@ def main() -> None:
             run_seconds["all there"].append(_seconds(partial(run, folder)))
     of = {name: statistics.median(seconds) for name, seconds in run_seconds.items()}
     print(f"2,048 neurons × {asked.pairs} pairs, {len(parts)} units, {size / 2**20:.1f} MiB")
+    print(f"{'planned':<16} {planned:8.2f} s")
     for name, seconds in of.items():
         print(f"{name:<16} {seconds:8.2f} s")
     print(f"storing costs {of['stored'] / of['in memory'] - 1:+.1%}; a unit takes {statistics.median(units):.2f} s")

@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-import psutil
 
 from actpatch.core.heavy import pd, stats
 from actpatch.statistics.sites import site_statistics
 from actpatch.statistics.stability import stability
-from benchmarks.memory import SAMPLING_SECONDS
+from benchmarks.memory import rise_of_memory
 
 SHAPES = ((16, 5_000), (1_000, 100), (32_491, 8), (100_000, 200))
 """Heads of a small model on many pairs, of a large one, all edges of GPT-2 small, and neurons."""
@@ -58,23 +56,9 @@ def measured(name: str, n_sites: int, n_pairs: int) -> tuple[float, int]:
         "stability": lambda: stability(patched, source),
     }
     stats.rankdata(pd.Series([1.0]))  # loads both libraries
-    process, over, highest = psutil.Process(), threading.Event(), [0]
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        while not over.wait(SAMPLING_SECONDS):
-            highest[0] = max(highest[0], process.memory_info().rss)
-
-    watching = threading.Thread(target=watch)
-    watching.start()
     began = time.process_time()
-    try:
-        work[name]()
-        took = time.process_time() - began
-    finally:
-        over.set()
-        watching.join()
-    return took, max(0, highest[0] - before)
+    rise = rise_of_memory(work[name])
+    return time.process_time() - began, rise
 
 
 if __name__ == "__main__":

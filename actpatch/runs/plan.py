@@ -169,10 +169,7 @@ def duration(seconds: float) -> str:
 def _calibrated(
     engine: PatchingEngine, asked: Asked, spec: Spec, of_patches: np.ndarray, units: Units
 ) -> tuple[float, int]:
-    """(seconds, bytes on the disk) of the run, from a very short sample and one that is long enough to fill batches.
-
-    The short one tells what each unit costs by itself, the other what work costs.
-    """
+    """(seconds, bytes on the disk) of the run, from a very short sample and one that is long enough to fill batches."""
     showed, engine.show_progress = engine.show_progress, False
     try:
         _sampled(engine, asked, spec, 1)  # the first run of a model is slower than all others
@@ -184,11 +181,20 @@ def _calibrated(
                 break
     finally:
         engine.show_progress = showed
-    n_pairs, total = len(asked.pairs), float(of_patches.sum())
-    work = float(of_patches[list(long.patches)].sum()) * len(long.pairs)
-    fixed = max(0.0, short.seconds - long.seconds / work * float(of_patches[list(short.patches)].sum()))
-    slope = max(long.seconds - fixed, 0.1 * long.seconds) / work
-    return len(units) * fixed + slope * total * n_pairs, _disk(asked, spec, long)
+    first, second = (
+        (sample.seconds, float(of_patches[list(sample.patches)].sum()) * len(sample.pairs)) for sample in (short, long)
+    )
+    work = float(of_patches.sum()) * len(asked.pairs)
+    return reckoned(first, second, work, len(units)), _disk(asked, spec, long)
+
+
+def reckoned(short: tuple[float, float], long: tuple[float, float], work: float, n_units: int) -> float:
+    """Seconds of so many units of so much work in all, from (seconds, work) of a short and of a long sample.
+
+    The short one tells what each unit costs by itself, the other what work costs: a tenth of its seconds at least.
+    """
+    fixed = max(0.0, short[0] - long[0] / long[1] * short[1])
+    return n_units * fixed + max(long[0] - fixed, 0.1 * long[0]) / long[1] * work
 
 
 def _disk(asked: Asked, spec: Spec, sample: _Sample) -> int:

@@ -13,12 +13,11 @@ import pytest
 
 from actpatch import Circuit, find_circuit
 from actpatch.figures.page import figure_html, html_page
-from test_suite.figures.test_browser import FIGURE_CONTRASTS
 from test_suite.figures.test_circuits import AT_POSITIONS, FIGURES
 from test_suite.figures.test_edges import GPT2
-from test_suite.figures.test_edges_browser import GRAPHS, LABELS_OUTSIDE, in_each_scheme
+from test_suite.figures.test_edges_browser import GRAPHS, check_contrast, figures_that_scroll
 from test_suite.helpers.circuits import judged
-from test_suite.helpers.pages import OVERLAPS, WIDTHS, open_report
+from test_suite.helpers.pages import WIDTHS
 from test_suite.helpers.results import clear, made_up_edges
 from visualize import create_circuit_graph, create_faithfulness_curve
 
@@ -47,27 +46,10 @@ def gallery(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_overlaps_or_is_cut_off(browser, gallery, width):
-    opened = open_report(browser, gallery, viewport={"width": width, "height": 900})
-    page = opened.page
-    for scheme in in_each_scheme(page):
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        assert page.evaluate(OVERLAPS) == [], scheme
-        assert page.evaluate(LABELS_OUTSIDE) == [], scheme
-    scrolling = page.evaluate(
-        """[...document.querySelectorAll("figure")].filter((f) => f.scrollWidth > f.clientWidth + 1)
-            .map((f) => f.querySelector(".drawn").id)"""
-    )
-    page.context.close()
-    assert opened.complaints == []
     allowed = {390: {"card", *(name for name in every_kind() if name.startswith("graph"))}}
-    assert set(scrolling) <= allowed.get(width, set())
+    assert {*figures_that_scroll(browser, gallery, width)} <= allowed.get(width, set())
 
 
 @pytest.mark.slow
 def test_text_has_contrast(browser, gallery):
-    page = open_report(browser, gallery, viewport={"width": 1600, "height": 900}).page
-    for scheme in in_each_scheme(page):
-        contrasts = page.evaluate(FIGURE_CONTRASTS)
-        assert len({figure for _, figure, *_ in contrasts}) == len(every_kind())
-        assert min(contrasts)[0] >= 4.5, (scheme, min(contrasts))
-    page.context.close()
+    check_contrast(browser, gallery, len(every_kind()))

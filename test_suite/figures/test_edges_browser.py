@@ -98,9 +98,8 @@ def in_each_scheme(page: Any) -> Iterator[str]:
         yield scheme
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_overlaps_or_is_cut_off(browser, gallery, width):
+def figures_that_scroll(browser, gallery, width: int) -> dict[str, str]:
+    """Those of a page that are wider than it, and what each says above; that nothing in it overlaps or is cut off."""
     opened = open_report(browser, gallery, viewport={"width": width, "height": 900})
     page = opened.page
     for scheme in in_each_scheme(page):
@@ -113,20 +112,32 @@ def test_nothing_overlaps_or_is_cut_off(browser, gallery, width):
     )
     page.context.close()
     assert opened.complaints == []
-    assert all("scroll sideways" in said for _, said in scrolling)
+    return dict(scrolling)
+
+
+def check_contrast(browser, gallery, n_figures: int) -> None:
+    """That all text of so many figures can be read, in light and in dark."""
+    page = open_report(browser, gallery, viewport={"width": 1600, "height": 900}).page
+    for scheme in in_each_scheme(page):
+        contrasts = page.evaluate(FIGURE_CONTRASTS)
+        assert len({figure for _, figure, *_ in contrasts}) == n_figures
+        assert min(contrasts)[0] >= 4.5, (scheme, min(contrasts))
+    page.context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_overlaps_or_is_cut_off(browser, gallery, width):
+    scrolling = figures_that_scroll(browser, gallery, width)
+    assert all("scroll sideways" in said for said in scrolling.values())
     graphs = {name for name in every_kind("grouped") if name.startswith("graph")}
     allowed = {390: {"map", "map_of_some", "map_at", *graphs}}
-    assert {name for name, _ in scrolling} <= allowed.get(width, set())
+    assert {*scrolling} <= allowed.get(width, set())
 
 
 @pytest.mark.slow
 def test_text_has_contrast(browser, gallery):
-    page = open_report(browser, gallery, viewport={"width": 1600, "height": 900}).page
-    for scheme in in_each_scheme(page):
-        contrasts = page.evaluate(FIGURE_CONTRASTS)
-        assert len({figure for _, figure, *_ in contrasts}) == 10
-        assert min(contrasts)[0] >= 4.5, (scheme, min(contrasts))
-    page.context.close()
+    check_contrast(browser, gallery, 10)
 
 
 AT = """
