@@ -16,7 +16,8 @@ from actpatch.core.estimate_words import of_estimates, untested
 from actpatch.core.text import count, signed, with_minus
 from actpatch.results.sweep import Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
-from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
+from actpatch.statistics.site_tests import CORRECTIONS
+from actpatch.statistics.sites import SiteStatistics
 
 STAR = "*"
 """What significant effects are marked with where nothing else is said."""

@@ -45,10 +45,11 @@ from actpatch.metrics.chosen import MetricChoice
 from actpatch.patchers.experiment import encoded, planned, run_experiment, run_sweeps
 from actpatch.patchers.generation import PatchChoice, generation, one_hook_point
 from actpatch.results.both import BothDirections, check_kind
+from actpatch.results.effects import largest
 from actpatch.results.generation import Generation
 from actpatch.results.positions import PositionResults
 from actpatch.results.shapes import LayerResults, NeuronResults, SweepResults
-from actpatch.results.sweep import Sweep, largest
+from actpatch.results.sweep import Sweep
 from actpatch.results.text import results_text
 from actpatch.runs.plan import Plan
 from actpatch.tasks.dataset import OnePairAlign, PatchingDataset, SinglePair

@@ -22,7 +22,7 @@ from actpatch.patchers.card_weights import weight_scores
 from actpatch.patchers.head_attention import roles_of
 from actpatch.patchers.head_weights import TOP_K
 from actpatch.results.cards import HeadCard, HeadCards
-from actpatch.statistics.sites import CORRECTIONS
+from actpatch.statistics.site_tests import CORRECTIONS
 from actpatch.tasks.dataset import PatchingDataset
 from actpatch.tasks.encoding import EncodedPairs, encode_pairs
 from actpatch.tasks.random_tokens import bos_token, repeated_tokens, too_short_to_repeat

@@ -16,10 +16,11 @@ from actpatch.core.graph import Graph, Names
 from actpatch.core.heavy import pd
 from actpatch.core.text import count, shortened
 from actpatch.core.truth import Truth
+from actpatch.results.effects import largest
 from actpatch.results.items import EdgePatchingResult
 from actpatch.results.metric_values import mean
 from actpatch.results.shapes import SweepResults
-from actpatch.results.sweep import Sweep, largest
+from actpatch.results.sweep import Sweep
 from actpatch.results.truth_comparison import TruthComparison, check_truth, compared_edges
 
 Edges = TypeVar("Edges", bound="EdgeResults")

@@ -20,8 +20,9 @@ from actpatch.core.graph import Graph
 from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch, Site
 from actpatch.results.answers import AnswerSet
+from actpatch.results.larger import LargerExperiment
 from actpatch.results.metric_values import MetricValues
-from actpatch.results.sweep import LargerExperiment, Sweep
+from actpatch.results.sweep import Sweep
 
 FILE_FORMAT = 10
 """Raised whenever what is stored changes."""

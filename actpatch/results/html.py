@@ -11,9 +11,11 @@ import numpy as np
 from actpatch.core.estimate_words import estimated_from, named_shortly
 from actpatch.core.templates import Templates
 from actpatch.core.text import escaped, signed, with_minus
-from actpatch.results.sweep import NOT_MATCHED, Sweep, largest
+from actpatch.results.effects import largest
+from actpatch.results.sweep import NOT_MATCHED, Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
-from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
+from actpatch.statistics.site_tests import CORRECTIONS
+from actpatch.statistics.sites import SiteStatistics
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -19,15 +19,17 @@ from actpatch.core.heavy import pd
 from actpatch.core.sites import Patch
 from actpatch.core.text import escaped, plain
 from actpatch.core.truth import PublishedHeads
+from actpatch.results.effects import largest
 from actpatch.results.files import write_csv, write_parquet, write_sweeps
 from actpatch.results.html import results_html
 from actpatch.results.items import HeadPatchingResult, NeuronPatchingResult, OverPairs, PatchingResult, head_label
 from actpatch.results.metric_values import mean
 from actpatch.results.stability import StabilityOptions, stability_of
-from actpatch.results.sweep import Sweep, largest
+from actpatch.results.sweep import Sweep
 from actpatch.results.truth_comparison import TruthComparison, compared_heads
 from actpatch.results.verification import Verification, verify
-from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
+from actpatch.statistics.site_tests import StatisticsOptions
+from actpatch.statistics.sites import SiteStatistics
 from actpatch.statistics.stability import Stability
 
 Results = TypeVar("Results", bound="SweepResults")

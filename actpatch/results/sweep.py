@@ -27,16 +27,17 @@ from actpatch.core.direction import DIRECTIONS, Direction
 from actpatch.core.estimate_words import estimated_by
 from actpatch.core.estimates import Estimate
 from actpatch.core.heavy import pd
-from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
 from actpatch.core.text import count, plain
 from actpatch.metrics.names import metric_key
 from actpatch.results.answers import NO_ANSWER, AnswerSet
+from actpatch.results.effects import effects_over_pairs, largest
+from actpatch.results.larger import LargerExperiment
 from actpatch.results.long_table import long_table
 from actpatch.results.metric_values import MIN_RELATIVE_CHANGE, MetricValues, mean, usable_pairs
 from actpatch.results.patches import labels_of, of_pairs, taken, window_of, written_in
-from actpatch.statistics.resampling import gaps_cancel
-from actpatch.statistics.sites import SiteStatistics, StatisticsOptions, site_statistics
+from actpatch.statistics.site_tests import StatisticsOptions
+from actpatch.statistics.sites import SiteStatistics, site_statistics
 
 SourceKind = Literal["other run", "ablation"]
 """Whether patches write the activation of the pair's other run, or what is of neither run."""
@@ -51,17 +52,6 @@ NO_PARTNER = "no position that was patched has a partner in the other run: match
 
 Tokens: TypeAlias = tuple[str | None, ...]
 """Token strings by position; None where none stands there."""
-
-
-@dataclass(frozen=True)
-class LargerExperiment:
-    """An experiment that is too large to be held, out of which patches were chosen."""
-
-    n_patches: int
-    """How many it has."""
-    statistics: Callable[..., SiteStatistics] | None = field(default=None, compare=False, repr=False)
-    """From a metric's name and options to the entries of the chosen patches, corrected over all of its patches; None
-    where it is not at hand, or the sweep is of other pairs."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -452,37 +442,5 @@ class Sweep:
         return long_table(self)
 
 
-def largest(effects: Float[np.ndarray, " patch"], k: int) -> list[int]:
-    """Numbers of the k patches of largest |effect|, largest first; NaN comes last.
-
-    Raises:
-        ValueError: for a k that is no integer of at least 1.
-    """
-    if not is_integer(k) or k < 1:
-        raise ValueError(f"k is {k!r}, expected at least 1")
-    return np.argsort(-np.nan_to_num(np.abs(effects), nan=-1.0), kind="stable")[:k].tolist()
-
-
 def _taken(tokens: Tokens, partners: Mapping[int, int], length: int) -> Tokens:
     return tuple(tokens[partners[at]] if at in partners else None for at in range(length))
-
-
-def effects_over_pairs(
-    patched: Float[np.ndarray, "patch pair"],
-    base: Float[np.ndarray, " pair"],
-    source: Float[np.ndarray, " pair"],
-    written: Bool[np.ndarray, "patch pair"],
-) -> Float[np.ndarray, " patch"]:
-    """Effect of each patch as a ratio of means over the pairs in which it writes anything; NaN where these are none, or
-    their gaps cancel."""
-    # The gaps can cancel although no pair's is 0: accuracies turn around both ways.
-    gap = np.nan if gaps_cancel(source - base) else source.mean() - base.mean()
-    effects = (patched.mean(axis=1) - base.mean()) / gap
-    for i in np.flatnonzero(~written.all(axis=1)):
-        effects[i] = _ratio_of_means((patched[i] - base)[written[i]], (source - base)[written[i]])
-    return effects
-
-
-def _ratio_of_means(changes: Float[np.ndarray, " pair"], gaps: Float[np.ndarray, " pair"]) -> float:
-    """NaN for no pairs, and where the gaps cancel."""
-    return float("nan") if not len(gaps) or gaps_cancel(gaps) else float(changes.mean() / gaps.mean())

@@ -11,7 +11,8 @@ from actpatch.core.estimate_words import estimated_from, named, named_shortly
 from actpatch.core.text import plain
 from actpatch.results.sweep import NOT_MATCHED, Sweep
 from actpatch.statistics.resampling import FEWEST_PAIRS
-from actpatch.statistics.sites import CORRECTIONS, SiteStatistics
+from actpatch.statistics.site_tests import CORRECTIONS
+from actpatch.statistics.sites import SiteStatistics
 
 WIDTH = 80
 HEADING_WIDTH = 14

@@ -20,8 +20,9 @@ from actpatch.core.indices import is_integer
 from actpatch.core.sites import Patch
 from actpatch.core.text import count, described
 from actpatch.results.differences import differing
+from actpatch.results.effects import largest
 from actpatch.results.patches import Column, common, table_columns, taken
-from actpatch.results.sweep import Sweep, largest
+from actpatch.results.sweep import Sweep
 from actpatch.results.verification_text import verification_html, verification_line, verification_text
 from actpatch.statistics.groups import placed
 from actpatch.statistics.screening import (

@@ -27,7 +27,7 @@ from actpatch.runs.spec import Spec, spec_of
 from actpatch.runs.units import Unit, Units
 from actpatch.runs.work import runs_per_pair, work_of_patches, work_of_recording
 from actpatch.runs.worker import engine_of
-from actpatch.statistics.sites import reach_of_pairs
+from actpatch.statistics.site_tests import reach_of_pairs
 
 SECONDS = 0.7
 """About how long the longer of the two samples takes that the time is reckoned from."""

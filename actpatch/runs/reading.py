@@ -19,10 +19,12 @@ from actpatch.core.heavy import pd
 from actpatch.core.text import count
 from actpatch.engine.measured import Measured
 from actpatch.metrics.names import metric_key
+from actpatch.results.effects import effects_over_pairs, largest
+from actpatch.results.larger import LargerExperiment
 from actpatch.results.metric_values import MIN_RELATIVE_CHANGE, usable_pairs
 from actpatch.results.patches import labels_of, of_pairs, taken, written_in
 from actpatch.results.shapes import SweepResults
-from actpatch.results.sweep import NO_PARTNER, LargerExperiment, effects_over_pairs, largest
+from actpatch.results.sweep import NO_PARTNER
 from actpatch.runs.asked import Asked
 from actpatch.runs.folder import RunFolder
 from actpatch.runs.joining import on_base
@@ -31,7 +33,8 @@ from actpatch.runs.patches import part_of_patches
 from actpatch.runs.progress import Progress, progress_of
 from actpatch.runs.spec import Spec
 from actpatch.statistics.portions import statistics_by_portion
-from actpatch.statistics.sites import SiteStatistics, StatisticsOptions
+from actpatch.statistics.site_tests import StatisticsOptions
+from actpatch.statistics.sites import SiteStatistics
 
 MOST_CELLS = 2**22
 """Most numbers that are worked through at once, of some patches on all pairs: 32 MiB."""

@@ -19,17 +19,14 @@ from jaxtyping import Bool, Float
 from actpatch.statistics.evidence import Evidence, MapSkewness, evidence_of
 from actpatch.statistics.groups import GroupComparison
 from actpatch.statistics.resampling import effects_of_halves, halves_of_pairs, rank_correlations
-from actpatch.statistics.sites import (
-    SiteStatistics,
+from actpatch.statistics.site_tests import (
     StatisticsOptions,
     check_baselines,
     check_numbers_of_sites,
     check_there_are_some,
-    checked_options,
-    put_together,
-    scaled,
     tests_of,
 )
+from actpatch.statistics.sites import SiteStatistics, checked_options, put_together, scaled
 
 N_SPLITS = 200
 HELD = 2**26

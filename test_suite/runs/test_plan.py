@@ -8,7 +8,8 @@ import pytest
 from actpatch import ActivationPatcher, Patch, Plan, Site, Store
 from actpatch.runs import plan as plan_module
 from actpatch.runs.plan import reckoned
-from actpatch.statistics.sites import reach_of_pairs, site_statistics
+from actpatch.statistics.site_tests import reach_of_pairs
+from actpatch.statistics.sites import site_statistics
 from test_suite.helpers.models import bundled
 from test_suite.helpers.runs import experiments, ioi_of, sweeps_of
 

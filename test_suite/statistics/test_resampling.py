@@ -13,7 +13,8 @@ from scipy import optimize, stats
 
 from actpatch.statistics import resampling as patching_resampling
 from actpatch.statistics.resampling import detectable_size, ratio_intervals, sign_flip_p_values, split_half_agreement
-from actpatch.statistics.sites import Correction, site_statistics
+from actpatch.statistics.site_tests import Correction
+from actpatch.statistics.sites import site_statistics
 from actpatch.statistics.skewness import skewed_p_values
 from test_suite.helpers.statistics import random_map
 
