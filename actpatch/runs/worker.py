@@ -71,19 +71,19 @@ class Worker:
         """
         if self.folder.part(unit).exists():
             return None
+        of_unit = self.asked.part(unit.pairs, _slice(unit.patches))
         try:
-            part = self._part(unit)
+            part = self._part(unit, of_unit)
         except Exception as error:
             self.folder.fail(unit, error)
             return error
-        of_unit = self.asked.part(unit.pairs, _slice(unit.patches))
         self.folder.write_part(unit, part_content(self.spec.id, of_unit, part))
         return None
 
-    def _part(self, unit: Unit) -> Part:
+    def _part(self, unit: Unit, asked: Asked) -> Part:
         self._halved.clear()
         start = time.perf_counter()
-        measured = self._measured(unit)
+        measured = self._measured(unit, asked)
         how = {
             "seconds": round(time.perf_counter() - start, 3),
             "versions": library_versions(),
@@ -92,15 +92,16 @@ class Worker:
         }
         return Part(unit, tuple(measured), how)
 
-    def _measured(self, unit: Unit) -> list[Measured]:
+    def _measured(self, unit: Unit, asked: Asked) -> list[Measured]:
         try:
-            return self.asked.part(unit.pairs, _slice(unit.patches)).measured(self.engine)
+            return asked.measured(self.engine)
         except (RuntimeError, MemoryError) as error:
             halves = self.spec.units.halves(unit)
             if len(halves) == 1 or not (isinstance(error, MemoryError) or is_out_of_memory(error)):
                 raise
         self._halved.append(f"{len(unit.patches)} patches × {len(unit.pairs)} pairs did not fit into memory")
-        parts = [Part(half, tuple(self._measured(half)), {}) for half in halves]
+        each = [self.asked.part(half.pairs, _slice(half.patches)) for half in halves]
+        parts = [Part(half, tuple(self._measured(half, of)), {}) for half, of in zip(halves, each)]
         return of_halves(unit, parts, tuple(self.asked.patches))
 
 
