@@ -20,13 +20,14 @@ from actpatch.runs.work import work_of_patches
 WORK_OF_UNIT = 1e12
 """Floating-point operations of a unit: about 8 s on two cores."""
 FEWEST_ROWS, MOST_ROWS = 256, 2**16
-"""A unit has at least so many rows, over which its own recordings are spread, and at most so many, which are held."""
+"""A unit has about so many rows at least, over which its own recordings are spread, and about so many at most, which
+are held; never more than twice as many."""
 MOST_UNITS = 2**15
 """A longer experiment has larger units rather than more, until they hold `MOST_ROWS`: each is a file, whoever works on
 the folder lists all of them, and what is lost with one is a small share of so many."""
 MOST_PATCHES = 2**13
-"""A unit has at most so many patches: one of more rows has several pairs, so that what is read by part, some patches on
-all pairs, is small."""
+"""A unit has about so many patches at most, and never more than twice as many: one of more rows has several pairs, so
+that what is read by part, some patches on all pairs, is small."""
 PER_REFERENCE = 20
 """At least so many rows for each reference prompt that a unit has to run for itself."""
 
@@ -149,7 +150,11 @@ def units_of(engine: PatchingEngine, asked: Asked, rows_per_unit: int | None = N
 
 
 def _bounds(work: np.ndarray, n_blocks: int) -> tuple[int, ...]:
-    """Where blocks of patches of about the same work begin and end, each of one patch at least."""
-    done = np.cumsum(work) / work.sum()
+    """Where blocks of patches begin and end, each of one patch at least.
+
+    They have about the same work, and none has more than twice its share of the patches, however little work these are:
+    half of what is dealt out evenly is work, the other half patches.
+    """
+    done = np.cumsum(work / work.sum() + 1 / len(work)) / 2
     ends = np.searchsorted(done, np.arange(1, n_blocks) / n_blocks) + 1
     return tuple(np.unique([0, *np.minimum(ends, len(work)).tolist(), len(work)]).tolist())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 
 from actpatch.core.edge_patches import edge_patches
 from actpatch.models.graph import graph_of
-from actpatch.runs.units import MOST_ROWS, MOST_UNITS, units_of
+from actpatch.runs.units import MOST_PATCHES, MOST_ROWS, MOST_UNITS, units_of
 from actpatch.runs.work import work_of_recording
 from benchmarks.scale import N_PAIRS, asked_of, llama, llama_graph, sized
 from test_suite.helpers.models import bundled
@@ -36,6 +37,8 @@ def test_all_of_its_edges_on_many_pairs_are_units_that_can_be_listed():
     units = units_of(engine, asked)
     assert MOST_UNITS <= len(units) < 1.02 * MOST_UNITS
     assert N_EDGES * N_PAIRS / len(units) < MOST_ROWS
+    assert max(np.diff(units.patches)) <= 2 * MOST_PATCHES  # edges into late layers, of little work each, too
+    assert max(np.diff(units.pairs)) * max(np.diff(units.patches)) <= 2 * MOST_ROWS
     few = units_of(engine, asked.part(range(1), slice(None)))
     assert len(few) == -(-N_EDGES // 256)  # what is short keeps its units of some seconds
     assert units_of(engine, asked, 5000).blocks_of_patches == -(-N_EDGES // 5000)  # and whoever asks, those asked for
